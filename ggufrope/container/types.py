@@ -1,0 +1,122 @@
+"""The values a GGUF header is made of.
+
+Layout as in ggml/src/gguf.cpp and the GGUF specification: magic, version, counts, key-values,
+tensor infos, padding, tensor data. Everything here is immutable and knows its place in the file,
+so that an edit can copy what it does not change byte for byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, TypeAlias
+
+
+class ValueType(IntEnum):
+    """The type word in front of every metadata value."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+ByteOrder: TypeAlias = Literal["<", ">"]
+"""As in `struct`: "<" little-endian, ">" big-endian."""
+
+Scalar: TypeAlias = int | float | bool | str
+"""A decoded value. Strings are decoded as UTF-8 with `surrogateescape`, so any bytes survive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A range of bytes of the file."""
+
+    offset: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayValue:
+    """An array value. `items` is None where it was left undecoded: strings, nested arrays and
+    arrays of more numbers than any per-layer setting has."""
+
+    item_type: ValueType
+    count: int
+    span: Span
+    items: tuple[Scalar, ...] | None = None
+
+
+Value: TypeAlias = Scalar | ArrayValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyValue:
+    """One metadata record; `span` covers key, type and value as they stand in the file."""
+
+    key: str
+    type: ValueType
+    value: Value
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """One tensor info record.
+
+    `shape` is in the file's order (innermost first, ggml's `ne`), `type` the raw ggml type number,
+    `offset` relative to the start of tensor data. `length` is the bytes of data: computed from
+    the shape where the type is known, else up to the next tensor or the end of the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+    length: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """All that precedes the tensor data, and where that data starts."""
+
+    version: int
+    byte_order: ByteOrder
+    key_values: tuple[KeyValue, ...]
+    tensors: tuple[TensorInfo, ...]
+    alignment: int
+    data_offset: int
+    file_size: int
+
+    def find(self, key: str) -> KeyValue | None:
+        """The first record named `key`, or None."""
+        return next((kv for kv in self.key_values if kv.key == key), None)
+
+    def get(self, key: str) -> Value | None:
+        """The value of `key`, or None where the file does not have it."""
+        found = self.find(key)
+        return None if found is None else found.value
+
+    def tensor(self, name: str) -> TensorInfo | None:
+        """The first tensor named `name`, or None."""
+        return next((tensor for tensor in self.tensors if tensor.name == name), None)
+
+    @property
+    def architecture(self) -> str | None:
+        """`general.architecture`, or None where it is absent or not a string."""
+        value = self.get("general.architecture")
+        return value if isinstance(value, str) else None

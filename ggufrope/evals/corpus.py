@@ -1,0 +1,140 @@
+"""Haystacks: sentences without end, the same for the same seed on every machine.
+
+`noise` repeats a handful of plain sentences, as RULER's noise haystack does; `essay` writes
+grammatical prose about nothing from a small grammar; `from_text` goes round a user's own text.
+None of them contains a digit or a key of `facts`, so a fact stands in the haystack exactly once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import cycle
+from random import Random
+
+from ..errors import WishError
+
+NOISE = (
+    " The river runs down to the sea.",
+    " Rain falls on the roof.",
+    " The road goes on and on.",
+    " Here we are again.",
+    " Morning comes and evening goes.",
+)
+
+_SUBJECTS = (
+    "the teacher",
+    "a neighbour",
+    "the council",
+    "my grandmother",
+    "the old doctor",
+    "every traveller",
+    "the children",
+    "a stranger",
+    "our village",
+    "the committee",
+    "the painter",
+    "a good reader",
+    "the farmer",
+    "the whole family",
+    "the younger brother",
+    "the judge",
+)
+_VERBS = (
+    "remembers",
+    "describes",
+    "questions",
+    "admires",
+    "forgets",
+    "discovers",
+    "explains",
+    "defends",
+    "examines",
+    "welcomes",
+    "prefers",
+    "avoids",
+    "repeats",
+    "imagines",
+)
+_OBJECTS = (
+    "the long winter",
+    "a simple rule",
+    "the price of bread",
+    "the shape of the coast",
+    "an unfinished letter",
+    "the sound of water",
+    "a better question",
+    "the history of the town",
+    "the weight of habit",
+    "the work of many hands",
+    "a common mistake",
+    "the end of the story",
+    "the use of silence",
+    "the light in the room",
+)
+_PLACES = (
+    "near the station",
+    "beside the lake",
+    "after supper",
+    "before the first snow",
+    "in the empty hall",
+    "under the chestnut tree",
+    "at the edge of the field",
+    "on the way home",
+    "during the summer",
+    "without any hurry",
+)
+_LINKS = (
+    "because",
+    "although",
+    "while",
+    "until",
+    "whenever",
+    "and",
+)
+_OPENINGS = (
+    "In those days",
+    "Most of the time",
+    "As a rule",
+    "It is said that",
+    "Once more",
+    "For this reason",
+    "Against all advice",
+    "Some years later",
+)
+
+
+def noise(rng: Random) -> Iterator[str]:
+    """The same few sentences round and round; `rng` chooses where the round begins."""
+    start = rng.randrange(len(NOISE))
+    return cycle(NOISE[start:] + NOISE[:start])
+
+
+def essay(rng: Random) -> Iterator[str]:
+    """Sentences from a small grammar, a new paragraph about every sixth."""
+
+    def clause() -> str:
+        parts = [rng.choice(_SUBJECTS), rng.choice(_VERBS), rng.choice(_OBJECTS)]
+        if rng.random() < 0.5:
+            parts.append(rng.choice(_PLACES))
+        return " ".join(parts)
+
+    while True:
+        sentence = clause()
+        shape = rng.random()
+        if shape < 0.35:
+            sentence = f"{sentence} {rng.choice(_LINKS)} {clause()}"
+        elif shape < 0.6:
+            sentence = f"{rng.choice(_OPENINGS)}, {sentence}"
+        yield ("\n" if rng.random() < 1 / 6 else " ") + sentence[0].upper() + sentence[1:] + "."
+
+
+def from_text(text: str) -> Iterator[str]:
+    """The sentences of `text`, from its start, round and round.
+
+    Raises WishError where the text has no words.
+    """
+    sentences = [" " + s.strip() for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
+    if not sentences:
+        raise WishError("the haystack text is empty; give a file with at least one sentence")
+    return cycle(sentences)
