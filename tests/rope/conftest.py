@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from ggufrope.container.types import Header, KeyValue, Span, TensorInfo, Value, ValueType
-from ggufrope.rope.expression import Expression
 from ggufrope.rope.keys import KEYS
 from ggufrope.rope.metadata import FactorTensor, RopeMetadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ggufrope.rope.expression import Expression
 
 NOWHERE = Span(offset=0, length=0)
 
@@ -61,8 +64,7 @@ def apply_expression(expression: Expression, metadata: RopeMetadata) -> RopeMeta
     """What the file would say after the edits of `expression`."""
     names = {metadata.key(field): field for field in KEYS}
     fields: dict[str, Any] = {
-        names[key]: None if value is None else value.value
-        for key, value in expression.keys.items()
+        names[key]: None if value is None else value.value for key, value in expression.keys.items()
     }
     tensors = {tensor.name: tensor for tensor in metadata.factor_tensors}
     for name, values in expression.tensors.items():

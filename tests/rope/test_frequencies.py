@@ -131,7 +131,9 @@ blended = st.one_of(
 
 
 @given(
-    scaling=st.one_of(blended, st.builds(Linear, factor=factor), st.builds(NtkAware, factor=factor)),
+    scaling=st.one_of(
+        blended, st.builds(Linear, factor=factor), st.builds(NtkAware, factor=factor)
+    ),
     n_rot=st.sampled_from([32, 64, 80, 96, 128, 256]),
     base=st.sampled_from([1e4, 5e5, 1e6, 1e7]),
 )

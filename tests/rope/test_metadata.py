@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -9,6 +9,9 @@ from ggufrope.container.types import ArrayValue, Header, Span, Value, ValueType
 from ggufrope.errors import MalformedError
 from ggufrope.rope import RopeMetadata, read_metadata
 from ggufrope.rope.keys import KEYS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 U32, F32, STRING = ValueType.UINT32, ValueType.FLOAT32, ValueType.STRING
 ARCH: dict[str, tuple[ValueType, Value]] = {"general.architecture": (STRING, "qwen2")}
