@@ -29,6 +29,7 @@ TENSORS = {
     "LLM_TENSOR_ROPE_FACTORS_SHORT": "rope_factors_short.weight",
 }
 MLA = "multi-head latent attention: only the separate rotary part of the keys turns"
+NORMED = "keys are normalised after they rotate, which undoes any attention factor"
 DRAFT = "a draft model: its rotation follows the model it drafts for"
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
@@ -43,8 +44,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     # bert.cpp: only Nomic and Jina v3 rotate
     "bert": {"rope": "none"},
     "jina-bert-v2": {"rope": "none"},
-    # baichuan.cpp: LLM_TYPE_13B
-    "baichuan": {"caveat": "models of 40 layers (13B) use ALiBi in place of RoPE"},
+    # baichuan.cpp: only LLM_TYPE_7B, which is told by its 32 layers, rotates
+    "baichuan": {"no_rope": "unless-32-layers"},
     # cogvlm.cpp calls ggml_rope, which takes no settings
     "cogvlm": {"caveat": "always base 10000 and no scaling, whatever the file says"},
     # cohere2moe.cpp: force_rope
@@ -248,6 +249,9 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     fields |= _factors(tensors, graph)
     if "LLM_TENSOR_ATTN_KV_A_MQA" in tensors:
         fields["caveat"] = MLA
+    normed = re.search(r"Kcur = ggml_rope_\w+\(.*Kcur = (build_norm|ggml_rms_norm)\(", graph, re.S)
+    if normed and "use_kq_norm" not in graph:
+        fields["caveat"] = NORMED
     sliding = _sliding(hparams, graph)
     if sliding:
         fields["sliding"] = sliding

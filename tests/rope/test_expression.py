@@ -27,7 +27,8 @@ from ggufrope.rope import (
     effective,
     frequencies,
 )
-from ggufrope.rope.expression import Expression, TypedValue, express
+from ggufrope.rope.edits import Expression, TypedValue
+from ggufrope.rope.expression import express
 
 Metadata = Callable[..., RopeMetadata]
 Applied = Callable[[Expression, RopeMetadata], RopeMetadata]
@@ -59,7 +60,7 @@ PREDICTABLE = [
     if arch.rope != "none"
     and arch.global_rot_divisor == 1
     and arch.no_rope != "global"
-    and name != "llama4"  # rotates its sliding-window layers only
+    and name not in ("llama4", "baichuan")  # rotate no global layer of a model of 8
 ]
 LOADING = [name for name in PREDICTABLE if architectures()[name].loads_factors]
 
@@ -223,6 +224,11 @@ def test_factors_for_another_head_size_are_refused(metadata: Metadata) -> None:
 def test_a_scaling_that_meets_only_windows_says_so(metadata: Metadata) -> None:
     found = express(Linear(factor=2.0), metadata("llama4"))
     assert "only sliding-window layers rotate: a window needs no extension" in found.notes
+
+
+def test_a_scaling_that_meets_nothing_says_so(metadata: Metadata) -> None:
+    found = express(Linear(factor=2.0), metadata("granite", finetuned=False))
+    assert "no layer of this model rotates: the scaling does nothing" in found.notes
 
 
 def test_the_magnitude_of_yarn_is_not_written_twice(metadata: Metadata) -> None:
