@@ -10,9 +10,9 @@ tell is in EXCEPTIONS, each with the place to check.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -262,13 +262,18 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     return fields | EXCEPTIONS.get(name, {})
 
 
-def main(root: str, commit: str, package: str) -> None:
-    source = Source(Path(root))
-    table = {name: entry(source, arch, name) for arch, name in sorted(source.names().items())}
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("root", type=Path, help="a source tree of llama.cpp")
+    parser.add_argument("commit", help="its commit, 40 hexadecimal digits")
+    parser.add_argument("package", help="what it came in, as in 'llama-cpp-python 0.3.36'")
+    given = parser.parse_args()
+    source = Source(given.root)
+    table = {name: entry(source, arch, name) for arch, name in source.names().items()}
+    about = json.dumps({"commit": given.commit, "package": given.package})
     lines = [f"    {json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table)]
-    about = json.dumps({"commit": commit, "package": package})
     print(f'{{\n  "source": {about},\n  "architectures": {{\n' + ",\n".join(lines) + "\n  }\n}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -159,7 +159,9 @@ def _by_scheme(draft: _Draft, scaling: RopeScaling) -> None:
 
 
 def _new_base(draft: _Draft, base: float) -> None:
-    draft.fields |= {"scaling_type": "none", "freq_base": base}
+    # Relative to what the file says, which an alpha beside it stretches by a constant.
+    declared = draft.metadata.freq_base or 10000.0
+    draft.fields |= {"scaling_type": "none", "freq_base": declared * (base / draft.base)}
     window = draft.arch.sliding
     if window is None or not any(sliding_layers(draft.metadata, draft.arch)):
         return

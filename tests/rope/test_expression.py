@@ -197,6 +197,15 @@ def test_dynamic_ntk_becomes_the_base_of_one_context(metadata: Metadata, applied
     assert "--rope-freq-base" in found.ignored[0].instead
 
 
+def test_a_new_base_beside_an_alpha(metadata: Metadata, applied: Applied) -> None:
+    before = metadata("hunyuan_vl", alpha=1000.0)
+    (group,) = effective(before).groups
+    assert group.inverse_frequencies[1] == pytest.approx((10000 * 1000 ** (64 / 62)) ** (-2 / 64))
+    after = applied(express(NtkAware(factor=4.0), before), before)
+    slowed = group.inverse_frequencies[-1] / effective(after).groups[0].inverse_frequencies[-1]
+    assert slowed == pytest.approx(4.0)
+
+
 def test_a_new_base_spares_the_sliding_layers(metadata: Metadata, applied: Applied) -> None:
     before = metadata("gpt-oss", sliding_window=128)
     after = applied(express(NtkAware(factor=4.0), before), before)
