@@ -44,7 +44,11 @@ class RopeOverrides:
                 f"scaling type {self.scaling_type!r} is unknown: expected one of "
                 + ", ".join(SCALING_TYPES)
             )
-        for name in ("freq_base", "freq_scale", "yarn_orig_ctx"):
+        if self.freq_base is not None and not (
+            math.isfinite(self.freq_base) and self.freq_base > 1
+        ):
+            raise WishError(f"freq_base {self.freq_base:g} must be a finite number above 1")
+        for name in ("freq_scale", "yarn_orig_ctx"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise WishError(f"{name} {value:g} must be a finite number above 0")

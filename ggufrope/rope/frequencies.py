@@ -97,7 +97,10 @@ def ntk_base(base: float, factor: float, n_rot: int) -> float:
     """The NTK-aware base, at which the slowest pair is slowed exactly `factor` times."""
     if n_rot < 4:
         raise WishError(f"NTK-aware scaling needs a rotary dimension of 4 or more, not {n_rot}")
-    return float(base * factor ** (n_rot / (n_rot - 2)))
+    try:
+        return float(base * factor ** (n_rot / (n_rot - 2)))
+    except OverflowError:
+        raise WishError(f"a base of {base:g} cannot be stretched {factor:g} times") from None
 
 
 def dynamic_growth(scaling: DynamicNtk, context_tokens: int | None) -> float:
@@ -146,11 +149,13 @@ def yarn_kept(
     """
 
     def pair_turning(turns: float) -> float:
+        if turns == 0:
+            return math.inf
         return n_rot * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     low, high = pair_turning(beta_fast), pair_turning(beta_slow)
     if truncate:
-        low, high = math.floor(low), math.ceil(high)
+        low, high = float(np.floor(low)), float(np.ceil(high))
     low, high = max(low, 0), min(high, n_rot - 1)
     ramp = (np.arange(n_rot // 2) - low) / max(high - low, 0.001)
     kept: Array = 1.0 - np.clip(ramp, 0.0, 1.0)

@@ -77,7 +77,7 @@ def file_base(
     base = 10000.0 if declared is None else declared
     reason = f"without {key} the base is 10000" if declared is None else key
     dimensions = metadata.head_size
-    if "alpha" in arch.reads and metadata.alpha and dimensions:
+    if "alpha" in arch.reads and dimensions and metadata.alpha and metadata.alpha > 0:
         base = ntk_base(base, metadata.alpha, dimensions)
         reason += f", stretched by {metadata.key('alpha')}"
     return _default(base, reason) if declared is None else _file(base, reason)
@@ -218,6 +218,9 @@ def _yarn_setting(
     if declared is None:
         return fallback
     if field in arch.reads:
+        # A negative extension factor is llama.cpp's way to leave it unset.
+        if not math.isfinite(declared) or (declared < 0 and field != "yarn_ext_factor"):
+            raise FileError(f"{metadata.key(field)} is {declared:g}: expected a number, 0 or more")
         return _file(declared, metadata.key(field))
     return _ignored(
         fallback.value,

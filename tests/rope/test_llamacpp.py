@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ggufrope.errors import FileError, WishError
+from ggufrope.container.types import ValueType
+from ggufrope.errors import FileError, GgufRopeError, WishError
 from ggufrope.rope import (
     EffectiveRope,
     Linear,
@@ -20,7 +24,9 @@ from ggufrope.rope import (
     architectures,
     effective,
     frequencies,
+    lint,
 )
+from ggufrope.rope.keys import KEYS, SCALING_TYPES
 from ggufrope.rope.layers import sliding_layers
 
 Metadata = Callable[..., RopeMetadata]
@@ -263,7 +269,7 @@ def test_an_unknown_architecture_is_named(metadata: Metadata) -> None:
     "fields",
     [
         {"scaling_type": "ntk"},
-        {"freq_base": 0.0},
+        {"freq_base": 1.0},
         {"freq_scale": math.inf},
         {"yarn_ext_factor": -1.0},
         {"yarn_beta_fast": math.nan},
@@ -273,6 +279,34 @@ def test_an_unknown_architecture_is_named(metadata: Metadata) -> None:
 def test_overrides_that_llama_cpp_would_take_for_unset_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(WishError, match=next(iter(fields)).replace("_", "[_ ]")):
         RopeOverrides(**fields)
+
+
+def anything(kind: type) -> st.SearchStrategy[Any]:
+    numbers = st.floats() | st.sampled_from([0.0, -1.0, 1.0, 1e-30, 1e30, 8.0])
+    if kind is float:
+        return st.none() | numbers
+    return st.none() | st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2, 8, 64, 2048])
+
+
+FLOATS = [field for field, spec in KEYS.items() if spec.type is ValueType.FLOAT32]
+COUNTS = [field for field, spec in KEYS.items() if spec.type is ValueType.UINT32]
+
+
+@given(
+    name=st.sampled_from(["llama", "mistral3", "grok", "deepseek2", "gemma3", "hunyuan_vl"]),
+    kind=st.sampled_from([None, *SCALING_TYPES, "ntk"]),
+    floats=st.fixed_dictionaries({}, optional={field: anything(float) for field in FLOATS}),
+    counts=st.fixed_dictionaries({}, optional={field: anything(int) for field in COUNTS}),
+    tokens=st.none() | st.integers(-1, 2**31),
+)
+def test_whatever_a_file_says_it_is_an_answer_or_the_domain_error(
+    name: str, kind: str | None, floats: Any, counts: Any, tokens: int | None
+) -> None:
+    common = {"context_length": 2048, "block_count": 8, "embedding_length": 256, "head_count": 4}
+    model = RopeMetadata(architecture=name, scaling_type=kind, **{**common, **counts, **floats})
+    with contextlib.suppress(GgufRopeError):
+        lint(model)
+        effective(model, context_tokens=tokens)
 
 
 @pytest.mark.parametrize("name", sorted(architectures()))
