@@ -47,11 +47,16 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     # baichuan.cpp: only LLM_TYPE_7B, which is told by its 32 layers, rotates
     "baichuan": {"no_rope": "unless-32-layers"},
     # cogvlm.cpp calls ggml_rope, which takes no settings
-    "cogvlm": {"caveat": "always base 10000 and no scaling, whatever the file says"},
+    "cogvlm": {
+        "settings_act": False,
+        "caveat": "always base 10000 and no scaling, whatever the file says",
+    },
     # cohere2moe.cpp: force_rope
     "cohere2moe": {"no_rope": "global", "caveat": "leading dense layers rotate too"},
     # lfm2.cpp: every layer that is not recurrent slides
     "lfm2": {"sliding": {"pattern": 0, "when": "window", "base": "context", "scale": "context"}},
+    # llama4.cpp: use_kq_norm, set for all models but those of 128 experts
+    "llama4": {"caveat": NORMED},
     # step35.cpp: n_rot_full / 2
     "step35": {"global_rot_divisor": 2},
     # llama4.cpp and afmoe.cpp: n_no_rope_layer_step where no layer slides

@@ -53,6 +53,7 @@ class Architecture:
     full_head: it loads only if the rotary dimensions are the whole head.
     global_rot_divisor: its global layers rotate the declared dimensions divided by this.
     reads: RopeMetadata fields it reads beside those every architecture does.
+    settings_act: whether its graph uses any setting; if not, it rotates with base 10000.
     beta_fast: what it assumes where nobody says.
     log_multiplier_unit, mscale_pair: how it takes yarn_log_multiplier as YaRN's mscales.
     tensors: the factor tensors it can load; where `tensors_by_type`, long and short only if the
@@ -71,6 +72,7 @@ class Architecture:
     full_head: bool = False
     global_rot_divisor: int = 1
     reads: frozenset[str] = frozenset()
+    settings_act: bool = True
     beta_fast: float = 32.0
     log_multiplier_unit: float = 1.0
     mscale_pair: bool = False

@@ -135,6 +135,18 @@ def _global_rope(
     tensor: FactorTensor | None,
 ) -> _Rope:
     n_rot = rotary_dimensions(metadata, arch)
+    if not arch.settings_act:
+        return _Rope(
+            n_rot=n_rot,
+            base=10000.0,
+            scale=1.0,
+            original_context=1.0,
+            ext_factor=0.0,
+            attn_factor=1.0,
+            beta_fast=0.0,
+            beta_slow=0.0,
+            factors=None,
+        )
     return _Rope(
         n_rot=n_rot,
         base=number(settings.freq_base),

@@ -58,6 +58,7 @@ PREDICTABLE = [
     name
     for name, arch in sorted(architectures().items())
     if arch.rope != "none"
+    and arch.settings_act
     and arch.global_rot_divisor == 1
     and arch.no_rope != "global"
     and name not in ("llama4", "baichuan")  # rotate no global layer of a model of 8

@@ -211,6 +211,15 @@ def test_baichuan_rotates_only_the_size_it_was_released_in(metadata: Metadata) -
     assert effective(metadata("baichuan", block_count=40)).groups[0].name == "no-rope"
 
 
+def test_cogvlm_minds_no_setting(metadata: Metadata) -> None:
+    found = effective(
+        metadata("cogvlm", **YARN, attn_factor=2.0), overrides=RopeOverrides(freq_base=1e6)
+    )
+    np.testing.assert_allclose(found.groups[0].inverse_frequencies, PLAIN)
+    assert found.groups[0].magnitude == 1.0
+    assert found.caveat is not None
+
+
 def test_recurrent_layers_stand_apart(metadata: Metadata) -> None:
     found = effective(metadata("granitehybrid", head_count_kv=(0, 0, 2, 0, 0, 2, 0, 0)))
     assert {group.name: group.layers for group in found.groups}["global"] == (2, 5)
