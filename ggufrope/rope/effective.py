@@ -1,0 +1,103 @@
+"""What llama.cpp will do with a model's positions, as values, and what may be asked of it.
+
+`llamacpp.effective` computes them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ggufrope.errors import WishError
+from ggufrope.rope.keys import SCALING_TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ggufrope.rope.architectures import RopeType
+    from ggufrope.rope.frequencies import Array
+
+ScalingType: TypeAlias = Literal["none", "linear", "yarn", "longrope"]
+ValueSource: TypeAlias = Literal["file", "default", "override", "ignored"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeOverrides:
+    """Context parameters that replace the file's settings; None leaves one unset.
+
+    Names and meaning are those of llama_context_params: `freq_scale` is 1/factor.
+    """
+
+    scaling_type: ScalingType | None = None
+    freq_base: float | None = None
+    freq_scale: float | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+    yarn_orig_ctx: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.scaling_type is not None and self.scaling_type not in SCALING_TYPES:
+            raise WishError(
+                f"scaling type {self.scaling_type!r} is unknown: expected one of "
+                + ", ".join(SCALING_TYPES)
+            )
+        for name in ("freq_base", "freq_scale", "yarn_orig_ctx"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise WishError(f"{name} {value:g} must be a finite number above 0")
+        for name in ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise WishError(f"{name} {value:g} must be a finite number, 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EffectiveValue:
+    """One setting as it takes effect.
+
+    `source` says where `value` comes from; "ignored" is a value the runtime falls back to although
+    the file or an override says otherwise, and `reason` tells why.
+    """
+
+    value: float | int | str | None
+    source: ValueSource
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerGroup:
+    """Layers that rotate alike. `inverse_frequencies` is float64 `[n_rot/2]` in rad/token, empty
+    where the layers do not rotate; `magnitude` multiplies rotated queries and keys each."""
+
+    name: str
+    layers: tuple[int, ...]
+    inverse_frequencies: Array
+    magnitude: float
+
+    @property
+    def n_rot(self) -> int:
+        return 2 * len(self.inverse_frequencies)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EffectiveRope:
+    """What the runtime does: layer groups in the order of their first layer, and why.
+
+    `caveat` says what of this architecture's rotation the groups do not cover, if anything.
+    """
+
+    rope_type: RopeType
+    context_tokens: int
+    groups: tuple[LayerGroup, ...]
+    values: Mapping[str, EffectiveValue]
+    caveat: str | None = None
+
+    def group(self, layer: int) -> LayerGroup:
+        """The group that `layer` belongs to; WishError where the model has no such layer."""
+        for group in self.groups:
+            if layer in group.layers:
+                return group
+        raise WishError(f"layer {layer} is not one of the model's")

@@ -1,0 +1,97 @@
+"""Which layers of a model slide a window, do not rotate, or have no attention at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ggufrope.errors import FileError
+from ggufrope.rope.metadata import RopeMetadata, per_layer
+
+if TYPE_CHECKING:
+    from ggufrope.rope.architectures import Architecture, SlidingWindow
+
+LayerKind: TypeAlias = Literal["global", "sliding-window", "no-rope", "recurrent"]
+
+MAX_LAYERS = 512
+"""llama.cpp's LLAMA_MAX_LAYERS; a model of more does not load."""
+
+
+def layer_count(metadata: RopeMetadata) -> int:
+    """Layers of the trunk, without the heads that draft further tokens."""
+    blocks = metadata.block_count
+    if blocks is None or not 0 < blocks <= MAX_LAYERS:
+        raise FileError(
+            f"{metadata.key('block_count')} is {blocks}: expected 1 to {MAX_LAYERS} layers"
+        )
+    return max(blocks - (metadata.nextn_predict_layers or 0), 0)
+
+
+def sliding_layers(metadata: RopeMetadata, arch: Architecture) -> tuple[bool, ...]:
+    """For each layer, whether its attention is limited to a window."""
+    layers = layer_count(metadata)
+    window = arch.sliding
+    if window is None or not _slides(metadata, window, layers):
+        return (False,) * layers
+    declared = metadata.sliding_window_pattern
+    if isinstance(declared, tuple):
+        return tuple(bool(flag) for flag in per_layer(declared, layers, default=0))
+    period = window.pattern if declared is None else declared
+    if period is None:
+        return (False,) * layers
+    is_global = 0 if window.dense_first else period - 1
+    return tuple(period == 0 or layer % period != is_global for layer in range(layers))
+
+
+def layer_kinds(metadata: RopeMetadata, arch: Architecture) -> tuple[LayerKind, ...]:
+    """For each layer, the kind of rotation it gets."""
+    sliding = sliding_layers(metadata, arch)
+    recurrent = recurrent_layers(metadata, arch)
+    unrotated = _unrotated(metadata, arch, sliding)
+    return tuple(
+        "recurrent" if r else "no-rope" if u else "sliding-window" if s else "global"
+        for r, u, s in zip(recurrent, unrotated, sliding, strict=True)
+    )
+
+
+def recurrent_layers(metadata: RopeMetadata, arch: Architecture) -> tuple[bool, ...]:
+    """For each layer, whether it has a recurrent state in place of attention."""
+    layers = layer_count(metadata)
+    if arch.recurrent == "none":
+        return (False,) * layers
+    if arch.recurrent == "all":
+        return (True,) * layers
+    if arch.recurrent == "no-kv-heads":
+        heads = metadata.head_count if metadata.head_count_kv is None else metadata.head_count_kv
+        return tuple(count == 0 for count in per_layer(heads, layers, default=0))
+    if metadata.recurrent_layers is not None:
+        flags = per_layer(metadata.recurrent_layers, layers, default=0)
+        return tuple(bool(flag) for flag in flags)
+    interval = metadata.full_attention_interval or arch.step
+    return tuple((layer + 1) % interval != 0 for layer in range(layers))
+
+
+def _slides(metadata: RopeMetadata, window: SlidingWindow, layers: int) -> bool:
+    if window.when == "window":
+        return bool(metadata.sliding_window)
+    if window.when == "unless-zero":
+        return metadata.sliding_window != 0
+    return window.when == "always" or layers == 64
+
+
+def _unrotated(
+    metadata: RopeMetadata, arch: Architecture, sliding: tuple[bool, ...]
+) -> tuple[bool, ...]:
+    layers = len(sliding)
+    if arch.rope == "none" or (arch.no_rope == "unless-finetuned" and metadata.finetuned is False):
+        return (True,) * layers
+    if arch.no_rope == "pattern":
+        return tuple(flag == 0 for flag in per_layer(metadata.rope_pattern, layers, default=1))
+    if not any(sliding) and arch.sliding is not None:
+        return (False,) * layers
+    if arch.no_rope == "global":
+        return tuple(not slides for slides in sliding)
+    if arch.no_rope == "last":
+        return tuple((layer + 1) % arch.step == 0 for layer in range(layers))
+    if arch.no_rope == "first":
+        return tuple(layer % arch.step == 0 for layer in range(layers))
+    return (False,) * layers

@@ -1,0 +1,224 @@
+"""What a GGUF file says about positions, and nothing about what that means.
+
+Every field is the value of one key (`keys.KEYS` names it), or None where the key is absent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from ggufrope.container.types import ArrayValue, Header, KeyValue, Scalar, ValueType
+from ggufrope.errors import MalformedError
+from ggufrope.rope.keys import FACTOR_TENSORS, KEYS, KeySpec, key_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+PerLayer: TypeAlias = int | tuple[int, ...]
+"""One number for all layers, or one a layer."""
+
+_INTEGERS = {
+    ValueType.UINT8,
+    ValueType.INT8,
+    ValueType.UINT16,
+    ValueType.INT16,
+    ValueType.UINT32,
+    ValueType.INT32,
+    ValueType.UINT64,
+    ValueType.INT64,
+}
+_FLOATS = {ValueType.FLOAT32, ValueType.FLOAT64}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mistyped:
+    """A key whose value has another type than llama.cpp reads there."""
+
+    key: str
+    found: ValueType
+    expected: ValueType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FactorTensor:
+    """A factor tensor of the file: `length` values; float64 `values` where they were read."""
+
+    name: str
+    length: int
+    values: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeMetadata:
+    """The declared settings of one model. Lengths are tokens, counts are layers or dimensions."""
+
+    architecture: str
+    context_length: int | None = None
+    block_count: int | None = None
+    nextn_predict_layers: int | None = None
+    embedding_length: int | None = None
+    head_count: PerLayer | None = None
+    head_count_kv: PerLayer | None = None
+    key_length: int | None = None
+    value_length: int | None = None
+    key_length_swa: int | None = None
+    value_length_swa: int | None = None
+    kv_lora_rank: int | None = None
+    sliding_window: int | None = None
+    sliding_window_pattern: PerLayer | None = None
+    shared_kv_layers: int | None = None
+    full_attention_interval: int | None = None
+    recurrent_layers: PerLayer | None = None
+    rope_pattern: PerLayer | None = None
+    dimension_count: int | None = None
+    dimension_count_swa: int | None = None
+    dimension_sections: PerLayer | None = None
+    freq_base: float | None = None
+    freq_base_swa: float | None = None
+    scaling_type: str | None = None
+    factor: float | None = None
+    scale_linear: float | None = None
+    original_context: int | None = None
+    attn_factor: float | None = None
+    finetuned: bool | None = None
+    alpha: float | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+    yarn_log_multiplier: float | None = None
+    factor_tensors: tuple[FactorTensor, ...] = ()
+    mistyped: tuple[Mistyped, ...] = ()
+
+    def key(self, field: str) -> str:
+        """The GGUF key that `field` is read from."""
+        return key_name(self.architecture, field)
+
+    def tensor(self, name: str) -> FactorTensor | None:
+        """The factor tensor named `name`, or None where the file has none."""
+        return next((tensor for tensor in self.factor_tensors if tensor.name == name), None)
+
+    @property
+    def head_size(self) -> int | None:
+        """Dimensions of a key head: `key_length`, else embedding length over head count."""
+        if self.key_length is not None:
+            return self.key_length
+        heads = first_layer(self.head_count)
+        if not heads or self.embedding_length is None:
+            return None
+        return self.embedding_length // heads
+
+    @property
+    def n_rot(self) -> int | None:
+        """Rotary dimensions of a head: `dimension_count`, else the whole head."""
+        return self.head_size if self.dimension_count is None else self.dimension_count
+
+
+def read_metadata(
+    header: Header, factor_tensors: Mapping[str, NDArray[np.floating[Any]]] | None = None
+) -> RopeMetadata:
+    """The positional settings that `header` declares.
+
+    `factor_tensors` holds the values of the factor tensors by name, where the caller read them.
+    Raises MalformedError where the architecture is missing or a key holds what cannot be its value;
+    a number of another width or kind is taken and noted in `mistyped`.
+    """
+    architecture = header.architecture
+    if architecture is None:
+        raise MalformedError("general.architecture is missing or no string: not a model file")
+    fields: dict[str, Any] = {}
+    mistyped: list[Mistyped] = []
+    for field, spec in KEYS.items():
+        found = header.find(key_name(architecture, field))
+        if found is None:
+            continue
+        fields[field] = _read(found, spec)
+        kind = found.value.item_type if isinstance(found.value, ArrayValue) else found.type
+        if kind is not spec.type and not (spec.per_layer and kind in _LAYER_ITEMS):
+            mistyped.append(Mistyped(key=found.key, found=kind, expected=spec.type))
+    return RopeMetadata(
+        architecture=architecture,
+        factor_tensors=_factor_tensors(header, factor_tensors or {}),
+        mistyped=tuple(mistyped),
+        **fields,
+    )
+
+
+_LAYER_ITEMS = {ValueType.BOOL, ValueType.INT32, ValueType.UINT32}
+
+
+def first_layer(value: PerLayer | None) -> int | None:
+    """The value of layer 0, which llama.cpp takes where it wants one for the model."""
+    return (
+        value[0]
+        if isinstance(value, tuple) and value
+        else value
+        if isinstance(value, int)
+        else None
+    )
+
+
+def per_layer(value: PerLayer | None, layers: int, *, default: int) -> tuple[int, ...]:
+    """`value` spelled out for each of `layers` layers, short arrays ending in `default`."""
+    if value is None:
+        return (default,) * layers
+    if isinstance(value, int):
+        return (value,) * layers
+    return (value + (default,) * layers)[:layers]
+
+
+def _read(found: KeyValue, spec: KeySpec) -> Scalar | tuple[Scalar, ...]:
+    value = found.value
+    if isinstance(value, ArrayValue):
+        if not (spec.per_layer and value.items):
+            raise MalformedError(
+                f"{found.key} is an array of {value.count}: expected {_expected(spec)}",
+                offset=found.span.offset,
+            )
+        return tuple(_convert(found, item, value.item_type, spec) for item in value.items)
+    return _convert(found, value, found.type, spec)
+
+
+def _convert(found: KeyValue, value: Scalar, kind: ValueType, spec: KeySpec) -> Scalar:
+    if spec.type is ValueType.STRING and isinstance(value, str):
+        return value
+    if spec.type is ValueType.BOOL and kind in {*_INTEGERS, ValueType.BOOL}:
+        return bool(value)
+    if spec.type is ValueType.FLOAT32 and kind in {*_INTEGERS, *_FLOATS}:
+        return float(value)
+    whole = kind in {*_INTEGERS, ValueType.BOOL} or (kind in _FLOATS and float(value).is_integer())
+    if spec.type is ValueType.UINT32 and whole and int(value) >= 0:
+        return int(value)
+    raise MalformedError(
+        f"{found.key} is {value!r} ({kind.name.lower()}): expected {_expected(spec)}",
+        offset=found.span.offset,
+    )
+
+
+def _expected(spec: KeySpec) -> str:
+    per = " or an array with one a layer" if spec.per_layer else ""
+    return f"a {spec.type.name.lower()}{per}"
+
+
+def _factor_tensors(
+    header: Header, values: Mapping[str, NDArray[np.floating[Any]]]
+) -> tuple[FactorTensor, ...]:
+    tensors = []
+    for name in FACTOR_TENSORS:
+        info = header.tensor(name)
+        if info is not None:
+            read = values.get(name)
+            tensors.append(
+                FactorTensor(
+                    name=name,
+                    length=math.prod(info.shape),
+                    values=None if read is None else np.asarray(read, dtype=np.float64).ravel(),
+                )
+            )
+    return tuple(tensors)
