@@ -77,7 +77,15 @@ class LanguageContext(Protocol):
     def logits(
         self, tokens: Tokens, *, progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token appended."""
+        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token appended.
+
+        An array is valid until the next one is asked for.
+        """
+        ...
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes of the K and V caches as allocated, or None where the runtime does not tell."""
         ...
 
     def close(self) -> None: ...
@@ -90,7 +98,12 @@ class LanguageModel(Protocol):
     def n_vocab(self) -> int: ...
 
     def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
-        """Tokens of plain text; with `beginning`, preceded by BOS where the vocabulary adds one."""
+        """Tokens of plain text, as it stands after other text: no space is put in front of it, so
+        that pieces tokenized apart can be joined.
+
+        With `beginning`, as it stands at the start: preceded by BOS where the vocabulary adds one
+        (of an empty text that is all), and by the space where it puts one in front.
+        """
         ...
 
     def detokenize(self, tokens: Tokens) -> str: ...
