@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from ..errors import StorageError, WishError
+from ggufrope.errors import StorageError, WishError
 
 _OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
 

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias, get_args
 
-from ..errors import WishError
-from ..rope import (
+from ggufrope.errors import WishError
+from ggufrope.rope import (
     DynamicNtk,
     FrequencyFactors,
     Linear,
