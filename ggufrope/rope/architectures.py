@@ -49,19 +49,27 @@ class SlidingWindow:
 class Architecture:
     """One architecture as llama.cpp loads and runs it.
 
-    `reads` names the RopeMetadata fields it reads beside those every architecture does;
-    `beta_fast` is what it assumes where the file does not say. It takes yarn_log_multiplier in
-    `log_multiplier_unit`s, with `mscale_pair` for both of YaRN's mscales. `tensors` are the factor tensors it can load;
-    where `tensors_by_type`, long and short only if the scaling type is longrope and rope_freqs
-    only if it is not. `factors_on` is where its graph applies them. `no_rope` says which layers
-    it leaves unrotated, `step` layers a period. `recurrent` says how it tells layers with no
-    attention, and `caveat` what a prediction of its rotation does not cover.
+    rope: the rope type; with `mrope_by_sections`, mrope where the file has rope sections.
+    full_head: it loads only if the rotary dimensions are the whole head.
+    global_rot_divisor: its global layers rotate the declared dimensions divided by this.
+    reads: RopeMetadata fields it reads beside those every architecture does.
+    beta_fast: what it assumes where nobody says.
+    log_multiplier_unit, mscale_pair: how it takes yarn_log_multiplier as YaRN's mscales.
+    tensors: the factor tensors it can load; where `tensors_by_type`, long and short only if the
+        scaling type is longrope and rope_freqs only if it is not.
+    factors_on: the layers whose rotation its graph divides by the factors.
+    sliding: its sliding-window layers, if it has any.
+    no_rope: the layers it does not rotate, first or last of each `step`; unless `step_always`,
+        only where there are sliding layers.
+    recurrent: how it tells layers that have a recurrent state in place of attention.
+    caveat: what a prediction of its rotation does not cover.
     """
 
     name: str
     rope: RopeType
     mrope_by_sections: bool = False
     full_head: bool = False
+    global_rot_divisor: int = 1
     reads: frozenset[str] = frozenset()
     beta_fast: float = 32.0
     log_multiplier_unit: float = 1.0
@@ -72,6 +80,7 @@ class Architecture:
     sliding: SlidingWindow | None = None
     no_rope: Literal["none", "global", "last", "first", "unless-finetuned", "pattern"] = "none"
     step: int = 0
+    step_always: bool = False
     recurrent: Literal["none", "no-kv-heads", "interval", "all"] = "none"
     caveat: str | None = None
 
@@ -81,7 +90,7 @@ class Architecture:
         return bool(self.tensors) and self.factors_on != "none"
 
     def loads(self, tensor: str, scaling_type: str) -> bool:
-        """Whether it loads `tensor` from a file of `scaling_type`; an unloaded one fails the load."""
+        """Whether it loads `tensor` from a file of `scaling_type`; if not, the file does not load."""
         if tensor not in self.tensors:
             return False
         if not self.tensors_by_type:

@@ -64,23 +64,11 @@ def frequencies(
             growth = dynamic_growth(scaling, context_tokens)
             ntk = plain_frequencies(n_rot, ntk_base(base, growth, n_rot))
             return Frequencies(inverse_frequencies=ntk, magnitude=1.0)
-        case NtkByParts():
-            by_parts = _by_turns(
-                plain,
-                scaling.factor,
-                scaling.original_context,
-                scaling.beta_fast,
-                scaling.beta_slow,
-            )
-            return Frequencies(inverse_frequencies=by_parts, magnitude=1.0)
-        case Llama3():
-            by_parts = _by_turns(
-                plain,
-                scaling.factor,
-                scaling.original_context,
-                scaling.high_freq_factor,
-                scaling.low_freq_factor,
-            )
+        case (
+            NtkByParts(beta_fast=fast, beta_slow=slow)
+            | Llama3(high_freq_factor=fast, low_freq_factor=slow)
+        ):
+            by_parts = _by_turns(plain, scaling.factor, scaling.original_context, fast, slow)
             return Frequencies(inverse_frequencies=by_parts, magnitude=1.0)
         case Yarn():
             return _yarn(scaling, plain, n_rot, base)
@@ -145,7 +133,7 @@ def longrope_magnitude(scaling: LongRope) -> float:
 def yarn_kept(
     n_rot: int,
     base: float,
-    original_context: int,
+    original_context: float,
     beta_fast: float,
     beta_slow: float,
     *,
@@ -165,7 +153,8 @@ def yarn_kept(
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, n_rot - 1)
     ramp = (np.arange(n_rot // 2) - low) / max(high - low, 0.001)
-    return 1.0 - np.clip(ramp, 0.0, 1.0)
+    kept: Array = 1.0 - np.clip(ramp, 0.0, 1.0)
+    return kept
 
 
 def _yarn(scaling: Yarn, plain: Array, n_rot: int, base: float) -> Frequencies:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySpec:
-    """One key: its suffix, the type llama.cpp reads, and whether an array per layer may stand there."""
+    """One key: its suffix, the type llama.cpp reads, and whether an array per layer may do."""
 
     suffix: str
     type: ValueType

@@ -86,12 +86,12 @@ def _unrotated(
         return (True,) * layers
     if arch.no_rope == "pattern":
         return tuple(flag == 0 for flag in per_layer(metadata.rope_pattern, layers, default=1))
-    if not any(sliding) and arch.sliding is not None:
-        return (False,) * layers
-    if arch.no_rope == "global":
-        return tuple(not slides for slides in sliding)
     if arch.no_rope == "last":
-        return tuple((layer + 1) % arch.step == 0 for layer in range(layers))
-    if arch.no_rope == "first":
+        # Without sliding layers llama4 sets the step to the layer count: only the last is left out.
+        step = arch.step if arch.step_always or any(sliding) else layers
+        return tuple((layer + 1) % step == 0 for layer in range(layers))
+    if arch.no_rope == "global" and any(sliding):
+        return tuple(not slides for slides in sliding)
+    if arch.no_rope == "first" and any(sliding):
         return tuple(layer % arch.step == 0 for layer in range(layers))
     return (False,) * layers

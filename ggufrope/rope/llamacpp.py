@@ -175,7 +175,7 @@ def _sliding_rope(
     metadata: RopeMetadata, arch: Architecture, whole: _Rope, values: dict[str, EffectiveValue]
 ) -> _Rope:
     yarn = arch.sliding is None or arch.sliding.yarn
-    n_rot = metadata.dimension_count_swa or whole.n_rot
+    n_rot = metadata.dimension_count_swa or whole.n_rot * arch.global_rot_divisor
     return _Rope(
         n_rot=n_rot,
         base=number(values["freq_base_swa"]),
@@ -201,6 +201,8 @@ def rotary_dimensions(metadata: RopeMetadata, arch: Architecture) -> int:
     n_rot = metadata.n_rot
     if arch.rope == "none":
         return 0
+    if n_rot is not None:
+        n_rot //= arch.global_rot_divisor
     if n_rot is None or n_rot < 2 or n_rot % 2:
         raise FileError(
             f"{metadata.key('dimension_count')} gives {n_rot} rotary dimensions: "

@@ -34,6 +34,7 @@ _INTEGERS = {
     ValueType.INT64,
 }
 _FLOATS = {ValueType.FLOAT32, ValueType.FLOAT64}
+_LAYER_ITEMS = {ValueType.BOOL, ValueType.INT32, ValueType.UINT32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,18 +151,11 @@ def read_metadata(
     )
 
 
-_LAYER_ITEMS = {ValueType.BOOL, ValueType.INT32, ValueType.UINT32}
-
-
 def first_layer(value: PerLayer | None) -> int | None:
     """The value of layer 0, which llama.cpp takes where it wants one for the model."""
-    return (
-        value[0]
-        if isinstance(value, tuple) and value
-        else value
-        if isinstance(value, int)
-        else None
-    )
+    if isinstance(value, tuple):
+        return value[0] if value else None
+    return value
 
 
 def per_layer(value: PerLayer | None, layers: int, *, default: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ggufrope.errors import FileError
 from ggufrope.rope.effective import EffectiveValue, RopeOverrides
-from ggufrope.rope.frequencies import yarn_mscale
+from ggufrope.rope.frequencies import ntk_base, yarn_mscale
 from ggufrope.rope.keys import SCALING_TYPES
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ def file_base(
         return _default(10000.0, f"without {key} the base is 10000")
     if not (math.isfinite(declared) and declared > 1):
         raise FileError(f"{key} is {declared:g}: expected a finite number above 1")
+    dimensions = metadata.head_size
+    if "alpha" in arch.reads and metadata.alpha and dimensions:
+        stretched = ntk_base(declared, metadata.alpha, dimensions)
+        return _file(stretched, f"{key}, stretched by {metadata.key('alpha')}")
     return _file(declared, key)
 
 

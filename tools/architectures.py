@@ -1,0 +1,272 @@
+"""Generate ggufrope/rope/architectures.json from the source of llama.cpp.
+
+    python tools/architectures.py LLAMA_CPP COMMIT PACKAGE > ggufrope/rope/architectures.json
+
+LLAMA_CPP is a source tree, as in vendor/llama.cpp of llama-cpp-python's source package, COMMIT
+its commit, PACKAGE what it came in. Nearly everything is read out of the C++: the keys and factor
+tensors that a model class loads, and how its graph calls ggml_rope_ext. What such reading cannot
+tell is in EXCEPTIONS, each with the place to check.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+FIELDS = {
+    "LLM_KV_ROPE_SCALING_YARN_EXT_FACTOR": "yarn_ext_factor",
+    "LLM_KV_ROPE_SCALING_YARN_ATTN_FACTOR": "yarn_attn_factor",
+    "LLM_KV_ROPE_SCALING_YARN_BETA_FAST": "yarn_beta_fast",
+    "LLM_KV_ROPE_SCALING_YARN_BETA_SLOW": "yarn_beta_slow",
+    "LLM_KV_ROPE_SCALING_YARN_LOG_MUL": "yarn_log_multiplier",
+}
+TENSORS = {
+    "LLM_TENSOR_ROPE_FREQS": "rope_freqs.weight",
+    "LLM_TENSOR_ROPE_FACTORS_LONG": "rope_factors_long.weight",
+    "LLM_TENSOR_ROPE_FACTORS_SHORT": "rope_factors_short.weight",
+}
+MLA = "multi-head latent attention: only the separate rotary part of the keys turns"
+DRAFT = "a draft model: its rotation follows the model it drafts for"
+
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    # load_arch_hparams: rope_yarn_log_mul /= 0.1; the mscale pair is in llama-context.cpp
+    "deepseek2": {"log_multiplier_unit": 10.0, "mscale_pair": True},
+    "deepseek32": {"log_multiplier_unit": 10.0},
+    "mistral4": {"log_multiplier_unit": 10.0},
+    "glm-dsa": {"log_multiplier_unit": 10.0},
+    "deepseek4": {"caveat": "compressed layers turn at a base of their own"},
+    "dflash": {"rope": "neox", "caveat": DRAFT},
+    "eagle3": {"caveat": DRAFT},
+    "gemma4-assistant": {"caveat": DRAFT},
+    # bert.cpp: only Nomic and Jina v3 rotate
+    "bert": {"rope": "none"},
+    "jina-bert-v2": {"rope": "none"},
+    # baichuan.cpp: LLM_TYPE_13B
+    "baichuan": {"caveat": "models of 40 layers (13B) use ALiBi in place of RoPE"},
+    # cogvlm.cpp calls ggml_rope, which takes no settings
+    "cogvlm": {"caveat": "always base 10000 and no scaling, whatever the file says"},
+    # cohere2moe.cpp: force_rope
+    "cohere2moe": {"no_rope": "global", "caveat": "leading dense layers rotate too"},
+    # lfm2.cpp: every layer that is not recurrent slides
+    "lfm2": {"sliding": {"pattern": 0, "when": "window", "base": "context", "scale": "context"}},
+    # step35.cpp: n_rot_full / 2
+    "step35": {"global_rot_divisor": 2},
+    # llama4.cpp and afmoe.cpp: n_no_rope_layer_step where no layer slides
+    "afmoe": {"step_always": True},
+    "smollm3": {"step_always": True},
+}
+
+
+class Source:
+    """The C++ of src/, with every function body found by its qualified name."""
+
+    def __init__(self, root: Path) -> None:
+        self.arch = (root / "src/llama-arch.cpp").read_text("utf-8")
+        self.model = (root / "src/llama-model.cpp").read_text("utf-8")
+        self.classes = (root / "src/models/models.h").read_text("utf-8")
+        self.bodies: dict[str, str] = {}
+        for path in sorted((root / "src/models").glob("*.cpp")):
+            self._collect(_without_comments(path.read_text("utf-8")))
+
+    def _collect(self, text: str) -> None:
+        for found in re.finditer(
+            r"^(?!\s)[^\n;{}#]*?\b(llama_model_\w+)::([\w:<>~]+)\s*\(", text, re.M
+        ):
+            opening = text.find("{", _closing(text, found.end() - 1, "()"))
+            name = f"{found[1]}::{re.sub('<.*?>', '', found[2])}"
+            body = text[opening : _closing(text, opening, "{}") + 1]
+            self.bodies[name] = self.bodies.get(name, "") + body
+
+    def names(self) -> dict[str, str]:
+        """LLM_ARCH_X -> its name in files."""
+        table = re.search(r"LLM_ARCH_NAMES = \{(.*?)\n\};", self.arch, re.S)
+        pairs = re.findall(r'\{\s*(LLM_ARCH_\w+),\s*"([^"]+)"', table[1] if table else "")
+        return {arch: name for arch, name in pairs if arch != "LLM_ARCH_UNKNOWN"}
+
+    def model_class(self, arch: str) -> str | None:
+        """The class that loads `arch`."""
+        found = re.search(
+            rf"case {arch}:(?:\s*case LLM_ARCH_\w+:)*\s*(?:\{{[^}}]*?)?return new (llama_model_\w+)",
+            self.model,
+        )
+        return found[1] if found else None
+
+    def parent(self, name: str) -> str | None:
+        found = re.search(rf"struct {name} : public (llama_model_\w+)", self.classes)
+        return found[1] if found and found[1] != "llama_model_base" else None
+
+    def method(self, owner: str | None, method: str) -> str:
+        """The body of a class's method, its own or inherited."""
+        while owner is not None:
+            body = self.bodies.get(f"{owner}::{method}")
+            if body is not None:
+                return body
+            owner = self.parent(owner)
+        return ""
+
+    def graph(self, owner: str) -> str:
+        """All that builds the graph of a class, but for its multi-token prediction."""
+        struct = re.search(rf"struct {owner} : .*?\n\}};", self.classes, re.S)
+        borrowed = re.search(r"using graph = (llama_model_\w+)::graph", struct[0] if struct else "")
+        if borrowed:
+            return self.graph(borrowed[1])
+        own = [
+            body
+            for name, body in self.bodies.items()
+            if name.startswith(f"{owner}::") and "::load_" not in name and "_mtp" not in name
+        ]
+        if any("ggml_rope" in body or "build_" in body for body in own):
+            return "\n".join(own)
+        parent = self.parent(owner)
+        return self.graph(parent) if parent else "\n".join(own)
+
+    def rope_type(self, arch: str) -> tuple[str, bool]:
+        """The rope type, and whether rope sections in the file make it M-RoPE."""
+        start = self.model.index("llama_rope_type llama_model_rope_type(")
+        body = _without_comments(self.model[start : self.model.index("\n}\n", start)])
+        rest = body[body.index(f"case {arch}:") :]
+        found = re.search(r"return ([^;]+);", rest)
+        words = re.findall(r"LLAMA_ROPE_TYPE_(\w+)", found[1] if found else "")
+        return words[-1].lower(), "use_mrope" in (found[1] if found else "")
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"/\*.*?\*/", "", re.sub(r"//[^\n]*", "", text), flags=re.S)
+
+
+def _closing(text: str, start: int, pair: str) -> int:
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] == pair[0]) - (text[place] == pair[1])
+        if depth == 0:
+            return place
+    return len(text)
+
+
+def _rope_calls(graph: str) -> list[list[str]]:
+    calls = []
+    for found in re.finditer(r"ggml_rope_(?:ext|multi)\s*\(", graph):
+        inner = graph[found.end() : _closing(graph, found.end() - 1, "()")]
+        calls.append([part.strip() for part in re.split(r",(?![^()]*\))", inner)])
+    return calls
+
+
+def _factors(load: str, graph: str) -> dict[str, Any]:
+    tensors = [name for word, name in TENSORS.items() if re.search(rf"\b{word}\b", load)]
+    if not tensors:
+        return {}
+    applied = [call[3] for call in _rope_calls(graph) if len(call) > 3]
+    used = any(argument not in ("nullptr", "NULL") for argument in applied)
+    spared = re.search(r"is_swa\w* \? nullptr : |if \(!hparams\.is_swa\(\w+\)\)", graph)
+    where = ("global" if spared else "all") if used else "none"
+    fields: dict[str, Any] = {"tensors": tensors, "factors_on": where}
+    if "LLAMA_ROPE_SCALING_TYPE_LONGROPE" in load:
+        fields["tensors_by_type"] = True
+    return fields
+
+
+def _sliding(hparams: str, graph: str) -> dict[str, Any] | None:
+    if not re.search(r"swa_type\s*=\s*LLAMA_SWA_TYPE_(STANDARD|CHUNKED|SYMMETRIC)", hparams):
+        return None
+    period = re.search(r"load_swa_pattern\(ml, (\d+)(, true)?\)", hparams)
+    fields: dict[str, Any] = {"pattern": int(period[1]) if period else None}
+    if period and period[2]:
+        fields["dense_first"] = True
+    if re.search(r"if \((found_swa && )?hparams\.n_swa > 0\)", hparams):
+        fields["when"] = "window"
+    elif "hparams.n_swa == 0" in hparams:
+        fields["when"] = "unless-zero"
+    elif "hparams.n_layer() == 64" in hparams:
+        fields["when"] = "64-layers"
+    own = "get_rope_freq_base" in graph or "rope_freq_base_train_swa" in graph
+    inherits = (
+        "rope_freq_base_train_swa" in hparams and "= hparams.rope_freq_base_train;" in hparams
+    )
+    fields["base"] = ("file" if inherits else "10000") if own else "context"
+    inherits = bool(re.search(r"scale_train_swa\s*=\s*hparams.rope_freq_scale_train;", hparams))
+    fields["scale"] = ("file" if inherits else "1") if own else "context"
+    if own and "LLM_KV_ROPE_FREQ_BASE_SWA" in hparams:
+        fields["reads_base"] = True
+    plain = re.search(r"ext_factor_l\s*=\s*is_swa\w* \? 0", graph)
+    if plain or any(call[-4:-2] == ["0.0", "1.0"] for call in _rope_calls(graph)):
+        fields["yarn"] = False
+        fields["scale"] = "1"
+    return fields
+
+
+def _unrotated(hparams: str, graph: str) -> dict[str, Any]:
+    if "LLM_KV_ATTENTION_ROPE_PATTERN" in hparams:
+        return {"no_rope": "pattern"}
+    if "has_rope(" in graph and "LLM_KV_ROPE_SCALING_FINETUNED" in hparams:
+        return {"no_rope": "unless-finetuned"}
+    if "n_no_rope_layer_step" in graph:
+        kind = "last" if "(il + 1) % hparams.n_no_rope_layer_step" in graph else "first"
+        return {"no_rope": kind, "step": 4}
+    limited = (
+        r"if \((is_swa|is_local_layer|hparams\.is_swa\(il\))\) \{(?:\s*const[^;]*;)*\s*Qcur = "
+    )
+    alternative = re.search(r"\} else \{\s*Qcur = ggml_rope_ext", graph)
+    if re.search(r"use_rope = hparams\.is_swa\(il\)", graph) or (
+        re.search(limited + "ggml_rope_ext", graph) and not alternative
+    ):
+        return {"no_rope": "global"}
+    return {}
+
+
+def _recurrent(hparams: str) -> dict[str, Any]:
+    if "LLM_KV_ATTENTION_RECURRENT_LAYERS" in hparams:
+        interval = re.search(r"full_attn_interval = (\d+)", hparams)
+        return {"recurrent": "interval", "step": int(interval[1]) if interval else 4}
+    if re.search(r"is_recr_impl\[\w+\]\s*=.*n_head_kv\(\w+\) == 0", hparams):
+        return {"recurrent": "no-kv-heads"}
+    return {}
+
+
+def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
+    """The table's entry of one architecture, without the fields that are at their defaults."""
+    rope, by_sections = source.rope_type(arch)
+    fields: dict[str, Any] = {"rope": rope}
+    owner = source.model_class(arch)
+    if owner is None:
+        return {**fields, "caveat": "not a text model"}
+    hparams = source.method(owner, "load_arch_hparams")
+    graph = source.graph(owner)
+    if by_sections:
+        fields["mrope_by_sections"] = True
+    loading = source.model[: source.model.index("invalid n_rot")]
+    if re.search(rf"arch == {arch}\b[^{{]*\{{[^{{]*\{{[^{{]*$", loading[-700:]):
+        fields["full_head"] = True
+    reads = [field for word, field in FIELDS.items() if word in hparams]
+    if "rope_scaling_alpha" in hparams:
+        reads.append("alpha")
+    if reads:
+        fields["reads"] = reads
+    beta = re.search(r"yarn_beta_fast\s*=\s*([\d.]+)f", hparams)
+    if beta:
+        fields["beta_fast"] = float(beta[1])
+    tensors = source.method(owner, "load_arch_tensors")
+    fields |= _factors(tensors, graph)
+    if "LLM_TENSOR_ATTN_KV_A_MQA" in tensors:
+        fields["caveat"] = MLA
+    sliding = _sliding(hparams, graph)
+    if sliding:
+        fields["sliding"] = sliding
+    fields |= _unrotated(hparams, graph) | _recurrent(hparams)
+    if not re.search(r"ggml_rope\w*\s*\(", graph):
+        fields["rope"] = "none"
+    return fields | EXCEPTIONS.get(name, {})
+
+
+def main(root: str, commit: str, package: str) -> None:
+    source = Source(Path(root))
+    table = {name: entry(source, arch, name) for arch, name in sorted(source.names().items())}
+    lines = [f"    {json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table)]
+    about = json.dumps({"commit": commit, "package": package})
+    print(f'{{\n  "source": {about},\n  "architectures": {{\n' + ",\n".join(lines) + "\n  }\n}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
