@@ -1,0 +1,36 @@
+"""What is asked of a model, and how the answers are judged.
+
+Every evaluation is a `Task`: made from a frozen plan, run with a model and a function that opens
+contexts, yielding one result a cell as the cell finishes.
+
+    task = NeedleTask(NeedlePlan(lengths=(4096, 8192), depths=(0, 50, 100)))
+    for result in task.run(model, open_context, done=stored_keys, progress=bar.advance):
+        store(result.key, result)
+
+`open_context(n_ctx)` closes over every other setting of the context: RoPE, cache types, devices.
+A failure of the runtime is a result without a score, with its reason. Nothing here knows
+llama.cpp: models and contexts are whatever satisfies `protocol`.
+"""
+
+from .metrics import Mean, Proportion
+from .needle import NeedleResult, NeedleTask, Recall, recall, recall_by_length
+from .needle_plan import NeedleCell, NeedlePlan, passkey_plan
+from .types import OpenContext, Result, Sample, Score, Task
+
+__all__ = [
+    "Mean",
+    "NeedleCell",
+    "NeedlePlan",
+    "NeedleResult",
+    "NeedleTask",
+    "OpenContext",
+    "Proportion",
+    "Recall",
+    "Result",
+    "Sample",
+    "Score",
+    "Task",
+    "passkey_plan",
+    "recall",
+    "recall_by_length",
+]

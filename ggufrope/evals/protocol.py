@@ -46,7 +46,8 @@ class LanguageContext(Protocol):
         ...
 
     def generate(self, prompt: Tokens, *, max_tokens: int) -> list[int]:
-        """Greedy continuation of trunk + prompt up to end-of-generation; the trunk is left as it was."""
+        """Greedy continuation of trunk + prompt up to end-of-generation; the trunk is left as
+        it was."""
         ...
 
     def logits(
