@@ -1,0 +1,394 @@
+"""Header + edits -> Rewrite: the new file as pieces, each new bytes or a span of the old file.
+
+Nothing here touches a file. A `Rewrite` fixes what the new file says; where its tensor data starts
+is left open, because that decides how cheaply it can be stored. `compose` closes the question.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from ggufrope.container.edits import PADDING_KEY, Edits, TensorData, TypedValue
+from ggufrope.container.encode import (
+    PADDING_RECORD_BYTES,
+    encode_key_value,
+    encode_padding,
+    encode_tensor_info,
+)
+from ggufrope.container.ggml import data_length
+from ggufrope.container.reader import (
+    ALIGNMENT_KEY,
+    DEFAULT_ALIGNMENT,
+    MAX_DIMENSIONS,
+    MAX_KEY_VALUES,
+    MAX_TENSORS,
+    aligned,
+)
+from ggufrope.container.types import ArrayValue, Span, ValueType
+from ggufrope.errors import WishError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ggufrope.container.types import Header, KeyValue, TensorInfo
+
+MAX_TENSOR_NAME_BYTES = 63
+
+Piece: TypeAlias = "bytes | Span"
+"""A stretch of the new file: these bytes, or this span of the old one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite:
+    """What the new file contains; every tensor offset is settled, the start of data is not.
+
+    `padding` is the reserved space that stands in the old file, None where it has none, and
+    `reserve` what the caller wants to be left afterwards, None for no opinion.
+    """
+
+    source: Header
+    keys: tuple[str, ...]
+    tensor_names: tuple[str, ...]
+    alignment: int
+    key_values: tuple[Piece, ...]
+    padding_index: int
+    padding: KeyValue | None
+    reserve: int | None
+    tensor_infos: tuple[Piece, ...]
+    data: tuple[Piece, ...]
+
+    @property
+    def standing_padding(self) -> int | None:
+        """Zeros reserved in the old file, or None."""
+        value = None if self.padding is None else self.padding.value
+        return value.count if isinstance(value, ArrayValue) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """The new file in full: its pieces in order, and where the tensor data starts."""
+
+    pieces: tuple[Piece, ...]
+    data_offset: int
+    size: int
+    padding: int | None
+
+
+def plan_rewrite(header: Header, edits: Edits, *, reserve: int | None = None) -> Rewrite:
+    """What the file of `header` becomes under `edits`, leaving `reserve` bytes of header space.
+
+    Raises WishError where an edit names what is not there, or asks for what no file can hold.
+    """
+    if reserve is not None and not 0 <= reserve <= 1 << 30:
+        raise WishError(f"reserve {reserve} bytes: expected 0 to {1 << 30}")
+    _refuse_padding_edits(edits)
+    padding = _own_padding(header)
+    keys, records, padding_index = _key_values(header, edits, padding)
+    alignment = _new_alignment(header, edits)
+    entries = _tensors(header, edits)
+    if edits.touches_tensors or alignment != header.alignment:
+        infos, data = _relaid(header, entries, alignment)
+    else:
+        infos = [tensor.span for tensor in header.tensors]
+        data = [_tail(header, header.data_offset)]
+    return Rewrite(
+        source=header,
+        keys=tuple(keys),
+        tensor_names=tuple(entry.name for entry in entries),
+        alignment=alignment,
+        key_values=tuple(records),
+        padding_index=padding_index,
+        padding=padding,
+        reserve=reserve,
+        tensor_infos=tuple(infos),
+        data=merged(data),
+    )
+
+
+def compose(
+    rewrite: Rewrite, *, padding: int | None = None, data_offset: int | None = None
+) -> Composition:
+    """The new file with `padding` zeros reserved (None: no padding key-value).
+
+    Without `data_offset` the data follows the header as closely as the alignment permits.
+    """
+    source = rewrite.source
+    keys = len(rewrite.key_values) + (padding is not None)
+    pieces: list[Piece] = [
+        Span(offset=0, length=8),
+        _count(source, 8, len(source.tensors), len(rewrite.tensor_names)),
+        _count(source, 16, len(source.key_values), keys),
+        *rewrite.key_values[: rewrite.padding_index],
+    ]
+    if rewrite.padding is not None and padding == rewrite.standing_padding:
+        pieces.append(rewrite.padding.span)
+    elif padding is not None:
+        pieces.append(encode_padding(padding, source.byte_order))
+    pieces += rewrite.key_values[rewrite.padding_index :]
+    pieces += rewrite.tensor_infos
+    end = sum(map(piece_length, pieces))
+    start = aligned(end, rewrite.alignment) if data_offset is None else data_offset
+    if start < end or start % rewrite.alignment:
+        raise ValueError(f"tensor data cannot start at {start}: the header ends at {end}")
+    # A file without tensors may end with its header: what was not padded stays so.
+    if rewrite.data or source.file_size >= source.data_offset:
+        pieces.append(bytes(start - end))
+    pieces += rewrite.data
+    return Composition(
+        pieces=merged(pieces),
+        data_offset=start,
+        size=sum(map(piece_length, pieces)),
+        padding=padding,
+    )
+
+
+def header_end(rewrite: Rewrite) -> int:
+    """Where the tensor infos end when no space is reserved."""
+    return 24 + sum(map(piece_length, (*rewrite.key_values, *rewrite.tensor_infos)))
+
+
+def fitting(rewrite: Rewrite, data_offset: int) -> Composition | None:
+    """The new file with its data at `data_offset`, the space between reserved; None if that
+    cannot be: the header is too long, the gap too small for a padding key-value, or less than
+    the wanted reserve remains."""
+    gap = data_offset - header_end(rewrite)
+    if data_offset % rewrite.alignment or gap < 0:
+        return None
+    if gap < rewrite.alignment:
+        padding = None
+    elif gap >= PADDING_RECORD_BYTES:
+        padding = gap - PADDING_RECORD_BYTES
+    else:
+        return None
+    if (padding or 0) < (rewrite.reserve or 0):
+        return None
+    return compose(rewrite, padding=padding, data_offset=data_offset)
+
+
+def piece_length(piece: Piece) -> int:
+    return piece.length if isinstance(piece, Span) else len(piece)
+
+
+def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """The same bytes in as few pieces as possible."""
+    joined: list[Piece | list[bytes]] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if not piece_length(piece):
+            continue
+        if isinstance(piece, bytes):
+            if isinstance(last, list):
+                last.append(piece)
+            else:
+                joined.append([piece])
+        elif isinstance(last, Span) and last.end == piece.offset:
+            joined[-1] = Span(offset=last.offset, length=last.length + piece.length)
+        else:
+            joined.append(piece)
+    return tuple(b"".join(piece) if isinstance(piece, list) else piece for piece in joined)
+
+
+def _refuse_padding_edits(edits: Edits) -> None:
+    if PADDING_KEY in edits.set or PADDING_KEY in edits.remove:
+        raise WishError(f"{PADDING_KEY} is managed by the editor; ask for a reserve instead")
+    both = edits.set.keys() & edits.remove
+    if both:
+        raise WishError(f"{min(both)} is both set and removed")
+
+
+def _own_padding(header: Header) -> KeyValue | None:
+    """The padding key-value, unless another program uses its name for something else."""
+    found = header.find(PADDING_KEY)
+    if found is None:
+        return None
+    value = found.value
+    if not isinstance(value, ArrayValue) or value.item_type is not ValueType.UINT8:
+        raise WishError(f"{PADDING_KEY} is not an array of UINT8 as expected; remove it first")
+    return found
+
+
+def _key_values(
+    header: Header, edits: Edits, padding: KeyValue | None
+) -> tuple[list[str], list[Piece], int]:
+    """Keys and records without the padding, and before which of them the padding goes.
+
+    New keys go in front of it: it can then give way without anything behind it moving.
+    """
+    missing = edits.remove - {kv.key for kv in header.key_values}
+    if missing:
+        raise WishError(f"there is no key {min(missing)} to remove")
+    added = dict(edits.set)
+    written: set[str] = set()
+    keys: list[str] = []
+    records: list[Piece] = []
+    insert_at: int | None = None
+    for kv in header.key_values:
+        if kv is padding:
+            insert_at = len(records)
+        elif kv.key in edits.set:
+            if kv.key not in written:  # a duplicate of a key that is set goes: it was ambiguous
+                keys.append(kv.key)
+                records.append(_record(header, kv, added.pop(kv.key)))
+                written.add(kv.key)
+        elif kv.key not in edits.remove:
+            keys.append(kv.key)
+            records.append(kv.span)
+    if insert_at is None:
+        insert_at = len(records)
+    new = [encode_key_value(key, value, header.byte_order) for key, value in added.items()]
+    if len(records) + len(new) >= MAX_KEY_VALUES:
+        raise WishError(f"a file may have at most {MAX_KEY_VALUES} key-values")
+    keys[insert_at:insert_at] = added
+    records[insert_at:insert_at] = new
+    return keys, records, insert_at + len(new)
+
+
+def _record(header: Header, kv: KeyValue, wanted: TypedValue) -> Piece:
+    """The record of a key that is set: the old one where it already says so."""
+    new = encode_key_value(kv.key, wanted, header.byte_order)
+    old = kv.value
+    if kv.type is not wanted.type or len(new) != kv.span.length:
+        return new
+    if not isinstance(old, ArrayValue):
+        standing = TypedValue(type=kv.type, value=old)
+    elif old.items is not None:
+        standing = TypedValue(type=kv.type, value=old.items, item_type=old.item_type)
+    else:
+        return new
+    same = encode_key_value(kv.key, standing, header.byte_order) == new
+    return kv.span if same else new
+
+
+def _new_alignment(header: Header, edits: Edits) -> int:
+    if ALIGNMENT_KEY in edits.remove:
+        return DEFAULT_ALIGNMENT
+    wanted = edits.set.get(ALIGNMENT_KEY)
+    if wanted is None:
+        return header.alignment
+    value = wanted.value
+    if (
+        wanted.type is not ValueType.UINT32
+        or not isinstance(value, int)
+        or value <= 0
+        or value & (value - 1)
+    ):
+        raise WishError(f"{ALIGNMENT_KEY} must be a UINT32 power of two, not {value!r:.80}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor of the new file; `content` is the old tensor it is, or the new data."""
+
+    name: str
+    content: TensorInfo | TensorData
+
+
+def _tensors(header: Header, edits: Edits) -> list[_Entry]:
+    _check_tensor_edits(header, edits)
+    entries = []
+    put = dict(edits.put_tensors)
+    for tensor in header.tensors:
+        if tensor.name not in edits.remove_tensors:
+            name = edits.rename_tensors.get(tensor.name, tensor.name)
+            entries.append(_Entry(name, put.pop(name, tensor)))
+    entries += [_Entry(name, data) for name, data in put.items()]
+    if edits.touches_tensors:
+        names: set[str] = set()
+        for entry in entries:
+            if entry.name in names:
+                raise WishError(f"two tensors would be named {entry.name!r}")
+            names.add(entry.name)
+    if len(entries) > MAX_TENSORS:
+        raise WishError(f"a file may have at most {MAX_TENSORS} tensors")
+    return entries
+
+
+def _check_tensor_edits(header: Header, edits: Edits) -> None:
+    names = {tensor.name for tensor in header.tensors}
+    for name in sorted(edits.remove_tensors | edits.rename_tensors.keys()):
+        if name not in names:
+            raise WishError(f"there is no tensor {name!r} to remove or rename")
+        if name in edits.remove_tensors and name in edits.rename_tensors:
+            raise WishError(f"tensor {name!r} is both removed and renamed")
+    for name in (*edits.rename_tensors.values(), *edits.put_tensors):
+        if not 0 < len(name.encode("utf-8", "surrogateescape")) <= MAX_TENSOR_NAME_BYTES:
+            raise WishError(f"tensor name {name!r} must have 1 to {MAX_TENSOR_NAME_BYTES} bytes")
+    for name, tensor in edits.put_tensors.items():
+        if len(tensor.shape) > MAX_DIMENSIONS or any(size < 0 for size in tensor.shape):
+            raise WishError(f"tensor {name!r} has the impossible shape {tensor.shape}")
+        try:
+            expected = data_length(tensor.type, tensor.shape)
+        except ValueError as error:
+            raise WishError(f"tensor {name!r}: {error}") from error
+        if expected is None:
+            raise WishError(f"tensor {name!r} has the unknown type {tensor.type}")
+        if expected != len(tensor.data):
+            raise WishError(
+                f"tensor {name!r} of shape {tensor.shape} takes {expected} bytes, "
+                f"{len(tensor.data)} were given"
+            )
+
+
+def _relaid(
+    header: Header, entries: Sequence[_Entry], alignment: int
+) -> tuple[list[Piece], list[Piece]]:
+    """Tensor infos and data with offsets contiguous and in order, as llama.cpp demands."""
+    infos: list[Piece] = []
+    data: list[Piece] = []
+    offset = written = 0
+    for entry in entries:
+        data.append(bytes(offset - written))
+        written = offset
+        content = entry.content
+        if isinstance(content, TensorData):
+            length = len(content.data)
+            pieces: list[Piece] = [content.data, bytes(-length % alignment)]
+        else:
+            length = content.length
+            pieces = [_with_pad(header, content, alignment)]
+        infos.append(_info(header, entry, offset))
+        data += pieces
+        written += sum(map(piece_length, pieces))
+        offset += aligned(length, alignment)
+    trailing = _tail(header, data_end(header))
+    if trailing.length:
+        data += [bytes(offset - written), trailing]
+    return infos, data
+
+
+def _with_pad(header: Header, tensor: TensorInfo, alignment: int) -> Span:
+    """The tensor's data with the padding that follows it, so that neighbours stay one span."""
+    start = header.data_offset + tensor.offset
+    length = aligned(tensor.length, alignment)
+    if length > aligned(tensor.length, header.alignment):
+        length = tensor.length
+    return Span(offset=start, length=min(length, header.file_size - start))
+
+
+def _info(header: Header, entry: _Entry, offset: int) -> Piece:
+    content = entry.content
+    if not isinstance(content, TensorData) and (entry.name, offset) == (
+        content.name,
+        content.offset,
+    ):
+        return content.span
+    return encode_tensor_info(entry.name, content.shape, content.type, offset, header.byte_order)
+
+
+def data_end(header: Header) -> int:
+    """Where tensor data with its final padding ends; bytes from there on are trailing bytes."""
+    ends = (aligned(tensor.offset + tensor.length, header.alignment) for tensor in header.tensors)
+    return header.data_offset + max(ends, default=0)
+
+
+def _tail(header: Header, start: int) -> Span:
+    return Span(offset=start, length=max(header.file_size - start, 0))
+
+
+def _count(source: Header, offset: int, old: int, new: int) -> Piece:
+    if old == new:
+        return Span(offset=offset, length=8)
+    return struct.pack(source.byte_order + "Q", new)
