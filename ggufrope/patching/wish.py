@@ -50,7 +50,7 @@ _PARAMETERS: dict[Scheme, frozenset[str]] = {
     "longrope": frozenset({"factor", "long_factors", "short_factors", "attn_factor"}),
     "factors": frozenset({"factor", "long_factors", "attn_factor"}),
 }
-_ANY_SCHEME = frozenset({"scaling", "target_context", "original_context", "freq_base", "bake"})
+_ANY_SCHEME = frozenset({"scaling", "target_context", "original_context", "freq_base", "bake", "two_faces"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,8 @@ class Wish:
     """The options of `patch`, None where nothing was said.
 
     Contexts are in tokens. `attn_factor` is the magnitude wanted on q and k (transformers'
-    `attention_factor`), not the value of any one key. `given` is a complete scheme from elsewhere
+    `attention_factor`), not the value of any one key. `bake` puts the scheme into factor tensors;
+    `two_faces` into the long ones alone, so that the model is itself up to its original context. `given` is a complete scheme from elsewhere
     (a config.json), which `scaling` and its parameters must then leave alone.
     """
 
@@ -76,6 +77,7 @@ class Wish:
     long_factors: tuple[float, ...] | None = None
     short_factors: tuple[float, ...] | None = None
     bake: bool = False
+    two_faces: bool = False
     given: RopeScaling | None = None
 
 
@@ -116,7 +118,7 @@ def resolve(wish: Wish, metadata: RopeMetadata) -> Target:
 
 
 def _resolve_given(wish: Wish, scaling: RopeScaling, metadata: RopeMetadata) -> Target:
-    if extra := sorted(_said(wish) - {"target_context", "freq_base", "bake", "given"}):
+    if extra := sorted(_said(wish) - {"target_context", "freq_base", "bake", "two_faces", "given"}):
         raise WishError(f"--from-config already says the scheme; leave out {_flags(extra)}")
     original: int | None = getattr(scaling, "original_context", None)
     original = original or metadata.context_length
