@@ -36,7 +36,6 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "deepseek2": {"log_multiplier_unit": 10.0, "mscale_pair": True},
     "deepseek32": {"log_multiplier_unit": 10.0},
     "mistral4": {"log_multiplier_unit": 10.0},
-    "glm-dsa": {"log_multiplier_unit": 10.0},
     "deepseek4": {"caveat": "compressed layers turn at a base of their own"},
     "dflash": {"rope": "neox", "caveat": DRAFT},
     "eagle3": {"caveat": DRAFT},
@@ -257,6 +256,7 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     fields |= _unrotated(hparams, graph) | _recurrent(hparams)
     if not re.search(r"ggml_rope\w*\s*\(", graph):
         fields["rope"] = "none"
+        fields.pop("caveat", None)
     return fields | EXCEPTIONS.get(name, {})
 
 

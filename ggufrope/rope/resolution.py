@@ -98,6 +98,16 @@ def file_scale(metadata: RopeMetadata) -> EffectiveValue:
     return _default(1.0, "the file has no scaling factor")
 
 
+def yarn_file_magnitude(metadata: RopeMetadata, arch: Architecture, factor: float) -> float:
+    """The magnitude llama.cpp gives YaRN of `factor`, before `rope.scaling.attn_factor`."""
+    multiplier = metadata.yarn_log_multiplier if "yarn_log_multiplier" in arch.reads else None
+    if not multiplier:
+        return yarn_mscale(factor)
+    whole = multiplier * arch.log_multiplier_unit
+    part = whole if arch.mscale_pair and whole != 1 else 1.0
+    return yarn_mscale(factor, part) / yarn_mscale(factor, whole)
+
+
 def _scaling_type(metadata: RopeMetadata, overrides: RopeOverrides) -> EffectiveValue:
     declared = metadata.scaling_type
     if declared is not None and declared not in SCALING_TYPES:
@@ -173,19 +183,10 @@ def _yarn_attn_factor(
     if not blends:
         return given
     factor = 1.0 / freq_scale
-    value = _yarn_correction(metadata, arch, factor) / (1.0 + 0.1 * math.log(factor))
+    value = yarn_file_magnitude(metadata, arch, factor) / (1.0 + 0.1 * math.log(factor))
     if given.source in ("file", "override"):
         return _ignored(value, f"YaRN computes its own: {given.value:g} is overwritten")
     return _default(value, "computed for YaRN, before rope_yarn's 1 + 0.1 ln factor")
-
-
-def _yarn_correction(metadata: RopeMetadata, arch: Architecture, factor: float) -> float:
-    multiplier = metadata.yarn_log_multiplier if "yarn_log_multiplier" in arch.reads else None
-    if not multiplier:
-        return yarn_mscale(factor)
-    whole = multiplier * arch.log_multiplier_unit
-    part = whole if arch.mscale_pair else 1.0
-    return yarn_mscale(factor, part) / yarn_mscale(factor, whole)
 
 
 def _beta(
