@@ -101,7 +101,7 @@ class Trunk:
         if self._context is None:
             self._context = self._open_context(self._n_ctx)
         shared = common_prefix(self._tokens, tokens)
-        if shared < len(self._tokens):
+        if shared < self._context.position:
             self._context.rewind(shared)
         if shared < len(tokens):
             self._context.extend(tokens[shared:], progress=self._progress)
