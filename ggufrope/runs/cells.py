@@ -15,7 +15,7 @@ Status: TypeAlias = Literal["ok", "error", "unsupported", "skipped"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A place in the matrix. `depth_percent`, `sample` and `part` are None where a task has none."""
+    """A place in the matrix; what a task does not vary is None."""
 
     model: str
     scaling: str
@@ -65,13 +65,17 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
-    """What came of one cell. `reason` is set for every status but "ok"."""
+    """What came of one cell. `reason` is set for every status but "ok".
+
+    `notes` are texts worth keeping beside the numbers: the needle, the answer expected.
+    """
 
     cell: Cell
     status: Status
     reason: str | None = None
     metrics: tuple[Metric, ...] = ()
     curves: tuple[Curve, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
     prompt_tokens: int | None = None
     elapsed_seconds: float | None = None
 

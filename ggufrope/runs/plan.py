@@ -14,11 +14,21 @@ from ..evals.facts import ValueKind
 from .thresholds import Thresholds
 
 TaskName: TypeAlias = Literal[
-    "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv"
+    "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
 ]
 Scheme: TypeAlias = Literal[
-    "file", "none", "linear", "ntk", "ntk-by-parts", "yarn", "llama3", "longrope", "factors"
+    "file",
+    "none",
+    "linear",
+    "ntk",
+    "dynamic-ntk",
+    "ntk-by-parts",
+    "yarn",
+    "llama3",
+    "longrope",
+    "factors",
 ]
+"""A scheme to try; "file" is the model as it stands."""
 CacheType: TypeAlias = Literal[
     "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"
 ]
@@ -51,6 +61,8 @@ class Trial:
     beta_slow: float | None = None
     ext_factor: float | None = None
     attn_factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
     long_factors: str | None = field(
         default=None, metadata={"help": "a json, csv or npy file, one number a rotary pair"}
     )
@@ -115,7 +127,8 @@ class RuntimeSettings:
 
     gpu_layers: Literal["all", "auto"] | int = "all"
     devices: tuple[str, ...] = field(
-        default=(), metadata={"help": "one worker a device, e.g. CUDA ordinals; empty: one, all devices"}
+        default=(),
+        metadata={"help": "CUDA devices, one worker for each; none: one for all"},
     )
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] = ()

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
 from ..errors import WishError
@@ -65,7 +65,7 @@ def json_schema(record: type, *, title: str) -> dict[str, Plain]:
     }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fields(record: type) -> dict[str, tuple[Field[Any], Any]]:
     """Each field of a record with its resolved type, in order."""
     hints = typing.get_type_hints(record)

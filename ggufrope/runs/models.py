@@ -1,0 +1,78 @@
+"""Which files a plan's model names mean, and what identifies each."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from ..container.locate import locate
+from ..errors import StorageError, WishError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """One model of a run: the name reports call it by, and the file behind it.
+
+    `header_sha256` covers everything in front of the tensor data; with `file_size` it tells two
+    models apart without reading the weights. `details` are the scalars worth showing.
+    """
+
+    name: str
+    path: str
+    file_size: int
+    header_sha256: str
+    details: tuple[tuple[str, str], ...] = ()
+
+
+Identify: TypeAlias = Callable[[str, Path], ModelFile]
+
+
+def resolve_models(names: tuple[str, ...], identify: Identify) -> tuple[ModelFile, ...]:
+    """The models that `names` mean: globs expanded in order of their names, duplicates refused.
+
+    Raises WishError where a glob matches nothing or two names mean one file, StorageError where
+    a file is not there; what `identify` raises goes through.
+    """
+    paths = [found for name in names for found in _expand(name)]
+    seen: dict[Path, str] = {}
+    for name, path in paths:
+        if not path.is_file():
+            raise StorageError(f"{name}: no such file")
+        if earlier := seen.get(path.resolve()):
+            raise WishError(f"{name} is the same file as {earlier}; name it once")
+        seen[path.resolve()] = name
+    labels = _labels([name for name, _ in paths])
+    return tuple(identify(label, path) for label, (_, path) in zip(labels, paths, strict=True))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a whole file, in hexadecimal. Raises StorageError."""
+    sha256 = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    try:
+        with path.open("rb", buffering=0) as stream:
+            while count := stream.readinto(buffer):
+                sha256.update(buffer[:count])
+    except OSError as error:
+        raise StorageError(f"{path}: cannot read: {error.strerror}") from error
+    return sha256.hexdigest()
+
+
+def _expand(name: str) -> Iterator[tuple[str, Path]]:
+    if name.startswith(("ollama:", "hf:")) or not glob.has_magic(name) or Path(name).exists():
+        yield name, locate(name)
+        return
+    matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # the pattern may be absolute
+    if not matches:
+        raise WishError(f"models: {name!r} matches no file")
+    yield from ((match, Path(match)) for match in matches)
+
+
+def _labels(names: list[str]) -> list[str]:
+    """File names where those differ, the names as given where they do not."""
+    short = [name if name.startswith(("ollama:", "hf:")) else Path(name).stem for name in names]
+    return short if len(set(short)) == len(short) else names
