@@ -121,6 +121,11 @@ class Context:
         """Tokens evaluated by one call at most."""
         return int(self._library.llama_n_batch(self.handle))
 
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes of the K and V caches as allocated, None for a model without any."""
+        return None if self.cache is None else self.cache.size_bytes
+
     # The trunk ----------------------------------------------------------------------------------
 
     def extend(self, tokens: Tokens, *, progress: Progress | None = None) -> None:
@@ -132,12 +137,15 @@ class Context:
     def logits(
         self, tokens: Tokens, *, progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token."""
+        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token.
+
+        An array is llama.cpp's own memory: valid until the next one is asked for.
+        """
         n_batch = min(self.n_batch, max(1, _LOGITS_BYTES // (4 * self.model.n_vocab)))
         for count in self._append(tokens, n_batch=n_batch, outputs=len(tokens)):
             if progress is not None:
                 progress(count)
-            yield output_logits(self.handle, count, self.model.n_vocab).copy()
+            yield output_logits(self.handle, count, self.model.n_vocab)
 
     def rewind(self, position: int) -> None:
         """Forget the trunk's tokens from `position` on.
@@ -199,7 +207,7 @@ class Context:
                 for count in self._run(1, position, given, n_batch=self.n_batch, outputs=1):
                     position += count
                 token = int(output_logits(self.handle, 1, self.model.n_vocab).argmax())
-                if self.model.ends_generation(token):
+                if self.model.vocabulary.ends_generation(token):
                     break
                 answer.append(token)
                 given = [token]

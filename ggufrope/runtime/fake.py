@@ -180,7 +180,13 @@ class FakeContext:
                 progress(len(batch))
             yield np.stack(rows)
 
+    @property
+    def cache_bytes(self) -> int | None:
+        """It has no cache to measure."""
+        return None
+
     def close(self) -> None:
+        """Remember that it was closed."""
         self.closed = True
 
     def _score(self, prompt: Tokens, answer: Tokens) -> AnswerScore:

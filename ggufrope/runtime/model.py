@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from ggufrope.errors import LoadError, MemoryNeedError, WishError
+from ggufrope.rope.keys import SCALING_TYPES
 from ggufrope.runtime import library
-from ggufrope.runtime.settings import SCALING_TYPES
+from ggufrope.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -65,10 +66,10 @@ class Model:
         """For `Model.open`."""
         self._library = library.load()
         self._handle = handle
-        self._vocabulary = self._library.llama_model_get_vocab(handle)
         self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         self._log = log
         self.path = path
+        self.vocabulary = Vocabulary(handle)
         # A context with a custom YaRN scale makes llama.cpp change this one in the model itself.
         self.n_ctx_train = int(self._library.llama_model_n_ctx_train(handle))
 
@@ -157,11 +158,6 @@ class Model:
         self._contexts.add(context)
 
     # What it is ---------------------------------------------------------------------------------
-
-    @property
-    def n_vocab(self) -> int:
-        """Tokens in the vocabulary."""
-        return int(self._library.llama_vocab_n_tokens(self._vocabulary))
 
     @property
     def n_layer(self) -> int:
@@ -254,45 +250,19 @@ class Model:
 
     # Tokens -------------------------------------------------------------------------------------
 
+    @property
+    def n_vocab(self) -> int:
+        """Tokens in the vocabulary."""
+        return self.vocabulary.size
+
     def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
-        """Tokens of plain text, special tokens in it left as text; with `beginning`, preceded
-        by BOS where the vocabulary adds one."""
-        encoded = text.encode("utf-8", "surrogateescape")
-        capacity = len(encoded) + 2
-        while True:
-            tokens = (ctypes.c_int32 * capacity)()
-            count = self._library.llama_tokenize(
-                self._vocabulary, encoded, len(encoded), tokens, capacity, False, False
-            )
-            if count >= 0:
-                break
-            capacity = -count
-        start = [self.bos] if beginning and self.bos is not None else []
-        return start + tokens[:count]
+        """Tokens of plain text as it stands after other text; with `beginning`, as it stands at
+        the start: preceded by BOS, and by a space, where the vocabulary adds them."""
+        return self.vocabulary.tokenize(text, beginning=beginning)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones spelled out."""
-        given = (ctypes.c_int32 * len(tokens))(*tokens)
-        capacity = 16 * len(tokens) + 16
-        while True:
-            text = ctypes.create_string_buffer(capacity)
-            length = self._library.llama_detokenize(
-                self._vocabulary, given, len(tokens), text, capacity, False, True
-            )
-            if length >= 0:
-                return text.raw[:length].decode("utf-8", "replace")
-            capacity = -length
-
-    @property
-    def bos(self) -> int | None:
-        """The token that begins a text, where the vocabulary adds one."""
-        if not self._library.llama_vocab_get_add_bos(self._vocabulary):
-            return None
-        return int(self._library.llama_vocab_bos(self._vocabulary))
-
-    def ends_generation(self, token: int) -> bool:
-        """Whether the model says with `token` that it is done."""
-        return bool(self._library.llama_vocab_is_eog(self._vocabulary, token))
+        return self.vocabulary.detokenize(tokens)
 
 
 def buffers(log: Log, what: str) -> tuple[Buffer, ...]:

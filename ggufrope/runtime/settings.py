@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ggufrope.errors import WishError
-from ggufrope.rope.llamacpp import RopeOverrides
+from ggufrope.rope.effective import RopeOverrides
+from ggufrope.rope.keys import SCALING_TYPES
 from ggufrope.runtime.kvcache import cache_type
-
-SCALING_TYPES = ("none", "linear", "yarn", "longrope")
-"""The words of `rope.scaling.type` by their number in `enum llama_rope_scaling_type`
-(include/llama.h); llama.cpp aborts the process on any other."""
 
 _UINT32_MAX = 2**32 - 1
 _NOTHING_OVERRIDDEN = RopeOverrides()
@@ -78,29 +74,18 @@ def usable_cpus() -> int:
 
 
 def _rope_parameters(rope: RopeOverrides) -> dict[str, int | float | None]:
-    """llama.cpp reads zero or below in these as "unset", so such a wish must not get through."""
-    parameters: dict[str, int | float | None] = {}
-    for item in fields(rope):
-        value = getattr(rope, item.name)
-        if item.name == "scaling_type":
-            parameters["rope_scaling_type"] = _scaling_number(value)
-            continue
-        may_be_zero = item.name.startswith("yarn_") and item.name != "yarn_orig_ctx"
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise WishError(f"{item.name}={value}: must be a finite number, not negative")
-        if value == 0 and not may_be_zero:
-            raise WishError(f"{item.name}=0: must be above zero (llama.cpp takes 0 for unset)")
-        name = item.name if item.name.startswith("yarn_") else f"rope_{item.name}"
-        parameters[name] = value
-    return parameters
-
-
-def _scaling_number(word: str | None) -> int | None:
-    if word is None:
-        return None
-    if word not in SCALING_TYPES:
-        raise WishError(f"scaling type {word!r}: llama.cpp knows {', '.join(SCALING_TYPES)}")
-    return SCALING_TYPES.index(word)
+    # SCALING_TYPES is in the order of enum llama_rope_scaling_type, include/llama.h.
+    scaling_type = None if rope.scaling_type is None else SCALING_TYPES.index(rope.scaling_type)
+    return {
+        "rope_scaling_type": scaling_type,
+        "rope_freq_base": rope.freq_base,
+        "rope_freq_scale": rope.freq_scale,
+        "yarn_ext_factor": rope.yarn_ext_factor,
+        "yarn_attn_factor": rope.yarn_attn_factor,
+        "yarn_beta_fast": rope.yarn_beta_fast,
+        "yarn_beta_slow": rope.yarn_beta_slow,
+        "yarn_orig_ctx": rope.yarn_orig_ctx,
+    }
 
 
 def _count(name: str, value: int | None) -> int | None:

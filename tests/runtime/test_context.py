@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ggufrope.errors import CacheTypeError, DecodeError, RuntimeFailure, WishError
-from ggufrope.rope.llamacpp import RopeOverrides
+from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime import Branch, Context, ContextSettings, Model
 
 if TYPE_CHECKING:
@@ -150,9 +150,6 @@ def test_a_quantized_v_needs_flash_attention(model: Model) -> None:
         ContextSettings(n_ctx=0),
         ContextSettings(n_ctx=2**32),
         ContextSettings(n_ctx=256, n_batch=0),
-        ContextSettings(n_ctx=256, rope=RopeOverrides(freq_base=0.0)),
-        ContextSettings(n_ctx=256, rope=RopeOverrides(freq_scale=float("nan"))),
-        ContextSettings(n_ctx=256, rope=RopeOverrides(yarn_beta_fast=-1.0)),
     ],
 )
 def test_impossible_numbers_are_refused(model: Model, settings: ContextSettings) -> None:
