@@ -12,10 +12,10 @@ A failure of the runtime is a result without a score, with its reason. Nothing h
 llama.cpp: models and contexts are whatever satisfies `protocol`.
 """
 
-from .metrics import Mean, Proportion
-from .needle import NeedleResult, NeedleTask, Recall, recall, recall_by_length
-from .needle_plan import NeedleCell, NeedlePlan, passkey_plan
-from .types import OpenContext, Result, Sample, Score, Task
+from ggufrope.evals.metrics import Mean, Proportion
+from ggufrope.evals.needle import NeedleResult, NeedleTask, Recall, recall, recall_by_length
+from ggufrope.evals.needle_plan import NeedleCell, NeedlePlan, passkey_plan
+from ggufrope.evals.types import OpenContext, Result, Sample, Score, Task
 
 __all__ = [
     "Mean",

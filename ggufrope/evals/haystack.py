@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, TypeAlias
 
-from ..errors import WishError
-from . import corpus
-from .protocol import LanguageModel
+from ggufrope.errors import WishError
+from ggufrope.evals import corpus
+from ggufrope.evals.protocol import LanguageModel
 
 HaystackKind: TypeAlias = Literal["noise", "essay", "text"]
 _EMPTY_SENTENCES_ALLOWED = 1000

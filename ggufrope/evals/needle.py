@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from ..errors import RuntimeFailure
-from .metrics import Mean, Proportion, mean, proportion
-from .needle_plan import NeedleCell, NeedlePlan
-from .needle_prompts import Ask, Stop, stops
-from .protocol import AnswerScore, LanguageModel, Progress
-from .schedule import Trunk, branch_tokens, common_prefix
-from .types import OpenContext, Score
+from ggufrope.errors import RuntimeFailure
+from ggufrope.evals.metrics import Mean, Proportion, mean, proportion
+from ggufrope.evals.needle_plan import NeedleCell, NeedlePlan
+from ggufrope.evals.needle_prompts import Ask, Stop, stops
+from ggufrope.evals.protocol import AnswerScore, LanguageModel, Progress
+from ggufrope.evals.schedule import Trunk, branch_tokens, common_prefix
+from ggufrope.evals.types import OpenContext, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

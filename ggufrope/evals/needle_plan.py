@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ..errors import WishError
-from .facts import ValueKind
-from .haystack import HaystackKind
+from ggufrope.errors import WishError
+from ggufrope.evals.facts import ValueKind
+from ggufrope.evals.haystack import HaystackKind
 
 NeedleMode: TypeAlias = Literal["one-pass", "isolated"]
 Wording: TypeAlias = Literal["fact", "passkey"]

@@ -15,12 +15,12 @@ from itertools import islice
 from math import inf
 from random import Random
 
-from ..errors import WishError
-from .facts import Fact, answer_of, facts, pass_keys, question_of
-from .haystack import Filler, Insert, Woven, sentences, weave
-from .needle_plan import NeedleCell, NeedlePlan
-from .protocol import Branch, LanguageModel
-from .schedule import Layout, lay_out
+from ggufrope.errors import WishError
+from ggufrope.evals.facts import Fact, answer_of, facts, pass_keys, question_of
+from ggufrope.evals.haystack import Filler, Insert, Woven, sentences, weave
+from ggufrope.evals.needle_plan import NeedleCell, NeedlePlan
+from ggufrope.evals.protocol import Branch, LanguageModel
+from ggufrope.evals.schedule import Layout, lay_out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,12 @@ from math import exp, fsum, inf, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RuntimeFailure, WishError
-from .logprobs import log_probabilities
-from .protocol import LanguageContext, LanguageModel, Progress
-from .schedule import Trunk
-from .texts import Text, reference_text, tokens_of
-from .types import OpenContext, Score
+from ggufrope.errors import RuntimeFailure, WishError
+from ggufrope.evals.logprobs import log_probabilities
+from ggufrope.evals.protocol import LanguageContext, LanguageModel, Progress
+from ggufrope.evals.schedule import Trunk
+from ggufrope.evals.texts import Text, reference_text, tokens_of
+from ggufrope.evals.types import OpenContext, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,17 +240,18 @@ def _read(
 
 def _added(buckets: Iterable[Bucket]) -> tuple[Bucket, ...]:
     """Buckets of the same positions added up, in order."""
-    sums: dict[tuple[int, int], Bucket] = {}
+    places: dict[tuple[int, int], list[Bucket]] = {}
     for bucket in buckets:
-        place = (bucket.start, bucket.end)
-        known = sums.get(place, Bucket(start=bucket.start, end=bucket.end, tokens=0, nll=0.0))
-        sums[place] = Bucket(
-            start=bucket.start,
-            end=bucket.end,
-            tokens=known.tokens + bucket.tokens,
-            nll=known.nll + bucket.nll,
+        places.setdefault((bucket.start, bucket.end), []).append(bucket)
+    return tuple(
+        Bucket(
+            start=start,
+            end=end,
+            tokens=sum(bucket.tokens for bucket in places[start, end]),
+            nll=fsum(bucket.nll for bucket in places[start, end]),
         )
-    return tuple(sums[place] for place in sorted(sums))
+        for start, end in sorted(places)
+    )
 
 
 def _exp(nll: float) -> float:

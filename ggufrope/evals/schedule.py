@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from .protocol import AnswerScore, Branch, LanguageContext, Progress
-from .types import OpenContext
+from ggufrope.evals.protocol import AnswerScore, Branch, LanguageContext, Progress
+from ggufrope.evals.types import OpenContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingPartError, StorageError, WishError
-from .protocol import LanguageModel
+from ggufrope.errors import MissingPartError, StorageError, WishError
+from ggufrope.evals.protocol import LanguageModel
 
 _UNSURE_TOKENS = 64
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
-from .protocol import LanguageContext, LanguageModel, Progress
+from ggufrope.evals.protocol import LanguageContext, LanguageModel, Progress
 
 OpenContext: TypeAlias = Callable[[int], LanguageContext]
 """Opens a context of that many tokens; whatever else is set about it is closed over. The task

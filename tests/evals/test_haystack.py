@@ -13,14 +13,13 @@ from ggufrope.errors import WishError
 from ggufrope.evals import corpus
 from ggufrope.evals.facts import ADJECTIVES, NOUNS
 from ggufrope.evals.haystack import Filler, Insert, sentences, weave
-
-from .standin import StandInModel
+from ggufrope.runtime.fake import FakeModel
 
 
 def filler(*lengths: int) -> Filler:
     """Sentences of so many tokens, round and round."""
     texts = (" a" * n for n in lengths * 1000)
-    return Filler(StandInModel(), texts)
+    return Filler(FakeModel(), texts)
 
 
 def test_a_fact_goes_in_before_its_target() -> None:
@@ -70,7 +69,7 @@ def test_text_without_words_is_refused() -> None:
 
 
 def test_a_vocabulary_without_the_words_is_refused() -> None:
-    class Mute(StandInModel):
+    class Mute(FakeModel):
         def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
             return []
 

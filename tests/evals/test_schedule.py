@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,7 +42,7 @@ def test_every_cell_has_a_place_near_and_inside(
     layout = lay_out(ordered, wanted, fact_tokens=fact, spacing=spacing)
     targets = [place.target for place in layout.places]
     apart = max(spacing, fact)
-    assert all(b - a >= apart for a, b in zip(targets, targets[1:], strict=False))
+    assert all(b - a >= apart for a, b in pairwise(targets))
     for room, row in zip(ordered, layout.of, strict=True):
         for depth, place in zip(wanted, row, strict=True):
             assert 0 <= targets[place] <= room - fact
