@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 if TYPE_CHECKING:
     from ggufrope.patching import Scheme, Wish
-    from ggufrope.rope import RopeScaling
     from ggufrope.rope.factors import FactorSet
+    from ggufrope.rope.huggingface import ConfigRope
     from ggufrope.runs.plan import Trial
 
 
@@ -37,7 +37,7 @@ def wish_of(trial: Trial, *, target_context: int | None = None) -> Wish:
         short_factors=short,
         bake=trial.bake,
         two_faces=trial.two_faces,
-        given=None if trial.from_config is None else _config_scaling(Path(trial.from_config)),
+        given=None if trial.from_config is None else _config(Path(trial.from_config)),
     )
 
 
@@ -67,7 +67,7 @@ def _factor_arrays(
     return long, short if trial.scheme == "longrope" or trial.short_factors else None
 
 
-def _config_scaling(path: Path) -> RopeScaling:
+def _config(path: Path) -> ConfigRope:
     from ggufrope.errors import WishError
     from ggufrope.rope.huggingface import from_config
 
@@ -75,7 +75,7 @@ def _config_scaling(path: Path) -> RopeScaling:
         config: Any = json.loads(_read(path))
     except ValueError as error:
         raise WishError(f"{path}: not JSON ({error})") from error
-    return from_config(config).rope.scaling
+    return from_config(config)
 
 
 def _read(path: Path) -> bytes:

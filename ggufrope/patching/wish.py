@@ -25,6 +25,7 @@ from ggufrope.rope import (
     Unscaled,
     Yarn,
 )
+from ggufrope.rope.huggingface import ConfigRope
 
 Scheme: TypeAlias = Literal[
     "none",
@@ -50,7 +51,9 @@ _PARAMETERS: dict[Scheme, frozenset[str]] = {
     "longrope": frozenset({"factor", "long_factors", "short_factors", "attn_factor"}),
     "factors": frozenset({"factor", "long_factors", "attn_factor"}),
 }
-_ANY_SCHEME = frozenset({"scaling", "target_context", "original_context", "freq_base", "bake", "two_faces"})
+_ANY_SCHEME = frozenset(
+    {"scaling", "target_context", "original_context", "freq_base", "bake", "two_faces"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +62,8 @@ class Wish:
 
     Contexts are in tokens. `attn_factor` is the magnitude wanted on q and k (transformers'
     `attention_factor`), not the value of any one key. `bake` puts the scheme into factor tensors;
-    `two_faces` into the long ones alone, so that the model is itself up to its original context. `given` is a complete scheme from elsewhere
-    (a config.json), which `scaling` and its parameters must then leave alone.
+    `two_faces` into the long ones alone, so that the model is itself up to its original context. `given` is a config.json, which says the
+    scheme and its parameters itself.
     """
 
     scaling: Scheme | None = None
@@ -78,7 +81,7 @@ class Wish:
     short_factors: tuple[float, ...] | None = None
     bake: bool = False
     two_faces: bool = False
-    given: RopeScaling | None = None
+    given: ConfigRope | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,22 +120,26 @@ def resolve(wish: Wish, metadata: RopeMetadata) -> Target:
     )
 
 
-def _resolve_given(wish: Wish, scaling: RopeScaling, metadata: RopeMetadata) -> Target:
-    if extra := sorted(_said(wish) - {"target_context", "freq_base", "bake", "two_faces", "given"}):
+def _resolve_given(wish: Wish, config: ConfigRope, metadata: RopeMetadata) -> Target:
+    """The scheme of a config.json, which must be of a model with these rotary dimensions."""
+    if extra := sorted(_said(wish) - (_ANY_SCHEME - {"scaling"}) - {"given"}):
         raise WishError(f"--from-config already says the scheme; leave out {_flags(extra)}")
-    original: int | None = getattr(scaling, "original_context", None)
+    for what, theirs, ours in (
+        ("head size", config.head_size, metadata.head_size),
+        ("rotary dimensions", config.n_rot, metadata.n_rot),
+    ):
+        if None not in (theirs, ours) and theirs != ours:
+            raise WishError(f"the config is of another model: {what} {theirs}, the file has {ours}")
+    original = wish.original_context or getattr(config.scaling, "original_context", None)
     original = original or metadata.context_length
-    factor: float | None = getattr(scaling, "factor", None)
-    target = wish.target_context or (
-        round(original * factor) if original and factor else metadata.context_length
-    )
+    target = wish.target_context or config.context_length or metadata.context_length
     if original is None or target is None:
         raise WishError("neither the config nor the file says a context length; give --target-ctx")
     return Target(
-        scaling=scaling,
+        scaling=config.scaling,
         original_context=original,
         context_length=target,
-        freq_base=wish.freq_base,
+        freq_base=wish.freq_base or config.base,
     )
 
 
