@@ -90,7 +90,7 @@ class Architecture:
         return bool(self.tensors) and self.factors_on != "none"
 
     def loads(self, tensor: str, scaling_type: str) -> bool:
-        """Whether it loads `tensor` from a file of `scaling_type`; if not, the file does not load."""
+        """Whether `tensor` loads in a file of `scaling_type`; if not, the file does not either."""
         if tensor not in self.tensors:
             return False
         if not self.tensors_by_type:

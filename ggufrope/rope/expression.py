@@ -158,7 +158,7 @@ class _Draft:
         )
 
     def _settle_tensors(self) -> None:
-        """Take out tensors that would not load beside the new scaling type; note those that stay."""
+        """Take out tensors that the new scaling type refuses; note those that stay."""
         scaling_type = str(self.fields["scaling_type"])
         for tensor in self.metadata.factor_tensors:
             if tensor.name in self.tensors:
@@ -371,7 +371,7 @@ def _bake_advice(draft: _Draft) -> str:
 
 def _no_factors(draft: _Draft, what: str) -> str:
     return (
-        f"llama.cpp loads no such factor tensors for {draft.arch.name}, so a file cannot hold {what}: "
-        "use YaRN (--rope-scaling yarn --rope-scale N --yarn-orig-ctx N --yarn-beta-fast N "
+        f"llama.cpp loads no such factor tensors for {draft.arch.name}, "
+        f"so a file cannot hold {what}: use YaRN (--rope-scaling yarn --rope-scale N --yarn-orig-ctx N --yarn-beta-fast N "
         "--yarn-beta-slow N at run time), linear or NTK-aware scaling"
     )
