@@ -26,6 +26,10 @@ class Cell:
     depth_percent: float | None = None
     sample: int | None = None
     part: str | None = field(default=None, metadata={"help": "a task of RULER, for instance"})
+    control: bool = field(
+        default=False,
+        metadata={"help": "added at the native context, to tell model from extension"},
+    )
 
     @property
     def label(self) -> str:

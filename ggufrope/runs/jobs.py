@@ -106,9 +106,18 @@ def expand(plan: RunPlan, models: tuple[ModelFile, ...]) -> tuple[Job, ...]:
     return tuple(_job(plan, *coordinates) for coordinates in axes)
 
 
+def control_context(plan: RunPlan, model: ModelFile) -> int | None:
+    """The native context, where the plan goes beyond it and does not ask for it anyway."""
+    native = model.native_context
+    if not plan.control or native is None or native in plan.contexts:
+        return None
+    return native if native < max(plan.contexts) else None
+
+
 def _job(
     plan: RunPlan, model: ModelFile, trial: Trial, kv: KvTypes, task: TaskName, seed: int
 ) -> Job:
+    control = control_context(plan, model) if task == "needle" else None
     cells = tuple(
         Cell(
             model=model.name,
@@ -120,8 +129,9 @@ def _job(
             depth_percent=depth,
             sample=sample,
             part=part,
+            control=context == control,
         )
-        for context, part, depth, sample in _places(plan, task)
+        for context, part, depth, sample in _places(plan, task, control)
     )
     content = {
         "file": [model.header_sha256, model.file_size],
@@ -144,10 +154,10 @@ def _job(
 
 
 def _places(
-    plan: RunPlan, task: TaskName
+    plan: RunPlan, task: TaskName, control: int | None
 ) -> Iterator[tuple[int, str | None, float | None, int | None]]:
     """(context, part, depth, sample) of every cell of a task, shortest context first."""
-    contexts = sorted(plan.contexts)
+    contexts = sorted({*plan.contexts, *([] if control is None else [control])})
     samples = range(plan.samples)
     if task in ("needle", "passkey"):
         yield from product(contexts, [None], plan.depth_percents, samples)

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from ..container import Scalar, read_header
 from ..container.locate import locate
 from ..errors import StorageError, WishError
+from ..rope import read_metadata
+from ..rope.keys import KEYS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,20 +21,41 @@ class ModelFile:
     """One model of a run: the name reports call it by, and the file behind it.
 
     `header_sha256` covers everything in front of the tensor data; with `file_size` it tells two
-    models apart without reading the weights. `details` are the scalars worth showing.
+    models apart without reading the weights. `native_context` is the length in tokens it was
+    trained for, None where the file does not say. `details` are the metadata worth showing.
     """
 
     name: str
     path: str
     file_size: int
     header_sha256: str
+    native_context: int | None = None
     details: tuple[tuple[str, str], ...] = ()
 
+
+_DETAILS = ("general.name", "general.architecture", "general.size_label", "general.file_type")
 
 Identify: TypeAlias = Callable[[str, Path], ModelFile]
 
 
-def resolve_models(names: tuple[str, ...], identify: Identify) -> tuple[ModelFile, ...]:
+def identify(name: str, path: Path) -> ModelFile:
+    """The model in a GGUF file, from its header alone. Raises FileError."""
+    header = read_header(path)
+    metadata = read_metadata(header)
+    details = {key: header.get(key) for key in (*_DETAILS, *map(metadata.key, KEYS))}
+    return ModelFile(
+        name=name,
+        path=str(path),
+        file_size=header.file_size,
+        header_sha256=sha256_of(path, header.data_offset),
+        native_context=metadata.original_context or metadata.context_length,
+        details=tuple(
+            (key, str(value)) for key, value in details.items() if isinstance(value, Scalar)
+        ),
+    )
+
+
+def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tuple[ModelFile, ...]:
     """The models that `names` mean: globs expanded in order of their names, duplicates refused.
 
     Raises WishError where a glob matches nothing or two names mean one file, StorageError where
@@ -49,14 +73,16 @@ def resolve_models(names: tuple[str, ...], identify: Identify) -> tuple[ModelFil
     return tuple(identify(label, path) for label, (_, path) in zip(labels, paths, strict=True))
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a whole file, in hexadecimal. Raises StorageError."""
+def sha256_of(path: Path, length: int | None = None) -> str:
+    """SHA-256, in hexadecimal, of a file or of its first `length` bytes. Raises StorageError."""
     sha256 = hashlib.sha256()
     buffer = memoryview(bytearray(1 << 20))
+    left = path.stat().st_size if length is None else length
     try:
         with path.open("rb", buffering=0) as stream:
-            while count := stream.readinto(buffer):
+            while left and (count := stream.readinto(buffer[:left])):
                 sha256.update(buffer[:count])
+                left -= count
     except OSError as error:
         raise StorageError(f"{path}: cannot read: {error.strerror}") from error
     return sha256.hexdigest()
@@ -73,6 +99,7 @@ def _expand(name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _labels(names: list[str]) -> list[str]:
-    """File names where those differ, the names as given where they do not."""
+    """File names where those differ, the names as given where they do not; always writable."""
     short = [name if name.startswith(("ollama:", "hf:")) else Path(name).stem for name in names]
-    return short if len(set(short)) == len(short) else names
+    chosen = short if len(set(short)) == len(short) else names
+    return [name.encode("utf-8", "backslashreplace").decode() for name in chosen]

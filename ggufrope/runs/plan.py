@@ -158,6 +158,9 @@ class RunPlan:
         default=11, metadata={"help": "how many, evenly spread, or a list in percent"}
     )
     mode: Literal["one-pass", "isolated"] = "one-pass"
+    control: bool = field(
+        default=True, metadata={"help": "ask needles at the native context too, for comparison"}
+    )
     value: ValueKind = field(default="number", metadata={"help": "what a needle's value is"})
     samples: int = field(default=1, metadata={"help": "of each cell, with different needles"})
     seeds: tuple[int, ...] = (0,)

@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -120,7 +120,7 @@ class RunStore:
             (folder / "plan.toml").write_text(format_plan(plan), encoding="utf-8")
         except (OSError, UnicodeEncodeError) as error:
             raise StorageError(f"{folder}: cannot write the run there: {error}") from error
-        # Filled under another name: a run that exists is a run that is whole.
+        # Filled under another name: a run that exists is whole, and the first to make it wins.
         building = path.with_name(f"run.{os.getpid()}.building")
         database = _connect(building, wal=False)
         with _transaction(database):
@@ -136,8 +136,12 @@ class RunStore:
                 ((n, job.id, job.model, _dump(job)) for n, job in enumerate(jobs)),
             )
         database.close()
-        building.replace(path)
-        return cls(folder)
+        with suppress(FileExistsError):
+            os.link(building, path)
+        building.unlink()
+        store = cls(folder)
+        store._require_same(plan, jobs)
+        return store
 
     def __enter__(self) -> RunStore:
         return self

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from ..errors import StorageError
 from ..evals.needle import NeedleResult, NeedleTask
 from ..evals.needle_plan import NeedlePlan, passkey_plan
-from ..evals.types import Task
+from ..evals.types import Score, Task
 from .cells import Cell, CellResult, Metric
 from .jobs import Job
 from .plan import RunPlan, TaskName
@@ -53,6 +53,7 @@ def _needle(plan: RunPlan, job: Job) -> NeedleTask:
             kind=plan.value,
             haystack=plan.haystack.kind,
             text=_text(plan.haystack.file),
+            control=next((c.context_tokens for c in job.cells if c.control), None),
         )
     )
 
@@ -80,12 +81,17 @@ def _measure_needle(cell: Cell, result: NeedleResult) -> CellResult:
         metrics=(
             Metric(name="recall", value=result.exact.value),
             Metric(name="log_probability", value=result.log_probability.value),
-            Metric(name="rank", value=result.rank.value, n=result.candidates),
+            Metric(name="beats_distractors", value=_first(result.rank)),
+            Metric(name="rank", value=result.rank.value),
             Metric(name="measured_depth", value=result.measured_depth),
         ),
         notes=(("needle", result.needle), ("answer", result.answer)),
         prompt_tokens=result.prompt_tokens,
     )
+
+
+def _first(rank: Score) -> float | None:
+    return None if rank.value is None else float(rank.value == 1)
 
 
 ADAPTERS: Mapping[TaskName, Adapter] = {
