@@ -8,10 +8,14 @@ from typing import Any
 
 import typer
 
-from . import inspect
+from . import inspect, patch
 
 _EXAMPLES: dict[str, tuple[ModuleType, str]] = {
     "inspect": (inspect, "ggufrope inspect model.gguf --ctx 32768"),
+    "patch": (
+        patch,
+        "ggufrope patch model.gguf -o long.gguf --scaling yarn --target-ctx 32768",
+    ),
 }
 
 

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from ggufrope.rope import Finding
+    from ggufrope.rope.lint import Finding
 
-SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
 def table(*columns: str, numeric: Sequence[str] = (), title: str | None = None) -> Table:

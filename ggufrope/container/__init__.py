@@ -4,6 +4,7 @@ from ggufrope.container.arrays import read_array, read_span, read_tensor
 from ggufrope.container.checks import LayoutFinding, layout_findings
 from ggufrope.container.edits import PADDING_KEY, Edits, TensorData, TypedValue, float_tensor
 from ggufrope.container.layout import Rewrite, plan_rewrite
+from ggufrope.container.locate import locate
 from ggufrope.container.reader import parse_header, read_header
 from ggufrope.container.store import (
     Rejection,
@@ -48,6 +49,7 @@ __all__ = [
     "carry_out",
     "float_tensor",
     "layout_findings",
+    "locate",
     "parse_header",
     "plan_rewrite",
     "plan_store",

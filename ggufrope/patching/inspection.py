@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING
 
 from ggufrope.container import read_header, read_tensor
 from ggufrope.errors import FileError
-from ggufrope.rope import (
-    EffectiveRope,
-    Finding,
-    RopeMetadata,
-    RopeOverrides,
-    effective,
-    lint,
-    read_metadata,
-)
+from ggufrope.rope import EffectiveRope, RopeMetadata, RopeOverrides, effective, read_metadata
 from ggufrope.rope.keys import FACTOR_TENSORS, KEYS
+from ggufrope.rope.lint import Finding, lint
 
 if TYPE_CHECKING:
     from ggufrope.container import Header
@@ -82,5 +75,5 @@ def inspect(
         model=model,
         effective=rotation,
         refusal=refusal,
-        findings=lint(model.metadata, context_tokens=context_tokens),
+        findings=lint(model.metadata),
     )

@@ -25,18 +25,10 @@ from ggufrope.container import (
 from ggufrope.errors import WishError
 from ggufrope.patching.inspection import StoredModel, read_model
 from ggufrope.patching.wish import Target, Wish, resolve
-from ggufrope.rope import (
-    EffectiveRope,
-    Expression,
-    FactorTensor,
-    Finding,
-    Ignored,
-    RopeMetadata,
-    effective,
-    express,
-    lint,
-)
+from ggufrope.rope import EffectiveRope, FactorTensor, RopeMetadata, effective
+from ggufrope.rope.expression import Expression, Ignored, express
 from ggufrope.rope.keys import KEYS
+from ggufrope.rope.lint import Finding, lint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +77,7 @@ class PatchReceipt:
     strategy: Strategy
     rejected: tuple[Rejection, ...]
     bytes_written: int
+    weights_sha256: str | None
 
 
 def plan_patch(
@@ -135,6 +128,7 @@ def apply(plan: PatchPlan, *, progress: Progress | None = None) -> PatchReceipt:
         strategy=stored.strategy,
         rejected=stored.rejected,
         bytes_written=stored.bytes_written,
+        weights_sha256=None,
     )
 
 

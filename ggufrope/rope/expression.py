@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ggufrope.container import TypedValue
 from ggufrope.errors import WishError
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.bake import Baked, bake
@@ -54,14 +55,6 @@ SCALING_FIELDS = (
     "yarn_beta_slow",
 )
 """The fields that together say how positions are scaled: setting a scheme settles them all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypedValue:
-    """A metadata value with the type it is written as."""
-
-    type: ValueType
-    value: Scalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
