@@ -87,10 +87,8 @@ class Source:
 
     def model_class(self, arch: str) -> str | None:
         """The class that loads `arch`."""
-        found = re.search(
-            rf"case {arch}:(?:\s*case LLM_ARCH_\w+:)*\s*(?:\{{[^}}]*?)?return new (llama_model_\w+)",
-            self.model,
-        )
+        cases = rf"case {arch}:(?:\s*case LLM_ARCH_\w+:)*\s*"
+        found = re.search(cases + r"(?:\{[^}]*?)?return new (llama_model_\w+)", self.model)
         return found[1] if found else None
 
     def parent(self, name: str) -> str | None:

@@ -18,7 +18,7 @@ from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.bake import Baked, bake
 from ggufrope.rope.frequencies import dynamic_growth, longrope_magnitude, ntk_base, yarn_magnitude
 from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
-from ggufrope.rope.layers import sliding_layers
+from ggufrope.rope.layers import layer_kinds, sliding_layers
 from ggufrope.rope.llamacpp import rotary_dimensions
 from ggufrope.rope.resolution import file_base, number, yarn_file_magnitude
 from ggufrope.rope.scaling import (
@@ -142,6 +142,8 @@ class _Draft:
             if getattr(self.metadata, name) is not None:
                 keys.setdefault(self.metadata.key(name), None)
         self._settle_tensors()
+        if "global" not in layer_kinds(self.metadata, self.arch):
+            self.notes.append("only sliding-window layers rotate: a window needs no extension")
         return Expression(
             keys=MappingProxyType(keys),
             tensors=MappingProxyType(self.tensors),
@@ -364,7 +366,7 @@ def _bake_advice(draft: _Draft) -> str:
 
 def _no_factors(draft: _Draft, what: str) -> str:
     return (
-        f"llama.cpp loads no such factor tensors for {draft.arch.name}, "
-        f"so a file cannot hold {what}: use YaRN (--rope-scaling yarn --rope-scale N --yarn-orig-ctx N --yarn-beta-fast N "
-        "--yarn-beta-slow N at run time), linear or NTK-aware scaling"
+        f"llama.cpp loads no such factor tensors for {draft.arch.name}, so a file cannot hold "
+        f"{what}: use linear, NTK-aware or YaRN scaling; YaRN's betas work at run time, with "
+        "--rope-scaling yarn --rope-scale N --yarn-orig-ctx N --yarn-beta-fast N --yarn-beta-slow N"
     )

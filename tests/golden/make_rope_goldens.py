@@ -128,8 +128,8 @@ def main() -> None:
         results = [compute(settings, length) for length in LENGTHS.get(kind, (None,))]
         cases.append({"name": name, "config": settings, "results": results})
     about = {"transformers": transformers.__version__, "torch": torch.__version__}
-    json.dump({"made_with": about, "cases": cases}, sys.stdout, separators=(",", ":"))
-    print()
+    made = json.dumps({"made_with": about, "cases": cases}, separators=(",", ":"))
+    sys.stdout.write(made + "\n")
 
 
 if __name__ == "__main__":

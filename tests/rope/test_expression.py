@@ -1,0 +1,230 @@
+"""What is written is what takes effect: two ways to the same frequencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ggufrope.container.types import ValueType
+from ggufrope.errors import WishError
+from ggufrope.rope import (
+    DynamicNtk,
+    FrequencyFactors,
+    Linear,
+    Llama3,
+    LongRope,
+    NtkAware,
+    NtkByParts,
+    Proportional,
+    RopeMetadata,
+    RopeScaling,
+    Unscaled,
+    Yarn,
+    architectures,
+    effective,
+    frequencies,
+)
+from ggufrope.rope.expression import Expression, TypedValue, express
+
+Metadata = Callable[..., RopeMetadata]
+Applied = Callable[[Expression, RopeMetadata], RopeMetadata]
+
+RISING = tuple(float(x) for x in np.geomspace(1.0, 30.0, 32).astype(np.float32))
+IN_METADATA = [
+    Unscaled(),
+    Linear(factor=4.0),
+    NtkAware(factor=4.0),
+    Yarn(factor=4.0, original_context=2048),
+    Yarn(factor=4.0, original_context=2048, attention_factor=1.0),
+    Yarn(factor=40.0, original_context=2048, mscale=1.0, mscale_all_dim=0.707),
+]
+IN_FACTORS = [
+    Llama3(factor=8.0, original_context=2048),
+    NtkByParts(factor=4.0, original_context=2048),
+    FrequencyFactors(factors=RISING, attention_factor=1.1),
+    Proportional(fraction=0.25),
+]
+LONGROPE = LongRope(
+    long_factors=RISING, short_factors=(1.0,) * 32, original_context=2048, factor=4.0
+)
+ANY_BETAS = Yarn(
+    factor=4.0, original_context=2048, beta_fast=8.0, beta_slow=2.0, ext_factor=0.5, truncate=False
+)
+PREDICTABLE = [
+    name
+    for name, arch in sorted(architectures().items())
+    if arch.rope != "none"
+    and arch.global_rot_divisor == 1
+    and arch.no_rope != "global"
+    and name != "llama4"  # rotates its sliding-window layers only
+]
+LOADING = [name for name in PREDICTABLE if architectures()[name].loads_factors]
+
+
+def same_rotation(
+    model: RopeMetadata, scaling: RopeScaling, *, base: float, context_tokens: int
+) -> None:
+    groups = effective(model, context_tokens=context_tokens).groups
+    whole = next(group for group in groups if group.name == "global")
+    wished = frequencies(scaling, n_rot=64, base=base, context_tokens=context_tokens)
+    np.testing.assert_allclose(
+        whole.inverse_frequencies, wished.inverse_frequencies, rtol=2e-7, atol=1e-25
+    )
+    assert whole.magnitude == pytest.approx(wished.magnitude, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", PREDICTABLE)
+@pytest.mark.parametrize("scaling", IN_METADATA, ids=lambda s: type(s).__name__)
+def test_metadata_does_what_was_wished(
+    metadata: Metadata, applied: Applied, name: str, scaling: RopeScaling
+) -> None:
+    before = metadata(name, factor=3.0, attn_factor=1.7, scale_linear=2.0, yarn_beta_fast=9.0)
+    after = applied(express(scaling, before), before)
+    same_rotation(after, scaling, base=10000.0, context_tokens=8192)
+
+
+@pytest.mark.parametrize("name", LOADING)
+@pytest.mark.parametrize("scaling", IN_FACTORS, ids=lambda s: type(s).__name__)
+def test_factor_tensors_do_what_was_wished(
+    metadata: Metadata, applied: Applied, name: str, scaling: RopeScaling
+) -> None:
+    before = metadata(name, scaling_type="yarn", factor=3.0)
+    after = applied(express(scaling, before), before)
+    same_rotation(after, scaling, base=10000.0, context_tokens=8192)
+
+
+@pytest.mark.parametrize("name", LOADING)
+@pytest.mark.parametrize("scaling", [*IN_METADATA, ANY_BETAS], ids=lambda s: type(s).__name__)
+def test_baked_metadata_does_the_same(
+    metadata: Metadata, applied: Applied, name: str, scaling: RopeScaling
+) -> None:
+    before = metadata(name, scaling_type="yarn", factor=3.0)
+    after = applied(express(scaling, before, baked=True), before)
+    same_rotation(after, scaling, base=10000.0, context_tokens=8192)
+
+
+@pytest.mark.parametrize("name", [n for n in LOADING if architectures()[n].two_faced])
+def test_longrope_on_both_sides_of_its_original_context(
+    metadata: Metadata, applied: Applied, name: str
+) -> None:
+    before = metadata(name)
+    after = applied(express(LONGROPE, before, context_length=8192), before)
+    assert after.context_length == 8192
+    for tokens in (2048, 8192):
+        same_rotation(after, LONGROPE, base=10000.0, context_tokens=tokens)
+
+
+def test_two_faces_leave_the_short_one_as_it_was(metadata: Metadata, applied: Applied) -> None:
+    native = np.geomspace(1, 8, 32).astype(np.float32).astype(np.float64)
+    before = metadata(factors={"rope_freqs.weight": native}, attn_factor=1.2)
+    wish = Yarn(factor=4.0, original_context=2048)
+    expression = express(wish, before, two_faced=True, context_length=8192)
+    after = applied(expression, before)
+    for tokens in (512, 2048):
+        old, new = (effective(m, context_tokens=tokens).groups[0] for m in (before, after))
+        np.testing.assert_allclose(new.inverse_frequencies, old.inverse_frequencies, rtol=1e-7)
+        assert new.magnitude == old.magnitude
+    long = effective(after, context_tokens=8192).groups[0].inverse_frequencies
+    wished = frequencies(wish, n_rot=64, base=10000.0).inverse_frequencies / native
+    np.testing.assert_allclose(long, wished, rtol=2e-7)
+    assert [ignored.parameter for ignored in expression.ignored] == ["attention_factor"]
+
+
+def test_yarn_on_top_of_native_factors_is_the_same_baked(
+    metadata: Metadata, applied: Applied
+) -> None:
+    native = np.geomspace(1, 8, 32).astype(np.float32)
+    before = metadata(factors={"rope_freqs.weight": native})
+    wish = Yarn(factor=4.0, original_context=2048)
+    declared, baked = (
+        effective(applied(express(wish, before, baked=b), before)).groups[0] for b in (False, True)
+    )
+    np.testing.assert_allclose(baked.inverse_frequencies, declared.inverse_frequencies, rtol=2e-7)
+    assert baked.magnitude == pytest.approx(declared.magnitude, rel=1e-6)
+
+
+def test_types_and_removals(metadata: Metadata) -> None:
+    before = metadata("qwen2", scale_linear=2.0, yarn_beta_fast=9.0, attn_factor=1.2)
+    wish = Yarn(factor=4.0, original_context=2048)
+    found = express(wish, before, context_length=8192)
+    assert found.keys == {
+        "qwen2.rope.scaling.type": TypedValue(type=ValueType.STRING, value="yarn"),
+        "qwen2.rope.scaling.factor": TypedValue(type=ValueType.FLOAT32, value=4.0),
+        "qwen2.rope.scaling.original_context_length": TypedValue(type=ValueType.UINT32, value=2048),
+        "qwen2.context_length": TypedValue(type=ValueType.UINT32, value=8192),
+        "qwen2.rope.scale_linear": None,
+        "qwen2.rope.scaling.yarn_beta_fast": None,
+        "qwen2.rope.scaling.attn_factor": None,
+    }
+    assert found.tensors == {}
+    assert found.ignored == ()
+
+
+def test_dead_betas_are_never_written_silently(metadata: Metadata) -> None:
+    wish = Yarn(factor=4.0, original_context=2048, beta_fast=16.0)
+    for name, advice in (
+        ("qwen2", "use --yarn-beta-fast 16 at run time"),
+        ("llama", "use --yarn-beta-fast 16 at run time, or bake it into factors"),
+    ):
+        found = express(wish, metadata(name))
+        assert f"{name}.rope.scaling.yarn_beta_fast" not in found.keys
+        assert [ignored.instead for ignored in found.ignored] == [advice]
+        assert found.flags == ("--yarn-beta-fast", "16")
+    live = express(wish, metadata("mistral3"))
+    assert live.ignored == ()
+    assert live.keys["mistral3.rope.scaling.yarn_beta_fast"] == TypedValue(
+        type=ValueType.FLOAT32, value=16.0
+    )
+
+
+@pytest.mark.parametrize("scaling", [*IN_FACTORS, LONGROPE], ids=lambda s: type(s).__name__)
+def test_factors_are_refused_with_what_works_instead(
+    metadata: Metadata, scaling: RopeScaling
+) -> None:
+    with pytest.raises(WishError, match=r"no such factor tensors for qwen2.*--rope-scaling yarn"):
+        express(scaling, metadata("qwen2"))
+
+
+def test_dynamic_ntk_becomes_the_base_of_one_context(metadata: Metadata, applied: Applied) -> None:
+    wish = DynamicNtk(factor=2.0, original_context=2048)
+    before = metadata()
+    found = express(wish, before, context_length=8192)
+    same_rotation(applied(found, before), wish, base=10000.0, context_tokens=8192)
+    assert "--rope-freq-base" in found.ignored[0].instead
+
+
+def test_a_new_base_spares_the_sliding_layers(metadata: Metadata, applied: Applied) -> None:
+    before = metadata("gpt-oss", sliding_window=128)
+    after = applied(express(NtkAware(factor=4.0), before), before)
+    old, new = (effective(model).group(0).inverse_frequencies for model in (before, after))
+    np.testing.assert_array_equal(old, new)
+
+
+def test_tensors_that_the_new_type_refuses_are_taken_out(
+    metadata: Metadata, applied: Applied
+) -> None:
+    before = metadata(
+        scaling_type="longrope",
+        factors={"rope_factors_long.weight": RISING, "rope_factors_short.weight": RISING},
+    )
+    found = express(Linear(factor=2.0), before)
+    assert found.tensors == {"rope_factors_long.weight": None, "rope_factors_short.weight": None}
+    same_rotation(applied(found, before), Linear(factor=2.0), base=10000.0, context_tokens=4096)
+
+
+def test_factors_for_another_head_size_are_refused(metadata: Metadata) -> None:
+    with pytest.raises(WishError, match="31 frequency factors for 32 rotary pairs"):
+        express(FrequencyFactors(factors=RISING[1:]), metadata())
+
+
+def test_a_scaling_that_meets_only_windows_says_so(metadata: Metadata) -> None:
+    found = express(Linear(factor=2.0), metadata("llama4"))
+    assert "only sliding-window layers rotate: a window needs no extension" in found.notes
+
+
+def test_the_magnitude_of_yarn_is_not_written_twice(metadata: Metadata) -> None:
+    wish = Yarn(factor=4.0, original_context=2048, attention_factor=1 + 0.1 * math.log(4))
+    assert "llama.rope.scaling.attn_factor" not in express(wish, metadata()).keys
