@@ -103,12 +103,17 @@ def _workspace(count: int, shape: tuple[int, ...]) -> tuple[Logits, ...]:
 
 
 def _in_blocks(work: Callable[[slice], None], shape: tuple[int, ...]) -> None:
-    """Call `work` for every block of rows."""
+    """Call `work` for every block of rows. Logits that are not finite give NaN, not warnings."""
+
+    def quietly(rows: slice) -> None:
+        with np.errstate(invalid="ignore"):
+            work(rows)
+
     blocks = list(_blocks(*shape))
     if len(blocks) == 1:
-        work(blocks[0])
+        quietly(blocks[0])
     else:
-        for _ in _pool().map(work, blocks):
+        for _ in _pool().map(quietly, blocks):
             pass
 
 

@@ -20,7 +20,7 @@ from ggufrope.errors import RuntimeFailure, WishError
 from ggufrope.evals.logprobs import log_probabilities
 from ggufrope.evals.protocol import LanguageContext, LanguageModel, Progress
 from ggufrope.evals.schedule import Trunk
-from ggufrope.evals.texts import Text, reference_text, tokens_of
+from ggufrope.evals.texts import Text, reference_text, windows_of
 from ggufrope.evals.types import OpenContext, Score
 
 
@@ -145,23 +145,23 @@ class PerplexityTask:
 
     def _windows(self, model: LanguageModel, done: Collection[str]) -> Iterator[_Window]:
         plan = self.plan
-        step = plan.stride or plan.n_ctx
-        most = None if plan.chunks is None else plan.n_ctx + (plan.chunks - 1) * step
-        text = plan.text or reference_text()
-        tokens = tokens_of(model, text, at_least=plan.n_ctx, at_most=most)
-        beginning = model.tokenize("", beginning=True)
-        for start in range(0, len(tokens) - plan.n_ctx + 1, step):
-            key = f"{plan.n_ctx}/{start // step}"
+        windows = windows_of(
+            model,
+            plan.text or reference_text(),
+            n_ctx=plan.n_ctx,
+            step=plan.stride or plan.n_ctx,
+            most=plan.chunks,
+        )
+        for index, tokens in enumerate(windows):
+            key = f"{plan.n_ctx}/{index}"
             if key in done:
                 continue
-            window = tokens[start : start + plan.n_ctx].copy()
-            window[: len(beginning)] = beginning
             if plan.stride is None:
                 score_from = plan.n_ctx // 2 + 1
                 read_from = 1 if plan.curve else score_from
             else:
-                read_from = score_from = 1 if start == 0 else plan.n_ctx - plan.stride
-            yield _Window(key=key, tokens=window, read_from=read_from, score_from=score_from)
+                read_from = score_from = 1 if index == 0 else plan.n_ctx - plan.stride
+            yield _Window(key=key, tokens=tokens, read_from=read_from, score_from=score_from)
 
     def _result(self, window: _Window, scored: NDArray[np.float64]) -> PerplexityResult:
         """`scored` is the log-probability of each token from `read_from` on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -83,3 +84,20 @@ def tokens_of(
             f"{len(tokens)}; give a longer text or a shorter context"
         )
     return np.asarray(tokens[:at_most], dtype=np.int64)
+
+
+def windows_of(
+    model: LanguageModel, text: Text, *, n_ctx: int, step: int, most: int | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """Windows of `n_ctx` tokens, `step` apart, `most` of them or as many as the text has.
+
+    The first token of each becomes BOS where the vocabulary adds one. Raises WishError where
+    the text has not one window.
+    """
+    at_most = None if most is None else n_ctx + (most - 1) * step
+    tokens = tokens_of(model, text, at_least=n_ctx, at_most=at_most)
+    beginning = model.tokenize("", beginning=True)
+    for start in range(0, len(tokens) - n_ctx + 1, step):
+        window = tokens[start : start + n_ctx].copy()
+        window[: len(beginning)] = beginning
+        yield window

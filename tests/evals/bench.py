@@ -32,6 +32,7 @@ class Bench:
     def run(self, task: Task[Any], *, done: Collection[str] = ()) -> list[Any]:
         """All results; progress must come to what was planned unless something failed."""
         planned = task.planned_tokens(self.model, done=done)
+        self.tokens = 0
         results = list(task.run(self.model, self.open, done=done, progress=self._count))
         assert self.tokens == planned or self._failing_calls
         assert all(context.closed for context in self.contexts)
