@@ -122,6 +122,11 @@ class Context:
         return int(self._library.llama_n_batch(self.handle))
 
     @property
+    def n_sequences(self) -> int:
+        """Sequences it can hold at once, the trunk among them."""
+        return int(self._library.llama_n_seq_max(self.handle))
+
+    @property
     def cache_bytes(self) -> int | None:
         """Bytes of the K and V caches as allocated, None for a model without any."""
         return None if self.cache is None else self.cache.size_bytes

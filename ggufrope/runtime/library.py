@@ -57,8 +57,9 @@ class Versions:
 
 @dataclass(slots=True)
 class Log:
-    """What llama.cpp said while this was capturing, line by line, debug lines left out."""
+    """What llama.cpp said while this was capturing, line by line; debug lines only on wish."""
 
+    debug: bool = False
     lines: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -85,10 +86,10 @@ def echo_log(sink: Callable[[str], None] | None) -> None:
 
 
 @contextmanager
-def capture() -> Iterator[Log]:
+def capture(*, debug: bool = False) -> Iterator[Log]:
     """Collect what llama.cpp logs inside the `with` block. Captures nest."""
     load()
-    log = Log()
+    log = Log(debug=debug)
     _captures.append(log)
     try:
         yield log
@@ -103,16 +104,17 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
         level, begun = _unfinished
     else:
         begun = ""
-    if level == _DEBUG:
+    if level == _DEBUG and not any(log.debug for log in _captures):
         return
     *lines, rest = (begun + (text or b"").decode("utf-8", "replace")).split("\n")
     _unfinished = (level, rest) if rest else None
     for line in lines:
         for log in _captures:
-            log.lines.append(line)
+            if level != _DEBUG or log.debug:
+                log.lines.append(line)
             if level == _ERROR:
                 log.errors.append(line)
-        if _echo is not None:
+        if level != _DEBUG and _echo is not None:
             _echo(line)
 
 

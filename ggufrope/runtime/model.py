@@ -62,12 +62,15 @@ class Model:
     closes them first.
     """
 
-    def __init__(self, path: Path, handle: Any, log: Log) -> None:
+    def __init__(
+        self, path: Path, handle: Any, log: Log, overrides: Mapping[str, OverrideValue]
+    ) -> None:
         """For `Model.open`."""
         self._library = library.load()
         self._handle = handle
         self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         self._log = log
+        self._overrides = overrides
         self.path = path
         self.vocabulary = Vocabulary(handle)
         # A context with a custom YaRN scale makes llama.cpp change this one in the model itself.
@@ -116,7 +119,7 @@ class Model:
             handle = llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not handle:
             raise _load_error(path, log)
-        model = cls(path, handle, log)
+        model = cls(path, handle, log, overrides)
         try:
             _refuse_ignored(overrides, log)
         except WishError:
@@ -247,6 +250,10 @@ class Model:
         buffer = ctypes.create_string_buffer(length + 1)
         self._library.llama_model_meta_val_str(self.handle, name, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
+
+    def setting(self, key: str) -> str | None:
+        """The value of a scalar key in effect: the override's, else the file's, else None."""
+        return str(self._overrides[key]) if key in self._overrides else self.metadata(key)
 
     # Tokens -------------------------------------------------------------------------------------
 
