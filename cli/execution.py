@@ -5,7 +5,6 @@ Worker processes import `open_subject` by name.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from ggufrope.evals.types import OpenContext
     from ggufrope.patching import Target
     from ggufrope.rope import RopeOverrides
-    from ggufrope.runs.models import ModelFile
     from ggufrope.runs.plan import KvTypes, RuntimeSettings, Trial
     from ggufrope.runtime import Context, Model
 
@@ -26,25 +24,6 @@ OPENER = f"{__name__}:open_subject"
 def open_subject(path: Path, settings: RuntimeSettings) -> LlamaSubject:
     """A model file as a run's subject, loaded with llama.cpp."""
     return LlamaSubject(path, settings)
-
-
-def identify(name: str, path: Path) -> ModelFile:
-    """What tells this model file from others: its size and the digest of its header."""
-    from ggufrope.patching import read_model
-    from ggufrope.runs.models import ModelFile
-
-    header = read_model(path).header
-    with path.open("rb") as file:
-        digest = hashlib.sha256(file.read(header.data_offset)).hexdigest()
-    shown = ("general.name", "general.architecture", "general.size_label")
-    details = ((key, header.get(key)) for key in shown)
-    return ModelFile(
-        name=name,
-        path=str(path),
-        file_size=header.file_size,
-        header_sha256=digest,
-        details=tuple((key, value) for key, value in details if isinstance(value, str)),
-    )
 
 
 class LlamaSubject:

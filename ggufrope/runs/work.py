@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .subject import OpenSubject, Subject
 
 OnCell: TypeAlias = Callable[[CellResult], None]
+OnJob: TypeAlias = Callable[[Job, int], None]
+"""Called with a job that begins and the tokens it will evaluate."""
 
 
 def new_worker_name() -> str:
@@ -46,6 +48,7 @@ def work(
     selection: Selection | None = None,
     worker: str | None = None,
     adapters: Mapping[TaskName, Adapter] = ADAPTERS,
+    on_job: OnJob | None = None,
     on_cell: OnCell | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -63,7 +66,7 @@ def work(
         with _Bench(store, name, open_subject, plan) as bench:
             while job := store.take(name, among, model=bench.loaded):
                 try:
-                    _do(store, job, bench, adapters[job.task], on_cell, progress)
+                    _do(store, job, bench, adapters[job.task], on_job, on_cell, progress)
                 except BaseException:
                     store.release(name)
                     raise
@@ -74,14 +77,16 @@ def _do(
     job: Job,
     bench: _Bench,
     adapter: Adapter,
+    on_job: OnJob | None,
     on_cell: OnCell | None,
     progress: Progress | None,
 ) -> None:
     """One job, to its end or its failure."""
     try:
         subject = bench.subject(job.model)
+        done = store.finished_cells(job)
         for result in measure(
-            bench.plan, job, subject, adapter, done=store.finished_cells(job), progress=progress
+            bench.plan, job, subject, adapter, done=done, on_job=on_job, progress=progress
         ):
             store.append(job, result)
             if on_cell is not None:
@@ -107,6 +112,7 @@ def measure(
     adapter: Adapter,
     *,
     done: frozenset[int] = frozenset(),
+    on_job: OnJob | None = None,
     progress: Progress | None = None,
 ) -> Iterator[CellResult]:
     """The results of a job's cells as they finish, but for those whose numbers are `done`.
@@ -118,6 +124,8 @@ def measure(
     finished = tuple(adapter.key(cell) for n, cell in enumerate(job.cells) if n in done)
     contexts = _Watched(subject.contexts(job.scaling, job.kv, largest=max(plan.contexts)))
     task = adapter.build(plan, job)
+    if on_job is not None:
+        on_job(job, task.planned_tokens(subject.model, done=finished))
     before = time.monotonic()
     for result in task.run(subject.model, contexts, done=finished, progress=progress):
         cell = todo.pop(result.key)
