@@ -11,18 +11,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
-from ..errors import CacheTypeError, GgufRopeError, MissingPartError, StorageError
+from ..errors import CacheTypeError, GgufRopeError, MissingPartError
 from .cells import CellResult
 from .environment import environment
 from .jobs import Job, Selection
 from .liveness import LifeLine
 from .models import sha256_of
 from .store import RunStore
-from .tasks import ADAPTERS, Adapter
+from .tasks import MEASURES, Measure, Request
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,7 +48,7 @@ def work(
     *,
     selection: Selection | None = None,
     worker: str | None = None,
-    adapters: Mapping[TaskName, Adapter] = ADAPTERS,
+    tasks: Mapping[TaskName, Measure] = MEASURES,
     on_job: OnJob | None = None,
     on_cell: OnCell | None = None,
     progress: Progress | None = None,
@@ -66,7 +67,7 @@ def work(
         with _Bench(store, name, open_subject, plan) as bench:
             while job := store.take(name, among, model=bench.loaded):
                 try:
-                    _do(store, job, bench, adapters[job.task], on_job, on_cell, progress)
+                    _do(store, job, bench, tasks[job.task], on_job, on_cell, progress)
                 except BaseException:
                     store.release(name)
                     raise
@@ -76,7 +77,7 @@ def _do(
     store: RunStore,
     job: Job,
     bench: _Bench,
-    adapter: Adapter,
+    task: Measure,
     on_job: OnJob | None,
     on_cell: OnCell | None,
     progress: Progress | None,
@@ -86,12 +87,12 @@ def _do(
         subject = bench.subject(job.model)
         done = store.finished_cells(job)
         for result in measure(
-            bench.plan, job, subject, adapter, done=done, on_job=on_job, progress=progress
+            bench.plan, job, subject, task, done=done, on_job=on_job, progress=progress
         ):
             store.append(job, result)
             if on_cell is not None:
                 on_cell(result)
-    except (MissingPartError, StorageError):
+    except MissingPartError:
         raise
     except GgufRopeError as error:
         store.fail(job, str(error))
@@ -109,7 +110,7 @@ def measure(
     plan: RunPlan,
     job: Job,
     subject: Subject,
-    adapter: Adapter,
+    task: Measure,
     *,
     done: frozenset[int] = frozenset(),
     on_job: OnJob | None = None,
@@ -117,24 +118,29 @@ def measure(
 ) -> Iterator[CellResult]:
     """The results of a job's cells as they finish, but for those whose numbers are `done`.
 
-    A cache type that cannot be run makes the cells "unsupported"; a cell the task gave no result
+    A cache type that cannot be run makes its cells "unsupported"; a cell the task gave no result
     for is "skipped". Raises WishError where the job cannot be carried out at all.
     """
-    todo = {adapter.key(cell): cell for n, cell in enumerate(job.cells) if n not in done}
-    finished = tuple(adapter.key(cell) for n, cell in enumerate(job.cells) if n in done)
     contexts = _Watched(subject.contexts(job.scaling, job.kv, largest=max(plan.contexts)))
-    task = adapter.build(plan, job)
-    if on_job is not None:
-        on_job(job, task.planned_tokens(subject.model, done=finished))
+    left = {cell: None for number, cell in enumerate(job.cells) if number not in done}
+    request = Request(
+        plan=plan,
+        job=job,
+        cells=tuple(left),
+        model=subject.model,
+        open_context=contexts,
+        planned=None if on_job is None else partial(on_job, job),
+        progress=progress,
+    )
     before = time.monotonic()
-    for result in task.run(subject.model, contexts, done=finished, progress=progress):
-        cell = todo.pop(result.key)
+    for result in task(request):
         now = time.monotonic()
-        measured = adapter.measure(cell, result)
-        status = "unsupported" if contexts.unsupported and measured.reason else measured.status
-        yield replace(measured, status=status, elapsed_seconds=now - before)
+        unsupported = result.status == "error" and contexts.unsupported
+        status = "unsupported" if unsupported else result.status
+        yield replace(result, status=status, elapsed_seconds=now - before)
         before = now
-    for cell in todo.values():
+        del left[result.cell]
+    for cell in left:
         yield CellResult(cell=cell, status="skipped", reason="the task gave no result for it")
 
 

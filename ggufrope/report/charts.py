@@ -1,0 +1,263 @@
+"""Views as Vega-Lite specifications, drawn to SVG by vl-convert with no browser and no network.
+
+Colours are CSS variables of the page, so that one drawing serves light, dark and print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from ..errors import MissingPartError
+from .views import Heatmap, Series, Speed, Tradeoff
+
+Spec: TypeAlias = dict[str, Any]
+
+STEPS = (0.02, 0.1, 0.3, 0.6, 0.9)
+"""Limits between the colours of a heatmap: the probability given to the answer."""
+_HEAT = tuple(f"var(--heat-{i})" for i in range(len(STEPS) + 1))
+_SERIES = tuple(f"var(--series-{i})" for i in range(8))
+_DASHES = ([1, 0], [5, 3], [2, 2], [8, 3, 2, 3], [1, 3], [6, 2, 1, 2, 1, 2])
+
+_CONFIG: Spec = {
+    "font": "system-ui, sans-serif",
+    "background": None,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--muted)",
+        "titleColor": "var(--muted)",
+        "titleFontWeight": "normal",
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "gridColor": "var(--line)",
+        "domainColor": "var(--line)",
+        "tickColor": "var(--line)",
+    },
+    "legend": {
+        "labelColor": "var(--ink)",
+        "titleColor": "var(--muted)",
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "symbolStrokeWidth": 2,
+    },
+}
+
+
+def heatmap(view: Heatmap) -> Spec:
+    """Length × depth, coloured by the answer's probability, misses marked."""
+    values = [
+        {
+            "context": square.context_tokens,
+            "depth": f"{square.depth_percent:g}%",
+            "order": square.depth_percent,
+            "probability": square.probability,
+            "mark": _mark(square.recall),
+            "words": f"{square.context_tokens} tokens, depth {square.depth_percent:g} %: "
+            + (
+                square.reason or "not measured"
+                if square.recall is None
+                else f"recall {square.recall:.0%} of {square.n}"
+            ),
+        }
+        for square in view.squares
+    ]
+    depths = {"field": "depth", "type": "ordinal", "sort": {"field": "order"}, "title": "depth"}
+    contexts = {"field": "context", "type": "ordinal", "title": "context, tokens"}
+    quiet = {"domain": False, "ticks": False, "labelPadding": 6}
+    colour = {
+        "field": "probability",
+        "type": "quantitative",
+        "scale": {"type": "threshold", "domain": list(STEPS), "range": list(_HEAT)},
+        "legend": None,
+    }
+    unmeasured = {"test": "!isValid(datum.probability)", "value": "var(--void)"}
+    return {
+        "data": {"values": values},
+        "width": {"step": 46},
+        "height": {"step": 24},
+        "encoding": {
+            "x": {**contexts, "axis": {**quiet, "labelAngle": 0, "format": "~s"}},
+            "y": {**depths, "axis": quiet},
+        },
+        "layer": [
+            {
+                "mark": {"type": "rect", "stroke": "var(--paper)", "strokeWidth": 2, "cornerRadius": 4},
+                "encoding": {
+                    "color": {"condition": unmeasured, **colour},
+                    "description": {"field": "words"},
+                },
+            },
+            {
+                "mark": {"type": "text", "fontSize": 11, "fontWeight": 600, "color": "var(--mark)"},
+                "encoding": {"text": {"field": "mark"}},
+            },
+        ],
+    }
+
+
+def lines(series: Sequence[Series], *, x: str, y: str, logarithmic: bool = False) -> Spec:
+    """One line a setting: scalings by colour, cache types by dash."""
+    values = [
+        {"x": px, "y": py, "scaling": one.scaling, "kv": one.kv}
+        for one in series
+        for px, py in one.points
+    ]
+    scalings = list(dict.fromkeys(one.scaling for one in series))
+    kvs = list(dict.fromkeys(one.kv for one in series))
+    y_scale: Spec = {"type": "log", "nice": False} if logarithmic else {"zero": False}
+    encoding: Spec = {
+        "x": {
+            "field": "x",
+            "type": "quantitative",
+            "title": x,
+            "axis": {"grid": False, "format": "~s", "tickCount": 6},
+            "scale": {"nice": False},
+        },
+        "y": {"field": "y", "type": "quantitative", "title": y, "scale": y_scale,
+              "axis": {"tickCount": 5, "domain": False, "ticks": False}},
+        "color": _colour("scaling", scalings),
+    }  # fmt: skip
+    if len(kvs) > 1:
+        encoding["strokeDash"] = {
+            "field": "kv",
+            "type": "nominal",
+            "title": "KV cache",
+            "scale": {"domain": kvs, "range": [list(d) for d in _cycle(_DASHES, len(kvs))]},
+        }
+    return {
+        "data": {"values": values},
+        "width": 560,
+        "height": 240,
+        "mark": {"type": "line", "strokeWidth": 2, "interpolate": "monotone", "point": {"size": 22}},
+        "encoding": encoding,
+    }
+
+
+def tradeoff(points: Sequence[Tradeoff]) -> Spec:
+    """Quality, with its interval, against bytes of cache a token."""
+    name = points[0].quality.name
+    values = [
+        {
+            "bytes": point.bytes_per_token,
+            "value": point.quality.value,
+            "low": point.quality.low,
+            "high": point.quality.high,
+            "kv": point.kv,
+            "scaling": point.scaling,
+        }
+        for point in points
+    ]
+    scalings = list(dict.fromkeys(point.scaling for point in points))
+    x = {
+        "field": "bytes",
+        "type": "quantitative",
+        "title": "cache, bytes per token",
+        "axis": {"grid": False, "format": "~s", "tickCount": 6},
+        "scale": {"zero": True, "nice": True},
+    }
+    y_axis = {"tickCount": 5, "domain": False, "ticks": False}
+    colour = _colour("scaling", scalings)
+    return {
+        "data": {"values": values},
+        "width": 560,
+        "height": 260,
+        "encoding": {"x": x, "color": colour},
+        "layer": [
+            {
+                "transform": [{"filter": "isValid(datum.low)"}],
+                "mark": {"type": "rule", "opacity": 0.45, "strokeWidth": 1.5},
+                "encoding": {
+                    "y": {"field": "low", "type": "quantitative"},
+                    "y2": {"field": "high"},
+                },
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+                "encoding": {
+                    "y": {
+                        "field": "value",
+                        "type": "quantitative",
+                        "title": words(name),
+                        "scale": {"zero": False},
+                        "axis": y_axis,
+                    }
+                },
+            },
+            {
+                "mark": {"type": "text", "dx": 8, "dy": -7, "align": "left", "fontSize": 11},
+                "encoding": {
+                    "y": {"field": "value", "type": "quantitative"},
+                    "text": {"field": "kv"},
+                    "color": {"value": "var(--muted)"},
+                },
+            },
+        ],
+    }
+
+
+def bars(speeds: Sequence[Speed]) -> Spec:
+    """Tokens per second by cache type, grouped by scaling."""
+    values = [
+        {
+            "kv": speed.kv,
+            "scaling": speed.scaling,
+            "context": speed.context_tokens,
+            "speed": speed.tokens_per_second,
+        }
+        for speed in speeds
+    ]
+    scalings = list(dict.fromkeys(speed.scaling for speed in speeds))
+    kvs = list(dict.fromkeys(speed.kv for speed in speeds))
+    return {
+        "data": {"values": values},
+        "width": 440,
+        "height": {"step": 14},
+        "mark": {"type": "bar", "cornerRadiusEnd": 3},
+        "encoding": {
+            "y": {"field": "kv", "type": "nominal", "title": None, "sort": kvs,
+                  "axis": {"domain": False, "ticks": False}},
+            "yOffset": {"field": "scaling", "sort": scalings},
+            "x": {"field": "speed", "type": "quantitative", "title": "tokens per second",
+                  "axis": {"tickCount": 5, "domain": False, "ticks": False, "format": "~s"}},
+            "color": _colour("scaling", scalings),
+        },
+    }  # fmt: skip
+
+
+def draw(spec: Spec) -> str:
+    """A specification as an SVG element. Raises MissingPartError without vl-convert."""
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise MissingPartError(
+            "charts need vl-convert-python: pip install 'ggufrope[report]'"
+        ) from error
+    schema = "https://vega.github.io/schema/vega-lite/v5.json"
+    return str(vl_convert.vegalite_to_svg({"$schema": schema, **spec, "config": _CONFIG}))
+
+
+def words(metric: str) -> str:
+    """A metric's name as prose."""
+    return metric.replace("_", " ")
+
+
+def _mark(recall: float | None) -> str:
+    if recall is None:
+        return "–"
+    if recall == 1:
+        return ""
+    return "×" if recall == 0 else f"{recall:.0%}"
+
+
+def _colour(field: str, domain: Sequence[str]) -> Spec:
+    return {
+        "field": field,
+        "type": "nominal",
+        "title": field,
+        "scale": {"domain": list(domain), "range": _cycle(_SERIES, len(domain))},
+        "legend": {"symbolType": "circle"} if len(domain) > 1 else None,
+    }
+
+
+def _cycle(items: Sequence[Any], count: int) -> list[Any]:
+    return [items[i % len(items)] for i in range(count)]
