@@ -65,8 +65,10 @@ class Log:
 
     @property
     def reason(self) -> str | None:
-        """The first error line, without its function name: later ones are its effects."""
-        return re.sub(r"^\w+: ", "", self.errors[0]) if self.errors else None
+        """The first error line, without its function names: later ones are its effects."""
+        if not self.errors:
+            return None
+        return re.sub(r"^(\w+: )(error loading model: )?(\w+: )?", "", self.errors[0])
 
     def search(self, pattern: str) -> list[re.Match[str]]:
         """Every match of `pattern`, at most one a line."""

@@ -296,7 +296,7 @@ def _refuse_what_aborts(path: Path, overrides: Mapping[str, OverrideValue]) -> N
 
 
 def _load_error(path: Path, log: Log) -> LoadError | MemoryNeedError:
-    reason = (log.reason or "llama.cpp gave no reason").removeprefix("error loading model: ")
+    reason = log.reason or "it gave no reason"
     if ran_out_of_memory(log):
         return MemoryNeedError(f"{path}: not enough memory for the weights: {reason}")
     return LoadError(f"{path}: llama.cpp cannot load it: {reason}")

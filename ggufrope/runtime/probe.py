@@ -106,7 +106,7 @@ def probe(
     measured = _measure(model, settings, positions)
     plain = _measure(model, replace(settings, rope=_unscaled(model, rope)), (0,))
     layers, notes = [], []
-    for layer, found in measured.items():
+    for layer, found in sorted(measured.items()):
         head_size, n_rot = _rotary_width(model, layer, found, pairs)
         turned, still = (
             _as_complex(_heads(keys, head_size)[..., :n_rot], pairs)
