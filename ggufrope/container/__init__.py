@@ -3,17 +3,13 @@
 from ggufrope.container.arrays import read_array, read_span, read_tensor
 from ggufrope.container.checks import LayoutFinding, layout_findings
 from ggufrope.container.edits import PADDING_KEY, Edits, TensorData, TypedValue, float_tensor
+from ggufrope.container.guard import Guard, check_guards, find_guards
+from ggufrope.container.ladder import Rejection, Strategy
 from ggufrope.container.layout import Rewrite, plan_rewrite
 from ggufrope.container.locate import locate
 from ggufrope.container.reader import parse_header, read_header
-from ggufrope.container.store import (
-    Rejection,
-    StorePlan,
-    StoreReceipt,
-    Strategy,
-    carry_out,
-    plan_store,
-)
+from ggufrope.container.recovery import Recovery, UndoReceipt, recover, undo
+from ggufrope.container.store import StorePlan, StoreReceipt, carry_out, plan_store
 from ggufrope.container.types import (
     ArrayValue,
     ByteOrder,
@@ -31,9 +27,11 @@ __all__ = [
     "ArrayValue",
     "ByteOrder",
     "Edits",
+    "Guard",
     "Header",
     "KeyValue",
     "LayoutFinding",
+    "Recovery",
     "Rejection",
     "Rewrite",
     "Scalar",
@@ -44,9 +42,12 @@ __all__ = [
     "TensorData",
     "TensorInfo",
     "TypedValue",
+    "UndoReceipt",
     "Value",
     "ValueType",
     "carry_out",
+    "check_guards",
+    "find_guards",
     "float_tensor",
     "layout_findings",
     "locate",
@@ -57,4 +58,6 @@ __all__ = [
     "read_header",
     "read_span",
     "read_tensor",
+    "recover",
+    "undo",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from ggufrope.container.files import COPY_CHUNK, storage, write_all
 from ggufrope.container.layout import piece_length
 from ggufrope.container.locks import lock
+from ggufrope.container.siblings import partial_path
 from ggufrope.container.types import Span
 from ggufrope.errors import StorageError
 
@@ -20,17 +21,12 @@ if TYPE_CHECKING:
     from ggufrope.container.layout import Composition
 
 
-def partial_path(target: Path) -> Path:
-    """Where a file grows before it takes its name. One name, so that a leftover is found again."""
-    return target.with_name(f".{target.name}.ggufrope-partial")
-
-
 @contextmanager
 def partial_file(files: FileLayer, target: Path) -> Iterator[BinaryIO]:
     """An empty locked file beside `target`; removed again when the body raises anything."""
     path = partial_path(target)
     with storage("write", path), files.create(path) as file:
-        lock(file, target)
+        lock(file, path)
         try:
             files.resize(file, 0)
             yield file
@@ -56,10 +52,9 @@ def write_pieces(
             for start, length, shared in _stretches(piece, offset, clone_block):
                 if shared:
                     files.clone_range(source, start, length, target, offset)
-                    offset += length
                 else:
                     _copy(files, source, start, length, target, offset, composition.size, progress)
-                    offset += length
+                offset += length
         else:
             write_all(files, target, offset, piece)
             offset += piece_length(piece)
@@ -120,6 +115,6 @@ def keep_attributes(source: BinaryIO, target: BinaryIO, *, owner: bool) -> None:
     if hasattr(os, "fchmod"):
         os.fchmod(target.fileno(), status.st_mode & 0o7777)
     if hasattr(os, "listxattr"):
-        with suppress(OSError):
-            for name in os.listxattr(source.fileno()):
+        for name in os.listxattr(source.fileno()):
+            with suppress(OSError):
                 os.setxattr(target.fileno(), name, os.getxattr(source.fileno(), name))

@@ -94,6 +94,32 @@ class FileLayer:
         data = self.read(source, source_offset, min(length, _BUFFER))
         return self.write(target, offset, data) if data else 0
 
+    def block_size(self, path: Path) -> int:
+        """The unit in which ranges are inserted, collapsed and shared near `path`."""
+        return os.statvfs(path.parent).f_bsize if hasattr(os, "statvfs") else 4096
+
+    def free_bytes(self, path: Path) -> int:
+        """What may still be written beside `path`."""
+        import shutil
+
+        return shutil.disk_usage(path.parent).free
+
+    def insert_refusal(self, path: Path) -> str | None:
+        """Why the file at `path` cannot grow from within, or None where it can."""
+        if sys.platform != "linux":
+            return "only Linux has fallocate"
+        from ggufrope.container import linux
+
+        return linux.insert_refusal(path.parent, self.block_size(path))
+
+    def clone_refusal(self, path: Path) -> str | None:
+        """Why files beside `path` cannot share blocks of a file there, or None where they can."""
+        if sys.platform != "linux":
+            return "only Linux has FICLONERANGE"
+        from ggufrope.container import linux
+
+        return linux.clone_refusal(path.parent, self.block_size(path))
+
     def insert_range(self, file: BinaryIO, offset: int, length: int) -> None:
         _require_linux()
         from ggufrope.container import linux

@@ -10,6 +10,11 @@ import ctypes
 import fcntl
 import os
 import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 _COLLAPSE_RANGE = 0x08
 _INSERT_RANGE = 0x20
@@ -29,6 +34,29 @@ def collapse_range(fd: int, offset: int, length: int) -> None:
 def clone_range(source: int, source_offset: int, length: int, target: int, offset: int) -> None:
     """Shares blocks of one file with another. Whole blocks, or up to the end of the source."""
     fcntl.ioctl(target, _FICLONERANGE, struct.pack("=qQQQ", source, source_offset, length, offset))
+
+
+def insert_refusal(directory: Path, block: int) -> str | None:
+    """Why files in `directory` cannot grow from within, or None: asked of a nameless file."""
+    return _refusal(directory, block, lambda fd: insert_range(fd, 0, block))
+
+
+def clone_refusal(directory: Path, block: int) -> str | None:
+    """Why files in `directory` cannot share blocks, or None: asked of a nameless file."""
+    return _refusal(directory, block, lambda fd: clone_range(fd, 0, block, fd, 2 * block))
+
+
+def _refusal(directory: Path, block: int, attempt: Callable[[int], None]) -> str | None:
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
+        try:
+            os.pwrite(fd, bytes(2 * block), 0)
+            attempt(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"the file system refuses: {error.strerror}"
+    return None
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:

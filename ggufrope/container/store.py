@@ -4,55 +4,65 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope.container.build import keep_attributes, partial_file, partial_path, write_pieces
 from ggufrope.container.files import LOCAL, FileLayer, storage
-from ggufrope.container.layout import Composition, Rewrite, compose, fitting
-from ggufrope.container.proof import prove_header, prove_pieces
+from ggufrope.container.guard import check_guards
+from ggufrope.container.ladder import (
+    CARRY_LIMIT,
+    INSIDE,
+    Rejection,
+    Strategy,
+    StrategyRefusedError,
+    Way,
+    ways_beside,
+    ways_inside,
+)
+from ggufrope.container.locks import lock
+from ggufrope.container.overwrite import overwrite
+from ggufrope.container.siblings import journal_path
+from ggufrope.container.supplant import supplant
 from ggufrope.errors import GuardError, StorageError, WishError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
+    from ggufrope.container.layout import Rewrite
     from ggufrope.container.types import Header
-
-
-class Strategy(str, Enum):
-    """How an edit reaches the disk, cheapest first."""
-
-    OVERWRITE = "overwrite"
-    RESERVE = "reserve"
-    GROW = "grow"
-    CLONE = "clone"
-    STREAM = "stream"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejection:
-    """A strategy that was not taken, and why."""
-
-    strategy: Strategy
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorePlan:
-    """What will be written where. `bytes_written` counts the model, not journal or attributes."""
+    """What will be written where: `target` is `source` for an edit in place.
+
+    `bytes_written` counts the model's bytes, not those it shares with the old file;
+    `bytes_journaled` what an edit in place first saves of the old file. `undoable` is False for a
+    new file, where there is nothing to undo, and where too much would have to be saved.
+    `identity` is the inode, size and time of change of the file that was planned for.
+    """
 
     source: Path
     target: Path
-    strategy: Strategy
-    bytes_written: int
-    rejected: tuple[Rejection, ...]
     rewrite: Rewrite
-    composition: Composition
+    requested: Strategy | None
+    identity: tuple[int, int, int]
+    way: Way
+    bytes_journaled: int
+    undoable: bool
+    rejected: tuple[Rejection, ...]
 
     @property
     def in_place(self) -> bool:
         return self.source == self.target
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.way.strategy
+
+    @property
+    def bytes_written(self) -> int:
+        return self.way.bytes_written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +72,7 @@ class StoreReceipt:
     path: Path
     strategy: Strategy
     bytes_written: int
+    undoable: bool
     rejected: tuple[Rejection, ...]
     header: Header
 
@@ -80,24 +91,18 @@ def plan_store(
     Without `strategy` the cheapest that applies is taken. Nothing is written. `force` names the
     guards to override. Raises WishError, GuardError or StorageError where it cannot be done.
     """
-    source = Path(path)
-    target = source if output is None else Path(output)
-    if output is not None:
+    source = Path(path).resolve()
+    if output is None:
+        target = source
+        check_guards(path, force)
+        _check_settled(source)
+    else:
+        target = Path(os.path.abspath(output))  # noqa: PTH100 - a link is replaced, not followed
         _check_output(source, target, force)
-    if strategy not in (None, Strategy.STREAM):
-        raise WishError(f"strategy {strategy} does not apply here")
-    composition = _streamed(rewrite)
-    plan = StorePlan(
-        source=source,
-        target=target,
-        strategy=Strategy.STREAM,
-        bytes_written=composition.size,
-        rejected=(),
-        rewrite=rewrite,
-        composition=composition,
-    )
-    _check_space(plan)
-    return plan
+    identity = _identity(source)
+    if identity[1] != rewrite.source.file_size:
+        raise StorageError(f"{path} has changed since its header was read; try again")
+    return _choose(source, target, rewrite, strategy, identity, files)
 
 
 def carry_out(
@@ -109,34 +114,128 @@ def carry_out(
 ) -> StoreReceipt:
     """Does what `plan` says; a failure leaves the old file as it was and nothing beside it.
 
-    `progress` is called with (bytes done, bytes in all). Of copied tensor data the proof compares
-    samples, with `whole_proof` every byte.
+    Every edit is read back and compared: header and new bytes in full, copied tensor data by
+    samples or with `whole_proof` byte by byte. `progress` is called with (bytes done, in all).
+    Where the system refuses the plan's strategy after all, the next one is taken, and the receipt
+    says so.
     """
-    partial = partial_path(plan.target)
-    with storage("read", plan.source), files.open(plan.source, "rb") as source:
-        with partial_file(files, plan.target) as file:
-            write_pieces(files, source, file, plan.composition, progress=progress)
-            prove_pieces(files, source, file, plan.composition, plan.target, whole=whole_proof)
-            header = prove_header(file, plan.rewrite, plan.composition, plan.target)
-            keep_attributes(source, file, owner=plan.in_place)
-            files.sync(file)
-            files.replace(partial, plan.target)
-        files.sync_directory(plan.target.parent)
+    while True:
+        try:
+            header = _attempt(plan, progress, whole_proof=whole_proof, files=files)
+            break
+        except StrategyRefusedError as refusal:
+            plan = _next_plan(plan, str(refusal), files)
     return StoreReceipt(
         path=plan.target,
         strategy=plan.strategy,
         bytes_written=plan.bytes_written,
+        undoable=plan.undoable,
         rejected=plan.rejected,
         header=header,
     )
 
 
-def _streamed(rewrite: Rewrite) -> Composition:
-    """Data where it was if the reserved space allows, else right behind the header."""
-    if rewrite.reserve is None and rewrite.padding is not None:
-        kept = fitting(rewrite, rewrite.source.data_offset)
-        return kept or compose(rewrite, padding=rewrite.standing_padding)
-    return compose(rewrite, padding=rewrite.reserve or None)
+def _choose(
+    source: Path,
+    target: Path,
+    rewrite: Rewrite,
+    requested: Strategy | None,
+    identity: tuple[int, int, int],
+    files: FileLayer,
+    refused: tuple[Rejection, ...] = (),
+) -> StorePlan:
+    """The first way that applies, or the requested one; `refused` are known not to."""
+    in_place = source == target
+    rejected = list(refused)
+    known = {rejection.strategy for rejection in refused}
+    for way in _ways(rewrite, files, target, in_place=in_place):
+        if way.strategy in known or (requested and way.strategy is not requested):
+            continue
+        if isinstance(way, Rejection):
+            rejected.append(way)
+            continue
+        undoable = in_place and way.bytes_lost <= CARRY_LIMIT
+        plan = StorePlan(
+            source=source,
+            target=target,
+            rewrite=rewrite,
+            requested=requested,
+            identity=identity,
+            way=way,
+            bytes_journaled=way.bytes_lost if undoable else 0,
+            undoable=undoable,
+            rejected=tuple(rejected),
+        )
+        _check_space(plan, files)
+        return plan
+    reasons = "; ".join(each.reason for each in rejected) or "only a copy makes a new file"
+    wanted = "any strategy" if requested is None else f"strategy {requested.value!r}"
+    raise WishError(f"{wanted} cannot store this edit of {source}: {reasons}")
+
+
+def _ways(
+    rewrite: Rewrite, files: FileLayer, target: Path, *, in_place: bool
+) -> Iterator[Way | Rejection]:
+    if in_place:
+        yield from ways_inside(rewrite, files, target)
+    yield from ways_beside(rewrite, files, target)
+
+
+def _attempt(
+    plan: StorePlan,
+    progress: Callable[[int, int], None] | None,
+    *,
+    whole_proof: bool,
+    files: FileLayer,
+) -> Header:
+    inside = plan.strategy in INSIDE
+    with storage("open", plan.source):
+        source = files.open(plan.source, "r+b" if inside else "rb")
+    with source:
+        lock(source, plan.source, shared=not plan.in_place)
+        if _identity(plan.source) != plan.identity:
+            raise StorageError(f"{plan.source} has changed since the edit was planned; try again")
+        if plan.in_place:
+            _check_settled(plan.source)
+        if inside:
+            return overwrite(files, source, plan.source, plan.rewrite, plan.way, progress)
+        return supplant(
+            files,
+            source,
+            plan.target,
+            plan.rewrite,
+            plan.way,
+            in_place=plan.in_place,
+            journaled=plan.undoable,
+            progress=progress,
+            whole_proof=whole_proof,
+        )
+
+
+def _next_plan(plan: StorePlan, reason: str, files: FileLayer) -> StorePlan:
+    if plan.requested is not None:
+        raise StorageError(f"strategy {plan.strategy.value!r} was refused: {reason}")
+    refused = Rejection(strategy=plan.strategy, reason=reason)
+    return _choose(
+        plan.source,
+        plan.target,
+        plan.rewrite,
+        None,
+        plan.identity,
+        files,
+        (*plan.rejected, refused),
+    )
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    with storage("read", path):
+        status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _check_settled(path: Path) -> None:
+    if journal_path(path).exists():
+        raise StorageError(f"an edit of {path} was interrupted or is going on; recover it first")
 
 
 def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
@@ -152,13 +251,14 @@ def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
         raise GuardError(f"{target} exists already; force 'exists' to replace it", guard="exists")
 
 
-def _check_space(plan: StorePlan) -> None:
-    if not hasattr(os, "statvfs"):
-        return
-    with storage("write to", plan.target.parent):
-        status = os.statvfs(plan.target.parent)
-    free = status.f_bavail * status.f_frsize
-    if free < plan.bytes_written:
+def _check_space(plan: StorePlan, files: FileLayer) -> None:
+    """Asks before, not during: what the file grows by or a new one takes, and the journal."""
+    growth = plan.way.composition.size - plan.rewrite.source.file_size
+    needed = max(growth, 0) if plan.strategy in INSIDE else plan.bytes_written
+    needed += plan.bytes_journaled
+    with storage("write beside", plan.target):
+        free = files.free_bytes(plan.target)
+    if free < needed:
         raise StorageError(
-            f"{plan.target.parent} has {free} bytes free, the edit needs {plan.bytes_written}"
+            f"{plan.target.parent} has {free} bytes free, the edit needs {needed}; make room first"
         )
