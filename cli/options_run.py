@@ -118,7 +118,7 @@ class RunOptions:
         )
 
     def _thresholds(self) -> dict[str, Any]:
-        from ggufrope.runs.thresholds import Thresholds
+        from ggufrope.evals.verdict import Thresholds
 
         said = {"recall": self.min_recall}
         given = {name: value for name, value in said.items() if value is not None}

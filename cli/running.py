@@ -33,7 +33,7 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
             report = stored_report(out)
             if report is not None:
                 view.answer(report, json=json)
-        if report is not None and not report.verdict.passed:
+        if report is not None and not report.passed:
             raise typer.Exit(CHECK_FAILED)
 
 

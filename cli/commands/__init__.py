@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from . import inspect, patch
+from . import compare, inspect, patch, validate
 
 _EXAMPLES: dict[str, tuple[ModuleType, str]] = {
     "inspect": (inspect, "ggufrope inspect model.gguf --ctx 32768"),
@@ -16,6 +16,8 @@ _EXAMPLES: dict[str, tuple[ModuleType, str]] = {
         patch,
         "ggufrope patch model.gguf -o long.gguf --scaling yarn --target-ctx 32768",
     ),
+    "validate": (validate, "ggufrope validate long.gguf --ctx 8k,16k,32k --kv f16,q8_0"),
+    "compare": (compare, "ggufrope compare model.gguf --ctx 8k,16k --scaling none,linear,ntk,yarn"),
 }
 
 

@@ -22,8 +22,5 @@ def command(file: FileArgument, run: RunOptions, scaling: ScalingOptions, json: 
     if unknown := [name for name in names if name not in SCHEMES]:
         raise WishError(f"--scaling {unknown[0]}: expected one of {', '.join(SCHEMES)}")
     common = replace(scaling, scaling=None).trial()
-    trials = tuple(
-        replace(common, scheme=cast("Scheme", name)) if name != "none" else _plain(common)
-        for name in names
-    )
+    trials = tuple(replace(common, scheme=cast("Scheme", name)) for name in names)
     carry_out(run.plan(file, trials), out=run.out, json=json)

@@ -115,20 +115,26 @@ def _metric(found: SummaryRow, name: str) -> str:
     metric: Metric | None = found.metric(name)
     if metric is None or metric.value is None:
         return "—"
-    text = f"{metric.value:.3g}"
-    if name in ("recall", "beats_distractors") and metric.low is not None:
-        return f"{metric.value:.2f} [{metric.low:.2f}, {metric.high:.2f}]"
-    return text
+    if name in ("recall", "beats_distractors"):
+        if metric.low is None or metric.high is None:
+            return f"{metric.value:.0%}"
+        return f"{metric.value:.0%} ({metric.low:.0%}-{metric.high:.0%})"
+    return f"{metric.value:.3g}"
 
 
 def _show_verdict(report: RunReport) -> None:
     from rich.text import Text
 
     out = console()
-    verdict = report.verdict
     out.print(heading("verdict"))
-    for judgement in verdict.judgements:
-        mark = ("pass", "green") if judgement.passed else ("FAIL", "bold red")
-        out.print(Text.assemble(mark, f"  {shown(judgement.reason)}"))
-    word = ("pass", "bold green") if verdict.passed else ("FAIL", "bold red")
+    for entry in report.verdicts:
+        out.print(Text(shown(entry.label), style="dim"))
+        for check in entry.verdict.checks:
+            mark = ("  pass ", "green") if check.passed else ("  FAIL ", "bold red")
+            out.print(Text.assemble(mark, shown(check.reason)))
+        if not entry.verdict.checks:
+            out.print(f"  {entry.verdict.reasons[0]}")
+    if not report.complete:
+        out.print("the run is not complete", style="yellow")
+    word = ("pass", "bold green") if report.passed else ("FAIL", "bold red")
     out.print(Text.assemble("\n", word))

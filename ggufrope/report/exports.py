@@ -53,6 +53,14 @@ def to_plain(report: RunReport) -> dict[str, records.Plain]:
             for job in report.jobs
         ],
         "summary": [_row_plain(row) for row in report.summary],
+        "verdict": {
+            "passed": report.passed,
+            "checks": [
+                {"model": entry.model, "scaling": entry.scaling, "kv": entry.kv, **asdict(check)}
+                for entry in report.verdicts
+                for check in entry.verdict.checks
+            ],
+        },
         "cells": [_cell_plain(result) for result in report.cells],
     }
 

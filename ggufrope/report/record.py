@@ -13,6 +13,7 @@ from typing import Literal
 from ..runs.cells import CellResult
 from ..runs.plan import RunPlan
 from ..runs.store import JobRecord, ModelRecord, RunStore, WorkerRecord
+from .judging import SettingVerdict, judge_settings
 from .summary import SummaryRow, summarize
 
 SCHEMA: Literal[1] = 1
@@ -30,6 +31,12 @@ class RunReport:
     jobs: tuple[JobRecord, ...]
     cells: tuple[CellResult, ...]
     summary: tuple[SummaryRow, ...]
+    verdicts: tuple[SettingVerdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every setting passed every check, in a run that is complete."""
+        return self.complete and all(entry.verdict.passed for entry in self.verdicts)
 
     @property
     def complete(self) -> bool:
@@ -39,14 +46,16 @@ class RunReport:
 
 def report_of(store: RunStore) -> RunReport:
     """The report of a stored run, as far as it has come. Raises StorageError."""
-    cells = store.results()
+    plan, cells = store.plan, store.results()
+    summary = summarize(cells)
     return RunReport(
         schema=SCHEMA,
         created=datetime.fromtimestamp(store.created, tz=timezone.utc),
-        plan=store.plan,
+        plan=plan,
         models=store.models(),
         workers=store.workers(),
         jobs=store.jobs(),
         cells=cells,
-        summary=summarize(cells),
+        summary=summary,
+        verdicts=judge_settings(summary, plan.thresholds),
     )

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from ..errors import WishError
 from ..evals.facts import ValueKind
-from .thresholds import Thresholds
+from ..evals.verdict import Thresholds
 
 TaskName: TypeAlias = Literal[
     "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
