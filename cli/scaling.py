@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 if TYPE_CHECKING:
     from ggufrope.patching import Scheme, Wish
-    from ggufrope.rope.factors import FactorSet
+    from ggufrope.rope.factors import FactorFormat, FactorSet
     from ggufrope.rope.huggingface import ConfigRope
     from ggufrope.runs.plan import Trial
 
@@ -41,15 +41,35 @@ def wish_of(trial: Trial, *, target_context: int | None = None) -> Wish:
     )
 
 
-def read_factors(path: Path) -> FactorSet:
-    """The factor arrays in a json, csv or npy file."""
+def factor_format(path: Path) -> FactorFormat:
+    """The format that the name of a factors file says."""
     from ggufrope.errors import WishError
-    from ggufrope.rope.factors import FactorFormat, parse_factors
+    from ggufrope.rope.factors import FactorFormat
 
     form = path.suffix.removeprefix(".").lower()
     if form not in get_args(FactorFormat):
-        raise WishError(f"{path}: factor arrays are read from .json, .csv or .npy files")
-    return parse_factors(_read(path), form=cast("FactorFormat", form), name=str(path))
+        raise WishError(f"{path}: factor arrays are kept in .json, .csv or .npy files")
+    return cast("FactorFormat", form)
+
+
+def read_factors(path: Path) -> FactorSet:
+    """The factor arrays in a json, csv or npy file."""
+    from ggufrope.rope.factors import parse_factors
+
+    return parse_factors(_read(path), form=factor_format(path), name=str(path))
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that must not exist yet."""
+    from ggufrope.errors import StorageError
+
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError as error:
+        raise StorageError(f"{path} exists already; name a new file") from error
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error
 
 
 def _factor_arrays(

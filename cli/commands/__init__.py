@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from . import compare, inspect, patch, validate
+from . import compare, factors, inspect, patch, probe, undo, validate
 
 _EXAMPLES: dict[str, tuple[ModuleType, str]] = {
     "inspect": (inspect, "ggufrope inspect model.gguf --ctx 32768"),
@@ -16,6 +16,9 @@ _EXAMPLES: dict[str, tuple[ModuleType, str]] = {
         patch,
         "ggufrope patch model.gguf -o long.gguf --scaling yarn --target-ctx 32768",
     ),
+    "undo": (undo, "ggufrope undo model.gguf"),
+    "factors": (factors, "ggufrope factors model.gguf --export factors.json"),
+    "probe": (probe, "ggufrope probe long.gguf --ctx 32768"),
     "validate": (validate, "ggufrope validate long.gguf --ctx 8k,16k,32k --kv f16,q8_0"),
     "compare": (compare, "ggufrope compare model.gguf --ctx 8k,16k --scaling none,linear,ntk,yarn"),
 }

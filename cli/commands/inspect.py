@@ -18,13 +18,13 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Show declared and effective RoPE, and what is wrong with it."""
-    from ggufrope.container import locate
     from ggufrope.patching import inspect
 
+    from ..files import model_path
     from ..output import emit_json
     from ..views import inspection as view
 
-    inspection = inspect(locate(file), context_tokens=ctx)
+    inspection = inspect(model_path(file), context_tokens=ctx)
     if json:
         emit_json(view.payload(inspection))
     else:

@@ -38,10 +38,10 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Write RoPE scaling into a file: to a copy, or in place."""
-    from ggufrope.container import locate
     from ggufrope.errors import WishError
     from ggufrope.patching import apply, plan_patch
 
+    from ..files import model_path
     from ..output import emit_json
     from ..progress import bytes_bar
     from ..scaling import wish_of
@@ -51,7 +51,7 @@ def command(
     if (output is None) is not in_place:
         raise WishError("say where the result goes: -o OUT for a copy, or --in-place")
     plan = plan_patch(
-        locate(file),
+        model_path(file),
         wish_of(scaling.trial()),
         output=output,
         strategy=strategy_named(strategy),
