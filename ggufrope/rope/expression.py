@@ -276,7 +276,7 @@ def _two_faced(draft: _Draft, scaling: RopeScaling) -> None:
             f"{metadata.key('context_length')} is missing: where would the long face start?"
         )
     baked = _bake(draft, scaling, on_native=True)
-    native = _native_factors(draft)
+    native = _native_factors(draft, short=True)
     draft.put_tensor(ROPE_FACTORS_LONG, baked.factors)
     draft.put_tensor(ROPE_FACTORS_SHORT, np.ones(draft.n_rot // 2) if native is None else native)
     draft.fields |= {"scaling_type": "longrope", "original_context": original}
@@ -322,9 +322,9 @@ def _bake(draft: _Draft, scaling: RopeScaling, *, on_native: bool) -> Baked:
     )
 
 
-def _native_factors(draft: _Draft) -> NDArray[np.float64] | None:
-    """The factors the model uses within its original context, if it has any."""
-    for name in (ROPE_FREQS, ROPE_FACTORS_SHORT):
+def _native_factors(draft: _Draft, *, short: bool = False) -> NDArray[np.float64] | None:
+    """The factors the model uses at its longest, or in short contexts; None where it has none."""
+    for name in (ROPE_FREQS, ROPE_FACTORS_SHORT if short else ROPE_FACTORS_LONG):
         tensor = draft.metadata.tensor(name)
         if tensor is not None:
             if tensor.values is None:
