@@ -198,7 +198,7 @@ class PerplexityTask:
                 yield Bucket(start=start, end=end, tokens=len(inside), nll=float(inside.sum()))
 
 
-def perplexity(results: Iterable[PerplexityResult]) -> Perplexity:
+def perplexity_of(results: Iterable[PerplexityResult]) -> Perplexity:
     """Chunks of one plan taken together.
 
     The error is llama-perplexity's: value × sqrt(variance / (count - 1)), by the delta method.

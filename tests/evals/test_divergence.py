@@ -8,7 +8,7 @@ import pytest
 from ggufrope.errors import WishError
 from ggufrope.evals.divergence import DivergencePlan, DivergenceTask, summary
 from ggufrope.evals.logprobs import Comparison
-from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity
+from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
 from ggufrope.evals.protocol import LanguageContext
 from ggufrope.evals.types import OpenContext
 from ggufrope.runtime.fake import FakeContext, FakeModel
@@ -72,7 +72,7 @@ def test_the_paired_difference_is_the_ratio_of_perplexities() -> None:
     base, variant = Bench(), Bench(horizon=20)
     (result,) = variant.run(DivergenceTask(PLAN, opener(base.model)))
     task = PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT))
-    of_base, of_variant = perplexity(base.run(task)), perplexity(variant.run(task))
+    of_base, of_variant = perplexity_of(base.run(task)), perplexity_of(variant.run(task))
     assert result.measured.base_nll.value == pytest.approx(of_base.nll, rel=1e-6)
     assert result.measured.nll_difference.value == pytest.approx(
         of_variant.nll - of_base.nll, rel=1e-5

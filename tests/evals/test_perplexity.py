@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ggufrope.errors import WishError
-from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity
+from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
 from ggufrope.evals.texts import Text
 from ggufrope.runtime.fake import FakeModel
 from tests.evals.bench import Bench, refusing
@@ -33,7 +33,7 @@ def test_chunked_as_defined() -> None:
         for chunk in (tokens[start : start + 64] for start in range(0, 576, 64))
     ]
     results = bench.run(PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT)))
-    found = perplexity(results)
+    found = perplexity_of(results)
     every = np.array(expected).ravel()
 
     assert [r.nll for r in results] == pytest.approx([sum(c) for c in expected], rel=1e-6)
@@ -46,7 +46,7 @@ def test_chunked_as_defined() -> None:
 
 def test_odd_chunks_score_from_the_middle_on() -> None:
     bench = Bench()
-    found = perplexity(bench.run(PerplexityTask(PerplexityPlan(n_ctx=65, text=TEXT, chunks=2))))
+    found = perplexity_of(bench.run(PerplexityTask(PerplexityPlan(n_ctx=65, text=TEXT, chunks=2))))
     # Positions 65 // 2 + 1 = 33 to 64, in each of two chunks.
     assert found.tokens == 2 * 32
 
@@ -60,15 +60,15 @@ def test_a_sliding_window_scores_every_token_once() -> None:
     for start in range(16, len(tokens) - 63, 16):
         window = [tokens[0], *tokens[start + 1 : start + 64]]
         expected += [nll(bench.model, window[:i], window[i]) for i in range(48, 64)]
-    found = perplexity(results)
+    found = perplexity_of(results)
     assert found.tokens == len(expected) == (len(tokens) - 64) // 16 * 16 + 63
     assert found.nll == pytest.approx(np.mean(expected), rel=1e-6)
 
 
 def test_the_curve_adds_up_and_leaves_the_value_alone() -> None:
-    plain = perplexity(Bench().run(PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT))))
+    plain = perplexity_of(Bench().run(PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT))))
     plan = PerplexityPlan(n_ctx=64, text=TEXT, curve=True, buckets=4)
-    curved = perplexity(Bench().run(PerplexityTask(plan)))
+    curved = perplexity_of(Bench().run(PerplexityTask(plan)))
     assert curved.value == plain.value
     assert [(b.start, b.end, b.tokens) for b in curved.curve] == [
         (0, 16, 9 * 15),
@@ -82,7 +82,7 @@ def test_the_curve_shows_where_a_model_stops_to_see() -> None:
     line = "The council of the town met on the first day of every month but one. "
     text = Text(source="line", content=line + "Nobody knows what they spoke about. " * 3 + line * 9)
     model_sees, model_does_not = (
-        perplexity(
+        perplexity_of(
             Bench(horizon=horizon).run(
                 PerplexityTask(PerplexityPlan(n_ctx=160, text=text, chunks=1, curve=True))
             )
@@ -98,7 +98,7 @@ def test_chunks_add_up_in_any_order_and_parts() -> None:
     whole = Bench().run(task)
     rest = Bench().run(task, done={result.key for result in whole[:4]})
     assert rest == whole[4:]
-    assert perplexity([*rest, *whole[:4]]) == perplexity(whole)
+    assert perplexity_of([*rest, *whole[:4]]) == perplexity_of(whole)
 
 
 def test_a_limit_reads_the_beginning() -> None:
@@ -113,13 +113,13 @@ def test_a_failed_chunk_is_counted_apart() -> None:
     # Two calls a chunk, and every second chunk fails, in a context opened anew.
     assert [r.score.value is None for r in results] == [False, True] * 4 + [False]
     assert results[1].score.reason == "evaluation failed, as asked of call 4"
-    found = perplexity(results)
+    found = perplexity_of(results)
     assert (found.chunks, found.unscored) == (5, 4)
 
 
 def test_no_context_no_value() -> None:
     task = PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT))
-    found = perplexity(task.run(FakeModel(), refusing("too large")))
+    found = perplexity_of(task.run(FakeModel(), refusing("too large")))
     assert found.value is None
     assert found.unscored == 9
 
