@@ -16,8 +16,7 @@ from ggufrope.runs.plan import KvTypes, RunPlan, Trial
 from ggufrope.runs.planfile import format_plan, parse_plan, plan_schema, read_plan
 
 if TYPE_CHECKING:
-    from dataclasses import replace
-from pathlib import Path
+    from pathlib import Path
 
 NIGHT = """
 name = "a night"
