@@ -5,17 +5,22 @@ Colours are CSS variables of the page, so that one drawing serves light, dark an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from math import ceil, floor, log10
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import MissingPartError
-from .views import Heatmap, Series, Speed, Tradeoff
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .views import Heatmap, Series, Speed, Tradeoff
 
 Spec: TypeAlias = dict[str, Any]
 
 STEPS = (0.02, 0.1, 0.3, 0.6, 0.9)
 """Limits between the colours of a heatmap: the probability given to the answer."""
 _HEAT = tuple(f"var(--heat-{i})" for i in range(len(STEPS) + 1))
+_ON_HEAT = tuple(f"var(--on-heat-{i})" for i in range(len(STEPS) + 1))
 _SERIES = tuple(f"var(--series-{i})" for i in range(8))
 _DASHES = ([1, 0], [5, 3], [2, 2], [8, 3, 2, 3], [1, 3], [6, 2, 1, 2, 1, 2])
 
@@ -47,7 +52,8 @@ def heatmap(view: Heatmap) -> Spec:
     """Length × depth, coloured by the answer's probability, misses marked."""
     values = [
         {
-            "context": square.context_tokens,
+            "context": tokens(square.context_tokens),
+            "length": square.context_tokens,
             "depth": f"{square.depth_percent:g}%",
             "order": square.depth_percent,
             "probability": square.probability,
@@ -62,34 +68,42 @@ def heatmap(view: Heatmap) -> Spec:
         for square in view.squares
     ]
     depths = {"field": "depth", "type": "ordinal", "sort": {"field": "order"}, "title": "depth"}
-    contexts = {"field": "context", "type": "ordinal", "title": "context, tokens"}
-    quiet = {"domain": False, "ticks": False, "labelPadding": 6}
-    colour = {
-        "field": "probability",
-        "type": "quantitative",
-        "scale": {"type": "threshold", "domain": list(STEPS), "range": list(_HEAT)},
-        "legend": None,
+    contexts = {
+        "field": "context",
+        "type": "ordinal",
+        "sort": {"field": "length"},
+        "title": "context, tokens",
     }
-    unmeasured = {"test": "!isValid(datum.probability)", "value": "var(--void)"}
+    quiet = {"domain": False, "ticks": False, "labelPadding": 6}
     return {
         "data": {"values": values},
-        "width": {"step": 46},
-        "height": {"step": 24},
+        "width": {"step": 42},
+        "height": {"step": 22},
+        # The marks on the squares have colours of their own.
+        "resolve": {"scale": {"color": "independent"}},
         "encoding": {
-            "x": {**contexts, "axis": {**quiet, "labelAngle": 0, "format": "~s"}},
+            "x": {**contexts, "axis": {**quiet, "labelAngle": 0}},
             "y": {**depths, "axis": quiet},
         },
         "layer": [
             {
-                "mark": {"type": "rect", "stroke": "var(--paper)", "strokeWidth": 2, "cornerRadius": 4},
+                "mark": {
+                    "type": "rect",
+                    "stroke": "var(--paper)",
+                    "strokeWidth": 2,
+                    "cornerRadius": 4,
+                },
                 "encoding": {
-                    "color": {"condition": unmeasured, **colour},
+                    "color": _by_probability(_HEAT, otherwise="var(--void)"),
                     "description": {"field": "words"},
                 },
             },
             {
-                "mark": {"type": "text", "fontSize": 11, "fontWeight": 600, "color": "var(--mark)"},
-                "encoding": {"text": {"field": "mark"}},
+                "mark": {"type": "text", "fontSize": 11, "fontWeight": 600},
+                "encoding": {
+                    "text": {"field": "mark"},
+                    "color": _by_probability(_ON_HEAT, otherwise="var(--muted)"),
+                },
             },
         ],
     }
@@ -104,7 +118,12 @@ def lines(series: Sequence[Series], *, x: str, y: str, logarithmic: bool = False
     ]
     scalings = list(dict.fromkeys(one.scaling for one in series))
     kvs = list(dict.fromkeys(one.kv for one in series))
-    y_scale: Spec = {"type": "log", "nice": False} if logarithmic else {"zero": False}
+    quiet: Spec = {"domain": False, "ticks": False}
+    y_scale: Spec = {"zero": False}
+    if logarithmic:
+        heights = [py for one in series for _, py in one.points]
+        y_scale = {"type": "log", "domain": [min(heights) / 1.1, max(heights) * 1.1], "nice": False}
+        quiet["values"] = _round_numbers(min(heights), max(heights))
     encoding: Spec = {
         "x": {
             "field": "x",
@@ -113,22 +132,32 @@ def lines(series: Sequence[Series], *, x: str, y: str, logarithmic: bool = False
             "axis": {"grid": False, "format": "~s", "tickCount": 6},
             "scale": {"nice": False},
         },
-        "y": {"field": "y", "type": "quantitative", "title": y, "scale": y_scale,
-              "axis": {"tickCount": 5, "domain": False, "ticks": False}},
+        "y": {
+            "field": "y",
+            "type": "quantitative",
+            "title": y,
+            "scale": y_scale,
+            "axis": {"tickCount": 5, **quiet},
+        },
         "color": _colour("scaling", scalings),
-    }  # fmt: skip
+    }
     if len(kvs) > 1:
         encoding["strokeDash"] = {
             "field": "kv",
             "type": "nominal",
             "title": "KV cache",
-            "scale": {"domain": kvs, "range": [list(d) for d in _cycle(_DASHES, len(kvs))]},
+            "scale": {"domain": kvs, "range": _cycle(_DASHES, len(kvs))},
+            "legend": {
+                "symbolType": "stroke",
+                "symbolStrokeColor": "var(--ink)",
+                "symbolSize": 400,
+            },
         }
     return {
         "data": {"values": values},
-        "width": 560,
-        "height": 240,
-        "mark": {"type": "line", "strokeWidth": 2, "interpolate": "monotone", "point": {"size": 22}},
+        "width": 640,
+        "height": 260,
+        "mark": {"type": "line", "strokeWidth": 2, "interpolate": "monotone"},
         "encoding": encoding,
     }
 
@@ -241,6 +270,28 @@ def words(metric: str) -> str:
     return metric.replace("_", " ")
 
 
+def _round_numbers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten that lie between."""
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    numbers = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    return [number for number in numbers if low / 1.1 <= number <= high * 1.1]
+
+
+def tokens(count: int) -> str:
+    """A context length as people say it: 8k for 8192, 1000 for 1000."""
+    return f"{count // 1024}k" if count >= 1024 and count % 1024 == 0 else str(count)
+
+
+def _by_probability(colours: Sequence[str], *, otherwise: str) -> Spec:
+    return {
+        "condition": {"test": "!isValid(datum.probability)", "value": otherwise},
+        "field": "probability",
+        "type": "quantitative",
+        "scale": {"type": "threshold", "domain": list(STEPS), "range": list(colours)},
+        "legend": None,
+    }
+
+
 def _mark(recall: float | None) -> str:
     if recall is None:
         return "–"
@@ -255,7 +306,7 @@ def _colour(field: str, domain: Sequence[str]) -> Spec:
         "type": "nominal",
         "title": field,
         "scale": {"domain": list(domain), "range": _cycle(_SERIES, len(domain))},
-        "legend": {"symbolType": "circle"} if len(domain) > 1 else None,
+        "legend": {"symbolType": "circle", "symbolSize": 80} if len(domain) > 1 else None,
     }
 
 

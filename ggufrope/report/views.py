@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import exp
+from typing import TYPE_CHECKING
 
 from ..runs.cells import CellResult, Metric
-from .record import RunReport
-from .summary import SummaryRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .record import RunReport
+    from .summary import SummaryRow
 
 HEATMAP_TASKS = ("needle", "passkey")
 CURVE = "perplexity_by_position"
@@ -164,7 +168,11 @@ def tradeoffs(report: RunReport) -> tuple[Tradeoff, ...]:
         if worth:
             return tuple(
                 Tradeoff(
-                    model=key[0], scaling=key[1], kv=key[2], bytes_per_token=cost, quality=worth[key]
+                    model=key[0],
+                    scaling=key[1],
+                    kv=key[2],
+                    bytes_per_token=cost,
+                    quality=worth[key],
                 )
                 for key, cost in costs.items()
                 if key in worth

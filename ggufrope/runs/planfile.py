@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -44,11 +45,23 @@ def parse_plan(text: str, *, where: str = "plan") -> RunPlan:
 
 def format_plan(plan: RunPlan) -> str:
     """TOML that `parse_plan` reads back to an equal plan."""
-    import tomli_w
-
-    return tomli_w.dumps(records.encode(plan))
+    plain = records.encode(plan)
+    tables = {name: value for name, value in plain.items() if isinstance(value, dict)}
+    lines = [f"{name} = {_toml(value)}" for name, value in plain.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
 
 
 def plan_schema() -> dict[str, records.Plain]:
     """The JSON Schema of a plan file."""
     return records.json_schema(RunPlan, title="A ggufrope run plan")
+
+
+def _toml(value: records.Plain) -> str:
+    """A value on one line. JSON's strings, numbers and lists are TOML's, but for U+007F."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ggufrope.errors import StorageError, WishError
 from ggufrope.runs.jobs import Selection, expand
@@ -44,8 +47,14 @@ def test_a_plan_file_is_read() -> None:
     assert plan.haystack.kind == "noise"
 
 
-def test_a_plan_survives_being_written() -> None:
-    plan = parse_plan(NIGHT)
+@given(
+    name=st.text(st.characters(exclude_categories=["Cs"])),
+    factor=st.floats(min_value=1, max_value=1e6) | st.just(1e-5),
+)
+def test_a_plan_survives_being_written(name: str, factor: float) -> None:
+    plan = replace(
+        parse_plan(NIGHT), name=name, scalings=(Trial(scheme="yarn", factor=factor, label=name),)
+    )
     assert parse_plan(format_plan(plan)) == plan
 
 

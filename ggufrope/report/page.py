@@ -1,0 +1,241 @@
+"""What stands on the page, section by section, as plain values for the template."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..runs.planfile import format_plan
+from . import charts, views
+from .summary import SHARES, SummaryRow
+
+if TYPE_CHECKING:
+    from ..runs.cells import Metric
+    from ..runs.plan import Trial
+    from .record import RunReport
+
+Content: TypeAlias = dict[str, Any]
+Draw: TypeAlias = Callable[[charts.Spec], str]
+"""A chart's specification to markup."""
+
+HEADLINES = ("recall", "score", "perplexity", "mean_divergence")
+"""Metrics with a table of their own at the top, in this order."""
+_OPTIONS = {"target_context": "target-ctx", "original_context": "orig-ctx"}
+
+
+def page(report: RunReport, *, draw: Draw) -> Content:
+    """The template's variables."""
+    return {
+        "plan": report.plan,
+        "badge": _badge(report),
+        "lead": _lead(report),
+        "checks": (),
+        "matrices": _matrices(report),
+        "heat_key": _heat_key(),
+        "maps": _maps(report, draw),
+        "sections": [s for s in _sections(report, draw) if s["charts"]],
+        "troubles": views.troubles(report),
+        "commands": ("ggufrope run plan.toml --out RUN", "ggufrope report RUN --html report.html"),
+        "patches": [
+            patch_command(trial, model.file.path, max(report.plan.contexts))
+            for model in report.models
+            for trial in report.plan.trials
+            if trial.scheme not in ("file", "none")
+        ],
+        "plan_text": format_plan(report.plan),
+        "models": [{"name": m.file.name, "facts": _model_facts(m)} for m in report.models],
+        "workers": [
+            {"title": f"Environment {number}", "facts": worker.environment}
+            for number, worker in enumerate(_distinct(w for w in report.workers), 1)
+        ],
+        "footer": f"Report schema {report.schema}. Begun {report.created:%Y-%m-%d %H:%M} UTC.",
+    }
+
+
+def patch_command(trial: Trial, path: str, largest: int) -> str:
+    """The command that writes what a trial tried, in a run up to `largest` tokens."""
+    if trial.factor is None and trial.target_context is None:
+        trial = replace(trial, target_context=largest)
+    out = Path(path).with_suffix(f".{trial.name}.gguf")
+    words = ["ggufrope", "patch", path, "-o", str(out), "--scaling", trial.scheme]
+    for field in fields(trial):
+        value = getattr(trial, field.name)
+        if field.name in ("scheme", "label") or value in (None, False):
+            continue
+        words.append("--" + _OPTIONS.get(field.name, field.name).replace("_", "-"))
+        if value is not True:
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return shlex.join(words)
+
+
+def _badge(report: RunReport) -> Content:
+    if not report.complete:
+        return {"style": "open", "text": "Unfinished"}
+    return {"style": "open", "text": "Complete"}
+
+
+def _lead(report: RunReport) -> str:
+    seconds = sum(result.elapsed_seconds or 0.0 for result in report.cells)
+    scored = sum(result.status == "ok" for result in report.cells)
+    planned = sum(len(entry.job.cells) for entry in report.jobs)
+    names = ", ".join(model.file.name for model in report.models)
+    return (
+        f"{names}. {scored} of {planned} cells measured in {_duration(seconds)}, "
+        f"up to {max(report.plan.contexts):,} tokens."
+    )
+
+
+def _matrices(report: RunReport) -> list[Content]:
+    """One table a model, task and headline metric: settings down, contexts across."""
+    groups: dict[tuple[str, str, str], list[SummaryRow]] = {}
+    for name in HEADLINES:
+        for row in report.summary:
+            if row.part is None and row.metric(name) is not None:
+                groups.setdefault((row.model, row.task, name), []).append(row)
+    several = len(report.models) > 1
+    return [
+        _matrix(f"{model}: {task}" if several else task, name, rows)
+        for (model, task, name), rows in groups.items()
+    ]
+
+
+def _matrix(task: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
+    contexts = sorted({(row.context_tokens, row.control) for row in rows})
+    settings = dict.fromkeys((row.scaling, row.kv) for row in rows)
+    at = {(row.scaling, row.kv, row.context_tokens): row.metric(metric) for row in rows}
+    return {
+        "title": task if task == metric else f"{task}, {charts.words(metric)}",
+        "columns": [
+            {"title": f"{tokens:,}" + (" (control)" if control else ""), "control": control}
+            for tokens, control in contexts
+        ],
+        "rows": [
+            {
+                "scaling": scaling,
+                "kv": kv,
+                "entries": [_entry(at.get((scaling, kv, tokens))) for tokens, _ in contexts],
+            }
+            for scaling, kv in settings
+        ],
+    }
+
+
+def _entry(metric: Metric | None) -> Content:
+    if metric is None or metric.value is None:
+        return {"text": "–", "interval": None, "shade": None}
+    share = metric.name in SHARES
+
+    def show(value: float) -> str:
+        return f"{value:.0%}" if share else f"{value:.4g}"
+
+    bounded = metric.low is not None and metric.high is not None
+    return {
+        "text": show(metric.value),
+        "interval": f"{show(metric.low)} – {show(metric.high)}" if bounded else None,  # type: ignore[arg-type]
+        "shade": sum(metric.value >= step for step in charts.STEPS) if share else None,
+    }
+
+
+def _heat_key() -> list[str]:
+    low = ("0", *(f"{step:g}" for step in charts.STEPS))
+    high = (*(f"{step:g}" for step in charts.STEPS), "1")
+    return [f"{a} – {b}" for a, b in zip(low, high, strict=True)]
+
+
+def _maps(report: RunReport, draw: Draw) -> list[Content]:
+    groups: dict[tuple[str, str], list[Content]] = {}
+    for view in views.heatmaps(report):
+        drawn = {
+            "title": f"{view.scaling} · {view.kv}",
+            "count": f"{view.found} of {view.asked} found" if view.asked else "not measured",
+            "svg": draw(charts.heatmap(view)),
+        }
+        groups.setdefault((view.model, view.task), []).append(drawn)
+    native = {m.file.name: m.file.native_context for m in report.models}
+    return [
+        {
+            "title": f"{model}, {task}"
+            + (f" (native context {native[model]:,} tokens)" if native.get(model) else ""),
+            "maps": maps,
+        }
+        for (model, task), maps in groups.items()
+    ]
+
+
+def _sections(report: RunReport, draw: Draw) -> list[Content]:
+    return [
+        {
+            "title": "Perplexity by position",
+            "text": "How well the text is predicted, along one context: a line that rises has "
+            "lost its place. Each setting at its longest context; the scale is logarithmic.",
+            "charts": _per_model(
+                views.perplexity_curves(report),
+                lambda series: draw(
+                    charts.lines(series, x="position, tokens", y="perplexity", logarithmic=True)
+                ),
+            ),
+        },
+        {
+            "title": "Divergence by context",
+            "text": "Mean Kullback-Leibler divergence from the unchanged model, in nat a token.",
+            "charts": _per_model(
+                views.by_context(report, "mean_divergence"),
+                lambda series: draw(
+                    charts.lines(series, x="context, tokens", y="mean divergence, nat")
+                ),
+            ),
+        },
+        {
+            "title": "Quality against memory",
+            "text": "What each cache type costs and what it is worth, at the longest context.",
+            "charts": _per_model(
+                views.tradeoffs(report), lambda points: draw(charts.tradeoff(points))
+            ),
+        },
+        *(
+            {
+                "title": charts.words(name).replace(" tokens per second", " speed").capitalize(),
+                "text": "",
+                "charts": _per_model(
+                    [speed for speed in views.speeds(report) if speed.metric == name],
+                    lambda found: draw(charts.bars(found)),
+                ),
+            }
+            for name in views.SPEEDS
+        ),
+    ]
+
+
+def _per_model(items: Iterable[Any], chart: Callable[[list[Any]], str]) -> list[Content]:
+    groups: dict[str, list[Any]] = {}
+    for item in items:
+        groups.setdefault(item.model, []).append(item)
+    return [
+        {"title": model if len(groups) > 1 else None, "svg": chart(found)}
+        for model, found in groups.items()
+    ]
+
+
+def _model_facts(model: Any) -> list[tuple[str, str]]:
+    return [
+        ("file", model.file.path),
+        ("size", f"{model.file.file_size:,} bytes"),
+        ("SHA-256 of the file", model.sha256 or "not computed"),
+        ("SHA-256 of the header", model.file.header_sha256),
+        *model.file.details,
+    ]
+
+
+def _distinct(workers: Iterable[Any]) -> list[Any]:
+    """One worker of each environment."""
+    return list({worker.environment: worker for worker in workers}.values())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} min {rest} s"
