@@ -76,7 +76,7 @@ class LlamaSubject:
         def overrides(n_ctx: int) -> RopeOverrides | None:
             return trial_overrides(target, metadata, context_tokens=n_ctx)
 
-        in_tensors = wish.bake or wish.two_faces
+        in_tensors = wish.bake or wish.two_faced
         if not in_tensors and overrides(largest) is not None:
             return self._opener(self.model, kv, overrides)
         return self._opener(self._copy(trial, target), kv, lambda n_ctx: None)

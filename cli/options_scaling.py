@@ -73,9 +73,9 @@ class ScalingOptions:
     bake: Annotated[
         bool, _option("--bake", "Put the scheme into factor tensors.", "")
     ] = False
-    two_faces: Annotated[
+    two_faced: Annotated[
         bool,
-        _option("--two-faces", "Bake, and leave the model as it is in short contexts.", ""),
+        _option("--two-faced", "Bake, and leave the model as it is in short contexts.", ""),
     ] = False
 
     def trial(self) -> Trial:

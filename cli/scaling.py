@@ -36,7 +36,7 @@ def wish_of(trial: Trial, *, target_context: int | None = None) -> Wish:
         long_factors=long,
         short_factors=short,
         bake=trial.bake,
-        two_faces=trial.two_faces,
+        two_faced=trial.two_faced,
         given=None if trial.from_config is None else _config(Path(trial.from_config)),
     )
 

@@ -142,7 +142,7 @@ def express_wish(wish: Wish, metadata: RopeMetadata) -> tuple[Target, Expression
         metadata,
         context_length=target.context_length,
         baked=wish.bake,
-        two_faced=wish.two_faces,
+        two_faced=wish.two_faced,
     )
     if target.freq_base is None or metadata.key("freq_base") in expression.keys:
         return target, expression

@@ -7,23 +7,18 @@ equal the scheme's own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ggufrope.errors import FileError
+from ggufrope.errors import FileError, WishError
 from ggufrope.rope import (
-    DynamicNtk,
-    Linear,
-    NtkAware,
     RopeMetadata,
     RopeOverrides,
-    RopeScaling,
-    Unscaled,
-    Yarn,
     architecture,
     effective,
     frequencies,
+    try_out,
 )
-from ggufrope.rope.frequencies import dynamic_growth, ntk_base
 from ggufrope.rope.llamacpp import rotary_dimensions
 from ggufrope.rope.resolution import file_base, number
 
@@ -43,13 +38,13 @@ def trial_overrides(
     arch = architecture(metadata.architecture)
     n_rot = rotary_dimensions(metadata, arch)
     base = target.freq_base or number(file_base(metadata, arch))
-    overrides = _overrides(target.scaling, base=base, n_rot=n_rot, context_tokens=context_tokens)
-    if overrides is None:
-        return None
+    rebased = replace(metadata, freq_base=base)
     wanted = frequencies(target.scaling, n_rot=n_rot, base=base, context_tokens=context_tokens)
     try:
+        overrides = try_out(target.scaling, rebased, context_tokens=context_tokens).overrides
+        overrides = replace(overrides, freq_base=overrides.freq_base or base)
         predicted = effective(metadata, context_tokens=context_tokens, overrides=overrides)
-    except FileError:
+    except (FileError, WishError):
         return None
     exact = all(
         abs(group.magnitude / wanted.magnitude - 1) <= TOLERANCE
@@ -61,29 +56,3 @@ def trial_overrides(
         if group.name == "global"
     )
     return overrides if exact else None
-
-
-def _overrides(
-    scaling: RopeScaling, *, base: float, n_rot: int, context_tokens: int
-) -> RopeOverrides | None:
-    match scaling:
-        case Unscaled():
-            return RopeOverrides(scaling_type="none", freq_base=base)
-        case Linear(factor=factor):
-            return RopeOverrides(scaling_type="linear", freq_base=base, freq_scale=1 / factor)
-        case NtkAware(factor=factor):
-            return RopeOverrides(scaling_type="none", freq_base=ntk_base(base, factor, n_rot))
-        case DynamicNtk():
-            growth = dynamic_growth(scaling, context_tokens)
-            return RopeOverrides(scaling_type="none", freq_base=ntk_base(base, growth, n_rot))
-        case Yarn():
-            return RopeOverrides(
-                scaling_type="yarn",
-                freq_base=base,
-                freq_scale=1 / scaling.factor,
-                yarn_orig_ctx=scaling.original_context,
-                yarn_beta_fast=scaling.beta_fast,
-                yarn_beta_slow=scaling.beta_slow,
-                yarn_ext_factor=scaling.ext_factor,
-            )
-    return None

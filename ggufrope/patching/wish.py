@@ -52,7 +52,7 @@ _PARAMETERS: dict[Scheme, frozenset[str]] = {
     "factors": frozenset({"factor", "long_factors", "attn_factor"}),
 }
 _ANY_SCHEME = frozenset(
-    {"scaling", "target_context", "original_context", "freq_base", "bake", "two_faces"}
+    {"scaling", "target_context", "original_context", "freq_base", "bake", "two_faced"}
 )
 
 
@@ -62,7 +62,7 @@ class Wish:
 
     Contexts are in tokens. `attn_factor` is the magnitude wanted on q and k (transformers'
     `attention_factor`), not the value of any one key. `bake` puts the scheme into factor tensors;
-    `two_faces` into the long ones alone, so that the model is itself up to its original context. `given` is a config.json, which says the
+    `two_faced` into the long ones alone, so that the model is itself up to its original context. `given` is a config.json, which says the
     scheme and its parameters itself.
     """
 
@@ -80,7 +80,7 @@ class Wish:
     long_factors: tuple[float, ...] | None = None
     short_factors: tuple[float, ...] | None = None
     bake: bool = False
-    two_faces: bool = False
+    two_faced: bool = False
     given: ConfigRope | None = None
 
 

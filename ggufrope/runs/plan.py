@@ -73,7 +73,7 @@ class Trial:
     bake: bool = field(
         default=False, metadata={"help": "try it as factor tensors, on a working copy"}
     )
-    two_faces: bool = field(
+    two_faced: bool = field(
         default=False,
         metadata={"help": "bake, and leave the model as it is up to its original context"},
     )
