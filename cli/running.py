@@ -62,3 +62,13 @@ def stored_report(folder: Path) -> RunReport | None:
         return None
     with RunStore(folder) as store:
         return report_of(store)
+
+
+def write_report(path: Path, text: str) -> None:
+    """Write a report's file, in place of an older one."""
+    from ggufrope.errors import StorageError
+
+    try:
+        path.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error

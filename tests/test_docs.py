@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_public_names_exist_and_are_documented(package: str) -> None:
     assert len(set(module.__all__)) == len(module.__all__) > 0
     for name in module.__all__:
         member = getattr(module, name)
-        if callable(member):
+        if inspect.isclass(member) or inspect.isfunction(member):
             assert member.__doc__, f"{package}.{name} has no docstring"
 
 

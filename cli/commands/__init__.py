@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from . import advise, compare, export, factors, inspect, patch, probe, undo, validate
+from . import advise, compare, export, factors, inspect, patch, probe, report, undo, validate
 
 _EXAMPLES: dict[str, tuple[ModuleType, str]] = {
     "inspect": (inspect, "ggufrope inspect model.gguf --ctx 32768"),
@@ -22,6 +22,7 @@ _EXAMPLES: dict[str, tuple[ModuleType, str]] = {
     "advise": (advise, "ggufrope advise model.gguf --target-ctx 65536 --memory 24GiB"),
     "export": (export, "ggufrope export long.gguf --to llama-server"),
     "validate": (validate, "ggufrope validate long.gguf --ctx 8k,16k,32k --kv f16,q8_0"),
+    "report": (report, "ggufrope report runs/night --html night.html --junit night.xml"),
     "compare": (compare, "ggufrope compare model.gguf --ctx 8k,16k --scaling none,linear,ntk,yarn"),
 }
 
