@@ -275,9 +275,10 @@ def _warnings(
                 k_type=best.k_type,
                 v_type=best.v_type,
             )
+            rest = f"the longest context that fits is {reach} tokens"
             warnings.append(
                 f"no cache type fits: {best.k_type}/{best.v_type} needs {_gib(best.total_bytes)} "
-                f"of {_gib(memory_bytes)}; the longest context that fits is {reach} tokens"
+                f"of {_gib(memory_bytes)}; {rest if reach else 'no context at all fits'}"
             )
         elif fitting[0] is not memory[0]:
             first = fitting[0]

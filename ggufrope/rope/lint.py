@@ -207,7 +207,7 @@ def _factor_tensors(metadata: RopeMetadata, arch: Architecture) -> Iterator[Find
             yield from _factor_values(tensor, metadata, arch)
     names = {tensor.name for tensor in metadata.factor_tensors}
     faces = names & {ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT}
-    if ROPE_FREQS in names and faces and not arch.tensors_by_type:
+    if ROPE_FREQS in names and faces:
         yield _warning(
             "shadowed-factors",
             ROPE_FREQS,
