@@ -9,7 +9,8 @@ contexts, yielding one result a cell as the cell finishes.
 
 `open_context(n_ctx)` closes over every other setting of the context: RoPE, cache types, devices.
 A failure of the runtime is a result without a score, with its reason. Nothing here knows
-llama.cpp: models and contexts are whatever satisfies `protocol`.
+llama.cpp: models and contexts are whatever satisfies `protocol`. The RULER-style tasks are in
+`evals.ruler`.
 """
 
 from ggufrope.evals.divergence import (

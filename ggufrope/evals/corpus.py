@@ -29,7 +29,7 @@ _SUBJECTS = (
     "my grandmother",
     "the old doctor",
     "every traveller",
-    "the children",
+    "the eldest child",
     "a stranger",
     "our village",
     "the committee",

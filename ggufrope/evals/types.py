@@ -28,13 +28,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One question in full: what is read, how it is asked, and what would be right.
-
-    `answers` are alternatives or parts, as the task's metric has it.
-    """
+    """One prompt in tokens, and the answers that are right: alternatives or parts, as the task's
+    metric has it."""
 
     prompt: tuple[int, ...]
-    question: tuple[int, ...]
     answers: tuple[str, ...]
 
 
