@@ -18,11 +18,11 @@ from ggufrope.errors import (
     RuntimeFailure,
     WishError,
 )
-from ggufrope.runtime import kvcache, library
+from ggufrope.runtime import kvcache, library, memory
 from ggufrope.runtime.branch import AnswerScore, Branch, Progress, Tokens
 from ggufrope.runtime.branching import Group, plan
 from ggufrope.runtime.decoding import decode, log_probabilities_of, output_logits
-from ggufrope.runtime.model import Model, buffers, ran_out_of_memory
+from ggufrope.runtime.loading import buffers, ran_out_of_memory
 from ggufrope.runtime.settings import ContextSettings, context_parameters
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from ggufrope.runtime.model import Model
+
 _TRUNK = 0
-_MOST_BRANCHES = 63
 _LOGITS_BYTES = 256 * 1024 * 1024
 _ANY = -1  # as a position, to llama_memory_seq_*: from the start, or to the end
 
@@ -58,9 +59,8 @@ class Context:
         )
         if refused:
             raise CacheTypeError(f"{model.path.name}: {refused}")
-        # Every sequence of a recurrent model has a state of its own in memory.
-        self._max_branches = 1 if model.recurrent else _MOST_BRANCHES
-        parameters = context_parameters(self._library, settings, n_seq_max=self._max_branches + 1)
+        parameters = context_parameters(self._library, settings, n_seq_max=model.n_sequences)
+        memory.require_fit(model, settings)
         with library.capture() as log:
             handle = self._library.llama_init_from_model(model.handle, parameters)
         if not handle:
@@ -186,7 +186,7 @@ class Context:
         groups = plan(
             branches,
             start=self._position,
-            max_sequences=self._max_branches,
+            max_sequences=self.n_sequences - 1,
             max_cells=self.n_ctx - self._position,
         )
         scores: dict[tuple[int, int], AnswerScore] = {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import signal
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from ggufrope.errors import DecodeError
 from ggufrope.runtime import library
+from ggufrope.runtime.interrupt import deferred_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,28 +95,15 @@ def _pointer(array: NDArray[Any], kind: Any) -> Any:
 
 @contextmanager
 def _interruptible(handle: Any, n_tokens: int) -> Iterator[None]:
-    """Let Ctrl-C end a long batch: llama.cpp polls, and KeyboardInterrupt follows the call.
-
-    An exception cannot cross llama.cpp's frames, so while the batch runs the signal only sets a
-    flag. It needs the main thread, and does nothing where a program handles SIGINT its own way.
-    """
-    ours = (
-        n_tokens >= _INTERRUPTIBLE_TOKENS
-        and threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if not ours:
+    """Let Ctrl-C end a long batch; KeyboardInterrupt follows."""
+    if n_tokens < _INTERRUPTIBLE_TOKENS:
         yield
         return
     llama = library.load()
-    interrupted = threading.Event()
-    callback = llama.ggml_abort_callback(lambda _: interrupted.is_set())
-    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    llama.llama_set_abort_callback(handle, callback, None)
-    try:
-        yield
-    finally:
-        llama.llama_set_abort_callback(handle, llama.ggml_abort_callback(), None)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if interrupted.is_set():
-            raise KeyboardInterrupt
+    with deferred_interrupt() as interrupted:
+        callback = llama.ggml_abort_callback(lambda _: interrupted())
+        llama.llama_set_abort_callback(handle, callback, None)
+        try:
+            yield
+        finally:
+            llama.llama_set_abort_callback(handle, llama.ggml_abort_callback(), None)

@@ -10,6 +10,7 @@ from ggufrope.errors import CacheTypeError
 if TYPE_CHECKING:
     from ggufrope.runtime.library import Log
     from ggufrope.runtime.model import Model
+    from ggufrope.runtime.settings import ContextSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,14 @@ def why_not(
                 f"divide the head size {head}"
             )
     return None
+
+
+def estimate(model: Model, settings: ContextSettings) -> int:
+    """Bytes of a context's cache, as if every layer had the heads of the first."""
+    heads = model.n_head_kv or model.n_head
+    k = cache_type(settings.type_k).row_bytes(heads * model.head_size)
+    v = cache_type(settings.type_v).row_bytes(heads * model.value_head_size)
+    return settings.n_ctx * model.n_layer * (k + v)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,7 @@ class Versions:
     system_info: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Log:
     """What llama.cpp said while this was capturing, line by line; debug lines only on wish."""
 

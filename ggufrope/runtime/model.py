@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from ggufrope.errors import LoadError, MemoryNeedError, WishError
-from ggufrope.rope.keys import SCALING_TYPES
+from ggufrope.errors import LoadError
 from ggufrope.runtime import library
+from ggufrope.runtime.loading import Buffer, LoadOptions, buffers, load
 from ggufrope.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
     from ggufrope.runtime.library import Log
+    from ggufrope.runtime.loading import LoadProgress, OverrideValue
 
-OverrideValue: TypeAlias = int | float | bool | str
-LoadProgress: TypeAlias = Callable[[float], None]
-"""Called with the share of the weights read so far, 0 to 1."""
-
-_MIB = 1024 * 1024
-_OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", re.IGNORECASE)
-# enum llama_model_kv_override_type, include/llama.h
-_INT, _FLOAT, _BOOL, _STRING = range(4)
-_OVERRIDE_BYTES = 127  # key and string value are char[128]
-_LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Buffer:
-    """Memory llama.cpp took on one device, as its log says: to 0.01 MiB."""
-
-    device: str
-    size_bytes: int
+_SEQUENCES = 64
+_SEQUENCES_WITH_STATE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +38,20 @@ class Placement:
 
 
 class Model:
-    """Weights and a tokenizer, open until `close`; also a context manager.
+    """Weights and a tokenizer; an `evals.protocol.LanguageModel`.
 
-    Contexts of one model share its weights and may differ in everything else. Closing the model
-    closes them first.
+    Open until `close`; also a context manager. Contexts of one model share its weights and may
+    differ in everything else. Closing the model closes them first.
     """
 
-    def __init__(
-        self, path: Path, handle: Any, log: Log, overrides: Mapping[str, OverrideValue]
-    ) -> None:
+    def __init__(self, path: Path, options: LoadOptions, handle: Any, log: Log) -> None:
         """For `Model.open`."""
         self._library = library.load()
         self._handle = handle
-        self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._unallocated: Any = None
+        self._options = options
         self._log = log
-        self._overrides = overrides
+        self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         self.path = path
         self.vocabulary = Vocabulary(handle)
         # A context with a custom YaRN scale makes llama.cpp change this one in the model itself.
@@ -90,50 +71,31 @@ class Model:
     ) -> Self:
         """Load a GGUF file; for a split model, its first shard.
 
-        `gpu_layers` is how many layers to put on the GPU where the build can offload.
+        `gpu_layers` is how many layers to put on the GPU; "all" is none where the build cannot.
         `kv_overrides` replaces scalar metadata for this load only, nothing is written.
         `main_gpu` puts the whole model on that one GPU; `tensor_split` shares it out in these
-        proportions. Raises LoadError with llama.cpp's own reason, MemoryNeedError, WishError for
-        an override llama.cpp would ignore, MissingPartError without llama-cpp-python.
+        proportions. Raises MalformedError for what is not GGUF, LoadError with llama.cpp's own
+        reason, MemoryNeedError, WishError for an override llama.cpp would ignore, and
+        MissingPartError without llama-cpp-python, or without a GPU where one is asked for.
         """
-        path = Path(path)
-        overrides = dict(kv_overrides or {})
-        _refuse_what_aborts(path, overrides)
-        llama = library.load()
-        parameters = llama.llama_model_default_params()
-        parameters.n_gpu_layers = -1 if gpu_layers == "all" else gpu_layers
-        parameters.load_mode = _LOAD_MODE_MMAP if use_mmap else _LOAD_MODE_NONE
-        if main_gpu is not None:
-            parameters.main_gpu = main_gpu
-            parameters.split_mode = llama.LLAMA_SPLIT_MODE_NONE
-        # Everything the parameters point to must outlive the call: hence these locals.
-        split = _tensor_split(llama, tensor_split)
-        if split is not None:
-            parameters.tensor_split = split
-        override_array = _override_array(llama, overrides)
-        parameters.kv_overrides = override_array
-        on_progress = _progress_callback(llama, progress)
-        if on_progress is not None:
-            parameters.progress_callback = on_progress
-        with library.capture() as log:
-            handle = llama.llama_model_load_from_file(os.fsencode(path), parameters)
-        if not handle:
-            raise _load_error(path, log)
-        model = cls(path, handle, log, overrides)
-        try:
-            _refuse_ignored(overrides, log)
-        except WishError:
-            model.close()
-            raise
-        return model
+        options = LoadOptions(
+            gpu_layers=gpu_layers,
+            kv_overrides=dict(kv_overrides or {}),
+            use_mmap=use_mmap,
+            main_gpu=main_gpu,
+            tensor_split=tuple(tensor_split),
+        )
+        handle, log = load(Path(path), options, progress=progress)
+        return cls(Path(path), options, handle, log)
 
     def close(self) -> None:
         """Free the weights, after every context made of them. Closing twice is fine."""
         for context in tuple(self._contexts):
             context.close()
-        if self._handle is not None:
-            self._library.llama_model_free(self._handle)
-            self._handle = None
+        for handle in (self._unallocated, self._handle):
+            if handle is not None:
+                self._library.llama_model_free(handle)
+        self._unallocated = self._handle = None
 
     def __enter__(self) -> Self:
         return self
@@ -155,6 +117,13 @@ class Model:
         if self._handle is None:
             raise LoadError(f"{self.path.name}: the model was closed")
         return self._handle
+
+    @property
+    def unallocated(self) -> Any:
+        """A twin `llama_model *` without weights, whose contexts only say what they would take."""
+        if self._unallocated is None and self.handle:
+            self._unallocated, _ = load(self.path, self._options, allocate=False)
+        return self._unallocated
 
     def adopt(self, context: Any) -> None:
         """Have `context` closed before the model is."""
@@ -200,12 +169,17 @@ class Model:
         return int(self._library.llama_model_n_swa(self.handle))
 
     @property
-    def recurrent(self) -> bool:
+    def has_state(self) -> bool:
         """Whether some layer keeps a recurrent state, which cannot be rolled back."""
         llama = self._library
         return bool(
             llama.llama_model_is_recurrent(self.handle) or llama.llama_model_is_hybrid(self.handle)
         )
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences a context of it can hold: few where each has a recurrent state in memory."""
+        return _SEQUENCES_WITH_STATE if self.has_state else _SEQUENCES
 
     @property
     def size_bytes(self) -> int:
@@ -253,7 +227,8 @@ class Model:
 
     def setting(self, key: str) -> str | None:
         """The value of a scalar key in effect: the override's, else the file's, else None."""
-        return str(self._overrides[key]) if key in self._overrides else self.metadata(key)
+        overrides = self._options.kv_overrides
+        return str(overrides[key]) if key in overrides else self.metadata(key)
 
     # Tokens -------------------------------------------------------------------------------------
 
@@ -270,89 +245,3 @@ class Model:
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones spelled out."""
         return self.vocabulary.detokenize(tokens)
-
-
-def buffers(log: Log, what: str) -> tuple[Buffer, ...]:
-    """The `what` buffers ("model", "KV", "compute", "output") that a log says were taken."""
-    found = log.search(rf"(\S+) {what} buffer size = +([\d.]+) MiB")
-    return tuple(Buffer(device=m[1], size_bytes=round(float(m[2]) * _MIB)) for m in found)
-
-
-def ran_out_of_memory(log: Log) -> bool:
-    """Whether an allocation failed."""
-    return any(_OUT_OF_MEMORY.search(line) for line in log.errors)
-
-
-def _refuse_what_aborts(path: Path, overrides: Mapping[str, OverrideValue]) -> None:
-    """llama.cpp asserts that it knows the scaling type, so an unknown one must not reach it."""
-    if not path.is_file():
-        raise LoadError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
-    for key, value in overrides.items():
-        if key.endswith(".rope.scaling.type") and value not in SCALING_TYPES:
-            raise WishError(
-                f"{key}={value}: llama.cpp knows only {', '.join(SCALING_TYPES)} and aborts on "
-                f"any other word"
-            )
-
-
-def _load_error(path: Path, log: Log) -> LoadError | MemoryNeedError:
-    reason = log.reason or "it gave no reason"
-    if ran_out_of_memory(log):
-        return MemoryNeedError(f"{path}: not enough memory for the weights: {reason}")
-    return LoadError(f"{path}: llama.cpp cannot load it: {reason}")
-
-
-def _refuse_ignored(overrides: Mapping[str, OverrideValue], log: Log) -> None:
-    """llama.cpp only warns when an override has the wrong type, and goes on without it."""
-    ignored = log.search(r"Bad metadata override type for key '(.+)', expected (\w+) but got (\w+)")
-    for line in ignored:
-        if line[1] in overrides:
-            raise WishError(
-                f"{line[1]}={overrides[line[1]]}: llama.cpp wants type {line[2]} here, not "
-                f"{line[3]}, and would ignore the override"
-            )
-
-
-def _override_array(llama: Any, overrides: Mapping[str, OverrideValue]) -> Any:
-    """The C array, ended by an empty key."""
-    array = (llama.llama_model_kv_override * (len(overrides) + 1))()
-    for slot, (key, value) in zip(array, overrides.items(), strict=False):
-        slot.key = _short(key, key)
-        if isinstance(value, bool):
-            slot.tag, slot.value.val_bool = _BOOL, value
-        elif isinstance(value, int):
-            slot.tag, slot.value.val_i64 = _INT, value
-        elif isinstance(value, float):
-            slot.tag, slot.value.val_f64 = _FLOAT, value
-        else:
-            slot.tag, slot.value.val_str = _STRING, _short(value, key)
-    return array
-
-
-def _short(text: str, key: str) -> bytes:
-    encoded = text.encode()
-    if len(encoded) > _OVERRIDE_BYTES:
-        raise WishError(
-            f"override of {key}: over {_OVERRIDE_BYTES} bytes, the most llama.cpp takes"
-        )
-    return encoded
-
-
-def _tensor_split(llama: Any, proportions: Sequence[float]) -> Any:
-    if not proportions:
-        return None
-    most = int(llama.llama_max_devices())
-    if len(proportions) > most:
-        raise WishError(f"tensor split of {len(proportions)} parts: this build has {most} devices")
-    return (ctypes.c_float * most)(*np.asarray(proportions, dtype=np.float32).tolist())
-
-
-def _progress_callback(llama: Any, progress: LoadProgress | None) -> Any:
-    if progress is None:
-        return None
-
-    def report(share: float, _user_data: object) -> bool:
-        progress(share)
-        return True
-
-    return llama.llama_progress_callback(report)

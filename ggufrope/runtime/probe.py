@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufrope.errors import RuntimeFailure
 from ggufrope.rope.effective import RopeOverrides
@@ -25,8 +26,6 @@ from ggufrope.runtime.settings import ContextSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
 
     from ggufrope.rope.effective import EffectiveRope
     from ggufrope.runtime.model import Model

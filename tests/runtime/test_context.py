@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,10 +57,10 @@ def test_the_trunk_grows_and_rewinds(context: Context, model: Model) -> None:
 def test_scores_are_those_of_plain_logits(context: Context, model: Model) -> None:
     """Branches evaluated together say what each says alone, as the trunk."""
     trunk, prompt = model.tokenize(TEXT, beginning=True), model.tokenize(QUESTION)
-    candidates = answers(model, " Paris.", " Rome, not Paris", " a")
+    candidates = answers(model, " Paris.", " Rome, not Paris")
     context.extend(trunk)
     branch = Branch(prompt=tuple(prompt), answers=candidates)
-    scored = context.score([branch] * 25)
+    scored = context.score([branch] * 9)
     assert context.position == len(trunk)
     for candidate, score in zip(candidates, scored[7], strict=True):
         context.rewind(0)
@@ -167,3 +170,18 @@ def test_closing_the_model_closes_its_contexts(smollm2: Path) -> None:
         context = Context(model, F32)
     with pytest.raises(RuntimeFailure, match="closed"):
         context.extend([1])
+
+
+def test_ctrl_c_ends_a_long_batch_and_the_context_goes_on(model: Model) -> None:
+    settings = ContextSettings(n_ctx=4096, n_batch=4096, n_ubatch=64)
+    with Context(model, settings) as context:
+        timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            context.extend([5] * 4096)
+        assert time.monotonic() - started < 10
+        assert context.position == 0
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        context.extend([5] * 8)
+        assert context.position == 8

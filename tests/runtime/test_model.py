@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
-from ggufrope.errors import LoadError, WishError
-from ggufrope.runtime import Model
+from ggufrope.errors import FileError, LoadError, MissingPartError, WishError
+from ggufrope.runtime import Model, library
+
+from . import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +26,7 @@ def test_what_it_is(model: Model) -> None:
     assert (model.architecture, model.n_layer, model.n_embd) == ("llama", 30, 576)
     assert (model.n_head, model.n_head_kv, model.head_size) == (9, 3, 64)
     assert (model.n_vocab, model.n_ctx_train, model.n_swa) == (49152, 8192, 0)
-    assert not model.recurrent
+    assert not model.has_state
     assert model.metadata("llama.rope.freq_base") == "100000.000000"
     assert model.metadata("llama.no.such.key") is None
     assert model.reported["n_rot"] == "64"
@@ -71,23 +74,48 @@ def test_an_override_too_long_is_refused(smollm2: Path) -> None:
         Model.open(smollm2, kv_overrides={"general.name": "x" * 128})
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "no such file"), (b"GGML", "invalid magic"), (b"GGUF\x03\0\0\0", "failed to read")],
-)
-def test_what_cannot_be_loaded_says_why(
-    tmp_path: Path, content: bytes | None, message: str
-) -> None:
-    path = tmp_path / "bad.gguf"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(LoadError, match=message):
+def test_what_is_not_a_model_file_is_not_given_to_llama_cpp(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGML")
+    for name in ("bad.gguf", "absent.gguf", "."):
+        with pytest.raises(FileError, match=str(tmp_path)):
+            Model.open(tmp_path / name)
+
+
+def test_a_scaling_type_in_the_file_that_aborts_is_refused(tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "tiny.gguf", "llama", settings={"rope.scaling.type": "su"})
+    with pytest.raises(LoadError, match=r"'su'; llama.cpp knows only none, linear"):
+        Model.open(path)
+    with Model.open(path, kv_overrides={"llama.rope.scaling.type": "none"}) as model:
+        assert model.reported["rope scaling"] == "none"
+
+
+def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+    factors = {"rope_freqs.weight": np.ones(tiny.HEAD // 2, dtype=np.float32)}
+    path = tiny.write(tmp_path / "tiny.gguf", "qwen2", factors=factors)
+    with pytest.raises(LoadError, match=r"tiny.gguf: llama.cpp cannot load it: wrong number of"):
         Model.open(path)
 
 
-def test_a_folder_is_not_a_model(tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match="not a file"):
-        Model.open(tmp_path)
+@pytest.mark.skipif(library.can_offload(), reason="this build of llama.cpp can use a GPU")
+@pytest.mark.parametrize("wish", [{"gpu_layers": 3}, {"main_gpu": 0}, {"tensor_split": (1.0, 2.0)}])
+def test_a_gpu_that_is_not_there_is_missing(smollm2: Path, wish: dict[str, Any]) -> None:
+    with pytest.raises(MissingPartError, match="GGML_CUDA"):
+        Model.open(smollm2, **wish)
+
+
+def test_loading_tells_its_progress(smollm2: Path) -> None:
+    shares: list[float] = []
+    with Model.open(smollm2, progress=shares.append):
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+
+
+def test_an_error_in_the_progress_callback_ends_the_load(smollm2: Path) -> None:
+    def stop(_share: float) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Model.open(smollm2, progress=stop)
 
 
 def test_a_closed_model_says_so(smollm2: Path) -> None:
