@@ -31,23 +31,35 @@ def find_guards(path: str | os.PathLike[str]) -> tuple[Guard, ...]:
     user may look into. Raises StorageError where the file is not there.
     """
     path = Path(path)
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    return tuple(_guards(path, status))
+    return tuple(_guards(path, _status(path), ()))
 
 
 def check_guards(path: str | os.PathLike[str], force: Collection[str] = ()) -> None:
     """Raises GuardError for the first guard that `force` does not name."""
-    for guard in find_guards(path):
+    path = Path(path)
+    for guard in _guards(path, _status(path), force):
+        raise GuardError(
+            f"{guard.message}; write a new file, or force {guard.name!r}", guard=guard.name
+        )
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _guards(path: Path, status: os.stat_result, force: Collection[str]) -> Iterator[Guard]:
+    """The guards that `force` does not name; asking all processes is the expensive one."""
+    for guard in _standing(path, status):
         if guard.name not in force:
-            raise GuardError(
-                f"{guard.message}; write a new file, or force {guard.name!r}", guard=guard.name
-            )
+            yield guard
+    if "in-use" not in force and (users := _users(path.resolve(), status)):
+        yield Guard(name="in-use", message=f"{path} is open in process {', '.join(users)}")
 
 
-def _guards(path: Path, status: os.stat_result) -> Iterator[Guard]:
+def _standing(path: Path, status: os.stat_result) -> Iterator[Guard]:
     real = path.resolve()
     if path.is_symlink():
         yield Guard(name="symlink", message=f"{path} is a link to {real}")
@@ -61,9 +73,6 @@ def _guards(path: Path, status: os.stat_result) -> Iterator[Guard]:
         yield store
     if not status.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
         yield Guard(name="read-only", message=f"{path} is read-only")
-    users = _users(real, status)
-    if users:
-        yield Guard(name="in-use", message=f"{path} is open in process {', '.join(users)}")
 
 
 def _content_store(real: Path) -> Guard | None:

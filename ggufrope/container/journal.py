@@ -55,7 +55,7 @@ def draw_up(
     written = [*_head(composition), *(patch.piece for patch in body)]
     spans = [Span(offset=0, length=composition.data_offset)]
     spans += [Span(offset=patch.offset, length=piece_length(patch.piece)) for patch in body]
-    samples = tuple(_samples(kept, composition.data_offset))
+    samples = tuple(_samples(kept))
     return Record(
         kind=kind,
         old_size=header.file_size,
@@ -144,12 +144,11 @@ def _head(composition: Composition) -> Iterator[Piece]:
             return
 
 
-def _samples(kept: Sequence[Kept], data_offset: int) -> Iterator[Kept]:
-    """Short stretches spread over the tensor data that stays."""
-    stretches = [keeping for keeping in kept if keeping.offset >= data_offset]
-    total = sum(keeping.source.length for keeping in stretches)
+def _samples(kept: Sequence[Kept]) -> Iterator[Kept]:
+    """Short stretches spread over all that stays, which the magic always does."""
+    total = sum(keeping.source.length for keeping in kept)
     step = max(total // _SAMPLES, _SAMPLE)
-    for keeping in stretches:
+    for keeping in kept:
         for at in range(0, keeping.source.length, step):
             length = min(_SAMPLE, keeping.source.length - at)
             source = Span(offset=keeping.source.offset + at, length=length)

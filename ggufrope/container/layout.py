@@ -134,7 +134,7 @@ def compose(
         raise ValueError(f"tensor data cannot start at {start}: the header ends at {end}")
     # A file without tensors may end with its header: what was not padded stays so.
     if rewrite.data or source.file_size >= source.data_offset:
-        pieces.append(bytes(start - end))
+        pieces.append(_gap(source, start - end))
     pieces += rewrite.data
     return Composition(
         pieces=merged(pieces),
@@ -370,11 +370,10 @@ def _with_pad(header: Header, tensor: TensorInfo, alignment: int) -> Span:
 
 def _info(header: Header, entry: _Entry, offset: int) -> Piece:
     content = entry.content
-    if not isinstance(content, TensorData) and (entry.name, offset) == (
-        content.name,
-        content.offset,
-    ):
-        return content.span
+    standing = header.tensor(entry.name)
+    wanted = (content.shape, content.type, offset)
+    if standing and (standing.shape, standing.type, standing.offset) == wanted:
+        return standing.span
     return encode_tensor_info(entry.name, content.shape, content.type, offset, header.byte_order)
 
 
@@ -386,6 +385,15 @@ def data_end(header: Header) -> int:
 
 def _tail(header: Header, start: int) -> Span:
     return Span(offset=start, length=max(header.file_size - start, 0))
+
+
+def _gap(source: Header, length: int) -> Piece:
+    """The padding in front of the data: that of the old file as far as it reaches."""
+    records = source.tensors or source.key_values
+    old_end = records[-1].span.end if records else 24
+    if length <= source.data_offset - old_end and source.file_size >= source.data_offset:
+        return Span(offset=source.data_offset - length, length=length)
+    return bytes(length)
 
 
 def _count(source: Header, offset: int, old: int, new: int) -> Piece:

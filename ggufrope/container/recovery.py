@@ -148,6 +148,7 @@ def _settle_journal(files: FileLayer, file: BinaryIO, path: Path) -> Recovery:
     record = read_record(files, journal_path(path))
     if _is_new(files, file, record):
         commit(files, path)
+        _clear_remains(files, path)
         return _recovery(path, "finished", "an interrupted edit had reached its end")
     if record.kind == "replaced":
         # The old file was never written to, or is already back: only the journal is in the way.
