@@ -24,9 +24,7 @@ def _option(name: str, help_: str, metavar: str, panel: str, **more: Any) -> Any
 class RunOptions:
     """What the options said; `plan` makes the RunPlan of it."""
 
-    ctx: Annotated[
-        str, _option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)
-    ]
+    ctx: Annotated[str, _option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)]
     depths: Annotated[
         str, _option("--depths", "How many depths, or percents: 0,50,100.", "N|A,B,…", _WHAT)
     ] = "5"
@@ -43,7 +41,8 @@ class RunOptions:
         ),
     ] = "needle"
     mode: Annotated[
-        str, _option("--mode", "one-pass shares one prefill; isolated: a prompt a cell.", "MODE", _WHAT)
+        str,
+        _option("--mode", "one-pass shares one prefill; isolated: a prompt a cell.", "MODE", _WHAT),
     ] = "one-pass"
     haystack: Annotated[
         str, _option("--haystack", "noise, essay, or a text file.", "KIND|FILE", _WHAT)

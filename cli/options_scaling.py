@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from ggufrope.runs.plan import Trial
 
 _GROUP = "Scaling"
-SCHEME_HELP = (
-    "none, linear, ntk, dynamic-ntk, ntk-by-parts, yarn, llama3, longrope or factors."
-)
+SCHEME_HELP = "none, linear, ntk, dynamic-ntk, ntk-by-parts, yarn, llama3, longrope or factors."
 
 
 def _option(name: str, help_: str, metavar: str) -> object:
@@ -70,9 +68,7 @@ class ScalingOptions:
     from_config: Annotated[
         Path | None, _option("--from-config", "Scheme of a Hugging Face config.json.", "FILE")
     ] = None
-    bake: Annotated[
-        bool, _option("--bake", "Put the scheme into factor tensors.", "")
-    ] = False
+    bake: Annotated[bool, _option("--bake", "Put the scheme into factor tensors.", "")] = False
     two_faced: Annotated[
         bool,
         _option("--two-faced", "Bake, and leave the model as it is in short contexts.", ""),

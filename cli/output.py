@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -41,7 +42,7 @@ def emit_json(payload: dict[str, Any]) -> None:
 
 def plain(value: Any) -> Any:
     """A value as JSON has it: dataclasses as objects, arrays as lists, NaN and infinity as null."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Enum):
         return value.name.lower()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 if TYPE_CHECKING:
-    from ggufrope.patching import Scheme, Wish
+    from ggufrope.patching import Wish
     from ggufrope.rope.factors import FactorFormat, FactorSet
     from ggufrope.rope.huggingface import ConfigRope
     from ggufrope.runs.plan import Trial
@@ -22,7 +22,7 @@ def wish_of(trial: Trial, *, target_context: int | None = None) -> Wish:
 
     long, short = _factor_arrays(trial)
     return Wish(
-        scaling=None if trial.scheme == "file" else cast("Scheme", trial.scheme),
+        scaling=None if trial.scheme == "file" else trial.scheme,
         target_context=trial.target_context or (None if trial.factor else target_context),
         factor=trial.factor,
         original_context=trial.original_context,

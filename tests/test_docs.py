@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import typer.main
-
 from ggufrope_cli.app import app
 
 COMMANDS = dict(sorted(typer.main.get_command(app).commands.items()))  # type: ignore[attr-defined]

@@ -38,9 +38,7 @@ def demo(model: Path, lengths: str) -> int:
     step("patch", str(model), "-o", str(patched), *scaling)
     step("diff", str(model), str(patched))
     step("inspect", str(patched), "--ctx", TARGET)
-    return step(
-        "validate", str(patched), "--ctx", lengths, "--depths", "5", "--kv", "f16,q8_0"
-    )
+    return step("validate", str(patched), "--ctx", lengths, "--depths", "5", "--kv", "f16,q8_0")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from ..options_scaling import ScalingOptions
 
 
 @grouped
-def command(file: FileArgument, run: RunOptions, scaling: ScalingOptions, json: JsonOption = False) -> None:
+def command(
+    file: FileArgument, run: RunOptions, scaling: ScalingOptions, json: JsonOption = False
+) -> None:
     """Run the same tasks under several schemes: --scaling none,linear,ntk,yarn."""
     from ggufrope.errors import WishError
     from ggufrope.patching import SCHEMES, Scheme

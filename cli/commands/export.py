@@ -36,7 +36,9 @@ def command(
     metadata = read_model(model_path(file)).metadata
     exported = export(metadata, cast("Any", to), context_tokens=ctx)
     if json:
-        emit_json({"tool": exported.tool, "text": exported.text, "inexpressible": exported.inexpressible})
+        emit_json(
+            {"tool": exported.tool, "text": exported.text, "inexpressible": exported.inexpressible}
+        )
         return
     console().print(exported.text, soft_wrap=True)
     for sentence in exported.inexpressible:

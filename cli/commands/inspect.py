@@ -13,7 +13,9 @@ def command(
     file: FileArgument,
     ctx: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Context length to predict for; default: the file's."),
+        typer.Option(
+            metavar="N", min=1, help="Context length to predict for; default: the file's."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -13,11 +13,13 @@ def command(
     file: FileArgument,
     ctx: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Context length to measure for; default: the file's."),
+        typer.Option(
+            metavar="N", min=1, help="Context length to measure for; default: the file's."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure the rotation in every layer and compare it with the prediction; exit 1 if it differs."""
+    """Measure the rotation in every layer; exit 1 where it is not as predicted."""
     from ggufrope.patching import inspect
     from ggufrope.runtime import Model, probe
 

@@ -8,7 +8,9 @@ from ..options_scaling import ScalingOptions
 
 
 @grouped
-def command(file: FileArgument, run: RunOptions, scaling: ScalingOptions, json: JsonOption = False) -> None:
+def command(
+    file: FileArgument, run: RunOptions, scaling: ScalingOptions, json: JsonOption = False
+) -> None:
     """Measure recall, quality and cache types at target lengths; exit 1 where it fails."""
     from ..running import carry_out
 

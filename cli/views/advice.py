@@ -46,7 +46,14 @@ def show(advice: Advice) -> None:
         for command in option.commands:
             out.print(Text(f"   $ {shown(command)}", style="cyan"), soft_wrap=True)
     out.print(heading("memory at the target"))
-    made = table("KV", "weights", "cache", "compute", "total", numeric=["weights", "cache", "compute", "total"])
+    made = table(
+        "KV",
+        "weights",
+        "cache",
+        "compute",
+        "total",
+        numeric=["weights", "cache", "compute", "total"],
+    )
     for need in advice.memory:
         kv = need.k_type if need.k_type == need.v_type else f"{need.k_type}/{need.v_type}"
         parts = (need.weight_bytes, need.kv_bytes, need.compute_bytes, need.total_bytes)

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from ggufrope.patching import Inspection
     from ggufrope.rope import EffectiveRope, LayerGroup
 
-_SOURCE_STYLES = {"file": "green", "override": "magenta", "ignored": "bold yellow", "default": "dim"}
+_SOURCE_STYLES = {
+    "file": "green",
+    "override": "magenta",
+    "ignored": "bold yellow",
+    "default": "dim",
+}
 
 
 def payload(inspection: Inspection) -> dict[str, Any]:

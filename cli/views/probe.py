@@ -59,9 +59,7 @@ def show(measured: Probe, predicted: EffectiveRope | None, agreement: Agreement 
         return
     word, style = ("agrees", "bold green") if agreement.agrees else ("DIFFERS", "bold red")
     out.print(heading(""), end="")
-    out.print(
-        f"{word}: largest relative error {agreement.largest_relative_error:.2g}", style=style
-    )
+    out.print(f"{word}: largest relative error {agreement.largest_relative_error:.2g}", style=style)
 
 
 def _slowest(inverse_frequencies: Any) -> float | None:

@@ -68,7 +68,9 @@ def _hugging_face(name: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise StorageError(f"hf:{name}: not in the Hugging Face cache {folder.parent}; download it first")
+    raise StorageError(
+        f"hf:{name}: not in the Hugging Face cache {folder.parent}; download it first"
+    )
 
 
 def _hub_cache() -> Path:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ggufrope.container import read_header, read_tensor
+from ggufrope.container import Header, read_header, read_tensor
 from ggufrope.errors import FileError
 from ggufrope.rope import EffectiveRope, RopeMetadata, RopeOverrides, effective, read_metadata
 from ggufrope.rope.keys import FACTOR_TENSORS, KEYS
 from ggufrope.rope.lint import Finding, lint
-
-if TYPE_CHECKING:
-    from ggufrope.container import Header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

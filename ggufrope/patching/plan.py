@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ggufrope.container import (
     Edits,
+    Rejection,
+    StorePlan,
     Strategy,
     TensorData,
     TypedValue,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggufrope.container import ByteOrder, Rejection, StorePlan, StoreReceipt
+    from ggufrope.container import ByteOrder, StoreReceipt
 
 Shown: TypeAlias = int | float | bool | str | None
 Progress: TypeAlias = Callable[[int, int], None]
@@ -198,7 +200,9 @@ def describe(edits: Edits, model: StoredModel) -> tuple[Edit, ...]:
         Edit(key=key, old=_shown(header.get(key)), new=_shown(value.value))
         for key, value in edits.set.items()
     ]
-    changes += [Edit(key=key, old=_shown(header.get(key)), new=None) for key in sorted(edits.remove)]
+    changes += [
+        Edit(key=key, old=_shown(header.get(key)), new=None) for key in sorted(edits.remove)
+    ]
     for name, data in edits.put_tensors.items():
         old = None if header.tensor(name) is None else "factors"
         changes.append(Edit(key=name, old=old, new=f"{data.shape[0]} factors"))

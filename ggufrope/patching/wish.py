@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from ggufrope.errors import WishError
 from ggufrope.rope import (
@@ -61,9 +61,9 @@ class Wish:
     """The options of `patch`, None where nothing was said.
 
     Contexts are in tokens. `attn_factor` is the magnitude wanted on q and k (transformers'
-    `attention_factor`), not the value of any one key. `bake` puts the scheme into factor tensors;
-    `two_faced` into the long ones alone, so that the model is itself up to its original context. `given` is a config.json, which says the
-    scheme and its parameters itself.
+    `attention_factor`), not the value of any one key. `bake` puts the scheme into factor tensors,
+    `two_faced` into the long ones alone, so that the model is itself up to its original context.
+    `given` is a config.json, which says the scheme and its parameters itself.
     """
 
     scaling: Scheme | None = None
@@ -196,7 +196,7 @@ def _factor_and_target(wish: Wish, original: int) -> tuple[float, int]:
 
 
 def _scheme(wish: Wish, scheme: Scheme, factor: float, original: int) -> RopeScaling:
-    def said(**names: str) -> dict[str, float]:
+    def said(**names: str) -> dict[str, Any]:
         values = {to: getattr(wish, name) for to, name in names.items()}
         return {to: value for to, value in values.items() if value is not None}
 

@@ -9,7 +9,7 @@ from ggufrope.rope.effective import (
     RopeOverrides,
 )
 from ggufrope.rope.export import Export, export
-from ggufrope.rope.expression import Expression, Ignored, TypedValue, express
+from ggufrope.rope.expression import Expression, Ignored, express
 from ggufrope.rope.factors import FactorSet, format_factors, parse_factors
 from ggufrope.rope.frequencies import Frequencies, frequencies
 from ggufrope.rope.huggingface import ConfigRope, from_config, to_config
@@ -59,7 +59,6 @@ __all__ = [
     "RopeOverrides",
     "RopeScaling",
     "Trial",
-    "TypedValue",
     "Unscaled",
     "Yarn",
     "architecture",

@@ -55,9 +55,7 @@ LONG = (1.0, 2.0)
         ),
         (
             Wish(scaling="longrope", factor=2, long_factors=LONG),
-            LongRope(
-                long_factors=LONG, short_factors=(1.0, 1.0), original_context=8192, factor=2
-            ),
+            LongRope(long_factors=LONG, short_factors=(1.0, 1.0), original_context=8192, factor=2),
         ),
         (
             Wish(scaling="factors", factor=2, long_factors=LONG, attn_factor=1.1),
