@@ -13,11 +13,20 @@ llama.cpp: models and contexts are whatever satisfies `protocol`. The RULER-styl
 `evals.ruler`.
 """
 
+from ggufrope.evals.cache import CachePlan, CacheResult, CacheTask
 from ggufrope.evals.divergence import (
     Divergence,
     DivergencePlan,
     DivergenceResult,
     DivergenceTask,
+)
+from ggufrope.evals.kvmatrix import (
+    KvMatrixPlan,
+    KvMatrixTask,
+    KvPair,
+    KvResult,
+    KvRow,
+    kv_rows,
 )
 from ggufrope.evals.metrics import Mean, Proportion
 from ggufrope.evals.needle import NeedleResult, NeedleTask, Recall, recall, recall_by_length
@@ -43,12 +52,20 @@ from ggufrope.evals.verdict import Check, Evidence, Thresholds, Verdict, judge
 
 __all__ = [
     "Bucket",
+    "CachePlan",
+    "CacheResult",
+    "CacheTask",
     "Check",
     "Divergence",
     "DivergencePlan",
     "DivergenceResult",
     "DivergenceTask",
     "Evidence",
+    "KvMatrixPlan",
+    "KvMatrixTask",
+    "KvPair",
+    "KvResult",
+    "KvRow",
     "Mean",
     "NeedleCell",
     "NeedlePlan",
@@ -73,6 +90,7 @@ __all__ = [
     "Thresholds",
     "Verdict",
     "judge",
+    "kv_rows",
     "passkey_plan",
     "perplexity_of",
     "read_text",

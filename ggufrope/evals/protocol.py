@@ -64,6 +64,12 @@ class LanguageContext(Protocol):
         """Bytes of the K and V caches as allocated, or None where the runtime does not tell."""
         ...
 
+    @property
+    def cache_rotated(self) -> bool | None:
+        """Whether what goes into the K or V cache is rotated first, which changes what quantizing
+        it costs; None where the runtime does not tell."""
+        ...
+
     def close(self) -> None: ...
 
 

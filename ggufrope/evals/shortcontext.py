@@ -20,7 +20,7 @@ from ggufrope.evals.divergence import (
 from ggufrope.evals.needle import NeedleResult, NeedleTask, Recall, recall
 from ggufrope.evals.needle_plan import NeedlePlan
 from ggufrope.evals.protocol import LanguageModel, Progress
-from ggufrope.evals.types import OpenContext, Score
+from ggufrope.evals.types import OpenContext, Score, keys_of
 
 Part: TypeAlias = Literal["divergence", "base", "variant"]
 
@@ -84,8 +84,8 @@ class ShortContextTask:
     def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
         """Tokens all contexts will evaluate. Raises WishError as its parts do."""
         needle = NeedleTask(self.plan.needle)
-        return self._divergence.planned_tokens(model, done=_of("divergence", done)) + sum(
-            needle.planned_tokens(model, done=_of(part, done)) for part in ("base", "variant")
+        return self._divergence.planned_tokens(model, done=keys_of("divergence", done)) + sum(
+            needle.planned_tokens(model, done=keys_of(part, done)) for part in ("base", "variant")
         )
 
     def run(
@@ -104,7 +104,7 @@ class ShortContextTask:
             ("variant", needle, open_context),
         )
         for part, task, opener in parts:
-            for result in task.run(model, opener, done=_of(part, done), progress=progress):
+            for result in task.run(model, opener, done=keys_of(part, done), progress=progress):
                 yield ShortContextResult(part=part, result=result)
 
     @property
@@ -122,8 +122,3 @@ def short_context(results: Iterable[ShortContextResult]) -> ShortContext:
         base=recall(result for part, result in needles if part == "base"),
         variant=recall(result for part, result in needles if part == "variant"),
     )
-
-
-def _of(part: str, done: Collection[str]) -> frozenset[str]:
-    """The finished keys of one part, as the part knows them."""
-    return frozenset(key.removeprefix(f"{part}/") for key in done if key.startswith(f"{part}/"))

@@ -79,3 +79,9 @@ class Task(Protocol[R_co]):
         anything is evaluated.
         """
         ...
+
+
+def keys_of(part: str, done: Collection[str]) -> frozenset[str]:
+    """Of the keys of a task made of parts, "part/key", those of one part as it knows them."""
+    prefix = f"{part}/"
+    return frozenset(key.removeprefix(prefix) for key in done if key.startswith(prefix))

@@ -131,6 +131,11 @@ class Context:
         """Bytes of the K and V caches as allocated, None for a model without any."""
         return None if self.cache is None else self.cache.size_bytes
 
+    @property
+    def cache_rotated(self) -> bool | None:
+        """Whether llama.cpp rotates K or V before it stores them, None for a model without."""
+        return None if self.cache is None else self.cache.rotated_k or self.cache.rotated_v
+
     # The trunk ----------------------------------------------------------------------------------
 
     def extend(self, tokens: Tokens, *, progress: Progress | None = None) -> None:

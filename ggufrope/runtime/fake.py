@@ -185,6 +185,11 @@ class FakeContext:
         """It has no cache to measure."""
         return None
 
+    @property
+    def cache_rotated(self) -> bool | None:
+        """Nor one to rotate."""
+        return None
+
     def close(self) -> None:
         """Remember that it was closed."""
         self.closed = True
