@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope.container.reader import CODES
+from ggufrope.container.cursor import CODES
 from ggufrope.container.types import ArrayValue, ValueType
 from ggufrope.errors import MalformedError, StorageError, WishError
 

@@ -6,8 +6,8 @@ import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
+from ggufrope.container.composition import piece_length
 from ggufrope.container.files import COPY_CHUNK, storage, write_all
-from ggufrope.container.layout import piece_length
 from ggufrope.container.locks import lock
 from ggufrope.container.siblings import partial_path
 from ggufrope.container.types import Span
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from ggufrope.container.composition import Composition
     from ggufrope.container.files import FileLayer
-    from ggufrope.container.layout import Composition
 
 
 @contextmanager

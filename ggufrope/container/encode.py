@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from ggufrope.container.cursor import CODES
 from ggufrope.container.edits import PADDING_KEY, TypedValue
-from ggufrope.container.reader import CODES, MAX_NAME_BYTES, MAX_STRING_BYTES
+from ggufrope.container.reader import MAX_NAME_BYTES, MAX_STRING_BYTES
 from ggufrope.container.types import ValueType
 from ggufrope.errors import WishError
 

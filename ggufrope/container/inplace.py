@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ggufrope.container.layout import Piece, piece_length
+from ggufrope.container.composition import Piece, piece_length
 from ggufrope.container.types import Span
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
+from ggufrope.container.composition import Composition, Piece, piece_length
 from ggufrope.container.files import FileLayer, storage, write_all
 from ggufrope.container.inplace import Insertion, Kept, Lost, Patch, inverse
-from ggufrope.container.layout import Composition, Piece, piece_length
 from ggufrope.container.records import Record, Seal, decode, encode
 from ggufrope.container.siblings import journal_path, record_path, undo_path
 from ggufrope.container.types import Span

@@ -7,9 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ggufrope.container.build import cloned_bytes
-from ggufrope.container.encode import PADDING_RECORD_BYTES
-from ggufrope.container.inplace import Insertion, Lost, copied, inverse, settle
-from ggufrope.container.layout import (
+from ggufrope.container.composition import (
     Composition,
     Rewrite,
     compose,
@@ -17,6 +15,8 @@ from ggufrope.container.layout import (
     header_end,
     piece_length,
 )
+from ggufrope.container.encode import PADDING_RECORD_BYTES
+from ggufrope.container.inplace import Insertion, Lost, copied, inverse, settle
 from ggufrope.container.reader import aligned
 from ggufrope.container.types import Span
 

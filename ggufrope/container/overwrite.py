@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ggufrope.container.layout import Piece, Rewrite
+    from ggufrope.container.composition import Piece, Rewrite
     from ggufrope.container.records import Record
     from ggufrope.container.types import Header
 

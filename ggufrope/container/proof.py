@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, BinaryIO
 
+from ggufrope.container.composition import piece_length
 from ggufrope.container.edits import PADDING_KEY
-from ggufrope.container.layout import piece_length
 from ggufrope.container.reader import parse_header
 from ggufrope.container.types import Span
 from ggufrope.errors import GgufRopeError, StorageError
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from ggufrope.container.composition import Composition, Rewrite
     from ggufrope.container.files import FileLayer
-    from ggufrope.container.layout import Composition, Rewrite
     from ggufrope.container.types import Header
 
 _CHUNK = 1 << 20

@@ -11,17 +11,17 @@ import stat
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from struct import Struct
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO
 
 from ggufrope.container import ggml
+from ggufrope.container.cursor import Cursor
 from ggufrope.container.types import ArrayValue, Header, KeyValue, Span, TensorInfo, ValueType
 from ggufrope.errors import MalformedError, StorageError
 
 if TYPE_CHECKING:
     import os
 
-    from ggufrope.container.types import ByteOrder, Scalar, Value
+    from ggufrope.container.types import Scalar, Value
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -36,24 +36,7 @@ MAX_STRING_BYTES = 16 << 20
 MAX_DIMENSIONS = 4
 MAX_DECODED_ITEMS = 1024
 MAX_DEPTH = 4
-MAX_WALKED_ITEMS = 1 << 24
 _MAX_ELEMENTS = (1 << 63) - 1
-_CHUNK = 1 << 18
-
-CODES: dict[ValueType, str] = {
-    ValueType.UINT8: "B",
-    ValueType.INT8: "b",
-    ValueType.UINT16: "H",
-    ValueType.INT16: "h",
-    ValueType.UINT32: "I",
-    ValueType.INT32: "i",
-    ValueType.FLOAT32: "f",
-    ValueType.BOOL: "?",
-    ValueType.UINT64: "Q",
-    ValueType.INT64: "q",
-    ValueType.FLOAT64: "d",
-}
-"""`struct` codes of the types of fixed size."""
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -80,7 +63,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def parse_header(stream: BinaryIO, file_size: int) -> Header:
     """The header that `stream`, of `file_size` bytes, begins with. Raises MalformedError."""
-    cursor = _Cursor(stream, file_size)
+    cursor = Cursor(stream, file_size)
     version = _read_preamble(cursor)
     tensor_count = _read_count(cursor, "tensors", MAX_TENSORS)
     key_value_count = _read_count(cursor, "key-values", MAX_KEY_VALUES)
@@ -104,105 +87,7 @@ def aligned(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
-class _Cursor:
-    """Reads forward through a stream by a window, and never past the end of the file."""
-
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        self._stream = stream
-        self._size = size
-        self._base = 0
-        self._window = b""
-        self._at = 0
-        self._walked = 0
-        self.use_byte_order("<")
-
-    def use_byte_order(self, order: ByteOrder) -> None:
-        self.order: ByteOrder = order
-        self.u32 = Struct(order + "I")
-        self.u64 = Struct(order + "Q")
-        self.formats = {kind: Struct(order + code) for kind, code in CODES.items()}
-
-    @property
-    def position(self) -> int:
-        return self._base + self._at
-
-    @property
-    def remaining(self) -> int:
-        return self._size - self.position
-
-    def fail(self, message: str, *, offset: int | None = None) -> NoReturn:
-        raise MalformedError(message, offset=self.position if offset is None else offset)
-
-    def take(self, length: int, what: str) -> bytes:
-        """The next `length` bytes; `what` names them should they be missing."""
-        end = self._at + length
-        if end > len(self._window):
-            self._fill(length, what)
-            end = length
-        piece = self._window[self._at : end]
-        self._at = end
-        return piece
-
-    def unpack(self, format_: Struct, what: str) -> int:
-        at = self._at
-        if at + format_.size > len(self._window):
-            self._fill(format_.size, what)
-            at = 0
-        self._at = at + format_.size
-        value: int = format_.unpack_from(self._window, at)[0]
-        return value
-
-    def skip(self, length: int, what: str) -> None:
-        if length > self.remaining:
-            self.fail(f"{what} of {length} bytes runs past the end of the file")
-        self._at += length
-        if self._at > len(self._window):
-            self._base, self._at, self._window = self.position, 0, b""
-
-    def walk(self, count: int, what: str) -> None:
-        """Accounts for `count` items that must be visited one by one."""
-        self._walked += count
-        if self._walked > MAX_WALKED_ITEMS:
-            self.fail(f"{what} takes the header past {MAX_WALKED_ITEMS} strings and arrays")
-
-    def skip_strings(self, count: int, what: str) -> None:
-        """Skips `count` length-prefixed strings. The inner loop is the cost of a big vocabulary."""
-        start = self.position
-        unpack = self.u64.unpack_from
-        while count:
-            window, at = self._window, self._at
-            last = len(window) - 8
-            while count and at <= last:
-                at += 8 + unpack(window, at)[0]
-                count -= 1
-            self._at = at
-            if self.position > self._size:
-                self.fail(f"a string of {what} runs past the end of the file", offset=start)
-            if at > last:
-                self._base, self._at, self._window = self.position, 0, b""
-                if count:
-                    self._fill(8, what)
-
-    def _fill(self, length: int, what: str) -> None:
-        """Moves the window so that it begins here and holds at least `length` bytes."""
-        if length > self.remaining:
-            self.fail(f"the file ends inside {what}: {length} bytes needed, {self.remaining} left")
-        self._base = self.position
-        self._stream.seek(self._base)
-        wanted = min(max(length, _CHUNK), self._size - self._base)
-        pieces = []
-        while wanted:
-            piece = self._stream.read(wanted)
-            if not piece:
-                break
-            pieces.append(piece)
-            wanted -= len(piece)
-        self._window, self._at = b"".join(pieces), 0
-        if len(self._window) < length:
-            self.fail(f"the file became shorter while reading {what}")
-
-
-def _read_preamble(cursor: _Cursor) -> int:
+def _read_preamble(cursor: Cursor) -> int:
     """Magic and version; sets the byte order, which only the version word tells."""
     if cursor.remaining == 0:
         cursor.fail("the file is empty; expected a GGUF file")
@@ -226,7 +111,7 @@ def _read_preamble(cursor: _Cursor) -> int:
     return version
 
 
-def _read_count(cursor: _Cursor, what: str, most: int) -> int:
+def _read_count(cursor: Cursor, what: str, most: int) -> int:
     offset = cursor.position
     count = cursor.unpack(cursor.u64, f"the number of {what}")
     if count > most:
@@ -234,7 +119,7 @@ def _read_count(cursor: _Cursor, what: str, most: int) -> int:
     return count
 
 
-def _read_text(cursor: _Cursor, what: str, most: int) -> str:
+def _read_text(cursor: Cursor, what: str, most: int) -> str:
     offset = cursor.position
     length = cursor.unpack(cursor.u64, f"the length of {what}")
     if length > most:
@@ -242,7 +127,7 @@ def _read_text(cursor: _Cursor, what: str, most: int) -> str:
     return cursor.take(length, what).decode("utf-8", "surrogateescape")
 
 
-def _read_type(cursor: _Cursor, what: str) -> ValueType:
+def _read_type(cursor: Cursor, what: str) -> ValueType:
     offset = cursor.position
     number = cursor.unpack(cursor.u32, f"the type of {what}")
     try:
@@ -251,7 +136,7 @@ def _read_type(cursor: _Cursor, what: str) -> ValueType:
         cursor.fail(f"{what} has the unknown value type {number}", offset=offset)
 
 
-def _read_key_value(cursor: _Cursor) -> KeyValue:
+def _read_key_value(cursor: Cursor) -> KeyValue:
     start = cursor.position
     key = _read_text(cursor, "a key", MAX_NAME_BYTES)
     what = f"key {key!r}"
@@ -261,7 +146,7 @@ def _read_key_value(cursor: _Cursor) -> KeyValue:
     return KeyValue(key=key, type=kind, value=value, span=span)
 
 
-def _read_value(cursor: _Cursor, kind: ValueType, what: str) -> Value:
+def _read_value(cursor: Cursor, kind: ValueType, what: str) -> Value:
     if kind is ValueType.STRING:
         return _read_text(cursor, what, MAX_STRING_BYTES)
     if kind is ValueType.ARRAY:
@@ -271,7 +156,7 @@ def _read_value(cursor: _Cursor, kind: ValueType, what: str) -> Value:
     return scalar
 
 
-def _read_array(cursor: _Cursor, what: str, *, depth: int) -> ArrayValue:
+def _read_array(cursor: Cursor, what: str, *, depth: int) -> ArrayValue:
     """Item type, count and items. `span` covers the items alone."""
     item_type = _read_type(cursor, f"the items of {what}")
     offset = cursor.position
@@ -318,7 +203,7 @@ def _alignment(key_values: tuple[KeyValue, ...]) -> int:
     return value
 
 
-def _read_tensor_info(cursor: _Cursor) -> TensorInfo:
+def _read_tensor_info(cursor: Cursor) -> TensorInfo:
     """One record; where the type is unknown `length` is -1 until all offsets are known."""
     start = cursor.position
     name = _read_text(cursor, "a tensor name", MAX_NAME_BYTES)

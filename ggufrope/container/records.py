@@ -14,7 +14,7 @@ from ggufrope.container.inplace import Insertion
 from ggufrope.container.types import Span
 
 if TYPE_CHECKING:
-    from ggufrope.container.layout import Piece
+    from ggufrope.container.composition import Piece
 
 _MAGIC = b"ggufrope journal 1\n"
 _DIGEST_BYTES = 32

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from ggufrope.container.build import keep_attributes, partial_file, write_pieces
+from ggufrope.container.composition import Composition, piece_length
 from ggufrope.container.files import LOCAL, FileLayer, storage, write_all
 from ggufrope.container.guard import check_guards
 from ggufrope.container.journal import commit, holds, read_record
-from ggufrope.container.layout import Composition, piece_length
 from ggufrope.container.locks import lock
 from ggufrope.container.reader import parse_header
 from ggufrope.container.siblings import journal_path, partial_path, record_path, undo_path

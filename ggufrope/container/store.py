@@ -28,7 +28,7 @@ from ggufrope.errors import GuardError, StorageError, WishError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from ggufrope.container.layout import Rewrite
+    from ggufrope.container.composition import Rewrite
     from ggufrope.container.types import Header
 
 

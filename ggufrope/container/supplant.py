@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ggufrope.container.layout import Rewrite
+    from ggufrope.container.composition import Rewrite
     from ggufrope.container.types import Header
 
 
