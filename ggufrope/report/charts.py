@@ -28,6 +28,7 @@ _CONFIG: Spec = {
     "font": "system-ui, sans-serif",
     "background": None,
     "view": {"stroke": None},
+    "mark": {"invalid": None},
     "axis": {
         "labelColor": "var(--muted)",
         "titleColor": "var(--muted)",

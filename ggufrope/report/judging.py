@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ from ..evals.metrics import Mean, Proportion
 from ..evals.verdict import Evidence, Thresholds, Verdict, judge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .summary import SummaryRow
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
@@ -15,6 +16,7 @@ from .summary import SHARES, SummaryRow
 if TYPE_CHECKING:
     from ..runs.cells import Metric
     from ..runs.plan import Trial
+    from .judging import SettingVerdict
     from .record import RunReport
 
 Content: TypeAlias = dict[str, Any]
@@ -23,6 +25,8 @@ Draw: TypeAlias = Callable[[charts.Spec], str]
 
 HEADLINES = ("recall", "score", "perplexity", "mean_divergence")
 """Metrics with a table of their own at the top, in this order."""
+_PASS = {"style": "pass", "text": "Pass"}
+_FAIL = {"style": "fail", "text": "Fail"}
 _OPTIONS = {"target_context": "target-ctx", "original_context": "orig-ctx"}
 
 
@@ -32,7 +36,7 @@ def page(report: RunReport, *, draw: Draw) -> Content:
         "plan": report.plan,
         "badge": _badge(report),
         "lead": _lead(report),
-        "checks": (),
+        "verdicts": [_verdict(entry) for entry in report.verdicts],
         "matrices": _matrices(report),
         "heat_key": _heat_key(),
         "maps": _maps(report, draw),
@@ -59,7 +63,8 @@ def patch_command(trial: Trial, path: str, largest: int) -> str:
     """The command that writes what a trial tried, in a run up to `largest` tokens."""
     if trial.factor is None and trial.target_context is None:
         trial = replace(trial, target_context=largest)
-    out = Path(path).with_suffix(f".{trial.name}.gguf")
+    name = re.sub(r"[^\w.-]+", "-", trial.name)
+    out = Path(path).with_suffix(f".{name}.gguf")
     words = ["ggufrope", "patch", path, "-o", str(out), "--scaling", trial.scheme]
     for field in fields(trial):
         value = getattr(trial, field.name)
@@ -74,7 +79,17 @@ def patch_command(trial: Trial, path: str, largest: int) -> str:
 def _badge(report: RunReport) -> Content:
     if not report.complete:
         return {"style": "open", "text": "Unfinished"}
-    return {"style": "open", "text": "Complete"}
+    return _PASS if report.passed else _FAIL
+
+
+def _verdict(entry: SettingVerdict) -> Content:
+    checks = entry.verdict.checks
+    passed = f"{len(checks)} checks" if len(checks) != 1 else checks[0].reason
+    return {
+        "label": entry.label,
+        "badge": _PASS if entry.verdict.passed else _FAIL,
+        "reasons": entry.verdict.reasons or (passed,),
+    }
 
 
 def _lead(report: RunReport) -> str:
@@ -182,7 +197,7 @@ def _sections(report: RunReport, draw: Draw) -> list[Content]:
             "title": "Divergence by context",
             "text": "Mean Kullback-Leibler divergence from the unchanged model, in nat a token.",
             "charts": _per_model(
-                views.by_context(report, "mean_divergence"),
+                views.by_context(report, "divergence", "mean_divergence"),
                 lambda series: draw(
                     charts.lines(series, x="context, tokens", y="mean divergence, nat")
                 ),

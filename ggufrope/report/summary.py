@@ -72,7 +72,7 @@ def _row(group: list[CellResult]) -> SummaryRow:
 def _combine(name: str, results: list[CellResult]) -> Metric:
     """The metric over cells: a lone estimate as it is, else a share or a mean with its interval."""
     found = [metric for result in results if (metric := result.metric(name)) is not None]
-    if len(found) == 1 and name not in SHARES:
+    if len(found) == 1 and (name not in SHARES or found[0].n is not None):
         return found[0]
     values = [metric.value for metric in found if metric.value is not None]
     if name in SHARES:

@@ -7,6 +7,7 @@ from math import exp
 from typing import TYPE_CHECKING
 
 from ..runs.cells import CellResult, Metric
+from ..runs.tasks.text import CURVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
     from .summary import SummaryRow
 
 HEATMAP_TASKS = ("needle", "passkey")
-CURVE = "perplexity_by_position"
 BYTES_PER_TOKEN = "cache_bytes_per_token"
 SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
-QUALITIES = ("recall", "mean_divergence", "perplexity")
-"""What a cache type is judged by, the most telling first."""
+QUALITIES = (
+    ("needle", "recall"),
+    ("passkey", "recall"),
+    ("divergence", "mean_divergence"),
+    ("perplexity", "perplexity"),
+)
+"""Task and metric a cache type is judged by, the most telling first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +143,12 @@ def perplexity_curves(report: RunReport) -> tuple[Series, ...]:
     return tuple(series for _, series in longest.values())
 
 
-def by_context(report: RunReport, metric: str) -> tuple[Series, ...]:
-    """A summary metric along the context, controls apart."""
+def by_context(report: RunReport, task: str, metric: str) -> tuple[Series, ...]:
+    """A summary metric of a task along the context."""
     lines: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for row in report.summary:
         found = row.metric(metric)
-        if found is not None and found.value is not None and row.part is None:
+        if row.task == task and found is not None and found.value is not None:
             points = lines.setdefault((row.model, row.scaling, row.kv), [])
             points.append((row.context_tokens, found.value))
     return tuple(
@@ -159,11 +164,12 @@ def tradeoffs(report: RunReport) -> tuple[Tradeoff, ...]:
         for row in report.summary
         if (metric := row.metric(BYTES_PER_TOKEN)) is not None and metric.value is not None
     }
-    for quality in QUALITIES:
+    for task, quality in QUALITIES:
         worth: dict[tuple[str, str, str], Metric] = {}
         for row in sorted(report.summary, key=lambda row: row.context_tokens):
             metric = row.metric(quality)
-            if metric is not None and metric.value is not None and not row.control:
+            known = metric is not None and metric.value is not None
+            if metric is not None and known and row.task == task and not row.control:
                 worth[_setting(row)] = metric
         if worth:
             return tuple(

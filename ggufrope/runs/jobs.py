@@ -91,6 +91,7 @@ class Selection:
         return tuple(matching[self.shard - 1 :: self.shards])
 
 
+_CHEAP_CONTEXT = 4096
 _AXES: dict[str, Callable[[Job], str]] = {
     "model": lambda job: job.model,
     "scaling": lambda job: job.scaling.name,
@@ -114,10 +115,23 @@ def control_context(plan: RunPlan, model: ModelFile) -> int | None:
     return native if native < max(plan.contexts) else None
 
 
+def short_context_tokens(plan: RunPlan, model: ModelFile) -> int:
+    """Where the short-context gate measures: the plan's longest context within the native one,
+    else as much of the native one as costs little."""
+    native = model.native_context
+    within = [c for c in plan.contexts if native is None or c <= native]
+    return max(within) if within else min(native or _CHEAP_CONTEXT, _CHEAP_CONTEXT)
+
+
 def _job(
     plan: RunPlan, model: ModelFile, trial: Trial, kv: KvTypes, task: TaskName, seed: int
 ) -> Job:
     control = control_context(plan, model) if task == "needle" else None
+    contexts = (
+        {short_context_tokens(plan, model)}
+        if task == "short-context"
+        else {*plan.contexts, *([] if control is None else [control])}
+    )
     cells = tuple(
         Cell(
             model=model.name,
@@ -131,7 +145,7 @@ def _job(
             part=part,
             control=context == control,
         )
-        for context, part, depth, sample in _places(plan, task, control)
+        for context, part, depth, sample in _places(plan, task, sorted(contexts))
     )
     content = {
         "file": [model.header_sha256, model.file_size],
@@ -140,7 +154,7 @@ def _job(
         "task": task,
         "seed": seed,
         "cells": cells,
-        "how": [plan.mode, plan.value, plan.haystack, plan.text],
+        "how": [plan.mode, plan.value, plan.haystack, plan.text, plan.chunks],
     }
     return Job(
         id=digest(content),
@@ -154,13 +168,11 @@ def _job(
 
 
 def _places(
-    plan: RunPlan, task: TaskName, control: int | None
+    plan: RunPlan, task: TaskName, contexts: list[int]
 ) -> Iterator[tuple[int, str | None, float | None, int | None]]:
     """(context, part, depth, sample) of every cell of a task, shortest context first."""
-    contexts = sorted({*plan.contexts, *([] if control is None else [control])})
-    samples = range(plan.samples)
     if task in ("needle", "passkey"):
-        yield from product(contexts, [None], plan.depth_percents, samples)
+        yield from product(contexts, [None], plan.depth_percents, range(plan.samples))
     elif task == "ruler":
         yield from product(contexts, RULER_PARTS, [None], [None])
     else:

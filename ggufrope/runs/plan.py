@@ -172,8 +172,12 @@ class RunPlan:
     text: str | None = field(
         default=None, metadata={"help": "text file of perplexity and divergence"}
     )
+    chunks: int = field(
+        default=4,
+        metadata={"help": "at most so many contexts of text for perplexity and divergence"},
+    )
     runtime: RuntimeSettings = RuntimeSettings()
-    thresholds: Thresholds = Thresholds()
+    thresholds: Thresholds = field(default_factory=Thresholds)
     schema: Literal[1] = 1
 
     def __post_init__(self) -> None:
@@ -235,8 +239,11 @@ class RunPlan:
                 for percent in self.depths
                 if not 0 <= percent <= 100
             ]
-        if self.samples < 1:
-            problems.append(f"samples {self.samples} must be 1 or more")
+        problems += [
+            f"{name} {getattr(self, name)} must be 1 or more"
+            for name in ("samples", "chunks")
+            if getattr(self, name) < 1
+        ]
         for text in self.kv:
             try:
                 KvTypes.parse(text)

@@ -25,7 +25,7 @@ from .models import ModelFile
 from .planfile import format_plan, read_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -304,10 +304,17 @@ class RunStore:
                 )
         return len(rows)
 
-    def record_sha256(self, name: str, sha256: str) -> None:
-        """Keep the digest of a model's whole file."""
-        with _transaction(self._database):
-            self._database.execute("UPDATE models SET sha256 = ? WHERE name = ?", (sha256, name))
+    def record_sha256(self, name: str, compute: Callable[[], str]) -> None:
+        """Keep the digest of a model's whole file, computed where there is none yet."""
+        (known,) = self._database.execute(
+            "SELECT sha256 FROM models WHERE name = ?", (name,)
+        ).fetchone()
+        if known is None:
+            sha256 = compute()
+            with _transaction(self._database):
+                self._database.execute(
+                    "UPDATE models SET sha256 = ? WHERE name = ?", (sha256, name)
+                )
 
     @property
     def lifelines(self) -> Path:

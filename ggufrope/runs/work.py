@@ -87,7 +87,13 @@ def _do(
         subject = bench.subject(job.model)
         done = store.finished_cells(job)
         for result in measure(
-            bench.plan, job, subject, task, done=done, on_job=on_job, progress=progress
+            bench.plan,
+            job,
+            subject,
+            task,
+            done=done,
+            on_job=on_job,
+            progress=progress,
         ):
             store.append(job, result)
             if on_cell is not None:
@@ -121,7 +127,8 @@ def measure(
     A cache type that cannot be run makes its cells "unsupported"; a cell the task gave no result
     for is "skipped". Raises WishError where the job cannot be carried out at all.
     """
-    contexts = _Watched(subject.contexts(job.scaling, job.kv, largest=max(plan.contexts)))
+    contexts_of = partial(subject.contexts, largest=max(plan.contexts))
+    contexts = _Watched(contexts_of(job.scaling, job.kv))
     left = {cell: None for number, cell in enumerate(job.cells) if number not in done}
     request = Request(
         plan=plan,
@@ -129,6 +136,7 @@ def measure(
         cells=tuple(left),
         model=subject.model,
         open_context=contexts,
+        contexts_of=contexts_of,
         planned=None if on_job is None else partial(on_job, job),
         progress=progress,
     )
@@ -168,6 +176,7 @@ class _Bench:
     ) -> None:
         self.plan = plan
         self.loaded: str | None = None
+        self._paths = {entry.file.name: entry.file.path for entry in store.models()}
         self._store = store
         self._worker = worker
         self._open_subject = open_subject
@@ -188,10 +197,9 @@ class _Bench:
         """The model called `name`, loaded."""
         if self._subject is None or self.loaded != name:
             self._clear()
-            entry = next(e for e in self._store.models() if e.file.name == name)
-            if entry.sha256 is None:
-                self._store.record_sha256(name, sha256_of(Path(entry.file.path)))
-            self._subject = self._open_subject(Path(entry.file.path), self.plan.runtime)
+            path = Path(self._paths[name])
+            self._store.record_sha256(name, lambda: sha256_of(path))
+            self._subject = self._open_subject(path, self.plan.runtime)
             self.loaded = name
             self._store.enrol(self._worker, environment() | self._subject.details)
         return self._subject

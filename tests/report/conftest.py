@@ -25,7 +25,7 @@ REACH = {"file": 1.0, "linear": 2.0, "yarn": 4.0}
 
 def result_of(cell: Cell) -> CellResult:
     """What the invented model makes of a cell: fine within reach, gone beyond."""
-    excess = cell.context_tokens / (NATIVE * REACH[cell.scaling.split("-")[0]])
+    excess = cell.context_tokens / (NATIVE * REACH.get(cell.scaling, 4.0))
     if cell.kv == "iq4_nl":
         return CellResult(cell=cell, status="unsupported", reason="no such cache here")
     loss = {"f16": 0.0, "q8_0": 0.02, "q4_0": 0.6}[cell.kv.split("/")[0]]

@@ -1,8 +1,8 @@
 """A model under test whose file says, in words, how it behaves.
 
-A line of the file is an instruction: "forgets 256" (finds nothing beyond 256 tokens), "refuses
-q4_0", "fails 256" (an error beyond 256 tokens), "dies SIGKILL 256", "sleeps 0.2". Workers import
-this module by name.
+A line of the file is an instruction: "forgets 100" (looks back 100 tokens at most; "forgets 100
+none" only under the scaling "none"), "refuses q4_0", "fails 256" (an error beyond 256 tokens),
+"dies SIGKILL 256", "sleeps 0.2". Workers import this module by name.
 """
 
 from __future__ import annotations
@@ -13,84 +13,52 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from ggufrope.errors import CacheTypeError, DecodeError
-from ggufrope.evals.protocol import AnswerScore
+from ggufrope.errors import CacheTypeError, DecodeError, MissingPartError
+from ggufrope.runtime.fake import FakeContext, FakeModel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class ScriptedModel:
-    """One token a byte."""
-
-    n_vocab = 256
-
-    def tokenize(self, text, *, beginning=False):
-        return list(text.encode())
-
-    def detokenize(self, tokens):
-        return bytes(tokens).decode()
-
-
-class ScriptedContext:
-    """Knows an answer exactly when the question's last words, with it, stand in the trunk."""
-
-    cache_bytes = None
-
-    def __init__(self, n_ctx, script):
-        self.n_ctx = n_ctx
+class ScriptedContext(FakeContext):
+    def __init__(self, model, n_ctx, script):
+        super().__init__(model, n_ctx=n_ctx)
         self._script = script
-        self._trunk = b""
-
-    @property
-    def position(self):
-        return len(self._trunk)
 
     def extend(self, tokens, *, progress=None):
-        limit = self._script.get("fails")
-        if limit and len(self._trunk) + len(tokens) > int(limit):
+        self._act(self.position + len(tokens))
+        super().extend(tokens, progress=progress)
+
+    def _act(self, reached):
+        if reached > int(self._script.get("fails", reached)):
             raise DecodeError("the batch of 512 tokens failed")
-        if "dies" in self._script:
-            name, after = self._script["dies"].split()
-            if len(self._trunk) + len(tokens) > int(after):
-                sys.stderr.write("GGML_ASSERT(n_tokens > 0) failed\n")
-                sys.stderr.flush()
-                os.kill(os.getpid(), getattr(signal, name))
-                time.sleep(10)
+        name, after = self._script.get("dies", f"- {reached}").split()
+        if reached > int(after):
+            sys.stderr.write("GGML_ASSERT(n_tokens > 0) failed\n")
+            sys.stderr.flush()
+            os.kill(os.getpid(), getattr(signal, name))
         time.sleep(float(self._script.get("sleeps", 0)))
-        self._trunk += bytes(tokens)
-        if progress:
-            progress(len(tokens))
-
-    def rewind(self, position):
-        self._trunk = self._trunk[:position]
-
-    def score(self, branches):
-        return [tuple(self._score(b.prompt, answer) for answer in b.answers) for b in branches]
-
-    def _score(self, prompt, answer):
-        wanted = bytes(prompt)[-20:].split(b" ", 1)[1] + bytes(answer)
-        known = wanted.strip() in self._trunk
-        if len(self._trunk) > int(self._script.get("forgets", 1 << 30)):
-            known = False
-        return AnswerScore(log_probabilities=(-0.1 if known else -9.0,) * len(answer), greedy=known)
-
-    def close(self):
-        pass
 
 
 class ScriptedSubject:
+    details = {"llama.cpp": "scripted"}  # noqa: RUF012
+
     def __init__(self, path, runtime):
-        self.model = ScriptedModel()
-        self.details = {"llama.cpp": "scripted"}
+        self.model = FakeModel()
         lines = path.read_text().splitlines()
         self._script = dict(line.split(" ", 1) for line in lines if line)
 
     def contexts(self, trial, kv, *, largest):
+        horizon, _, scaling = self._script.get("forgets", "").partition(" ")
+        forgetful = horizon and scaling in ("", trial.scheme)
+
         def open_context(n_ctx):
             if self._script.get("refuses") in (kv.k, kv.v):
                 raise CacheTypeError(f"this build cannot run {kv}")
-            return ScriptedContext(n_ctx, self._script)
+            # Tokens are shared, and how far back one looks is not.
+            model = FakeModel(horizon=int(horizon) if forgetful else None)
+            model._tokens, model._pieces = self.model._tokens, self.model._pieces
+            return ScriptedContext(model, n_ctx, self._script)
 
         return open_context
 
@@ -108,6 +76,4 @@ def open_subject(path: Path, runtime):
 
 
 def open_nothing(path: Path, runtime):
-    from ggufrope.errors import MissingPartError
-
     raise MissingPartError("llama-cpp-python is not installed: pip install ggufrope[llama]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from ggufrope.runs.cells import CellResult
 
 Start = Callable[..., Path]
+LONG_ROUND = "".join(f" {a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst")
+"""150 words; who cannot look back so far cannot foretell its second round."""
 OPENER = "scripted_subject:open_subject"
 
 
@@ -50,8 +53,8 @@ def test_a_run_measures_every_cell(start: Start, scripted: ModuleType) -> None:
     assert [(r.cell.context_tokens, r.cell.depth_percent) for r in found] == [
         (context, depth) for context in (256, 512) for depth in (0.0, 50.0, 100.0)
     ]
-    assert [r.value("recall") for r in found] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
-    assert found[0].value("log_probability") == pytest.approx(-0.1)
+    assert [r.value("recall") for r in found] == [1.0, 1.0, 1.0, 0.0, 0.0, 1.0]
+    assert found[0].value("log_probability") == pytest.approx(math.log(0.9))
     assert all(r.prompt_tokens and r.prompt_tokens <= r.cell.context_tokens for r in found)
     assert Counter(r.cell for r in seen) == Counter(r.cell for r in found)
 
@@ -114,7 +117,55 @@ def test_a_job_that_cannot_be_carried_out_leaves_no_hole(
     assert states(folder) == ["failed"]
     assert len(found) == 6
     assert {r.status for r in found} == {"error"}
-    assert "haystack text is empty" in str(found[0].reason)
+    assert "the text is empty" in str(found[0].reason)
+
+
+def test_texts_are_read_by_every_setting_against_its_base(
+    start: Start, scripted: ModuleType, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(LONG_ROUND * 5)
+    folder = start(
+        "forgets 100 none",
+        tasks=("perplexity", "divergence", "short-context"),
+        scalings=("file", "none"),
+        kv=("f16", "q8_0"),
+        text=str(text),
+    )
+    work(folder, scripted.open_subject)
+    found = {
+        (r.cell.scaling, r.cell.kv, r.cell.task, r.cell.context_tokens): r for r in results(folder)
+    }
+    clear = found["file", "f16", "perplexity", 512]
+    lost = found["none", "f16", "perplexity", 512]
+    assert clear.value("chunks") == 1
+    assert clear.value("perplexity") == pytest.approx(1.11, abs=0.01)
+    assert (lost.value("perplexity") or 0) > 1000
+    assert dict(clear.notes)["text"] == "text.txt"
+    assert len(clear.curves[0].points) == 16
+    assert found["file", "f16", "divergence", 256].status == "skipped"
+    assert found["file", "q8_0", "divergence", 256].value("mean_divergence") == pytest.approx(0)
+    assert (found["none", "f16", "divergence", 512].value("mean_divergence") or 0) > 0.01
+    assert dict(found["none", "f16", "divergence", 512].notes)["base"] == "file · f16"
+    short = found["none", "f16", "short-context", 512]
+    assert short.value("base_recall") == 1.0
+
+
+def test_a_text_too_short_for_one_context_spares_the_others(
+    start: Start, scripted: ModuleType, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(LONG_ROUND * 2)
+    folder = start("", tasks=("perplexity", "divergence"), kv=("f16", "q8_0"), text=str(text))
+    work(folder, scripted.open_subject)
+    found = {(r.cell.kv, r.cell.task, r.cell.context_tokens): r for r in results(folder)}
+    assert found["f16", "perplexity", 256].status == "ok"
+    for task in ("perplexity", "divergence"):
+        short = found["q8_0", task, 512]
+        assert short.status == "error"
+        assert "the text text.txt is too short: 512 tokens are needed, it has 3" in str(
+            short.reason
+        )
 
 
 def _text_haystack(path: Path) -> object:

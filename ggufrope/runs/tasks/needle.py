@@ -1,54 +1,26 @@
-"""The tasks of a plan as evaluations, and their results as cells.
-
-One function a task: it builds the evaluation from the plan, runs it for the cells still to do, and
-turns what it yields into metrics. Nothing else in `runs` knows what a task measures.
-"""
+"""Needles and pass keys: is a fact found again, wherever it stands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
-from ..errors import StorageError
-from ..evals.needle import NeedleResult, NeedleTask
-from ..evals.needle_plan import NeedlePlan, passkey_plan
-from ..evals.protocol import LanguageModel, Progress
-from ..evals.types import OpenContext, Score
-from .cells import Cell, CellResult, Metric
-from .jobs import Job
-from .plan import RunPlan, TaskName
+from ...evals.needle import NeedleResult, NeedleTask
+from ...evals.needle_plan import NeedlePlan, passkey_plan
+from ...evals.texts import read_text
+from ..cells import Cell, CellResult, Metric
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a task is to measure: `cells` are those of the job that have no result yet.
-
-    `planned` is called with the tokens that `progress` will add up to, as soon as they are known.
-    """
-
-    plan: RunPlan
-    job: Job
-    cells: tuple[Cell, ...]
-    model: LanguageModel
-    open_context: OpenContext
-    planned: Progress | None = None
-    progress: Progress | None = None
-
-    @property
-    def contexts(self) -> tuple[int, ...]:
-        """Context lengths of the whole job, ascending."""
-        return tuple(sorted({cell.context_tokens for cell in self.job.cells}))
-
-
-Measure: TypeAlias = Callable[[Request], Iterator[CellResult]]
-"""Yields each cell's result as it is known. WishError where the job cannot be carried out."""
+    from ...evals.types import Score
+    from .request import Request
 
 
 def needle(request: Request) -> Iterator[CellResult]:
     """A grid of needles: recall, whether the answer beats the distractors, log-probability."""
     plan = request.plan
+    file = plan.haystack.file
     control = {cell.context_tokens for cell in request.job.cells if cell.control}
     yield from _ask(
         request,
@@ -60,7 +32,7 @@ def needle(request: Request) -> Iterator[CellResult]:
             mode=plan.mode,
             kind=plan.value,
             haystack=plan.haystack.kind,
-            text=_text(plan.haystack.file),
+            text=None if file is None else read_text(Path(file)).content,
             control=min(control, default=None),
         ),
     )
@@ -80,26 +52,22 @@ def passkey(request: Request) -> Iterator[CellResult]:
     )
 
 
-MEASURES: Mapping[TaskName, Measure] = {"needle": needle, "passkey": passkey}
-
-
 def _ask(request: Request, plan: NeedlePlan) -> Iterator[CellResult]:
     todo = {_needle_key(cell): cell for cell in request.cells}
     done = {_needle_key(cell) for cell in request.job.cells} - set(todo)
     task = NeedleTask(plan)
-    if request.planned is not None:
-        request.planned(task.planned_tokens(request.model, done=done))
+    request.plan_tokens(task.planned_tokens(request.model, done=done))
     for result in task.run(
         request.model, request.open_context, done=done, progress=request.progress
     ):
-        yield _needle_cell(todo[result.key], result)
+        yield needle_cell(todo[result.key], result)
 
 
 def _needle_key(cell: Cell) -> str:
     return f"{cell.context_tokens}/{cell.depth_percent:g}/{cell.sample}"
 
 
-def _needle_cell(cell: Cell, result: NeedleResult) -> CellResult:
+def needle_cell(cell: Cell, result: NeedleResult) -> CellResult:
     return CellResult(
         cell=cell,
         status="ok" if result.exact.value is not None else "error",
@@ -118,12 +86,3 @@ def _needle_cell(cell: Cell, result: NeedleResult) -> CellResult:
 
 def _is_first(rank: Score) -> float | None:
     return None if rank.value is None else float(rank.value == 1)
-
-
-def _text(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path}: cannot read the text: {error}") from error
