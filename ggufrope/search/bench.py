@@ -8,32 +8,24 @@ relied on; elsewhere (a GPU has copies of its own) the model is loaded again for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ggufrope.errors import WishError
+from ggufrope.evals import OpenContext
 from ggufrope.evals.protocol import Branch, LanguageContext, LanguageModel
-from ggufrope.rope import (
-    FrequencyFactors,
-    Linear,
-    NtkAware,
-    RopeOverrides,
-    RopeScaling,
-    Unscaled,
-    Yarn,
-    architecture,
-)
-from ggufrope.rope.frequencies import ntk_base, yarn_mscale
+from ggufrope.rope import FrequencyFactors, RopeOverrides, RopeScaling, Yarn, architecture
+from ggufrope.rope.resolution import yarn_file_magnitude
+from ggufrope.rope.trial import try_out
 from ggufrope.search.overlay import FactorFile, factor_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from ggufrope.evals import OpenContext
     from ggufrope.patching import StoredModel
     from ggufrope.search.rotation import Rotation
 
@@ -194,20 +186,21 @@ class OverrideBench(_Closing, Generic[ModelT]):
 
     live = True
 
-    def __init__(
-        self, model: StoredModel, rotation: Rotation, runtime: Runtime[ModelT]
-    ) -> None:
+    def __init__(self, model: StoredModel, rotation: Rotation, runtime: Runtime[ModelT]) -> None:
         self._path = model.path
-        self._key = model.metadata.key("attn_factor")
+        self._metadata = model.metadata
         self._rotation = rotation
         self._runtime = runtime
         self._attention: float | None = None
         self._model: ModelT | None = None
 
     def under(self, scaling: RopeScaling) -> Subject:
-        overrides = context_overrides(scaling, self._rotation)
-        own = yarn_mscale(self._rotation.factor) if isinstance(scaling, Yarn) else 1.0
-        model = self._with_attention(self._rotation.magnitude(scaling) / own)
+        overrides = try_out(scaling, self._metadata).overrides
+        implied = 1.0
+        if isinstance(scaling, Yarn):
+            arch = architecture(self._metadata.architecture)
+            implied = yarn_file_magnitude(self._metadata, arch, scaling.factor)
+        model = self._with_attention(self._rotation.magnitude(scaling) / implied)
         return Subject(
             model=model,
             open_context=lambda n_ctx: self._runtime.open_context(model, n_ctx, overrides),
@@ -223,36 +216,7 @@ class OverrideBench(_Closing, Generic[ModelT]):
         factor = round(factor, 6)
         if self._model is None or factor != self._attention:
             self.close()
-            self._model = self._runtime.load(self._path, {self._key: factor})
+            key = self._metadata.key("attn_factor")
+            self._model = self._runtime.load(self._path, {key: factor})
             self._attention = factor
         return self._model
-
-
-def context_overrides(scaling: RopeScaling, rotation: Rotation) -> RopeOverrides:
-    """The context parameters that are `scaling`, but for its attention factor.
-
-    Raises WishError for a scheme that only factors can say.
-    """
-    match scaling:
-        case Unscaled():
-            return RopeOverrides(scaling_type="none", yarn_ext_factor=0.0)
-        case Linear(factor=factor):
-            return RopeOverrides(
-                scaling_type="linear", freq_scale=1 / factor, yarn_ext_factor=0.0
-            )
-        case NtkAware(factor=factor):
-            base = ntk_base(rotation.base, factor, rotation.n_rot)
-            return RopeOverrides(scaling_type="none", freq_base=base, yarn_ext_factor=0.0)
-        case Yarn():
-            return RopeOverrides(
-                scaling_type="yarn",
-                freq_scale=1 / scaling.factor,
-                yarn_ext_factor=scaling.ext_factor,
-                yarn_beta_fast=scaling.beta_fast,
-                yarn_beta_slow=scaling.beta_slow,
-                yarn_orig_ctx=scaling.original_context,
-            )
-    raise WishError(
-        "this architecture loads no factor tensors, so llama.cpp can only try YaRN's parameters: "
-        "search with --space yarn"
-    )

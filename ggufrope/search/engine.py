@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope.rope import FrequencyFactors, RopeScaling, Unscaled
 from ggufrope.search.holdout import Comparison, compare
-from ggufrope.search.judge import Course, Judge
 from ggufrope.search.optimisers import make_optimiser
 from ggufrope.search.rotation import Rotation, baselines
 from ggufrope.search.spaces import ShortSpace, Space, make_space
 
 if TYPE_CHECKING:
     from ggufrope.search.fitness import Fitness
+    from ggufrope.search.judge import Course, Judge
     from ggufrope.search.plan import SearchPlan
-    from ggufrope.search.record import Stage, Trial
+    from ggufrope.search.record import Candidate, Stage
 
 WINNER = "searched"
 SHORT = "short face"
@@ -56,12 +56,12 @@ def search(
     rotation: Rotation,
     judge: Judge,
     *,
-    two_faces: bool,
+    two_faced: bool,
     keep: Keep | None = None,
 ) -> Found:
     """Search, or go on where the judge's record ends.
 
-    `two_faces` is whether the model can have short factors. Raises RuntimeFailure where the
+    `two_faced` is whether the model can have short factors. Raises RuntimeFailure where the
     runtime cannot evaluate, WishError where the plan cannot be carried out with this model; every
     candidate finished by then is in the record.
     """
@@ -82,47 +82,43 @@ def search(
     space = make_space(plan.space, rotation, plan.attention)
     screened = _explore(screening, space, plan, plan.candidates, keep)
     last = judge.course("final", finals, planned=min(plan.finalists, len(screened)))
-    judged = [last.judge(trial.scheme) for trial in screened[: plan.finalists]]
-    winner = min(judged, key=lambda trial: trial.loss).scheme
+    judged = [last.judge(candidate.scheme) for candidate in screened[: plan.finalists]]
+    winner = min(judged, key=lambda candidate: candidate.loss).scheme
     if keep is not None:
         keep(winner)
-    held_out = _compare(
-        judge, "holdout", plan.holdout(), {WINNER: winner, **known}, against="yarn"
-    )
-    short = _short_face(plan, rotation, judge, winner) if two_faces else None
+    held_out = _compare(judge, "holdout", plan.holdout(), {WINNER: winner, **known}, against="yarn")
+    short = _short_face(plan, rotation, judge, winner) if two_faced else None
     now = {WINNER: winner} if short is None else {SHORT: short}
     gate = _compare(
         judge, "gate", plan.gate(rotation), {**now, "unscaled": Unscaled()}, against="unscaled"
     )
-    return Found(
-        winner=winner, short=short, holdout=held_out, gate=gate, spent=screening.over
-    )
+    return Found(winner=winner, short=short, holdout=held_out, gate=gate, spent=screening.over)
 
 
 def _explore(
     course: Course, space: Space, plan: SearchPlan, evaluations: int, keep: Keep | None
-) -> list[Trial]:
-    """Let an optimiser ask until it has enough or the course is over. Every trial that was not
+) -> list[Candidate]:
+    """Let an optimiser ask until it has enough or the course is over. Every candidate that was not
     stopped early, each scheme once, best first."""
     optimiser = make_optimiser(plan.optimiser, space, evaluations=evaluations, seed=plan.seed)
-    whole: dict[RopeScaling, Trial] = {}
+    whole: dict[RopeScaling, Candidate] = {}
     while vectors := optimiser.ask():
         losses: list[float] = []
         for vector in vectors:
             if course.over and whole:
                 return _ranked(whole)
-            trial = course.judge(space.scheme(vector), bar=optimiser.bar(losses))
-            losses.append(trial.loss)
-            if not trial.evaluation.stopped:
-                whole[trial.scheme] = trial
-            if keep is not None and course.best is trial:
-                keep(trial.scheme)
+            candidate = course.judge(space.scheme(vector), bar=optimiser.bar(losses))
+            losses.append(candidate.loss)
+            if not candidate.evaluation.stopped:
+                whole[candidate.scheme] = candidate
+            if keep is not None and course.best is candidate:
+                keep(candidate.scheme)
         optimiser.tell(vectors, losses)
     return _ranked(whole)
 
 
-def _ranked(trials: Mapping[RopeScaling, Trial]) -> list[Trial]:
-    return sorted(trials.values(), key=lambda trial: trial.loss)
+def _ranked(candidates: Mapping[RopeScaling, Candidate]) -> list[Candidate]:
+    return sorted(candidates.values(), key=lambda candidate: candidate.loss)
 
 
 def _short_face(

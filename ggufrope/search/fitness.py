@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from ggufrope.errors import RuntimeFailure
 from ggufrope.evals.needle import NeedleTask
+from ggufrope.evals.needle_plan import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask
 
 if TYPE_CHECKING:
     from ggufrope.evals import OpenContext
-    from ggufrope.evals.needle_plan import NeedlePlan
     from ggufrope.evals.protocol import LanguageModel
     from ggufrope.rope import RopeScaling
     from ggufrope.search.bench import Bench

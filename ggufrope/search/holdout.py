@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope.evals.metrics import Z_95, Mean, Proportion, mean, proportion
-from ggufrope.search.fitness import CellLoss, Evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ggufrope.search.fitness import CellLoss, Evaluation
 
 Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 
@@ -51,9 +54,7 @@ class Comparison:
     difference: Difference
 
 
-def compare(
-    fitness: str, evaluations: Mapping[str, Evaluation], *, against: str
-) -> Comparison:
+def compare(fitness: str, evaluations: Mapping[str, Evaluation], *, against: str) -> Comparison:
     """Compare whole evaluations of the same cells; the first of them with `against`."""
     first = next(iter(evaluations))
     return Comparison(

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope.search.fitness import Fitness, evaluate
+from ggufrope.search.record import Candidate
 
 if TYPE_CHECKING:
     from ggufrope.rope import RopeScaling
     from ggufrope.search.bench import Bench
-    from ggufrope.search.record import Record, Stage, Trial
+    from ggufrope.search.record import Record, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class SearchProgress:
     estimate for this stage and what is known to follow.
     """
 
-    trial: Trial
+    candidate: Candidate
     done: int
     planned: int
     best: float | None
@@ -35,7 +36,7 @@ Watch: TypeAlias = Callable[[SearchProgress], None]
 
 
 class Judge:
-    """`elapsed_seconds` counts what every trial took, also those taken from the record."""
+    """`elapsed_seconds` counts what every candidate took, also those taken from the record."""
 
     def __init__(self, bench: Bench, record: Record, watch: Watch | None = None) -> None:
         self._bench = bench
@@ -62,7 +63,7 @@ class Judge:
             deadline_seconds=deadline_seconds,
         )
 
-    def trial(
+    def candidate(
         self,
         stage: Stage,
         fitness: Fitness,
@@ -70,14 +71,14 @@ class Judge:
         *,
         bar: float,
         floors: Mapping[str, float],
-    ) -> Trial:
-        """The trial of a scheme: the recorded one where there is one."""
-        trial = self._record.find(stage, fitness.name, scheme)
-        if trial is None:
+    ) -> Candidate:
+        """The candidate of a scheme: the recorded one where there is one."""
+        candidate = self._record.find(stage, fitness.name, scheme)
+        if candidate is None:
             found = evaluate(scheme, fitness, self._bench, bar=bar, floors=floors)
-            trial = self._record.append(stage, fitness.name, scheme, found)
-        self.elapsed_seconds += trial.seconds
-        return trial
+            candidate = self._record.append(stage, fitness.name, scheme, found)
+        self.elapsed_seconds += candidate.seconds
+        return candidate
 
     def tell(self, progress: SearchProgress) -> None:
         if self._watch is not None:
@@ -107,7 +108,7 @@ class Course:
         self._done = 0
         self._seconds = 0.0
         self._floors: dict[str, float] = {}
-        self.best: Trial | None = None
+        self.best: Candidate | None = None
 
     @property
     def over(self) -> bool:
@@ -115,24 +116,26 @@ class Course:
 
     @property
     def seconds(self) -> float:
-        """What its trials took."""
+        """What its candidates took."""
         return self._seconds
 
-    def judge(self, scheme: RopeScaling, *, bar: float = math.inf) -> Trial:
+    def judge(self, scheme: RopeScaling, *, bar: float = math.inf) -> Candidate:
         """Judge one more candidate; early stopping counts on no better cells than the best any
         candidate of this stage had."""
-        trial = self._judge.trial(
+        candidate = self._judge.candidate(
             self._stage, self._fitness, scheme, bar=bar, floors=self._floors
         )
         self._done += 1
-        self._seconds += trial.seconds
-        for cell in trial.evaluation.cells:
+        self._seconds += candidate.seconds
+        for cell in candidate.evaluation.cells:
             self._floors[cell.key] = min(cell.loss, self._floors.get(cell.key, math.inf))
-        if not trial.evaluation.stopped and (self.best is None or trial.loss < self.best.loss):
-            self.best = trial
+        if not candidate.evaluation.stopped and (
+            self.best is None or candidate.loss < self.best.loss
+        ):
+            self.best = candidate
         self._judge.tell(
             SearchProgress(
-                trial=trial,
+                candidate=candidate,
                 done=self._done,
                 planned=self._planned,
                 best=None if self.best is None else self.best.loss,
@@ -140,7 +143,7 @@ class Course:
                 left_seconds=self._left(),
             )
         )
-        return trial
+        return candidate
 
     def _left(self) -> float:
         each = self._seconds / self._done

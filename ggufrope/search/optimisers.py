@@ -149,7 +149,7 @@ class Evolution:
         better, other = self._parents[one][1], self._parents[two][1]
         for _ in range(self._settings.crossover_tries):
             taken = self._rng.random(len(better)) < self._settings.probability
-            child = np.where(taken, other, better)
+            child: Vector = np.where(taken, other, better)
             if contains(self._space, child) and self._is_new(child):
                 return child
         return self._mutated(better)

@@ -16,9 +16,11 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufrope.container import (
+    ByteOrder,
     Edits,
     TypedValue,
     ValueType,
@@ -36,9 +38,7 @@ from ggufrope.rope.llamacpp import rotary_dimensions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from ggufrope.container import ByteOrder
     from ggufrope.patching import StoredModel
 
 _ALIGNMENT = 32

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ggufrope.errors import WishError
 from ggufrope.evals.needle_plan import NeedlePlan
@@ -14,6 +14,9 @@ from ggufrope.search.fitness import Fitness, FitnessName, NeedleFitness, Perplex
 from ggufrope.search.optimisers import OptimiserName
 from ggufrope.search.rotation import Attention, Rotation
 from ggufrope.search.spaces import SpaceName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _HELD_OUT = 1_000_003
 """Added to the seed: the holdout's haystacks and needles are none of the search's."""
@@ -28,7 +31,7 @@ class SearchPlan:
     `samples` samples at the target. `budget_seconds` ends the screening early enough for the rest.
     The winner is measured against YaRN on `holdout_samples` others. A sample is a haystack with
     needles at `depths` percent, or a chunk of `text` (None: Python's help topics). With
-    `two_faces` the model keeps factors of its own up to its original context, which are searched
+    `two_faced` the model keeps factors of its own up to its original context, which are searched
     for where the attention factor would harm it there.
 
     Raises WishError where the numbers make no sense.
@@ -51,7 +54,7 @@ class SearchPlan:
     seed: int = 0
     budget_seconds: float | None = None
     text: Text | None = None
-    two_faces: bool = True
+    two_faced: bool = True
 
     def __post_init__(self) -> None:
         problems = tuple(self._problems())
@@ -123,7 +126,9 @@ class SearchPlan:
         text = self.text or reference_text()
         middle = len(text.content) // 2
         half = text.content[middle:] if held_out else text.content[:middle]
-        part = Text(source=f"{'second' if held_out else 'first'} half of {text.source}", content=half)
+        part = Text(
+            source=f"{'second' if held_out else 'first'} half of {text.source}", content=half
+        )
         return PerplexityFitness(PerplexityPlan(n_ctx=length, text=part, chunks=samples))
 
 

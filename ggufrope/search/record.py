@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ggufrope import rope
 from ggufrope.container.files import storage
 from ggufrope.errors import StorageError, WishError
+from ggufrope.rope import RopeScaling
 from ggufrope.search.fitness import CellLoss, Evaluation
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from ggufrope.rope import RopeScaling
 
 Stage: TypeAlias = Literal["final", "screening", "holdout", "short", "gate"]
 
@@ -32,7 +32,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class Candidate:
     """A candidate judged in a stage, by one fitness of it; `number` counts from 1 over all."""
 
     number: int
@@ -51,7 +51,7 @@ class Trial:
 
 
 class Record:
-    """The trials of one search, on disk."""
+    """The candidates of one search, on disk."""
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         """Begin a record, or take up the one that is there.
@@ -59,7 +59,7 @@ class Record:
         `identity` is all that the losses depend on, as JSON has it. Raises WishError where the
         record is of another search, StorageError where it cannot be read or written.
         """
-        self._trials: list[Trial] = []
+        self._candidates: list[Candidate] = []
         self._path = path
         with storage("write", path):
             path.touch()
@@ -82,36 +82,36 @@ class Record:
         self._file.close()
 
     @property
-    def trials(self) -> tuple[Trial, ...]:
+    def candidates(self) -> tuple[Candidate, ...]:
         """In the order in which they were judged."""
-        return tuple(self._trials)
+        return tuple(self._candidates)
 
     @property
     def seconds(self) -> float:
         """What all of them took."""
-        return sum(trial.seconds for trial in self._trials)
+        return sum(candidate.seconds for candidate in self._candidates)
 
-    def find(self, stage: Stage, fitness: str, scheme: RopeScaling) -> Trial | None:
-        """The trial of a scheme in a stage, or None."""
-        for trial in self._trials:
-            if (trial.stage, trial.fitness, trial.scheme) == (stage, fitness, scheme):
-                return trial
+    def find(self, stage: Stage, fitness: str, scheme: RopeScaling) -> Candidate | None:
+        """The candidate of a scheme in a stage, or None."""
+        for candidate in self._candidates:
+            if (candidate.stage, candidate.fitness, candidate.scheme) == (stage, fitness, scheme):
+                return candidate
         return None
 
     def append(
         self, stage: Stage, fitness: str, scheme: RopeScaling, evaluation: Evaluation
-    ) -> Trial:
-        """Keep a trial, on disk before this returns."""
-        trial = Trial(
-            number=len(self._trials) + 1,
+    ) -> Candidate:
+        """Keep a candidate, on disk before this returns."""
+        candidate = Candidate(
+            number=len(self._candidates) + 1,
             stage=stage,
             fitness=fitness,
             scheme=scheme,
             evaluation=evaluation,
         )
-        self._write(_encode(trial))
-        self._trials.append(trial)
-        return trial
+        self._write(_encode(candidate))
+        self._candidates.append(candidate)
+        return candidate
 
     def _take_up(self, identity: dict[str, Any]) -> None:
         mine = json.loads(json.dumps({"schema": SCHEMA, "search": identity}))
@@ -125,7 +125,7 @@ class Record:
                 "give another folder, or the same options to go on with it"
             )
         try:
-            self._trials.extend(_decode(line) for line in lines[1:])
+            self._candidates.extend(_decode(line) for line in lines[1:])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StorageError(f"{self._path}: not a record of a search ({error!r})") from None
 
@@ -164,16 +164,16 @@ def decode_scheme(plain: dict[str, Any]) -> RopeScaling:
     return scheme
 
 
-def _encode(trial: Trial) -> dict[str, Any]:
-    plain = asdict(trial)
-    plain["scheme"] = encode_scheme(trial.scheme)
+def _encode(candidate: Candidate) -> dict[str, Any]:
+    plain = asdict(candidate)
+    plain["scheme"] = encode_scheme(candidate.scheme)
     return plain
 
 
-def _decode(plain: dict[str, Any]) -> Trial:
+def _decode(plain: dict[str, Any]) -> Candidate:
     evaluation = dict(plain["evaluation"])
     evaluation["cells"] = tuple(CellLoss(**cell) for cell in evaluation["cells"])
-    return Trial(
+    return Candidate(
         number=plain["number"],
         stage=plain["stage"],
         fitness=plain["fitness"],

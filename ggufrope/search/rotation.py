@@ -64,9 +64,7 @@ class Rotation:
 
     def relative_factors(self, scaling: RopeScaling) -> NDArray[np.float64]:
         """What `scaling` divides each pair's own frequency by, `[n_rot/2]`."""
-        baked = bake(
-            scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context
-        )
+        baked = bake(scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context)
         return baked.factors
 
     def absolute_factors(self, scaling: RopeScaling) -> tuple[float, ...]:
@@ -76,9 +74,7 @@ class Rotation:
 
     def magnitude(self, scaling: RopeScaling) -> float:
         """What `scaling` multiplies rotated queries and keys by."""
-        baked = bake(
-            scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context
-        )
+        baked = bake(scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context)
         return baked.attention_factor
 
 

@@ -168,9 +168,7 @@ class LongRope2Space:
         below = above[0] ** (np.arange(critical) / max(critical, 1))
         return FrequencyFactors(
             factors=single(np.concatenate((below, above))),
-            attention_factor=_attention(
-                vector, self.attention, longrope_attention(self.rotation)
-            ),
+            attention_factor=_attention(vector, self.attention, longrope_attention(self.rotation)),
         )
 
     @property
