@@ -37,9 +37,13 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, write nothing.")
     ] = False,
+    hash_weights: Annotated[
+        bool, typer.Option("--hash-weights", help="Hash the tensors of an in-place result too.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Write RoPE scaling into a file: to a copy, or in place."""
+    from ggufrope.container import Strategy
     from ggufrope.errors import WishError
     from ggufrope.patching import apply, plan_patch
 
@@ -65,7 +69,8 @@ def command(
     receipt = None
     if not dry_run:
         with bytes_bar("writing") as progress:
-            receipt = apply(plan, progress=progress)
+            hashed = hash_weights or plan.strategy is Strategy.STREAM
+            receipt = apply(plan, hash_weights=hashed, progress=progress)
     if json:
         emit_json(view.payload(plan, receipt))
     elif receipt is None:

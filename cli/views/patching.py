@@ -16,12 +16,12 @@ def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
     """The JSON contract of `patch`; a dry run has the same words, and `written` false."""
     return {
         "file": str(plan.model.path),
-        "output": str(plan.store.target),
+        "output": str(plan.output),
         "written": receipt is not None,
         "edits": plan.edits,
-        "strategy": (receipt or plan.store).strategy.value,
-        "rejected": plan.store.rejected,
-        "bytes_written": (receipt or plan.store).bytes_written,
+        "strategy": (receipt or plan).strategy.value,
+        "rejected": plan.rejected,
+        "bytes_written": (receipt or plan).bytes_written,
         "weights_sha256": None if receipt is None else receipt.weights_sha256,
         "ignored": plan.ignored,
         "flags": plan.flags,
@@ -63,10 +63,10 @@ def show_plan(plan: PatchPlan) -> None:
 def show_dry_run(plan: PatchPlan) -> None:
     """How it would be stored."""
     console().print(
-        f"\ndry run: would write {size(plan.store.bytes_written)} to {shown(plan.store.target)} "
-        f"({plan.store.strategy.value}); nothing written"
+        f"\ndry run: would write {size(plan.bytes_written)} to {shown(plan.output)} "
+        f"({plan.strategy.value}); nothing written"
     )
-    _show_rejected(plan.store.rejected)
+    _show_rejected(plan.rejected)
 
 
 def show_receipt(receipt: PatchReceipt) -> None:

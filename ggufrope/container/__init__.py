@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ggufrope.container.locate import locate
     from ggufrope.container.reader import parse_header, read_header
     from ggufrope.container.recovery import Recovery, UndoReceipt, recover, undo
-    from ggufrope.container.shards import ModelFiles, Shard, distribute, open_model
+    from ggufrope.container.shards import ModelFiles, Shard, distribute, open_model, sibling_paths
     from ggufrope.container.store import StorePlan, StoreReceipt, carry_out, plan_store
     from ggufrope.container.types import (
         ArrayValue,
@@ -64,7 +64,7 @@ _HOMES = {
     "locate": ("locate",),
     "reader": ("parse_header", "read_header"),
     "recovery": ("Recovery", "UndoReceipt", "recover", "undo"),
-    "shards": ("ModelFiles", "Shard", "distribute", "open_model"),
+    "shards": ("ModelFiles", "Shard", "distribute", "open_model", "sibling_paths"),
     "store": ("StorePlan", "StoreReceipt", "carry_out", "plan_store"),
     "types": (
         "ArrayValue",
@@ -126,6 +126,7 @@ __all__ = [
     "read_span",
     "read_tensor",
     "recover",
+    "sibling_paths",
     "tensor_digests",
     "undo",
     "verify",

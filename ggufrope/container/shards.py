@@ -81,13 +81,33 @@ def open_model(path: str | os.PathLike[str]) -> ModelFiles:
             f"{path} is a file of a model split in {count} and must be named "
             f"NAME-00001-of-{count:05}.gguf for the others to be found"
         )
-    names = [f"{match['prefix']}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1)]
-    if number != 0 or path.name != names[0]:
-        raise WishError(f"{path} is not the first file of its model; name {names[0]}")
-    others = (Shard(path=(p := path.with_name(n)), header=read_header(p)) for n in names[1:])
+    paths = _sibling_paths(path, match["prefix"], count)
+    if number != 0 or path != paths[0]:
+        raise WishError(f"{path} is not the first file of its model; name {paths[0].name}")
+    others = (Shard(path=other, header=read_header(other)) for other in paths[1:])
     model = ModelFiles(shards=(first, *others))
     _check(model, count)
     return model
+
+
+def sibling_paths(first: Path, count: int) -> tuple[Path, ...]:
+    """The paths of a model of `count` files whose first is `first`.
+
+    Raises WishError where several files cannot be named after it.
+    """
+    if count == 1:
+        return (first,)
+    match = _NAME.fullmatch(first.name)
+    if match is None or (int(match["number"]), int(match["count"])) != (1, count):
+        raise WishError(
+            f"{first}: the model is split in {count} files; name the first of the new ones "
+            f"NAME-00001-of-{count:05}.gguf"
+        )
+    return _sibling_paths(first, match["prefix"], count)
+
+
+def _sibling_paths(path: Path, prefix: str, count: int) -> tuple[Path, ...]:
+    return tuple(path.with_name(f"{prefix}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1))
 
 
 def distribute(model: ModelFiles, edits: Edits) -> tuple[tuple[Shard, Edits], ...]:

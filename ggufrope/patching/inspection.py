@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggufrope.container import Header, read_header, read_tensor
+from ggufrope.container import Header, ModelFiles, open_model, read_tensor
 from ggufrope.errors import FileError
 from ggufrope.rope import EffectiveRope, RopeMetadata, RopeOverrides, effective, read_metadata
 from ggufrope.rope.keys import FACTOR_TENSORS, KEYS
@@ -14,11 +14,16 @@ from ggufrope.rope.lint import Finding, lint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredModel:
-    """A GGUF file and what its header declares; the weights stay on disk."""
+    """A model, of one file or split over several, and what it declares; weights stay on disk."""
 
     path: Path
-    header: Header
+    files: ModelFiles
     metadata: RopeMetadata
+
+    @property
+    def header(self) -> Header:
+        """The header that has the metadata."""
+        return self.files.header
 
     @property
     def declared(self) -> dict[str, object]:
@@ -38,18 +43,19 @@ class Inspection:
 
 
 def read_model(path: Path) -> StoredModel:
-    """Read the header and factor tensors of a model file. Raises FileError."""
+    """Read the headers and factor tensors of a model. Raises FileError, or WishError where `path`
+    is a later file of a split model."""
     import numpy as np
 
-    header = read_header(path)
-    factors = {
-        tensor.name: np.frombuffer(
-            read_tensor(path, header, tensor.name), dtype=f"{header.byte_order}f4"
-        )
-        for tensor in header.tensors
-        if tensor.name in FACTOR_TENSORS and tensor.type == 0
-    }
-    return StoredModel(path=path, header=header, metadata=read_metadata(header, factors))
+    files = open_model(path)
+    factors = {}
+    for shard in files.shards:
+        for tensor in shard.header.tensors:
+            if tensor.name in FACTOR_TENSORS and tensor.type == 0:
+                data = read_tensor(shard.path, shard.header, tensor.name)
+                factors[tensor.name] = np.frombuffer(data, dtype=f"{shard.header.byte_order}f4")
+    whole = replace(files.header, tensors=files.tensors)
+    return StoredModel(path=path, files=files, metadata=read_metadata(whole, factors))
 
 
 def inspect(

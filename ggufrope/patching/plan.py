@@ -7,22 +7,28 @@ very object that `apply` carries out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ggufrope.container import (
     Edits,
+    ModelFiles,
     Rejection,
     StorePlan,
     Strategy,
     TensorData,
     TypedValue,
     carry_out,
+    distribute,
     float_tensor,
+    open_model,
     plan_rewrite,
     plan_store,
+    sibling_paths,
+    tensor_digests,
+    weights_digest,
 )
 from ggufrope.errors import WishError
 from ggufrope.patching.inspection import StoredModel, read_model
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggufrope.container import ByteOrder, StoreReceipt
+    from ggufrope.container import ByteOrder, Shard
 
 Shown: TypeAlias = int | float | bool | str | None
 Progress: TypeAlias = Callable[[int, int], None]
@@ -57,6 +63,7 @@ class PatchPlan:
     """What a patch will change, what the runtime will make of it, and how it is stored.
 
     `findings` and `effective` are of the file as it will be, in a context of its new length.
+    `stores` has one entry a file written, the file with the metadata last.
     """
 
     model: StoredModel
@@ -67,12 +74,34 @@ class PatchPlan:
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
     effective: EffectiveRope
-    store: StorePlan
+    stores: tuple[StorePlan, ...]
+
+    @property
+    def output(self) -> Path:
+        """The file that will have the metadata."""
+        return self.stores[-1].target
+
+    @property
+    def strategy(self) -> Strategy:
+        """How the file with the metadata is stored."""
+        return self.stores[-1].strategy
+
+    @property
+    def rejected(self) -> tuple[Rejection, ...]:
+        """The cheaper strategies that do not apply to it, and why."""
+        return self.stores[-1].rejected
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(store.bytes_written for store in self.stores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchReceipt:
-    """What was done: read back from the disk, not remembered."""
+    """What was done: read back from the disk, not remembered.
+
+    `weights_sha256` is `container.weights_digest` of the result, None where it was not asked for.
+    """
 
     path: Path
     edits: tuple[Edit, ...]
@@ -91,11 +120,12 @@ def plan_patch(
     force: Collection[str] = (),
     reserve: int | None = None,
 ) -> PatchPlan:
-    """Plan to make the file at `path` what `wish` says: as `output`, or in place where None.
+    """Plan to make the model at `path` what `wish` says: as `output`, or in place where None.
 
-    `reserve` leaves that many bytes of header space for later edits. Raises WishError where the
-    wish contradicts itself, the file or the architecture, FileError where the file or the place
-    it is stored forbids it; nothing is written either way.
+    Of a split model, `output` names the first file. `reserve` leaves that many bytes of header
+    space for later edits. Raises WishError where the wish contradicts itself, the file or the
+    architecture, FileError where the file or the place it is stored forbids it; nothing is written
+    either way.
     """
     model = read_model(path)
     target, expression = express_wish(wish, model.metadata)
@@ -104,7 +134,16 @@ def plan_patch(
     if not changed and reserve is None:
         raise WishError(f"{path}: already declares exactly this; there is nothing to change")
     wanted = patched(model.metadata, expression)
-    rewrite = plan_rewrite(model.header, edits, reserve=reserve)
+    stores = tuple(
+        plan_store(
+            shard.path,
+            plan_rewrite(shard.header, part, reserve=reserve if shard.path == path else None),
+            output=target_path,
+            strategy=strategy,
+            force=force,
+        )
+        for shard, part, target_path in _files(model, edits, output)
+    )
     return PatchPlan(
         model=model,
         target=target,
@@ -114,24 +153,53 @@ def plan_patch(
         notes=expression.notes,
         findings=lint(wanted),
         effective=effective(wanted),
-        store=plan_store(path, rewrite, output=output, strategy=strategy, force=force),
+        stores=stores,
     )
 
 
-def apply(plan: PatchPlan, *, progress: Progress | None = None) -> PatchReceipt:
+def apply(
+    plan: PatchPlan, *, hash_weights: bool = False, progress: Progress | None = None
+) -> PatchReceipt:
     """Carry out `plan`; the result is read back and compared before it replaces anything.
 
     Raises StorageError or GuardError, with the old file as it was.
     """
-    stored: StoreReceipt = carry_out(plan.store, progress=progress)
+    receipts = [carry_out(store, progress=progress) for store in plan.stores]
+    stored = receipts[-1]
     return PatchReceipt(
         path=stored.path,
         edits=plan.edits,
         strategy=stored.strategy,
         rejected=stored.rejected,
-        bytes_written=stored.bytes_written,
-        weights_sha256=None,
+        bytes_written=sum(receipt.bytes_written for receipt in receipts),
+        weights_sha256=weights_sha256(open_model(stored.path)) if hash_weights else None,
     )
+
+
+def weights_sha256(files: ModelFiles, *, progress: Progress | None = None) -> str:
+    """One digest of all tensor data of a model; metadata and order do not change it."""
+    digests: dict[str, str] = {}
+    for shard in files.shards:
+        digests |= tensor_digests(shard.path, shard.header, progress=progress)
+    return weights_digest(digests)
+
+
+def _files(
+    model: StoredModel, edits: Edits, output: Path | None
+) -> Iterator[tuple[Shard, Edits, Path | None]]:
+    """Each file to write with its edits and where it goes, the one with the metadata last.
+
+    In place only the files that change are written, as a copy all of them.
+    """
+    parts = {shard.path: (shard, part) for shard, part in distribute(model.files, edits)}
+    shards = model.files.shards
+    parts.setdefault(shards[0].path, (shards[0], Edits()))
+    if output is None:
+        yield from ((shard, part, None) for shard, part in parts.values())
+        return
+    targets = sibling_paths(output, len(shards))
+    for shard, target in reversed(tuple(zip(shards, targets, strict=True))):
+        yield shard, parts.get(shard.path, (shard, Edits()))[1], target
 
 
 def express_wish(wish: Wish, metadata: RopeMetadata) -> tuple[Target, Expression]:

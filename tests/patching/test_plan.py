@@ -121,8 +121,8 @@ def test_a_new_base_is_written_beside_the_scheme(llama: Path, tmp_path: Path) ->
 def test_reserved_space_makes_the_next_edit_cheap(llama: Path) -> None:
     apply(plan_patch(llama, YARN, reserve=4096))
     plan = plan_patch(llama, Wish(scaling="yarn", target_context=4096, attn_factor=1.2))
-    assert plan.store.strategy is Strategy.RESERVE
-    assert plan.store.bytes_written < 4096 * 2
+    assert plan.strategy is Strategy.RESERVE
+    assert plan.bytes_written < 4096 * 2
 
 
 def test_an_existing_output_is_guarded(llama: Path, tmp_path: Path) -> None:
