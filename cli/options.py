@@ -22,6 +22,9 @@ FileArgument = Annotated[
         show_default=False,
     ),
 ]
+OtherFileArgument = Annotated[
+    str, typer.Argument(metavar="OTHER", help="The file to compare with.", show_default=False)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -32,7 +32,7 @@ def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=talk(), transient=True) as bar:
+    with Progress(*columns, console=talk(), transient=True, disable=not talk().is_terminal) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -56,7 +56,8 @@ class RunBar:
             TextColumn("tokens {task.fields[rate]}", markup=False),
             TimeRemainingColumn(compact=True),
         )
-        self._bar = Progress(*columns, console=talk(), transient=True, expand=True)
+        hidden = not talk().is_terminal
+        self._bar = Progress(*columns, console=talk(), transient=True, expand=True, disable=hidden)
         self._task = self._bar.add_task("loading", total=None, rate="")
 
     def __enter__(self) -> RunBar:

@@ -8,7 +8,20 @@ from typing import Any
 
 import typer
 
-from . import advise, compare, export, factors, inspect, patch, probe, report, undo, validate
+from . import (
+    advise,
+    compare,
+    diff,
+    export,
+    factors,
+    inspect,
+    patch,
+    probe,
+    report,
+    undo,
+    validate,
+    verify,
+)
 
 _EXAMPLES: dict[str, tuple[ModuleType, str]] = {
     "inspect": (inspect, "ggufrope inspect model.gguf --ctx 32768"),
@@ -17,6 +30,8 @@ _EXAMPLES: dict[str, tuple[ModuleType, str]] = {
         "ggufrope patch model.gguf -o long.gguf --scaling yarn --target-ctx 32768",
     ),
     "undo": (undo, "ggufrope undo model.gguf"),
+    "diff": (diff, "ggufrope diff model.gguf long.gguf"),
+    "verify": (verify, "ggufrope verify model.gguf long.gguf"),
     "factors": (factors, "ggufrope factors model.gguf --export factors.json"),
     "probe": (probe, "ggufrope probe long.gguf --ctx 32768"),
     "advise": (advise, "ggufrope advise model.gguf --target-ctx 65536 --memory 24GiB"),
