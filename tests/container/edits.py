@@ -112,7 +112,7 @@ def prepare(path: Path, case: Case, model: Model | None = None) -> bytes:
     if case.reserved is not None:
         rewrite = plan_rewrite(read_header(path), Edits(), reserve=case.reserved)
         output = path.with_suffix(".reserved")
-        carry_out(plan_store(path, rewrite, output=output))
+        carry_out(plan_store(path, rewrite, output=output, strategy=Strategy.STREAM))
         output.replace(path)
     return path.read_bytes()
 
