@@ -10,9 +10,9 @@ tell is in EXCEPTIONS, each with the place to check.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ TENSORS = {
     "LLM_TENSOR_ROPE_FACTORS_SHORT": "rope_factors_short.weight",
 }
 MLA = "multi-head latent attention: only the separate rotary part of the keys turns"
+NORMED = "keys are normalised after they rotate, which undoes any attention factor"
 DRAFT = "a draft model: its rotation follows the model it drafts for"
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
@@ -43,8 +44,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     # bert.cpp: only Nomic and Jina v3 rotate
     "bert": {"rope": "none"},
     "jina-bert-v2": {"rope": "none"},
-    # baichuan.cpp: LLM_TYPE_13B
-    "baichuan": {"caveat": "models of 40 layers (13B) use ALiBi in place of RoPE"},
+    # baichuan.cpp: only LLM_TYPE_7B, which is told by its 32 layers, rotates
+    "baichuan": {"no_rope": "unless-32-layers"},
     # cogvlm.cpp calls ggml_rope, which takes no settings
     "cogvlm": {"caveat": "always base 10000 and no scaling, whatever the file says"},
     # cohere2moe.cpp: force_rope
@@ -248,6 +249,9 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     fields |= _factors(tensors, graph)
     if "LLM_TENSOR_ATTN_KV_A_MQA" in tensors:
         fields["caveat"] = MLA
+    normed = re.search(r"Kcur = ggml_rope_\w+\(.*Kcur = (build_norm|ggml_rms_norm)\(", graph, re.S)
+    if normed and "use_kq_norm" not in graph:
+        fields["caveat"] = NORMED
     sliding = _sliding(hparams, graph)
     if sliding:
         fields["sliding"] = sliding
@@ -258,13 +262,18 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     return fields | EXCEPTIONS.get(name, {})
 
 
-def main(root: str, commit: str, package: str) -> None:
-    source = Source(Path(root))
-    table = {name: entry(source, arch, name) for arch, name in sorted(source.names().items())}
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("root", type=Path, help="a source tree of llama.cpp")
+    parser.add_argument("commit", help="its commit, 40 hexadecimal digits")
+    parser.add_argument("package", help="what it came in, as in 'llama-cpp-python 0.3.36'")
+    given = parser.parse_args()
+    source = Source(given.root)
+    table = {name: entry(source, arch, name) for arch, name in source.names().items()}
+    about = json.dumps({"commit": given.commit, "package": given.package})
     lines = [f"    {json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table)]
-    about = json.dumps({"commit": commit, "package": package})
     print(f'{{\n  "source": {about},\n  "architectures": {{\n' + ",\n".join(lines) + "\n  }\n}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

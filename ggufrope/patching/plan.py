@@ -34,7 +34,8 @@ from ggufrope.errors import WishError
 from ggufrope.patching.inspection import StoredModel, read_model
 from ggufrope.patching.wish import Target, Wish, resolve
 from ggufrope.rope import EffectiveRope, FactorTensor, RopeMetadata, effective
-from ggufrope.rope.expression import Expression, Ignored, express
+from ggufrope.rope.edits import Expression, Ignored
+from ggufrope.rope.expression import express
 from ggufrope.rope.keys import KEYS
 from ggufrope.rope.lint import Finding, lint
 

@@ -2,6 +2,7 @@
 
 from ggufrope.rope.architectures import Architecture, architecture, architectures, source
 from ggufrope.rope.bake import Baked, bake
+from ggufrope.rope.edits import Expression, Ignored
 from ggufrope.rope.effective import (
     EffectiveRope,
     EffectiveValue,
@@ -9,7 +10,7 @@ from ggufrope.rope.effective import (
     RopeOverrides,
 )
 from ggufrope.rope.export import Export, export
-from ggufrope.rope.expression import Expression, Ignored, express
+from ggufrope.rope.expression import express
 from ggufrope.rope.factors import FactorSet, format_factors, parse_factors
 from ggufrope.rope.frequencies import Frequencies, frequencies
 from ggufrope.rope.huggingface import ConfigRope, from_config, to_config

@@ -59,8 +59,8 @@ class Architecture:
         scaling type is longrope and rope_freqs only if it is not.
     factors_on: the layers whose rotation its graph divides by the factors.
     sliding: its sliding-window layers, if it has any.
-    no_rope: the layers it does not rotate, first or last of each `step`; unless `step_always`,
-        only where there are sliding layers.
+    no_rope: the layers it does not rotate: first or last of each `step` (unless `step_always`,
+        only where there are sliding layers), those a pattern in the file names, or all unless ...
     recurrent: how it tells layers that have a recurrent state in place of attention.
     caveat: what a prediction of its rotation does not cover.
     """
@@ -78,7 +78,9 @@ class Architecture:
     tensors_by_type: bool = False
     factors_on: Literal["all", "global", "none"] = "none"
     sliding: SlidingWindow | None = None
-    no_rope: Literal["none", "global", "last", "first", "unless-finetuned", "pattern"] = "none"
+    no_rope: Literal[
+        "none", "global", "last", "first", "pattern", "unless-finetuned", "unless-32-layers"
+    ] = "none"
     step: int = 0
     step_always: bool = False
     recurrent: Literal["none", "no-kv-heads", "interval", "all"] = "none"

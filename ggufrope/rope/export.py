@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from ggufrope.errors import WishError
+from ggufrope.rope.edits import SCALING_FIELDS
 from ggufrope.rope.effective import RopeOverrides
-from ggufrope.rope.expression import SCALING_FIELDS
 from ggufrope.rope.huggingface import to_config
 from ggufrope.rope.recognition import Recognised, recognise
 from ggufrope.rope.scaling import Linear, Unscaled, Yarn

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ggufrope.container import TypedValue
+from ggufrope.container.edits import TypedValue
 from ggufrope.errors import WishError
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.bake import Baked, bake
+from ggufrope.rope.edits import SCALING_FIELDS, Expression, Ignored
 from ggufrope.rope.frequencies import dynamic_growth, longrope_magnitude, ntk_base, yarn_magnitude
 from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ggufrope.rope.layers import layer_kinds, sliding_layers
@@ -36,50 +37,10 @@ from ggufrope.rope.scaling import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
-    from ggufrope.container.types import Scalar, ValueType
+    from ggufrope.container.types import Scalar
     from ggufrope.rope.metadata import RopeMetadata
-
-SCALING_FIELDS = (
-    "scaling_type",
-    "factor",
-    "scale_linear",
-    "original_context",
-    "attn_factor",
-    "yarn_ext_factor",
-    "yarn_attn_factor",
-    "yarn_beta_fast",
-    "yarn_beta_slow",
-)
-"""The fields that together say how positions are scaled: setting a scheme settles them all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ignored:
-    """A parameter of the wish that llama.cpp would not honour; `instead` says what does."""
-
-    parameter: str
-    value: float | int | bool
-    reason: str
-    instead: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Expression:
-    """What to put in the file: `keys` and `tensors` by name, None for those to take out.
-
-    Tensors are float32 `[n_rot/2]`. `flags` are llama.cpp's command-line flags that give what the
-    file cannot; `notes` are sentences on what else the change does.
-    """
-
-    keys: Mapping[str, TypedValue | None]
-    tensors: Mapping[str, NDArray[np.float32] | None]
-    ignored: tuple[Ignored, ...] = ()
-    flags: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def express(
@@ -142,8 +103,11 @@ class _Draft:
             if getattr(self.metadata, name) is not None:
                 keys.setdefault(self.metadata.key(name), None)
         self._settle_tensors()
-        if "global" not in layer_kinds(self.metadata, self.arch):
-            self.notes.append("only sliding-window layers rotate: a window needs no extension")
+        kinds = layer_kinds(self.metadata, self.arch)
+        if "global" not in kinds:
+            windowed = "only sliding-window layers rotate: a window needs no extension"
+            nothing = "no layer of this model rotates: the scaling does nothing"
+            self.notes.append(windowed if "sliding-window" in kinds else nothing)
         return Expression(
             keys=MappingProxyType(keys),
             tensors=MappingProxyType(self.tensors),
@@ -196,7 +160,9 @@ def _by_scheme(draft: _Draft, scaling: RopeScaling) -> None:
 
 
 def _new_base(draft: _Draft, base: float) -> None:
-    draft.fields |= {"scaling_type": "none", "freq_base": base}
+    # Relative to what the file says, which an alpha beside it stretches by a constant.
+    declared = draft.metadata.freq_base or 10000.0
+    draft.fields |= {"scaling_type": "none", "freq_base": declared * (base / draft.base)}
     window = draft.arch.sliding
     if window is None or not any(sliding_layers(draft.metadata, draft.arch)):
         return

@@ -84,6 +84,8 @@ def _unrotated(
     layers = len(sliding)
     if arch.rope == "none" or (arch.no_rope == "unless-finetuned" and metadata.finetuned is False):
         return (True,) * layers
+    if arch.no_rope == "unless-32-layers":
+        return (layers != 32,) * layers
     if arch.no_rope == "pattern":
         return tuple(flag == 0 for flag in per_layer(metadata.rope_pattern, layers, default=1))
     if arch.no_rope == "last":

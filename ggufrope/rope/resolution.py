@@ -72,15 +72,15 @@ def file_base(
     """The base the file asks for in `field`: 10000 where it does not say."""
     declared = getattr(metadata, field)
     key = metadata.key(field)
-    if declared is None:
-        return _default(10000.0, f"without {key} the base is 10000")
-    if not (math.isfinite(declared) and declared > 1):
+    if declared is not None and not (math.isfinite(declared) and declared > 1):
         raise FileError(f"{key} is {declared:g}: expected a finite number above 1")
+    base = 10000.0 if declared is None else declared
+    reason = f"without {key} the base is 10000" if declared is None else key
     dimensions = metadata.head_size
     if "alpha" in arch.reads and metadata.alpha and dimensions:
-        stretched = ntk_base(declared, metadata.alpha, dimensions)
-        return _file(stretched, f"{key}, stretched by {metadata.key('alpha')}")
-    return _file(declared, key)
+        base = ntk_base(base, metadata.alpha, dimensions)
+        reason += f", stretched by {metadata.key('alpha')}"
+    return _default(base, reason) if declared is None else _file(base, reason)
 
 
 def file_scale(metadata: RopeMetadata) -> EffectiveValue:

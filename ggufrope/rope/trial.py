@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ggufrope.errors import WishError
 from ggufrope.rope.architectures import architecture
+from ggufrope.rope.edits import Ignored
 from ggufrope.rope.effective import RopeOverrides
-from ggufrope.rope.expression import Ignored
 from ggufrope.rope.frequencies import dynamic_growth, ntk_base, yarn_magnitude
 from ggufrope.rope.llamacpp import rotary_dimensions
 from ggufrope.rope.resolution import file_base, number, yarn_file_magnitude

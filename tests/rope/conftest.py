@@ -15,7 +15,7 @@ from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ggufrope.rope.expression import Expression
+    from ggufrope.rope.edits import Expression
 
 NOWHERE = Span(offset=0, length=0)
 

@@ -32,8 +32,8 @@ from ggufrope.rope import (
     recognise,
     try_out,
 )
+from ggufrope.rope.edits import Expression
 from ggufrope.rope.export import Tool, export
-from ggufrope.rope.expression import Expression
 
 Metadata = Callable[..., RopeMetadata]
 Applied = Callable[[Expression, RopeMetadata], RopeMetadata]

@@ -27,7 +27,9 @@ from ggufrope.rope import (
     effective,
     frequencies,
 )
-from ggufrope.rope.expression import Expression, TypedValue, express
+from ggufrope.container import TypedValue
+from ggufrope.rope.edits import Expression
+from ggufrope.rope.expression import express
 
 Metadata = Callable[..., RopeMetadata]
 Applied = Callable[[Expression, RopeMetadata], RopeMetadata]
@@ -59,7 +61,7 @@ PREDICTABLE = [
     if arch.rope != "none"
     and arch.global_rot_divisor == 1
     and arch.no_rope != "global"
-    and name != "llama4"  # rotates its sliding-window layers only
+    and name not in ("llama4", "baichuan")  # rotate no global layer of a model of 8
 ]
 LOADING = [name for name in PREDICTABLE if architectures()[name].loads_factors]
 
@@ -196,6 +198,15 @@ def test_dynamic_ntk_becomes_the_base_of_one_context(metadata: Metadata, applied
     assert "--rope-freq-base" in found.ignored[0].instead
 
 
+def test_a_new_base_beside_an_alpha(metadata: Metadata, applied: Applied) -> None:
+    before = metadata("hunyuan_vl", alpha=1000.0)
+    (group,) = effective(before).groups
+    assert group.inverse_frequencies[1] == pytest.approx((10000 * 1000 ** (64 / 62)) ** (-2 / 64))
+    after = applied(express(NtkAware(factor=4.0), before), before)
+    slowed = group.inverse_frequencies[-1] / effective(after).groups[0].inverse_frequencies[-1]
+    assert slowed == pytest.approx(4.0)
+
+
 def test_a_new_base_spares_the_sliding_layers(metadata: Metadata, applied: Applied) -> None:
     before = metadata("gpt-oss", sliding_window=128)
     after = applied(express(NtkAware(factor=4.0), before), before)
@@ -223,6 +234,11 @@ def test_factors_for_another_head_size_are_refused(metadata: Metadata) -> None:
 def test_a_scaling_that_meets_only_windows_says_so(metadata: Metadata) -> None:
     found = express(Linear(factor=2.0), metadata("llama4"))
     assert "only sliding-window layers rotate: a window needs no extension" in found.notes
+
+
+def test_a_scaling_that_meets_nothing_says_so(metadata: Metadata) -> None:
+    found = express(Linear(factor=2.0), metadata("granite", finetuned=False))
+    assert "no layer of this model rotates: the scaling does nothing" in found.notes
 
 
 def test_the_magnitude_of_yarn_is_not_written_twice(metadata: Metadata) -> None:

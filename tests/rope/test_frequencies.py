@@ -24,6 +24,7 @@ from ggufrope.rope import (
     Yarn,
     frequencies,
 )
+from ggufrope.rope.frequencies import yarn_kept
 from ggufrope.rope.huggingface import from_config
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "golden" / "rope.json").read_text("utf-8"))
@@ -92,6 +93,16 @@ def test_yarn_without_extrapolation_is_linear() -> None:
         frequencies(Linear(factor=4.0), n_rot=64, base=10000.0).inverse_frequencies,
         rtol=1e-12,
     )
+
+
+def test_yarns_bands_by_hand() -> None:
+    """Qwen2.5: pairs that turn 32 times and once in 32768 tokens are 23.6 and 39.6."""
+    whole = yarn_kept(128, 1e6, 32768, 32.0, 1.0)
+    assert (whole[23], whole[40]) == (1.0, 0.0)
+    assert whole[24] == pytest.approx(1 - 1 / 17)
+    exact = yarn_kept(128, 1e6, 32768, 32.0, 1.0, truncate=False)
+    assert exact[24] == pytest.approx(1 - (24 - 23.596) / (39.650 - 23.596), rel=1e-3)
+    assert exact[39] > 0 == exact[40]
 
 
 def test_longrope_turns_long_one_token_above_the_original_context() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,10 @@ from ggufrope.rope import (
     lint,
     read_metadata,
 )
-from ggufrope.rope.expression import Expression, express
+from ggufrope.rope.expression import express
+
+if TYPE_CHECKING:
+    from ggufrope.rope.edits import Expression
 
 Metadata = Callable[..., RopeMetadata]
 YARN: dict[str, Any] = {

@@ -200,6 +200,11 @@ def test_granite_without_rope(metadata: Metadata) -> None:
     assert effective(metadata("llama", finetuned=False)).groups[0].name == "global"
 
 
+def test_baichuan_rotates_only_the_size_it_was_released_in(metadata: Metadata) -> None:
+    assert effective(metadata("baichuan", block_count=32)).groups[0].name == "global"
+    assert effective(metadata("baichuan", block_count=40)).groups[0].name == "no-rope"
+
+
 def test_recurrent_layers_stand_apart(metadata: Metadata) -> None:
     found = effective(metadata("granitehybrid", head_count_kv=(0, 0, 2, 0, 0, 2, 0, 0)))
     assert {group.name: group.layers for group in found.groups}["global"] == (2, 5)
