@@ -67,13 +67,12 @@ def why_not(
     """Why this model cannot run the pair, by llama.cpp's rules; None where nothing forbids it.
 
     The rules are those of `llama_init_from_model` (src/llama-context.cpp): a quantized V needs
-    flash attention, and under flash attention the block must divide the head.
+    flash attention, and the block must divide the head (without flash attention nobody checks,
+    and ggml aborts).
     """
     k, v = cache_type(type_k), cache_type(type_v)
     if v.quantized and flash_attention is False:
         return f"V cache {v.name} is quantized, which needs flash attention, and that is off"
-    if flash_attention is False:
-        return None
     for letter, kind, head in (("K", k, model.head_size), ("V", v, model.value_head_size)):
         if kind.quantized and head % kind.block_size:
             return (
@@ -97,12 +96,14 @@ class Cache:
 
     `rotated_k` and `rotated_v` say whether values are rotated by a Hadamard matrix before they
     are quantized, which spreads outliers and so changes what quantization costs.
+    `flash_attention` is what llama.cpp settled on.
     """
 
     cells: int
     size_bytes: int
     rotated_k: bool
     rotated_v: bool
+    flash_attention: bool
 
     @property
     def bytes_per_token(self) -> float:
@@ -119,4 +120,5 @@ def allocated(log: Log) -> Cache | None:
         size_bytes=round(sum(float(line[1]) for line in sizes) * 1024 * 1024),
         rotated_k=bool(log.search("attn_rot_k = 1")),
         rotated_v=bool(log.search("attn_rot_v = 1")),
+        flash_attention=bool(log.search("Flash Attention enabled|flash_attn += enabled")),
     )

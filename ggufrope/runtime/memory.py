@@ -1,27 +1,24 @@
 """What a context would take on each device, against what is free there, before it is made.
 
-llama.cpp is asked: contexts of a model without weights go through every size and allocate
-nothing. Without this check a machine that promises more memory than it has (as Linux does) would
-kill the process while the cache is cleared.
+Without this check a machine that promises more memory than it has (as Linux does) would kill the
+process while the cache is cleared.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufrope.errors import MemoryNeedError
 from ggufrope.runtime import kvcache, library
-from ggufrope.runtime.loading import Buffer, buffers
-from ggufrope.runtime.settings import context_parameters
+from ggufrope.runtime.loading import Buffer
+from ggufrope.runtime.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ggufrope.runtime.library import Log
     from ggufrope.runtime.model import Model
     from ggufrope.runtime.settings import ContextSettings
 
@@ -45,24 +42,15 @@ def free_memory() -> dict[str, int]:
 def context_need(model: Model, settings: ContextSettings) -> tuple[Buffer, ...]:
     """Cache, compute and output buffers a context would take, one total a device.
 
-    The cache is shared out by the layers of each device, which is exact where layers are alike.
-    Raises MemoryNeedError where even the sizes cannot be told.
+    Raises MemoryNeedError where llama.cpp cannot even size it.
     """
-    llama = library.load()
-    parameters = context_parameters(llama, settings, n_seq_max=model.n_sequences)
-    with library.capture(debug=True) as log:
-        handle = llama.llama_init_from_model(model.unallocated, parameters)
-        if handle:
-            llama.llama_free(handle)
-    if not handle:
+    rehearsal = rehearse(model, settings)
+    if rehearsal.refusal is not None:
         raise MemoryNeedError(
-            f"{model.path.name}: a context of {settings.n_ctx} tokens is beyond llama.cpp: "
-            f"{log.reason or 'it gave no reason'}"
+            f"{model.path.name}: llama.cpp cannot size a context of {settings.n_ctx} tokens: "
+            f"{rehearsal.refusal}"
         )
-    total = Counter[str]()
-    for buffer in (*_cache_shares(log), *buffers(log, "compute"), *buffers(log, "output")):
-        total[buffer.device] += buffer.size_bytes
-    return tuple(Buffer(device=device, size_bytes=size) for device, size in total.items())
+    return rehearsal.buffers
 
 
 def require_fit(
@@ -116,17 +104,6 @@ def largest_context(model: Model, settings: ContextSettings, free: Mapping[str, 
 def _lacking(need: tuple[Buffer, ...], free: Mapping[str, int]) -> Buffer | None:
     """The first device that has too little."""
     return next((b for b in need if b.size_bytes > free.get(b.device, free[_CPU])), None)
-
-
-def _cache_shares(log: Log) -> list[Buffer]:
-    cache = kvcache.allocated(log)
-    layers = Counter(line[1] for line in log.search(r"^llama_kv_cache: layer +\d+: dev = (\S+)"))
-    if cache is None:
-        return []
-    return [
-        Buffer(device=device, size_bytes=cache.size_bytes * count // layers.total())
-        for device, count in layers.items()
-    ]
 
 
 def _available() -> int | None:

@@ -9,9 +9,11 @@ from typing import Any
 from ggufrope.errors import WishError
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.rope.keys import SCALING_TYPES
+from ggufrope.rope.llamacpp import CONTEXT_GRANULE
 from ggufrope.runtime.kvcache import cache_type
 
-_UINT32_MAX = 2**32 - 1
+_MOST_TOKENS = 2**31 - CONTEXT_GRANULE  # positions are int32
+_MOST_THREADS = 512  # GGML_MAX_N_THREADS, ggml/include/ggml.h
 _NOTHING_OVERRIDDEN = RopeOverrides()
 
 
@@ -41,16 +43,18 @@ class ContextSettings:
 def context_parameters(llama: Any, settings: ContextSettings, *, n_seq_max: int) -> Any:
     """A `llama_context_params`: llama.cpp's defaults, changed only in what was asked for.
 
-    Raises WishError for a number llama.cpp cannot take.
+    There are `n_seq_max` sequences, or fewer in small batches, each of which llama.cpp wants to
+    have room for one token of every sequence. Raises WishError for a number it cannot take.
     """
-    n_threads = settings.n_threads or usable_cpus()
+    n_threads = settings.n_threads
+    if n_threads is None:
+        n_threads = min(usable_cpus(), _MOST_THREADS)
     asked: dict[str, int | float | bool | None] = {
-        "n_ctx": _count("n_ctx", settings.n_ctx),
-        "n_batch": _count("n_batch", settings.n_batch),
-        "n_ubatch": _count("n_ubatch", settings.n_ubatch),
-        "n_threads": n_threads,
+        "n_ctx": -(-_within("n_ctx", settings.n_ctx, 1) // CONTEXT_GRANULE) * CONTEXT_GRANULE,
+        "n_batch": _if_given("n_batch", settings.n_batch, 2),
+        "n_ubatch": _if_given("n_ubatch", settings.n_ubatch, 1),
+        "n_threads": _within("n_threads", n_threads, 1, _MOST_THREADS),
         "n_threads_batch": n_threads,
-        "n_seq_max": n_seq_max,
         "kv_unified": True,
         "type_k": cache_type(settings.type_k).number,
         "type_v": cache_type(settings.type_v).number,
@@ -63,6 +67,7 @@ def context_parameters(llama: Any, settings: ContextSettings, *, n_seq_max: int)
     for name, value in asked.items():
         if value is not None:
             setattr(parameters, name, value)
+    parameters.n_seq_max = min(n_seq_max, parameters.n_batch)
     return parameters
 
 
@@ -88,7 +93,11 @@ def _rope_parameters(rope: RopeOverrides) -> dict[str, int | float | None]:
     }
 
 
-def _count(name: str, value: int | None) -> int | None:
-    if value is not None and not 0 < value <= _UINT32_MAX - 255:
-        raise WishError(f"{name}={value}: must be a positive number of tokens below 2^32")
+def _within(name: str, value: int, least: int, most: int = _MOST_TOKENS) -> int:
+    if not least <= value <= most:
+        raise WishError(f"{name}={value}: must be from {least} to {most}")
     return value
+
+
+def _if_given(name: str, value: int | None, least: int) -> int | None:
+    return None if value is None else _within(name, value, least)

@@ -14,6 +14,8 @@ from ggufrope.errors import CacheTypeError, DecodeError, RuntimeFailure, WishErr
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime import Branch, Context, ContextSettings, Model
 
+from . import tiny
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -74,6 +76,37 @@ def test_scores_are_those_of_plain_logits(context: Context, model: Model) -> Non
     assert not scored[0][1].greedy
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "cohere2"])
+def test_branches_in_many_groups_and_batches_say_what_each_says_alone(
+    architecture: str, tmp_path: Path
+) -> None:
+    """Full-precision weights, sliding windows shorter than the trunk, batches that cut prompts."""
+    random = np.random.default_rng(3)
+
+    def draw(count: int) -> tuple[int, ...]:
+        return tuple(random.integers(tiny.VOCABULARY, size=count).tolist())
+
+    trunk = draw(60)
+    branches = [
+        Branch(prompt=draw(1 + n % 9), answers=tuple(draw(1 + i) for i in range(n % 4)))
+        for n in range(60)
+    ]
+    settings = ContextSettings(n_ctx=256, type_k="f32", type_v="f32", n_batch=32, n_ubatch=16)
+    path = tiny.write(tmp_path / "tiny.gguf", architecture, layers=6)
+    with Model.open(path) as model, Context(model, settings) as context:
+        context.extend(trunk)
+        scored = context.score(branches)
+        assert context.position == 60
+        for branch, scores in zip(branches, scored, strict=True):
+            for answer, score in zip(branch.answers, scores, strict=True):
+                context.rewind(60)
+                batches = [rows.copy() for rows in context.logits([*branch.prompt, *answer])]
+                rows = np.concatenate(batches)[-len(answer) - 1 : -1]
+                expected = log_softmax(rows)[np.arange(len(answer)), answer]
+                assert score.log_probabilities == pytest.approx(expected, abs=1e-3)
+                assert score.greedy == (rows.argmax(axis=1) == answer).all()
+
+
 def test_generation_agrees_with_the_scores_and_leaves_no_trace(
     context: Context, model: Model
 ) -> None:
@@ -117,6 +150,19 @@ def test_contexts_of_one_model_differ(model: Model) -> None:
         assert not np.allclose(a, b, atol=1.0)
 
 
+@pytest.mark.parametrize(
+    "settings", [ContextSettings(n_ctx=1), ContextSettings(n_ctx=300, n_batch=2, n_ubatch=1)]
+)
+def test_the_smallest_contexts_and_batches_work(model: Model, settings: ContextSettings) -> None:
+    with Context(model, settings) as context:
+        context.extend([5] * 3)
+        (first, second), (third,) = context.score(
+            [Branch(prompt=(5, 6), answers=((7,), (8, 9))), Branch(prompt=(5,), answers=((7,),))]
+        )
+        assert len(second.log_probabilities) == 2
+        assert first != third
+
+
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"])
 def test_every_cache_type_runs(model: Model, kind: str) -> None:
     with Context(model, ContextSettings(n_ctx=256, type_k=kind, type_v=kind)) as context:
@@ -152,7 +198,9 @@ def test_a_quantized_v_needs_flash_attention(model: Model) -> None:
     [
         ContextSettings(n_ctx=0),
         ContextSettings(n_ctx=2**32),
-        ContextSettings(n_ctx=256, n_batch=0),
+        ContextSettings(n_ctx=256, n_batch=1),
+        ContextSettings(n_ctx=256, n_ubatch=0),
+        ContextSettings(n_ctx=256, n_threads=513),
     ],
 )
 def test_impossible_numbers_are_refused(model: Model, settings: ContextSettings) -> None:

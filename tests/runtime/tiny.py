@@ -28,12 +28,14 @@ class Shape:
     norm_bias: bool = False
     fused: bool = False
     tied: bool = False
+    head: int = HEAD
     n_rot: int = HEAD
     keys: dict[str, int | float] = field(default_factory=dict)
 
 
 SHAPES = {
     "llama": Shape(),
+    "llama with heads of 48": Shape(head=48, n_rot=48),
     "qwen2": Shape(qkv_bias=True),
     "qwen3": Shape(head_norms=("attn_q_norm", "attn_k_norm")),
     "gemma3": Shape(
@@ -59,8 +61,12 @@ def write(
     settings: dict[str, int | float | str] | None = None,
     factors: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """Write a model; `settings` are keys after the architecture's name, `factors` tensors."""
+    """Write a model; `settings` are keys after the architecture's name, `factors` tensors.
+
+    `architecture` is a key of SHAPES, whose first word is the architecture.
+    """
     shape = SHAPES[architecture]
+    architecture = architecture.split()[0]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_tokenizer_model("none")
     keys = {
@@ -71,8 +77,8 @@ def write(
         "feed_forward_length": FEED_FORWARD,
         "attention.head_count": HEADS,
         "attention.head_count_kv": HEADS_KV,
-        "attention.key_length": HEAD,
-        "attention.value_length": HEAD,
+        "attention.key_length": shape.head,
+        "attention.value_length": shape.head,
         "attention.layer_norm_rms_epsilon": 1e-5,
         "attention.layer_norm_epsilon": 1e-5,
         "rope.dimension_count": shape.n_rot,
@@ -115,18 +121,18 @@ def _tensors(shape: Shape, layers: int) -> dict[str, np.ndarray]:
     for layer in range(layers):
         block = f"blk.{layer}."
         norms |= {block + name: WIDTH for name in shape.norms}
-        norms |= {block + name: HEAD for name in shape.head_norms}
+        norms |= {block + name: shape.head for name in shape.head_norms}
         if shape.fused:
-            tensors[block + "attn_qkv.weight"] = matrix((HEADS + 2 * HEADS_KV) * HEAD, WIDTH)
+            tensors[block + "attn_qkv.weight"] = matrix((HEADS + 2 * HEADS_KV) * shape.head, WIDTH)
             tensors[block + "ffn_up.weight"] = matrix(2 * FEED_FORWARD, WIDTH)
         else:
             for name, heads in (("q", HEADS), ("k", HEADS_KV), ("v", HEADS_KV)):
-                tensors[f"{block}attn_{name}.weight"] = matrix(heads * HEAD, WIDTH)
+                tensors[f"{block}attn_{name}.weight"] = matrix(heads * shape.head, WIDTH)
                 if shape.qkv_bias:
-                    tensors[f"{block}attn_{name}.bias"] = near_one(heads * HEAD)
+                    tensors[f"{block}attn_{name}.bias"] = near_one(heads * shape.head)
             tensors[block + "ffn_gate.weight"] = matrix(FEED_FORWARD, WIDTH)
             tensors[block + "ffn_up.weight"] = matrix(FEED_FORWARD, WIDTH)
-        tensors[block + "attn_output.weight"] = matrix(WIDTH, HEADS * HEAD)
+        tensors[block + "attn_output.weight"] = matrix(WIDTH, HEADS * shape.head)
         tensors[block + "ffn_down.weight"] = matrix(WIDTH, FEED_FORWARD)
     if not shape.tied:
         tensors["output.weight"] = matrix(VOCABULARY, WIDTH)
