@@ -21,7 +21,7 @@ from ggufrope.evals.metrics import Mean, mean, percentiles
 from ggufrope.evals.protocol import LanguageContext, LanguageModel, Progress
 from ggufrope.evals.schedule import Trunk
 from ggufrope.evals.texts import Text, reference_text, windows_of
-from ggufrope.evals.types import OpenContext, Score
+from ggufrope.evals.types import NOT_FINITE, OpenContext, Score
 
 DIVERGENCE_POINTS = (50.0, 90.0, 99.0, 99.9)
 DELTA_P_POINTS = (1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0)
@@ -141,7 +141,7 @@ class DivergenceTask:
         if measured is None:
             score = Score(value=None, reason=failures[0])
         elif not np.isfinite(measured.divergence_max):
-            measured, score = None, Score(value=None, reason="logits are not finite numbers")
+            measured, score = None, Score(value=None, reason=NOT_FINITE)
         else:
             score = Score(value=measured.divergence.value)
         return DivergenceResult(

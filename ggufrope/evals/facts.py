@@ -114,7 +114,7 @@ def facts(rng: Random, kind: ValueKind = "number") -> Iterator[Fact]:
             free = [a for a in ADJECTIVES if _key(a, noun, counter) not in used_keys]
             key = _key(rng.choice(free), noun, counter)
             value = random_value(rng, kind)
-            while value in used_values and len(used_values) < len(WORDS):
+            while value in used_values and (kind != "word" or len(used_values) < len(WORDS)):
                 value = random_value(rng, kind)
             used_keys.add(key)
             used_values.add(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 from ggufrope.errors import RuntimeFailure
 from ggufrope.evals.metrics import Mean, Proportion, mean, proportion
@@ -15,7 +16,7 @@ from ggufrope.evals.needle_plan import NeedleCell, NeedlePlan
 from ggufrope.evals.needle_prompts import Ask, Stop, stops
 from ggufrope.evals.protocol import AnswerScore, LanguageModel, Progress
 from ggufrope.evals.schedule import Trunk, branch_tokens, common_prefix
-from ggufrope.evals.types import OpenContext, Score
+from ggufrope.evals.types import NOT_FINITE, OpenContext, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,8 @@ class NeedleTask:
                     yield from (_failed(ask, str(failure)) for ask in stop.asks)
                     continue
                 for ask, answers in zip(stop.asks, scores, strict=True):
-                    yield _scored(ask, answers)
+                    finite = all(isfinite(answer.mean_log_probability) for answer in answers)
+                    yield _scored(ask, answers) if finite else _failed(ask, NOT_FINITE)
 
     def _stops(self, model: LanguageModel, done: Collection[str]) -> Iterator[Stop]:
         """The stops that still have something to ask."""

@@ -21,7 +21,7 @@ from ggufrope.evals.logprobs import log_probabilities
 from ggufrope.evals.protocol import LanguageContext, LanguageModel, Progress
 from ggufrope.evals.schedule import Trunk
 from ggufrope.evals.texts import Text, reference_text, windows_of
-from ggufrope.evals.types import OpenContext, Score
+from ggufrope.evals.types import NOT_FINITE, OpenContext, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +168,7 @@ class PerplexityTask:
         nll = -scored
         counted = nll[window.score_from - window.read_from :]
         if not np.isfinite(nll).all():
-            return self._unscored(window, "the model's logits are not finite numbers")
+            return self._unscored(window, NOT_FINITE)
         return PerplexityResult(
             key=window.key,
             n_ctx=self.plan.n_ctx,

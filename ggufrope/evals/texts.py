@@ -30,7 +30,7 @@ class Text:
 
 
 def reference_text() -> Text:
-    """The topics of Python's own help, about 180,000 tokens of technical English.
+    """The topics of Python's own help, about 110,000 tokens of technical English.
 
     Every machine has it, but each version of Python its own: record the hash. Raises
     MissingPartError where this Python was installed without it.

@@ -17,6 +17,9 @@ OpenContext: TypeAlias = Callable[[int], LanguageContext]
 """Opens a context of that many tokens; whatever else is set about it is closed over. The task
 closes what it opens. May raise any RuntimeFailure, which becomes the reason of unscored cells."""
 
+NOT_FINITE = "the model's logits are not finite numbers"
+"""The reason of a score that a model gone wrong has not got."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:

@@ -8,6 +8,8 @@ import pytest
 from ggufrope.errors import WishError
 from ggufrope.evals.divergence import DivergencePlan, DivergenceTask, summary
 from ggufrope.evals.logprobs import Comparison
+from ggufrope.evals.needle import NeedleTask
+from ggufrope.evals.needle_plan import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
 from ggufrope.evals.protocol import LanguageContext
 from ggufrope.evals.types import OpenContext
@@ -116,15 +118,21 @@ def test_failed_chunks_are_counted_and_named() -> None:
     assert nothing.unscored == 9
 
 
-def test_logits_that_are_no_numbers_have_no_divergence() -> None:
+def test_logits_that_are_no_numbers_have_no_score() -> None:
     class Lost(FakeModel):
         def next_logits(self, tokens: list[int]) -> np.ndarray:
             return np.full(self.n_vocab, np.nan, dtype=np.float32)
 
-    task = DivergenceTask(DivergencePlan(n_ctx=64, text=TEXT, chunks=1), opener(FakeModel()))
-    (result,) = task.run(FakeModel(), opener(Lost()))
-    assert result.measured is None
-    assert result.score.reason == "logits are not finite numbers"
+    open_lost = opener(Lost())
+    tasks = (
+        DivergenceTask(DivergencePlan(n_ctx=64, text=TEXT, chunks=1), opener(FakeModel())),
+        PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT, chunks=1)),
+        NeedleTask(NeedlePlan(lengths=(256,), depths=(50,))),
+    )
+    for task in tasks:
+        (result,) = task.run(FakeModel(), open_lost)
+        assert result.score.value is None, task.name
+        assert result.score.reason == "the model's logits are not finite numbers"
 
 
 def test_other_vocabularies_are_refused() -> None:
