@@ -9,12 +9,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..runs.cells import Metric
 from ..runs.planfile import format_plan
 from . import charts, views
 from .summary import SHARES, SummaryRow
 
 if TYPE_CHECKING:
-    from ..runs.cells import Metric
     from ..runs.plan import Trial
     from .judging import SettingVerdict
     from .record import RunReport
@@ -37,11 +37,11 @@ def page(report: RunReport, *, draw: Draw) -> Content:
         "badge": _badge(report),
         "lead": _lead(report),
         "verdicts": [_verdict(entry) for entry in report.verdicts],
-        "matrices": _matrices(report),
+        "matrices": [*_matrices(report), *map(_ruler, views.ruler_scores(report))],
         "heat_key": _heat_key(),
         "maps": _maps(report, draw),
         "sections": [s for s in _sections(report, draw) if s["charts"]],
-        "troubles": views.troubles(report),
+        "troubles": [*views.troubles(report), *map(_slow, views.slow_caches(report))],
         "commands": ("ggufrope run plan.toml --out RUN", "ggufrope report RUN --html report.html"),
         "patches": [
             patch_command(trial, model.file.path, max(report.plan.contexts))
@@ -117,20 +117,54 @@ def _matrices(report: RunReport) -> list[Content]:
     ]
 
 
+def _ruler(scores: views.RulerScores) -> Content:
+    """RULER-style tasks down, contexts across, their mean last."""
+    contexts = [context for context, _ in scores.means]
+    at = {(task, context): score for task, context, score in scores.tasks}
+    at |= {("mean", context): mean for context, mean in scores.means}
+    reach = "none" if scores.effective is None else f"{scores.effective:,} tokens"
+    return {
+        "title": f"RULER-style, {scores.scaling} · {scores.kv}: effective context {reach}",
+        "heads": ("task", ""),
+        "columns": [{"title": f"{context:,}", "control": False} for context in contexts],
+        "rows": [
+            {
+                "names": (task, ""),
+                "entries": [
+                    _entry(Metric(name="score", value=at.get((task, context))))
+                    for context in contexts
+                ],
+            }
+            for task in dict.fromkeys(task for task, _ in at)
+        ],
+    }
+
+
+def _slow(found: views.Slow) -> views.Trouble:
+    speed = charts.words(found.metric).replace(" tokens per second", "")
+    return views.Trouble(
+        status="slow",
+        where=f"{found.model} · {found.scaling} · {found.kv} · {found.context_tokens} tokens",
+        cells=1,
+        reason=f"{speed} runs at {found.share:.0%} of f16's speed: this build has no fast way "
+        "with this cache",
+    )
+
+
 def _matrix(task: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
     contexts = sorted({(row.context_tokens, row.control) for row in rows})
     settings = dict.fromkeys((row.scaling, row.kv) for row in rows)
     at = {(row.scaling, row.kv, row.context_tokens): row.metric(metric) for row in rows}
     return {
         "title": task if task == metric else f"{task}, {charts.words(metric)}",
+        "heads": ("scaling", "KV cache"),
         "columns": [
             {"title": f"{tokens:,}" + (" (control)" if control else ""), "control": control}
             for tokens, control in contexts
         ],
         "rows": [
             {
-                "scaling": scaling,
-                "kv": kv,
+                "names": (scaling, kv),
                 "entries": [_entry(at.get((scaling, kv, tokens))) for tokens, _ in contexts],
             }
             for scaling, kv in settings
@@ -141,7 +175,7 @@ def _matrix(task: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
 def _entry(metric: Metric | None) -> Content:
     if metric is None or metric.value is None:
         return {"text": "–", "interval": None, "shade": None}
-    share = metric.name in SHARES
+    share = metric.name in (*SHARES, "score")
 
     def show(value: float) -> str:
         return f"{value:.0%}" if share else f"{value:.4g}"
