@@ -9,14 +9,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..evals.ruler import CHAT_THRESHOLD
 from ..runs.cells import Metric
 from ..runs.planfile import format_plan
 from . import charts, views
 from .summary import SHARES, SummaryRow
 
 if TYPE_CHECKING:
+    from ..evals.verdict import Check
     from ..runs.plan import Trial
-    from .judging import SettingVerdict
     from .record import RunReport
 
 Content: TypeAlias = dict[str, Any]
@@ -36,8 +37,9 @@ def page(report: RunReport, *, draw: Draw) -> Content:
         "plan": report.plan,
         "badge": _badge(report),
         "lead": _lead(report),
-        "verdicts": [_verdict(entry) for entry in report.verdicts],
-        "matrices": [*_matrices(report), *map(_ruler, views.ruler_scores(report))],
+        "verdicts": _verdicts(report),
+        "matrices": [*_matrices(report), *_ruler_means(report)],
+        "ruler": [_ruler(scores) for scores in views.ruler_scores(report)],
         "heat_key": _heat_key(),
         "maps": _maps(report, draw),
         "sections": [s for s in _sections(report, draw) if s["charts"]],
@@ -82,13 +84,41 @@ def _badge(report: RunReport) -> Content:
     return _PASS if report.passed else _FAIL
 
 
-def _verdict(entry: SettingVerdict) -> Content:
-    checks = entry.verdict.checks
-    passed = f"{len(checks)} checks" if len(checks) != 1 else checks[0].reason
+def _verdicts(report: RunReport) -> Content:
+    """Settings down, checks across: how many of a check's contexts pass, and which do not."""
+    names = dict.fromkeys(c.name for entry in report.verdicts for c in entry.verdict.checks)
+    several = len(report.models) > 1
     return {
-        "label": entry.label,
-        "badge": _PASS if entry.verdict.passed else _FAIL,
-        "reasons": entry.verdict.reasons or (passed,),
+        "heads": [name.replace("-", " ") for name in names],
+        "rows": [
+            {
+                "setting": entry.label if several else f"{entry.scaling} · {entry.kv}",
+                "badge": _PASS if entry.verdict.passed else _FAIL,
+                "entries": [
+                    _tally([c for c in entry.verdict.checks if c.name == name]) for name in names
+                ],
+            }
+            for entry in report.verdicts
+        ],
+        "reasons": [
+            f"{entry.label}: {reason}"
+            for entry in report.verdicts
+            for reason in entry.verdict.reasons
+        ],
+    }
+
+
+def _tally(checks: Sequence[Check]) -> Content:
+    failed = [check for check in checks if not check.passed]
+    at = ", ".join(charts.tokens(c.context_tokens) for c in failed if c.context_tokens)
+    if not checks:
+        return {"style": "open", "text": "–", "where": ""}
+    text = f"{len(checks) - len(failed)} of {len(checks)}" if len(checks) > 1 else ""
+    word = "fails" if failed else "passes"
+    return {
+        "style": "fail" if failed else "pass",
+        "text": f"{text} pass" if text else word,
+        "where": f"not at {at}" if at else "",
     }
 
 
@@ -117,14 +147,47 @@ def _matrices(report: RunReport) -> list[Content]:
     ]
 
 
+def _ruler_means(report: RunReport) -> list[Content]:
+    """One table a model: settings down, contexts across, and how far each effectively reaches."""
+    models: dict[str, list[views.RulerScores]] = {}
+    for scores in views.ruler_scores(report):
+        models.setdefault(scores.model, []).append(scores)
+    return [_ruler_mean(model, found) for model, found in models.items()]
+
+
+def _ruler_mean(model: str, found: Sequence[views.RulerScores]) -> Content:
+    contexts = sorted({context for scores in found for context, _ in scores.means})
+    heads = [f"{context:,}" for context in contexts]
+    heads += ["keeps 85% up to", f"above {CHAT_THRESHOLD:g}% up to"]
+    return {
+        "title": f"RULER-style mean, {model}",
+        "heads": ("scaling", "KV cache"),
+        "columns": [{"title": head, "control": False} for head in heads],
+        "rows": [
+            {
+                "names": (scores.scaling, scores.kv),
+                "entries": [
+                    *(
+                        _entry(Metric(name="score", value=dict(scores.means).get(context)))
+                        for context in contexts
+                    ),
+                    *(
+                        {"text": "none" if n is None else f"{n:,}", "interval": None, "shade": None}
+                        for n in (scores.effective, scores.published)
+                    ),
+                ],
+            }
+            for scores in found
+        ],
+    }
+
+
 def _ruler(scores: views.RulerScores) -> Content:
-    """RULER-style tasks down, contexts across, their mean last."""
+    """RULER-style tasks down, contexts across."""
     contexts = [context for context, _ in scores.means]
     at = {(task, context): score for task, context, score in scores.tasks}
-    at |= {("mean", context): mean for context, mean in scores.means}
-    reach = "none" if scores.effective is None else f"{scores.effective:,} tokens"
     return {
-        "title": f"RULER-style, {scores.scaling} · {scores.kv}: effective context {reach}",
+        "title": f"{scores.scaling} · {scores.kv}",
         "heads": ("task", ""),
         "columns": [{"title": f"{context:,}", "control": False} for context in contexts],
         "rows": [
@@ -247,9 +310,9 @@ def _sections(report: RunReport, draw: Draw) -> list[Content]:
         *(
             {
                 "title": charts.words(name).replace(" tokens per second", " speed").capitalize(),
-                "text": "",
+                "text": "At the longest context.",
                 "charts": _per_model(
-                    [speed for speed in views.speeds(report) if speed.metric == name],
+                    views.at_longest(s for s in views.speeds(report) if s.metric == name),
                     lambda found: draw(charts.bars(found)),
                 ),
             }

@@ -235,6 +235,15 @@ def speeds(report: RunReport) -> tuple[Speed, ...]:
     )
 
 
+def at_longest(found: Iterable[Speed]) -> tuple[Speed, ...]:
+    """Of each model, the speeds at the longest context that has any."""
+    every = tuple(found)
+    longest: dict[str, int] = {}
+    for speed in every:
+        longest[speed.model] = max(speed.context_tokens, longest.get(speed.model, 0))
+    return tuple(speed for speed in every if speed.context_tokens == longest[speed.model])
+
+
 def slow_caches(report: RunReport) -> tuple[Slow, ...]:
     """Speeds below half of f16's, everything else equal."""
     measured = speeds(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import log
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,6 +68,7 @@ def result_of(cell: Cell) -> CellResult:
         cell=cell,
         status="ok",
         metrics=(
+            Metric(name="nll", value=log(perplexity)),
             Metric(
                 name="perplexity", value=perplexity, low=perplexity - 0.4, high=perplexity + 0.4
             ),
