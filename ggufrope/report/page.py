@@ -18,6 +18,7 @@ from .summary import SHARES, SummaryRow
 if TYPE_CHECKING:
     from ..evals.verdict import Check
     from ..runs.plan import Trial
+    from .comparison import Comparison
     from .record import RunReport
 
 Content: TypeAlias = dict[str, Any]
@@ -28,12 +29,14 @@ HEADLINES = ("recall", "score", "perplexity", "mean_divergence")
 """Metrics with a table of their own at the top, in this order."""
 _PASS = {"style": "pass", "text": "Pass"}
 _FAIL = {"style": "fail", "text": "Fail"}
+_PERCENT = (*SHARES, "score")
 _OPTIONS = {"target_context": "target-ctx", "original_context": "orig-ctx"}
 
 
-def page(report: RunReport, *, draw: Draw) -> Content:
+def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) -> Content:
     """The template's variables."""
     return {
+        "against": None if against is None else _against(against),
         "plan": report.plan,
         "badge": _badge(report),
         "lead": _lead(report),
@@ -119,6 +122,28 @@ def _tally(checks: Sequence[Check]) -> Content:
         "style": "fail" if failed else "pass",
         "text": f"{text} pass" if text else word,
         "where": f"not at {at}" if at else "",
+    }
+
+
+def _against(found: Comparison) -> Content:
+    return {
+        "lead": f"{len(found.regressions)} of {len(found.changes)} figures are worse and "
+        f"{len(found.improvements)} better by more than noise.",
+        "changes": [
+            {
+                "place": f"{change.scaling} · {change.kv} · {change.part or change.task} at "
+                f"{change.context_tokens:,} tokens",
+                "metric": charts.words(change.metric),
+                "before": _shown(change.metric, change.before),
+                "after": _shown(change.metric, change.after),
+                "cells": f"{change.lost} lost, {change.gained} gained"
+                if change.lost + change.gained
+                else "",
+                "style": "fail-text" if change.worse else "pass-text",
+            }
+            for change in (*found.regressions, *found.improvements)
+        ],
+        "differences": found.differences,
     }
 
 
@@ -238,17 +263,19 @@ def _matrix(task: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
 def _entry(metric: Metric | None) -> Content:
     if metric is None or metric.value is None:
         return {"text": "–", "interval": None, "shade": None}
-    share = metric.name in (*SHARES, "score")
-
-    def show(value: float) -> str:
-        return f"{value:.0%}" if share else f"{value:.4g}"
-
-    bounded = metric.low is not None and metric.high is not None
+    interval = None
+    if metric.low is not None and metric.high is not None:
+        interval = f"{_shown(metric.name, metric.low)} – {_shown(metric.name, metric.high)}"
+    shade = sum(metric.value >= step for step in charts.STEPS)
     return {
-        "text": show(metric.value),
-        "interval": f"{show(metric.low)} – {show(metric.high)}" if bounded else None,  # type: ignore[arg-type]
-        "shade": sum(metric.value >= step for step in charts.STEPS) if share else None,
+        "text": _shown(metric.name, metric.value),
+        "interval": interval,
+        "shade": shade if metric.name in _PERCENT else None,
     }
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.0%}" if metric in _PERCENT else f"{value:.4g}"
 
 
 def _heat_key() -> list[str]:

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from .request import Request
 
 DECODED_TOKENS = 32
-_MOST_PREFILLED_TOKENS = 2048
+MOST_PREFILLED_TOKENS = 2048
 
 
 def kv_cache(request: Request) -> Iterator[CellResult]:
     """Bytes per token as allocated, and the speeds of prefill and decode, at each context."""
     for cell in request.cells:
         tokens = cell.context_tokens
-        prefill = min(_MOST_PREFILLED_TOKENS, tokens - DECODED_TOKENS)
+        prefill = min(MOST_PREFILLED_TOKENS, tokens - DECODED_TOKENS)
         task = CacheTask(CachePlan(n_ctx=tokens, prefill=prefill, decode=DECODED_TOKENS))
         request.plan_tokens(task.planned_tokens(request.model))
         (result,) = task.run(request.model, request.open_context, progress=request.progress)
