@@ -182,7 +182,7 @@ def tradeoff(points: Sequence[Tradeoff]) -> Spec:
         "field": "bytes",
         "type": "quantitative",
         "title": "cache, bytes per token",
-        "axis": {"grid": False, "format": "~s", "tickCount": 6},
+        "axis": {"grid": False, "format": ",~g", "tickCount": 6},
         "scale": {"zero": True, "nice": True},
     }
     y_axis = {"tickCount": 5, "domain": False, "ticks": False}
@@ -226,12 +226,11 @@ def tradeoff(points: Sequence[Tradeoff]) -> Spec:
 
 
 def bars(speeds: Sequence[Speed]) -> Spec:
-    """Tokens per second by cache type, grouped by scaling."""
+    """Tokens per second by cache type, grouped by scaling; one context at a time."""
     values = [
         {
             "kv": speed.kv,
             "scaling": speed.scaling,
-            "context": speed.context_tokens,
             "speed": speed.tokens_per_second,
         }
         for speed in speeds
@@ -248,7 +247,7 @@ def bars(speeds: Sequence[Speed]) -> Spec:
                   "axis": {"domain": False, "ticks": False}},
             "yOffset": {"field": "scaling", "sort": scalings},
             "x": {"field": "speed", "type": "quantitative", "title": "tokens per second",
-                  "axis": {"tickCount": 5, "domain": False, "ticks": False, "format": "~s"}},
+                  "axis": {"tickCount": 5, "domain": False, "ticks": False, "format": ",~g"}},
             "color": _colour("scaling", scalings),
         },
     }  # fmt: skip
@@ -307,7 +306,9 @@ def _colour(field: str, domain: Sequence[str]) -> Spec:
         "type": "nominal",
         "title": field,
         "scale": {"domain": list(domain), "range": _cycle(_SERIES, len(domain))},
-        "legend": {"symbolType": "circle", "symbolSize": 80} if len(domain) > 1 else None,
+        "legend": {"symbolType": "circle", "symbolSize": 80, "symbolOpacity": 1}
+        if len(domain) > 1
+        else None,
     }
 
 

@@ -16,6 +16,7 @@ from ..runs.cells import Cell, CellResult, Metric
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from .comparison import Comparison
     from .record import RunReport
     from .summary import SummaryRow
 
@@ -24,7 +25,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def to_plain(report: RunReport) -> dict[str, records.Plain]:
+def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[str, records.Plain]:
     """The report as JSON has it; absent values are null, metrics an object by name."""
     return {
         "schema": report.schema,
@@ -62,12 +63,13 @@ def to_plain(report: RunReport) -> dict[str, records.Plain]:
             ],
         },
         "cells": [_cell_plain(result) for result in report.cells],
+        "against": None if against is None else _comparison_plain(against),
     }
 
 
-def to_json(report: RunReport) -> str:
+def to_json(report: RunReport, *, against: Comparison | None = None) -> str:
     """One JSON object, versioned by its "schema"."""
-    return json.dumps(to_plain(report), indent=2, allow_nan=False) + "\n"
+    return json.dumps(to_plain(report, against=against), indent=2, allow_nan=False) + "\n"
 
 
 def to_csv(report: RunReport) -> str:
@@ -119,6 +121,16 @@ def to_junit(report: RunReport) -> str:
         suites.append(_suite(" · ".join(axes), results))
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _comparison_plain(found: Comparison) -> dict[str, records.Plain]:
+    return {
+        "changes": [asdict(change) | {"worse": change.worse} for change in found.changes],
+        "differences": [asdict(difference) for difference in found.differences],
+        "only_before": found.only_before,
+        "only_after": found.only_after,
+        "regressions": len(found.regressions),
+    }
 
 
 def _row_plain(row: SummaryRow) -> dict[str, records.Plain]:

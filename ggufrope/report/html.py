@@ -10,13 +10,17 @@ from . import charts
 from .page import page
 
 if TYPE_CHECKING:
+    from .comparison import Comparison
     from .record import RunReport
 
 _BIDI = {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
-def to_html(report: RunReport) -> str:
-    """The report as one HTML document. Raises MissingPartError without the `report` extra."""
+def to_html(report: RunReport, *, against: Comparison | None = None) -> str:
+    """The report as one HTML document, `against` an earlier run where one is given.
+
+    Raises MissingPartError without the `report` extra.
+    """
     try:
         import jinja2
         from markupsafe import Markup
@@ -39,5 +43,5 @@ def to_html(report: RunReport) -> str:
     )
     # What is not escaped is ours: the style sheet, and drawings in which text is escaped already.
     style = Markup(resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8"))
-    content = page(report, draw=lambda spec: Markup(charts.draw(spec)))
+    content = page(report, draw=lambda spec: Markup(charts.draw(spec)), against=against)
     return environment.get_template("page.html.jinja").render(style=style, **content)

@@ -9,14 +9,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..evals.ruler import CHAT_THRESHOLD
+from ..runs.cells import Metric
 from ..runs.planfile import format_plan
 from . import charts, views
 from .summary import SHARES, SummaryRow
 
 if TYPE_CHECKING:
-    from ..runs.cells import Metric
+    from ..evals.verdict import Check
     from ..runs.plan import Trial
-    from .judging import SettingVerdict
+    from .comparison import Comparison
     from .record import RunReport
 
 Content: TypeAlias = dict[str, Any]
@@ -27,21 +29,24 @@ HEADLINES = ("recall", "score", "perplexity", "mean_divergence")
 """Metrics with a table of their own at the top, in this order."""
 _PASS = {"style": "pass", "text": "Pass"}
 _FAIL = {"style": "fail", "text": "Fail"}
+_PERCENT = (*SHARES, "score")
 _OPTIONS = {"target_context": "target-ctx", "original_context": "orig-ctx"}
 
 
-def page(report: RunReport, *, draw: Draw) -> Content:
+def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) -> Content:
     """The template's variables."""
     return {
+        "against": None if against is None else _against(against),
         "plan": report.plan,
         "badge": _badge(report),
         "lead": _lead(report),
-        "verdicts": [_verdict(entry) for entry in report.verdicts],
-        "matrices": _matrices(report),
+        "verdicts": _verdicts(report),
+        "matrices": [*_matrices(report), *_ruler_means(report)],
+        "ruler": [_ruler(scores) for scores in views.ruler_scores(report)],
         "heat_key": _heat_key(),
         "maps": _maps(report, draw),
         "sections": [s for s in _sections(report, draw) if s["charts"]],
-        "troubles": views.troubles(report),
+        "troubles": [*views.troubles(report), *map(_slow, views.slow_caches(report))],
         "commands": ("ggufrope run plan.toml --out RUN", "ggufrope report RUN --html report.html"),
         "patches": [
             patch_command(trial, model.file.path, max(report.plan.contexts))
@@ -82,13 +87,63 @@ def _badge(report: RunReport) -> Content:
     return _PASS if report.passed else _FAIL
 
 
-def _verdict(entry: SettingVerdict) -> Content:
-    checks = entry.verdict.checks
-    passed = f"{len(checks)} checks" if len(checks) != 1 else checks[0].reason
+def _verdicts(report: RunReport) -> Content:
+    """Settings down, checks across: how many of a check's contexts pass, and which do not."""
+    names = dict.fromkeys(c.name for entry in report.verdicts for c in entry.verdict.checks)
+    several = len(report.models) > 1
     return {
-        "label": entry.label,
-        "badge": _PASS if entry.verdict.passed else _FAIL,
-        "reasons": entry.verdict.reasons or (passed,),
+        "heads": [name.replace("-", " ") for name in names],
+        "rows": [
+            {
+                "setting": entry.label if several else f"{entry.scaling} · {entry.kv}",
+                "badge": _PASS if entry.verdict.passed else _FAIL,
+                "entries": [
+                    _tally([c for c in entry.verdict.checks if c.name == name]) for name in names
+                ],
+            }
+            for entry in report.verdicts
+        ],
+        "reasons": [
+            f"{entry.label}: {reason}"
+            for entry in report.verdicts
+            for reason in entry.verdict.reasons
+        ],
+    }
+
+
+def _tally(checks: Sequence[Check]) -> Content:
+    failed = [check for check in checks if not check.passed]
+    at = ", ".join(charts.tokens(c.context_tokens) for c in failed if c.context_tokens)
+    if not checks:
+        return {"style": "open", "text": "–", "where": ""}
+    text = f"{len(checks) - len(failed)} of {len(checks)}" if len(checks) > 1 else ""
+    word = "fails" if failed else "passes"
+    return {
+        "style": "fail" if failed else "pass",
+        "text": f"{text} pass" if text else word,
+        "where": f"not at {at}" if at else "",
+    }
+
+
+def _against(found: Comparison) -> Content:
+    return {
+        "lead": f"{len(found.regressions)} of {len(found.changes)} figures are worse and "
+        f"{len(found.improvements)} better by more than noise.",
+        "changes": [
+            {
+                "place": f"{change.scaling} · {change.kv} · {change.part or change.task} at "
+                f"{change.context_tokens:,} tokens",
+                "metric": charts.words(change.metric),
+                "before": _shown(change.metric, change.before),
+                "after": _shown(change.metric, change.after),
+                "cells": f"{change.lost} lost, {change.gained} gained"
+                if change.lost + change.gained
+                else "",
+                "style": "fail-text" if change.worse else "pass-text",
+            }
+            for change in (*found.regressions, *found.improvements)
+        ],
+        "differences": found.differences,
     }
 
 
@@ -117,20 +172,87 @@ def _matrices(report: RunReport) -> list[Content]:
     ]
 
 
+def _ruler_means(report: RunReport) -> list[Content]:
+    """One table a model: settings down, contexts across, and how far each effectively reaches."""
+    models: dict[str, list[views.RulerScores]] = {}
+    for scores in views.ruler_scores(report):
+        models.setdefault(scores.model, []).append(scores)
+    return [_ruler_mean(model, found) for model, found in models.items()]
+
+
+def _ruler_mean(model: str, found: Sequence[views.RulerScores]) -> Content:
+    contexts = sorted({context for scores in found for context, _ in scores.means})
+    heads = [f"{context:,}" for context in contexts]
+    heads += ["keeps 85% up to", f"above {CHAT_THRESHOLD:g}% up to"]
+    return {
+        "title": f"RULER-style mean, {model}",
+        "heads": ("scaling", "KV cache"),
+        "columns": [{"title": head, "control": False} for head in heads],
+        "rows": [
+            {
+                "names": (scores.scaling, scores.kv),
+                "entries": [
+                    *(
+                        _entry(Metric(name="score", value=dict(scores.means).get(context)))
+                        for context in contexts
+                    ),
+                    *(
+                        {"text": "none" if n is None else f"{n:,}", "interval": None, "shade": None}
+                        for n in (scores.effective, scores.published)
+                    ),
+                ],
+            }
+            for scores in found
+        ],
+    }
+
+
+def _ruler(scores: views.RulerScores) -> Content:
+    """RULER-style tasks down, contexts across."""
+    contexts = [context for context, _ in scores.means]
+    at = {(task, context): score for task, context, score in scores.tasks}
+    return {
+        "title": f"{scores.scaling} · {scores.kv}",
+        "heads": ("task", ""),
+        "columns": [{"title": f"{context:,}", "control": False} for context in contexts],
+        "rows": [
+            {
+                "names": (task, ""),
+                "entries": [
+                    _entry(Metric(name="score", value=at.get((task, context))))
+                    for context in contexts
+                ],
+            }
+            for task in dict.fromkeys(task for task, _ in at)
+        ],
+    }
+
+
+def _slow(found: views.Slow) -> views.Trouble:
+    speed = charts.words(found.metric).replace(" tokens per second", "")
+    return views.Trouble(
+        status="slow",
+        where=f"{found.model} · {found.scaling} · {found.kv} · {found.context_tokens} tokens",
+        cells=1,
+        reason=f"{speed} runs at {found.share:.0%} of f16's speed: this build has no fast way "
+        "with this cache",
+    )
+
+
 def _matrix(task: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
     contexts = sorted({(row.context_tokens, row.control) for row in rows})
     settings = dict.fromkeys((row.scaling, row.kv) for row in rows)
     at = {(row.scaling, row.kv, row.context_tokens): row.metric(metric) for row in rows}
     return {
         "title": task if task == metric else f"{task}, {charts.words(metric)}",
+        "heads": ("scaling", "KV cache"),
         "columns": [
             {"title": f"{tokens:,}" + (" (control)" if control else ""), "control": control}
             for tokens, control in contexts
         ],
         "rows": [
             {
-                "scaling": scaling,
-                "kv": kv,
+                "names": (scaling, kv),
                 "entries": [_entry(at.get((scaling, kv, tokens))) for tokens, _ in contexts],
             }
             for scaling, kv in settings
@@ -141,17 +263,19 @@ def _matrix(task: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
 def _entry(metric: Metric | None) -> Content:
     if metric is None or metric.value is None:
         return {"text": "–", "interval": None, "shade": None}
-    share = metric.name in SHARES
-
-    def show(value: float) -> str:
-        return f"{value:.0%}" if share else f"{value:.4g}"
-
-    bounded = metric.low is not None and metric.high is not None
+    interval = None
+    if metric.low is not None and metric.high is not None:
+        interval = f"{_shown(metric.name, metric.low)} – {_shown(metric.name, metric.high)}"
+    shade = sum(metric.value >= step for step in charts.STEPS)
     return {
-        "text": show(metric.value),
-        "interval": f"{show(metric.low)} – {show(metric.high)}" if bounded else None,  # type: ignore[arg-type]
-        "shade": sum(metric.value >= step for step in charts.STEPS) if share else None,
+        "text": _shown(metric.name, metric.value),
+        "interval": interval,
+        "shade": shade if metric.name in _PERCENT else None,
     }
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.0%}" if metric in _PERCENT else f"{value:.4g}"
 
 
 def _heat_key() -> list[str]:
@@ -213,9 +337,9 @@ def _sections(report: RunReport, draw: Draw) -> list[Content]:
         *(
             {
                 "title": charts.words(name).replace(" tokens per second", " speed").capitalize(),
-                "text": "",
+                "text": "At the longest context.",
                 "charts": _per_model(
-                    [speed for speed in views.speeds(report) if speed.metric == name],
+                    views.at_longest(s for s in views.speeds(report) if s.metric == name),
                     lambda found: draw(charts.bars(found)),
                 ),
             }

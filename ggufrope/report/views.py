@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING
 
+from ..evals.kvmatrix import SLOW
+from ..evals.ruler import effective_length, effective_length_by_share
 from ..runs.cells import CellResult, Metric
 from ..runs.tasks.text import CURVE
 
@@ -95,6 +97,36 @@ class Speed:
     context_tokens: int
     metric: str
     tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulerScores:
+    """RULER-style scores of one setting, shares from 0 to 1.
+
+    `tasks` are (task, context, mean over its samples), `means` (context, mean over the tasks).
+    `effective` is the longest context that keeps 85 % of the shortest one's mean, and `published`
+    the longest above RULER's own threshold for chat models; None where there is none.
+    """
+
+    model: str
+    scaling: str
+    kv: str
+    tasks: tuple[tuple[str, int, float], ...]
+    means: tuple[tuple[int, float], ...]
+    effective: int | None
+    published: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slow:
+    """A cache type that is much slower than f16: this build has no fast way with it."""
+
+    model: str
+    scaling: str
+    kv: str
+    context_tokens: int
+    metric: str
+    share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +235,44 @@ def speeds(report: RunReport) -> tuple[Speed, ...]:
     )
 
 
+def at_longest(found: Iterable[Speed]) -> tuple[Speed, ...]:
+    """Of each model, the speeds at the longest context that has any."""
+    every = tuple(found)
+    longest: dict[str, int] = {}
+    for speed in every:
+        longest[speed.model] = max(speed.context_tokens, longest.get(speed.model, 0))
+    return tuple(speed for speed in every if speed.context_tokens == longest[speed.model])
+
+
+def slow_caches(report: RunReport) -> tuple[Slow, ...]:
+    """Speeds below half of f16's, everything else equal."""
+    measured = speeds(report)
+    base = {_place(speed): speed.tokens_per_second for speed in measured if speed.kv == "f16"}
+    return tuple(
+        Slow(
+            model=speed.model,
+            scaling=speed.scaling,
+            kv=speed.kv,
+            context_tokens=speed.context_tokens,
+            metric=speed.metric,
+            share=speed.tokens_per_second / reference,
+        )
+        for speed in measured
+        if (reference := base.get(_place(speed))) and speed.tokens_per_second < SLOW * reference
+    )
+
+
+def ruler_scores(report: RunReport) -> tuple[RulerScores, ...]:
+    """The RULER-style scores of each setting that has some."""
+    settings: dict[tuple[str, str, str], list[tuple[str, int, float]]] = {}
+    for row in report.summary:
+        metric = row.metric("score")
+        if row.part is not None and metric is not None and metric.value is not None:
+            entry = (row.part, row.context_tokens, metric.value)
+            settings.setdefault(_setting(row), []).append(entry)
+    return tuple(_ruler(key, tasks) for key, tasks in settings.items())
+
+
 def troubles(report: RunReport) -> tuple[Trouble, ...]:
     """Everything without a score, cells of one job and reason together."""
     counts: dict[tuple[str, str, str], int] = {}
@@ -216,6 +286,26 @@ def troubles(report: RunReport) -> tuple[Trouble, ...]:
         Trouble(status=status, where=where, cells=cells, reason=reason)
         for (status, where, reason), cells in counts.items()
     )
+
+
+def _ruler(key: tuple[str, str, str], tasks: list[tuple[str, int, float]]) -> RulerScores:
+    by_context: dict[int, list[float]] = {}
+    for _, context, score in tasks:
+        by_context.setdefault(context, []).append(score)
+    means = {context: sum(found) / len(found) for context, found in sorted(by_context.items())}
+    return RulerScores(
+        model=key[0],
+        scaling=key[1],
+        kv=key[2],
+        tasks=tuple(tasks),
+        means=tuple(means.items()),
+        effective=effective_length_by_share(means),
+        published=effective_length({context: 100 * mean for context, mean in means.items()}),
+    )
+
+
+def _place(speed: Speed) -> tuple[str, str, int, str]:
+    return (speed.model, speed.scaling, speed.context_tokens, speed.metric)
 
 
 def _square(place: tuple[int, float], results: list[CellResult]) -> Square:

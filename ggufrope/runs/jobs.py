@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
     from .models import ModelFile
 
-RULER_PARTS = (
-    "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2",
-    "niah_multikey_3", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -154,7 +149,7 @@ def _job(
         "task": task,
         "seed": seed,
         "cells": cells,
-        "how": [plan.mode, plan.value, plan.haystack, plan.text, plan.chunks],
+        "how": [plan.mode, plan.value, plan.haystack, plan.text, plan.chunks, plan.ruler],
     }
     return Job(
         id=digest(content),
@@ -174,6 +169,6 @@ def _places(
     if task in ("needle", "passkey"):
         yield from product(contexts, [None], plan.depth_percents, range(plan.samples))
     elif task == "ruler":
-        yield from product(contexts, RULER_PARTS, [None], [None])
+        yield from product(contexts, plan.ruler.parts, [None], range(plan.samples))
     else:
         yield from product(contexts, [None], [None], [None])

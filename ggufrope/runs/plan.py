@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from ..errors import WishError
 from ..evals.facts import ValueKind
+from ..evals.ruler.specs import RULER_TASKS
 from ..evals.verdict import Thresholds
 
 TaskName: TypeAlias = Literal[
@@ -126,6 +127,36 @@ class Haystack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RulerSettings:
+    """Which RULER-style tasks, and the files they need. Raises WishError for an unknown one."""
+
+    tasks: tuple[str, ...] = field(
+        default=(), metadata={"help": "by RULER's names; none: all there is data for"}
+    )
+    squad: str | None = field(default=None, metadata={"help": "a SQuAD file, for qa_1"})
+    hotpotqa: str | None = field(default=None, metadata={"help": "a HotpotQA file, for qa_2"})
+    templates: str | None = field(
+        default=None, metadata={"help": "a JSON file of prompts that replace ours"}
+    )
+
+    def __post_init__(self) -> None:
+        known = [spec.name for spec in RULER_TASKS]
+        for name in self.tasks:
+            if name not in known:
+                raise WishError(f"unknown RULER task {name!r}; expected some of {', '.join(known)}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The tasks to run, in RULER's order."""
+        data = {None: True, "squad": self.squad is not None, "hotpotqa": self.hotpotqa is not None}
+        return tuple(
+            spec.name
+            for spec in RULER_TASKS
+            if (spec.name in self.tasks if self.tasks else data[spec.data])
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeSettings:
     """How models are loaded and evaluated. What is None is left to the runtime."""
 
@@ -176,6 +207,7 @@ class RunPlan:
         default=4,
         metadata={"help": "at most so many contexts of text for perplexity and divergence"},
     )
+    ruler: RulerSettings = RulerSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     thresholds: Thresholds = field(default_factory=Thresholds)
     schema: Literal[1] = 1

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .cache import kv_cache
 from .needle import needle, passkey
 from .request import Measure, Request
+from .ruler import ruler
 from .short import short_context
 from .text import divergence, perplexity
 
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 MEASURES: Mapping[TaskName, Measure] = {
     "needle": needle,
     "passkey": passkey,
+    "ruler": ruler,
     "perplexity": perplexity,
     "divergence": divergence,
     "short-context": short_context,
+    "kv-cache": kv_cache,
 }
 
 __all__ = ["MEASURES", "Measure", "Request"]
