@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING
 from ggufrope.container.arrays import read_array, read_span
 from ggufrope.container.files import storage
 from ggufrope.container.reader import read_header
-from ggufrope.container.types import ArrayValue, ValueType
+from ggufrope.container.types import ArrayValue, KeyValue, TensorInfo, ValueType
 from ggufrope.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
-    from ggufrope.container.types import Header, KeyValue, Span, TensorInfo
+    from ggufrope.container.types import Header, Span
 
 _CHUNK = 1 << 20
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope.container.encode import PADDING_RECORD_BYTES, encode_padding
 from ggufrope.container.reader import aligned
-from ggufrope.container.types import ArrayValue, Span
+from ggufrope.container.types import ArrayValue, Header, KeyValue, Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ggufrope.container.types import Header, KeyValue
 
 Piece: TypeAlias = "bytes | Span"
 """A stretch of the new file: these bytes, or this span of the old one."""
@@ -84,9 +83,11 @@ def compose(
     start = aligned(end, rewrite.alignment) if data_offset is None else data_offset
     if start < end or start % rewrite.alignment:
         raise ValueError(f"tensor data cannot start at {start}: the header ends at {end}")
-    # A file without tensors may end with its header: what was not padded stays so.
     if rewrite.data or source.file_size >= source.data_offset:
         pieces.append(_gap(source, start - end))
+    else:  # A file without tensor data may end anywhere in the padding, and goes on to do so.
+        rest = min(source.file_size - _end(source), start - end)
+        pieces.append(Span(offset=_end(source), length=rest))
     pieces += rewrite.data
     return Composition(
         pieces=merged(pieces),
@@ -144,11 +145,15 @@ def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 
 def _gap(source: Header, length: int) -> Piece:
     """The padding in front of the data: that of the old file as far as it reaches."""
-    records = source.tensors or source.key_values
-    old_end = records[-1].span.end if records else 24
-    if length <= source.data_offset - old_end and source.file_size >= source.data_offset:
+    if length <= source.data_offset - _end(source) and source.file_size >= source.data_offset:
         return Span(offset=source.data_offset - length, length=length)
     return bytes(length)
+
+
+def _end(source: Header) -> int:
+    """Where the records of the old header end."""
+    records = source.tensors or source.key_values
+    return records[-1].span.end if records else 24
 
 
 def _count(source: Header, offset: int, old: int, new: int) -> Piece:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope.container import ggml
+from ggufrope.container.types import ValueType
 from ggufrope.errors import WishError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from ggufrope.container.types import ByteOrder, Scalar, ValueType
+    from ggufrope.container.types import ByteOrder, Scalar
 
 PADDING_KEY = "ggufrope.padding"
 """Holds reserved header space: an array of UINT8 zeros that later edits shrink instead of moving

@@ -17,14 +17,14 @@ from ggufrope.container.reader import (
     MAX_TENSORS,
     aligned,
 )
-from ggufrope.container.types import ArrayValue, Span, ValueType
+from ggufrope.container.types import ArrayValue, Span, TensorInfo, ValueType
 from ggufrope.errors import WishError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ggufrope.container.composition import Piece
-    from ggufrope.container.types import Header, KeyValue, TensorInfo
+    from ggufrope.container.types import Header, KeyValue
 
 MAX_TENSOR_NAME_BYTES = 63
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from ggufrope.container.composition import Piece
 from ggufrope.container.inplace import Insertion
 from ggufrope.container.types import Span
-
-if TYPE_CHECKING:
-    from ggufrope.container.composition import Piece
 
 _MAGIC = b"ggufrope journal 1\n"
 _DIGEST_BYTES = 32

@@ -16,13 +16,13 @@ from ggufrope.container.journal import commit, holds, read_record
 from ggufrope.container.locks import lock
 from ggufrope.container.reader import parse_header
 from ggufrope.container.siblings import journal_path, partial_path, record_path, undo_path
+from ggufrope.container.types import Header
 from ggufrope.errors import StorageError, WishError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from ggufrope.container.records import Record
-    from ggufrope.container.types import Header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

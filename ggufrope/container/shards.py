@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from ggufrope.container.edits import Edits, TypedValue
 from ggufrope.container.reader import read_header
+from ggufrope.container.types import Header
 from ggufrope.errors import MalformedError, WishError
 
 if TYPE_CHECKING:
     import os
 
-    from ggufrope.container.types import Header, TensorInfo
+    from ggufrope.container.types import TensorInfo
 
 SPLIT_NO = "split.no"
 SPLIT_COUNT = "split.count"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggufrope.container.composition import Rewrite
 from ggufrope.container.files import LOCAL, FileLayer, storage
 from ggufrope.container.guard import check_guards
 from ggufrope.container.ladder import (
@@ -23,13 +24,11 @@ from ggufrope.container.locks import lock
 from ggufrope.container.overwrite import overwrite
 from ggufrope.container.siblings import journal_path
 from ggufrope.container.supplant import supplant
+from ggufrope.container.types import Header
 from ggufrope.errors import GuardError, StorageError, WishError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
-
-    from ggufrope.container.composition import Rewrite
-    from ggufrope.container.types import Header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

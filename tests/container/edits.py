@@ -108,7 +108,7 @@ CASES = (
 
 def prepare(path: Path, case: Case, model: Model | None = None) -> bytes:
     """Writes the model the case starts from, and returns its bytes."""
-    path.write_bytes((model or blocky_model()).bytes())
+    path.write_bytes((model or blocky_model()).encoded())
     if case.reserved is not None:
         rewrite = plan_rewrite(read_header(path), Edits(), reserve=case.reserved)
         output = path.with_suffix(".reserved")

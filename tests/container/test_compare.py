@@ -22,7 +22,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def write(path: Path, model: Model) -> None:
-    path.write_bytes(model.bytes())
+    path.write_bytes(model.encoded())
 
 
 def test_equal_files(pair: tuple[Path, Path]) -> None:

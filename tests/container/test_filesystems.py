@@ -90,7 +90,7 @@ def test_a_clone_takes_no_space(path: Path) -> None:
         pytest.skip(f"reflinks are not tried here: {refusal}")
     size = 64 << 20
     data = os.urandom(1 << 20) * (size >> 20)
-    path.write_bytes(Model(tensors=[Tensor("t", (size,), data, 24)]).bytes())
+    path.write_bytes(Model(tensors=[Tensor("t", (size,), data, 24)]).encoded())
     os.sync()
     before = LOCAL.free_bytes(path)
     output = path.with_name("o.gguf")

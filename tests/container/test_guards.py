@@ -36,7 +36,7 @@ EDITS = Edits(set={"llama.context_length": u32(4096)})
 
 def model(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(small_model().bytes())
+    path.write_bytes(small_model().encoded())
     return path
 
 
@@ -76,7 +76,7 @@ def test_symlink_is_followed_when_forced(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert read_header(path).get("llama.context_length") == 4096
     undo(link, force={"symlink"})
-    assert path.read_bytes() == small_model().bytes()
+    assert path.read_bytes() == small_model().encoded()
 
 
 def test_a_linked_directory_is_no_harm(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_guards_do_not_concern_new_files(tmp_path: Path) -> None:
     path = model(tmp_path / "blobs" / "sha256-0123")
     rewrite = plan_rewrite(read_header(path), EDITS)
     carry_out(plan_store(path, rewrite, output=tmp_path / "new.gguf"))
-    assert path.read_bytes() == small_model().bytes()
+    assert path.read_bytes() == small_model().encoded()
 
 
 def test_guards_of_an_absent_file(tmp_path: Path) -> None:

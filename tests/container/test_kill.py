@@ -46,7 +46,7 @@ def test_killed_at_any_moment(strategy: str, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     model = blocky_model()
     model.tensors.append(Tensor("big", (1 << 20,), bytes(range(256)) * 4096, 24))
-    path.write_bytes(model.bytes())
+    path.write_bytes(model.encoded())
     weights = weights_digest(tensor_digests(path, read_header(path)))
     chance = random.Random(7)
     repaired = 0

@@ -54,13 +54,13 @@ def test_literal_big_endian() -> None:
 def test_everything_a_file_has(order: str, version: int, tmp_path: Path) -> None:
     model = small_model(order=order, version=version)
     path = tmp_path / "m.gguf"
-    path.write_bytes(model.bytes())
+    path.write_bytes(model.encoded())
     header = read_header(path)
     assert header.version == version
     assert header.architecture == "llama"
     assert header.get("llama.rope.freq_base") == 10000.0
     assert header.get("general.quantized") is True
-    assert header.data_offset == len(model.bytes()) - len(model.data())
+    assert header.data_offset == len(model.encoded()) - len(model.data())
     heads = header.get("llama.attention.head_count_kv")
     assert isinstance(heads, ArrayValue)
     assert heads.items == (3, 4)
@@ -76,7 +76,7 @@ def test_everything_a_file_has(order: str, version: int, tmp_path: Path) -> None
 
 
 def test_truncation_anywhere_is_malformed() -> None:
-    data = small_model(final_padding=False).bytes()
+    data = small_model(final_padding=False).encoded()
     assert parse(data).tensors
     for length in range(len(data)):
         with pytest.raises(MalformedError) as caught:
@@ -119,26 +119,26 @@ def test_impossible_alignment(alignment: int) -> None:
     model = small_model()
     model.metadata.append(("general.alignment", 4, alignment))
     with pytest.raises(MalformedError):
-        parse(model.bytes())
+        parse(model.encoded())
 
 
 def test_alignment_of_another_type() -> None:
     model = Model(metadata=[("general.alignment", 10, 32)])
     with pytest.raises(MalformedError, match="UINT64, expected UINT32"):
-        parse(model.bytes())
+        parse(model.encoded())
 
 
 def test_deep_nesting_ends() -> None:
     value: tuple[int, list[object]] = (4, [])
     for _ in range(3):
         value = (ARRAY, [value])
-    assert parse(Model(metadata=[("k", ARRAY, value)]).bytes()).find("k")
+    assert parse(Model(metadata=[("k", ARRAY, value)]).encoded()).find("k")
     with pytest.raises(MalformedError, match="nests arrays deeper"):
-        parse(Model(metadata=[("k", ARRAY, (ARRAY, [value]))]).bytes())
+        parse(Model(metadata=[("k", ARRAY, (ARRAY, [value]))]).encoded())
 
 
 def test_tensor_beyond_the_file() -> None:
-    data = small_model(trailing=b"").bytes()
+    data = small_model(trailing=b"").encoded()
     with pytest.raises(MalformedError, match=r"output_norm\.weight"):
         parse(data[:-20])
     assert parse(data[:-16]).tensors
@@ -147,7 +147,7 @@ def test_tensor_beyond_the_file() -> None:
 @pytest.mark.parametrize("shape", [(1 << 62, 4), (1 << 63,), (33, 1)])
 def test_absurd_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(MalformedError):
-        parse(Model(tensors=[Tensor("t", shape, bytes(64), 2)]).bytes())
+        parse(Model(tensors=[Tensor("t", shape, bytes(64), 2)]).encoded())
 
 
 def test_unknown_tensor_type_reaches_to_its_neighbour() -> None:
@@ -159,7 +159,7 @@ def test_unknown_tensor_type_reaches_to_its_neighbour() -> None:
         ],
         final_padding=False,
     )
-    header = parse(model.bytes())
+    header = parse(model.encoded())
     assert [tensor.length for tensor in header.tensors] == [96, 32, 9]
 
 
@@ -168,20 +168,20 @@ def test_findings_come_together() -> None:
     model.metadata += [("dup", 4, 1), ("dup", 4, 2), ("bad", STRING, "\udcff"), ("", 4, 1)]
     model.metadata.append(("nested", ARRAY, (ARRAY, [(4, [1])])))
     model.tensors[:0] = [Tensor("x" * 64, (1,), bytes(4), 77), Tensor("x" * 64, (1,), bytes(4))]
-    codes = {finding.code for finding in layout_findings(parse(model.bytes()))}
+    codes = {finding.code for finding in layout_findings(parse(model.encoded()))}
     assert codes == {
         "duplicate-key", "duplicate-tensor", "not-utf8", "empty-key", "nested-array",
         "long-tensor-name", "unknown-type", "trailing-bytes",
     }  # fmt: skip
     codes = {
-        finding.code for finding in layout_findings(parse(small_model(trailing=b"tail").bytes()))
+        finding.code for finding in layout_findings(parse(small_model(trailing=b"tail").encoded()))
     }
     assert codes == {"trailing-bytes"}
 
 
 def test_offsets_out_of_order_are_read_and_reported() -> None:
     model = small_model()
-    data = bytearray(model.bytes())
+    data = bytearray(model.encoded())
     at = data.index(struct.pack("<IQ", 0, 96))  # type and offset of the second tensor
     data[at : at + 12] = struct.pack("<IQ", 0, 64)
     header = parse(bytes(data))
@@ -203,7 +203,7 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
 
 def test_long_string_arrays_cross_the_reading_window() -> None:
     tokens = [("t" * (n % 300)) for n in range(6000)]
-    data = Model(metadata=[("a", ARRAY, (STRING, tokens)), ("b", 4, 7)]).bytes()
+    data = Model(metadata=[("a", ARRAY, (STRING, tokens)), ("b", 4, 7)]).encoded()
     header = parse(data)
     assert header.get("b") == 7
     assert header.key_values[0].span.length == len(data) - 24 - 8 - 1 - 4 - 4

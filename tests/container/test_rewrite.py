@@ -44,7 +44,7 @@ def edit(path: Path, edits: Edits, *, reserve: int | None = None) -> tuple[Path,
 
 def written(tmp_path: Path, model: Model) -> Path:
     path = tmp_path / "m.gguf"
-    path.write_bytes(model.bytes())
+    path.write_bytes(model.encoded())
     return path
 
 
@@ -91,7 +91,7 @@ def test_edited_file_is_what_a_writer_would_write(tmp_path: Path, order: str) ->
     model.metadata[1] = ("general.name", 8, "another, longer name")
     model.metadata[2] = ("llama.context_length", 4, 16384)
     model.metadata[-1:] = [("llama.rope.scaling.type", 8, "yarn"), ("new.flags", 9, (7, [1, 0]))]
-    assert output.read_bytes() == model.bytes()
+    assert output.read_bytes() == model.encoded()
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -110,7 +110,7 @@ def test_tensor_edits_are_what_a_writer_would_write(tmp_path: Path, order: Any) 
     freqs.name, freqs.shape, freqs.data = "long", (3,), struct.pack(order + "3f", 1.0, 2.5, 4.0)
     added = type(freqs)("rope_factors_short.weight", (1,), struct.pack(order + "f", 1.0))
     model.tensors.append(added)
-    assert output.read_bytes() == model.bytes()
+    assert output.read_bytes() == model.encoded()
 
 
 def test_alignment_changes_with_the_key(tmp_path: Path) -> None:

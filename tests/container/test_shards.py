@@ -36,7 +36,7 @@ def split(folder: Path, count: int = 3) -> Path:
             metadata.insert(0, ("llama.context_length", 4, 2048))
         tensors = [Tensor(f"t{number}{n}", (8,), bytes([number, n] * 16)) for n in range(2)]
         path = folder / f"m-{number + 1:05}-of-{count:05}.gguf"
-        path.write_bytes(Model(metadata=metadata, tensors=tensors).bytes())
+        path.write_bytes(Model(metadata=metadata, tensors=tensors).encoded())
     return folder / f"m-00001-of-{count:05}.gguf"
 
 
@@ -55,7 +55,7 @@ def names(model: ModelFiles) -> list[str]:
 
 def test_one_file_is_a_model(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    path.write_bytes(Model(tensors=[Tensor("t", (1,), bytes(4))]).bytes())
+    path.write_bytes(Model(tensors=[Tensor("t", (1,), bytes(4))]).encoded())
     model = open_model(path)
     assert names(model) == ["t"]
     edits = Edits(set={"k": u32(1)})

@@ -50,7 +50,7 @@ class Model:
             out = out[: len(out) - -len(self.tensors[-1].data) % self.alignment]
         return out + self.trailing
 
-    def bytes(self) -> bytes:
+    def encoded(self) -> bytes:
         header, data = self.header(), self.data()
         return header + (bytes(-len(header) % self.alignment) + data if data else b"")
 
