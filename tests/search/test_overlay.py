@@ -109,6 +109,7 @@ def test_a_split_model_gets_one_shard_more(tmp_path: Path, folder: Path) -> None
     assert (folder / "search-00002-of-00003.gguf").samefile(tmp_path / "m-00002-of-00002.gguf")
     assert file.kv_overrides["split.tensors.count"] == 3
     renamed = read_model((tmp_path / "m-00001-of-00002.gguf").rename(tmp_path / "other.gguf"))
+    renamed = read_model((tmp_path / "m-00001-of-00002.gguf").rename(tmp_path / "other.gguf"))
     with pytest.raises(WishError, match="not the first of 2 shards"):
         factor_file(renamed, folder)
 
