@@ -1,4 +1,4 @@
-"""The bench over llama.cpp: what is written under a loaded model acts at once, and is the scheme."""
+"""The bench over llama.cpp: factors written under a loaded model act at once, as the scheme."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def test_a_mapped_model_sees_its_factors_change(
 ) -> None:
     assert bench.live
     loads = runtime.loads
-    first, second = (
-        FrequencyFactors(factors=(factor,) * rotation.pairs) for factor in (1.0, 3.0)
-    )
+    first, second = (FrequencyFactors(factors=(factor,) * rotation.pairs) for factor in (1.0, 3.0))
     before = log_probabilities(bench, first)
     changed = log_probabilities(bench, second)
     assert changed != before

@@ -80,6 +80,7 @@ def test_writes_factors_that_patch_reads_and_the_command(model: Path, tmp_path: 
     stored = json.loads((out / "result.json").read_text())
     assert stored["conclusion"] == result.conclusion
     assert len(stored["history"]) == len(result.history)
+    assert stored["search"]["candidates"] == PLAN.candidates
 
 
 def test_a_free_attention_factor_asks_for_a_short_face(model: Path, tmp_path: Path) -> None:
