@@ -92,9 +92,11 @@ def test_factors_are_the_scheme_that_context_parameters_give(
 ) -> None:
     scheme = baselines(rotation)[name]
     with OverrideBench(stored, rotation, LlamaRuntime()) as flags:
-        assert log_probabilities(bench, scheme) == pytest.approx(
-            log_probabilities(flags, scheme), abs=2e-3
-        )
+        # Frequencies that differ in their last bit are rounded apart by half-precision products.
+        found = log_probabilities(bench, scheme)
+        assert found == pytest.approx(log_probabilities(flags, scheme), abs=0.03)
+    other = baselines(rotation)["ntk" if name == "unscaled" else "unscaled"]
+    assert found != pytest.approx(log_probabilities(bench, other), abs=0.3)
 
 
 def test_the_attention_factor_acts(bench: FactorBench[Model], rotation: Rotation) -> None:
