@@ -54,7 +54,7 @@ def command(
         gpu_layers=layers(gpu_layers), type_k=type_k, type_v=type_v or type_k, threads=threads
     )
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
-    with SearchBoard() as board:
+    with SearchBoard() as board, view.interruption(folder):
         result = run_search(
             model,
             plan,

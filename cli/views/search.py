@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..output import console
+from ..output import console, talk
 from ..searching import clock, sparkline
 from .parts import heading, row, shown, table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ggufrope.search import Comparison, SearchResult
@@ -18,6 +20,16 @@ if TYPE_CHECKING:
 def payload(result: SearchResult) -> dict[str, Any]:
     """The JSON contract of `search`."""
     return asdict(result)
+
+
+@contextmanager
+def interruption(folder: Path) -> Iterator[None]:
+    """Say what is there and how to go on where the search is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        talk().print(f"the best so far is in {shown(folder)}; the same command goes on from there")
+        raise
 
 
 def show(result: SearchResult, folder: Path) -> None:

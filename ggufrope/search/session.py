@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ def run_search(
     with (
         Record(folder / RECORD, search_identity) as record,
         _working_folder(working) as temporary,
-        open_bench(model, rotation, runtime, temporary) as bench,
+        closing(open_bench(model, rotation, runtime, temporary)) as bench,
     ):
         found = search(
             plan,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,9 @@ def bench(
     runtime: LlamaRuntime,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[FactorBench[Model]]:
-    with open_bench(stored, rotation, runtime, tmp_path_factory.mktemp("bench")) as made:
-        assert isinstance(made, FactorBench)
+    made = open_bench(stored, rotation, runtime, tmp_path_factory.mktemp("bench"))
+    assert isinstance(made, FactorBench)
+    with closing(made):
         yield made
 
 
@@ -91,7 +93,7 @@ def test_factors_are_the_scheme_that_context_parameters_give(
     name: str, bench: FactorBench[Model], stored: StoredModel, rotation: Rotation
 ) -> None:
     scheme = baselines(rotation)[name]
-    with OverrideBench(stored, rotation, LlamaRuntime()) as flags:
+    with closing(OverrideBench(stored, rotation, LlamaRuntime())) as flags:
         # Frequencies that differ in their last bit are rounded apart by half-precision products.
         found = log_probabilities(bench, scheme)
         assert found == pytest.approx(log_probabilities(flags, scheme), abs=0.03)

@@ -22,7 +22,7 @@ from ggufrope.search.fitness import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from ggufrope.evals.protocol import LanguageModel
     from ggufrope.evals.types import OpenContext
@@ -58,7 +58,9 @@ class Given:
         self.cells = len(losses)
         self.asked = 0
 
-    def run(self, model: LanguageModel, open_context: OpenContext) -> Iterator[CellLoss]:
+    def run(
+        self, model: LanguageModel, open_context: OpenContext
+    ) -> Generator[CellLoss, None, None]:
         for number, loss in enumerate(self.losses):
             self.asked += 1
             yield CellLoss(key=str(number), loss=loss)
