@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ggufrope.container import Strategy
@@ -53,3 +53,29 @@ def byte_count(text: str, option: str) -> int:
     if not 0 < count < 2**63:
         raise WishError(f"{option} {text}: expected a size above zero")
     return int(count)
+
+
+def seconds(text: str, option: str) -> float:
+    """`90s`, `45m`, `3h` or a plain number of seconds. WishError where it is none."""
+    from ggufrope.errors import WishError
+
+    word = text.strip().lower()
+    scale = {"s": 1, "m": 60, "h": 3600}.get(word[-1:], 0)
+    try:
+        found = float(word[:-1]) * scale if scale else float(word)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1e9:
+        raise WishError(f"{option} {text}: expected a time such as 90s, 45m or 3h")
+    return found
+
+
+def layers(text: str) -> int | Literal["all"]:
+    """`all` or a number of layers. WishError where it is neither."""
+    from ggufrope.errors import WishError
+
+    if text == "all":
+        return "all"
+    if not text.isdecimal():
+        raise WishError(f"--gpu-layers {text}: expected all or a number")
+    return int(text)

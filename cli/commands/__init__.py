@@ -18,6 +18,7 @@ from . import (
     patch,
     probe,
     report,
+    search,
     undo,
     validate,
     verify,
@@ -38,6 +39,7 @@ _EXAMPLES: dict[str, tuple[ModuleType, str]] = {
     "export": (export, "ggufrope export long.gguf --to llama-server"),
     "validate": (validate, "ggufrope validate long.gguf --ctx 8k,16k,32k --kv f16,q8_0"),
     "report": (report, "ggufrope report runs/night --html night.html --junit night.xml"),
+    "search": (search, "ggufrope search model.gguf --target-ctx 16k --budget 2h"),
     "compare": (compare, "ggufrope compare model.gguf --ctx 8k,16k --scaling none,linear,ntk,yarn"),
 }
 

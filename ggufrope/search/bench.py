@@ -22,9 +22,6 @@ from ggufrope.search.overlay import FactorFile, factor_file
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from ggufrope.patching import StoredModel
     from ggufrope.search.rotation import Rotation
@@ -80,25 +77,7 @@ def open_bench(
     return OverrideBench(model, rotation, runtime)
 
 
-class _Closing:
-    """A bench as a context manager."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-
-class FactorBench(_Closing, Generic[ModelT]):
+class FactorBench(Generic[ModelT]):
     """Any scheme, as factors and a magnitude. `live` is whether the loaded model sees a change of
     its file; where it does not, every candidate loads it again."""
 
@@ -177,7 +156,7 @@ class FactorBench(_Closing, Generic[ModelT]):
         return score.log_probabilities
 
 
-class OverrideBench(_Closing, Generic[ModelT]):
+class OverrideBench(Generic[ModelT]):
     """Schemes that are context parameters: for architectures that load no factors.
 
     The attention factor of YaRN is fixed by its scale there; another one is metadata, and loads

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -19,6 +19,8 @@ from ggufrope.evals.needle_plan import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
     from ggufrope.evals import OpenContext
     from ggufrope.evals.protocol import LanguageModel
     from ggufrope.rope import RopeScaling
@@ -51,7 +53,9 @@ class Fitness(Protocol):
         """How many losses a whole evaluation gives."""
         ...
 
-    def run(self, model: LanguageModel, open_context: OpenContext) -> Iterator[CellLoss]:
+    def run(
+        self, model: LanguageModel, open_context: OpenContext
+    ) -> Generator[CellLoss, None, None]:
         """Raises RuntimeFailure where a cell cannot be scored, WishError where none can."""
         ...
 
@@ -70,7 +74,9 @@ class NeedleFitness:
     def cells(self) -> int:
         return self.plan.samples * len(self.plan.all_lengths) * len(self.plan.depths)
 
-    def run(self, model: LanguageModel, open_context: OpenContext) -> Iterator[CellLoss]:
+    def run(
+        self, model: LanguageModel, open_context: OpenContext
+    ) -> Generator[CellLoss, None, None]:
         for result in NeedleTask(self.plan).run(model, open_context):
             value = result.log_probability.value
             if value is None:
@@ -92,7 +98,9 @@ class PerplexityFitness:
     def cells(self) -> int:
         return self.plan.chunks or 1
 
-    def run(self, model: LanguageModel, open_context: OpenContext) -> Iterator[CellLoss]:
+    def run(
+        self, model: LanguageModel, open_context: OpenContext
+    ) -> Generator[CellLoss, None, None]:
         for result in PerplexityTask(self.plan).run(model, open_context):
             if result.tokens:
                 yield CellLoss(key=result.key, loss=_bounded(result.nll / result.tokens))
@@ -134,16 +142,14 @@ def evaluate(
     cells: list[CellLoss] = []
     stopped = False
     ahead = math.fsum(floors.values())
-    run = fitness.run(subject.model, subject.open_context)
-    for cell in run:
-        cells.append(cell)
-        ahead -= floors.get(cell.key, 0.0)
-        least = (math.fsum(each.loss for each in cells) + max(ahead, 0.0)) / fitness.cells
-        if least > bar and len(cells) < fitness.cells:
-            stopped = True
-            break
-    if isinstance(run, Iterator) and hasattr(run, "close"):
-        run.close()
+    with closing(fitness.run(subject.model, subject.open_context)) as run:
+        for cell in run:
+            cells.append(cell)
+            ahead -= floors.get(cell.key, 0.0)
+            least = (math.fsum(each.loss for each in cells) + max(ahead, 0.0)) / fitness.cells
+            if least > bar and len(cells) < fitness.cells:
+                stopped = True
+                break
     total = math.fsum(cell.loss for cell in cells)
     return Evaluation(
         loss=least if stopped else total / max(len(cells), 1),

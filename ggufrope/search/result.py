@@ -10,7 +10,6 @@ from ggufrope.rope import RopeScaling, Yarn, architecture
 from ggufrope.rope.trial import command_flags, try_out
 from ggufrope.search.engine import WINNER, Found
 from ggufrope.search.holdout import Comparison, Standing
-from ggufrope.search.plan import SearchPlan
 from ggufrope.search.record import Candidate, encode_scheme
 from ggufrope.search.rotation import Rotation, baselines
 
@@ -48,6 +47,7 @@ class Step:
 class SearchResult:
     """The winner, how it stands, and how to use it.
 
+    `search` is all that its losses depend on: the plan, the file, the runtime's settings.
     `won` is whether it beats YaRN on the holdout beyond chance; `conclusion` says so in a
     sentence. `patch_command` writes it into a copy of the file; `flags` are run-time flags that
     say the same, where any do. `overhead_share` is the time spent setting candidates up over that
@@ -56,7 +56,7 @@ class SearchResult:
 
     schema: int
     file: str
-    plan: SearchPlan
+    search: dict[str, object]
     rotation: Rotation
     winner: dict[str, object]
     curves: tuple[Curve, ...]
@@ -77,7 +77,7 @@ class SearchResult:
 
 def result_of(
     model: StoredModel,
-    plan: SearchPlan,
+    search: dict[str, object],
     rotation: Rotation,
     found: Found,
     candidates: Sequence[Candidate],
@@ -92,7 +92,7 @@ def result_of(
     return SearchResult(
         schema=SCHEMA,
         file=model.path.name,
-        plan=plan,
+        search=search,
         rotation=rotation,
         winner=encode_scheme(found.winner),
         curves=tuple(
@@ -105,7 +105,7 @@ def result_of(
         gate_passed=all(each.difference.verdict != "worse" for each in found.gate),
         won=found.holdout[0].difference.verdict == "better",
         conclusion=conclusion(found.holdout[0]),
-        patch_command=patch_command(model, plan, rotation, found, factors_path),
+        patch_command=patch_command(model, rotation, found, factors_path),
         flags=_flags(model, found.winner),
         history=tuple(_step(candidate) for candidate in candidates),
         seconds=evaluating + setting_up,
@@ -132,9 +132,7 @@ def conclusion(comparison: Comparison) -> str:
     )
 
 
-def patch_command(
-    model: StoredModel, plan: SearchPlan, rotation: Rotation, found: Found, factors_path: Path
-) -> str:
+def patch_command(model: StoredModel, rotation: Rotation, found: Found, factors_path: Path) -> str:
     """The command that writes the winner into a copy of the file."""
     output = model.path.with_name(f"{model.path.stem}-{rotation.target_context}.gguf")
     words = ["ggufrope", "patch", str(model.path), "-o", str(output)]
@@ -145,8 +143,10 @@ def patch_command(
     else:
         words += ["--scaling", "yarn"]
     words += ["--target-ctx", str(rotation.target_context)]
-    if plan.original_context is not None:
-        words += ["--orig-ctx", str(plan.original_context)]
+    if rotation.original_context != (
+        model.metadata.original_context or model.metadata.context_length
+    ):
+        words += ["--orig-ctx", str(rotation.original_context)]
     words += ["--attn-factor", f"{rotation.magnitude(found.winner):.9g}"]
     return shlex.join(words)
 

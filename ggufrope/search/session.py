@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from ggufrope.search.result import SearchResult, result_of
 from ggufrope.search.rotation import Rotation, rotation_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ggufrope.patching import StoredModel
     from ggufrope.search.plan import SearchPlan
@@ -41,11 +41,13 @@ def run_search(
     *,
     folder: Path,
     working: Path | None = None,
+    settings: Mapping[str, str] | None = None,
     watch: Watch | None = None,
 ) -> SearchResult:
     """Carry out `plan` on `model`, keeping everything in `folder`; the same call resumes.
 
-    `working` is where working files go, the system's temporary folder where None. Raises
+    `working` is where working files go, the system's temporary folder where None. `settings` are
+    those of the runtime that losses depend on, such as cache types. Raises
     WishError where the model, the plan or an older record in `folder` do not fit together,
     StorageError where a folder cannot be used, RuntimeFailure where the runtime fails; what was
     finished by then is kept, and `folder` has the best factors so far.
@@ -64,13 +66,15 @@ def run_search(
     with storage("create", folder):
         folder.mkdir(parents=True, exist_ok=True)
 
+    search_identity = identity(model, plan, settings or {})
+
     def keep(best: RopeScaling, short: RopeScaling | None = None) -> None:
         write_factors(folder / FACTORS, rotation, best, short)
 
     with (
-        Record(folder / RECORD, identity(model, plan)) as record,
+        Record(folder / RECORD, search_identity) as record,
         _working_folder(working) as temporary,
-        open_bench(model, rotation, runtime, temporary) as bench,
+        closing(open_bench(model, rotation, runtime, temporary)) as bench,
     ):
         found = search(
             plan,
@@ -82,14 +86,14 @@ def run_search(
         keep(found.winner, found.short)
         result = result_of(
             model,
-            plan,
+            search_identity,
             rotation,
             found,
             record.candidates,
             factors_path=folder / FACTORS,
             live=bench.live,
         )
-    _write(folder / RESULT, json.dumps(asdict(result), indent=1, default=str) + "\n")
+    _write(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
     return result
 
 
@@ -103,7 +107,7 @@ def write_factors(
     _write(path, format_factors(factors, form="json").decode())
 
 
-def identity(model: StoredModel, plan: SearchPlan) -> dict[str, Any]:
+def identity(model: StoredModel, plan: SearchPlan, settings: Mapping[str, str]) -> dict[str, Any]:
     """What the losses of a search depend on. The budget is not of it: more can be given later."""
     options = asdict(plan)
     del options["budget_seconds"]
@@ -112,6 +116,7 @@ def identity(model: StoredModel, plan: SearchPlan) -> dict[str, Any]:
         header = stream.read(model.header.data_offset)
     return {
         **options,
+        "settings": dict(settings),
         "file_size": model.header.file_size,
         "header_sha256": hashlib.sha256(header).hexdigest(),
     }
