@@ -9,8 +9,6 @@ Where the file has factor tensors of its own, or links cannot be made, the first
 
 from __future__ import annotations
 
-import errno
-import os
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
@@ -75,17 +73,20 @@ class FactorFile:
                 file.unlink()
 
 
-def factor_file(model: StoredModel, folder: Path) -> FactorFile:
+def factor_file(model: StoredModel, folder: Path, *, linking: bool | None = None) -> FactorFile:
     """Prepare `model` in `folder`; what its factors are is settled by the first `write`.
 
-    Raises StorageError where the folder cannot be written to or has no room.
+    `linking` is whether symbolic links may be made, None for where they can. Raises StorageError
+    where the folder cannot be written to or has no room, or a split model would need links.
     """
+    linking = _can_link(folder) if linking is None else linking
+    if len(model.files.shards) > 1 and not linking:
+        raise StorageError(
+            f"{folder}: a split model is searched through symbolic links, which cannot be made here"
+        )
     if any(model.files.shard_of(name) for name in FACTOR_TENSORS):
         return _copied(model, folder, Edits())
-    try:
-        return _overlaid(model, folder)
-    except NotImplementedError:
-        return _copied(model, folder, _added_factors(model))
+    return _overlaid(model, folder) if linking else _copied(model, folder, _added_factors(model))
 
 
 def _overlaid(model: StoredModel, folder: Path) -> FactorFile:
@@ -144,10 +145,6 @@ def _copied(model: StoredModel, folder: Path, edits: Edits) -> FactorFile:
 
 def _added_factors(model: StoredModel) -> Edits:
     """Factor tensors for a file that has none, which are all ones."""
-    if len(model.files.shards) > 1:
-        raise StorageError(
-            "a split model is searched through symbolic links: none can be made here"
-        )
     names = _tensors_to_add(model)
     ones = float_tensor((1.0,) * _pairs(model), model.header.byte_order)
     kind = TypedValue(type=ValueType.STRING, value=_scaling_type(names))
@@ -192,12 +189,18 @@ def _shard(
     return data, tuple(start + index * step for index in range(len(names)))
 
 
-def _link(link: Path, file: Path) -> None:
-    """A symbolic link; NotImplementedError where there is no such thing here."""
+def _can_link(folder: Path) -> bool:
+    """Whether symbolic links can be made in `folder`."""
+    link = folder / "link"
     try:
+        link.symlink_to("nothing")
+        link.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _link(link: Path, file: Path) -> None:
+    with storage("link", link):
         link.unlink(missing_ok=True)
         link.symlink_to(file.resolve())
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or os.name == "nt":
-            raise NotImplementedError("symbolic links cannot be made here") from error
-        raise StorageError(f"cannot link {link}: {error.strerror or error}") from error

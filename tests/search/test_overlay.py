@@ -94,6 +94,15 @@ def test_a_file_with_factors_of_its_own_is_copied_and_changed_there(
     assert path.read_bytes() == before
 
 
+def test_where_no_link_can_be_made_a_copy_gets_the_factors(tmp_path: Path, folder: Path) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    file = factor_file(read_model(path), folder, linking=False)
+    assert [each.is_symlink() for each in folder.iterdir()] == [False]
+    file.write(RISING)
+    assert tensors_of(file.path) == tensors_of(path) | {"rope_freqs.weight": list(RISING)}
+    assert read_model(file.path).metadata.scaling_type == "none"
+
+
 def test_a_split_model_gets_one_shard_more(tmp_path: Path, folder: Path) -> None:
     writer = gguf.GGUFWriter(
         str(tmp_path / "m.gguf"), "llama", split_max_tensors=1, small_first_shard=False
@@ -114,6 +123,8 @@ def test_a_split_model_gets_one_shard_more(tmp_path: Path, folder: Path) -> None
     ]
     assert (folder / "search-00002-of-00003.gguf").samefile(tmp_path / "m-00002-of-00002.gguf")
     assert file.kv_overrides["split.tensors.count"] == 3
+    with pytest.raises(StorageError, match="through symbolic links"):
+        factor_file(read_model(tmp_path / "m-00001-of-00002.gguf"), folder, linking=False)
 
 
 def test_a_wrong_number_of_factors_is_refused(tmp_path: Path, folder: Path) -> None:
