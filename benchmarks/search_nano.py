@@ -82,7 +82,7 @@ def page(title: str, command: str, result: SearchResult) -> str:
         lines += [
             "",
             f"{comparison.standings[0].name} against {comparison.against}: {d.verdict}; paired",
-            f"over {d.samples} samples {d.value:+.4f} nat per token ({d.low:+.4f} to {d.high:+.4f}).",
+            f"over {d.samples} samples {d.value:+.4f} nat/token ({d.low:+.4f} to {d.high:+.4f}).",
             "",
         ]
     lines += ["## Factors", "", "| scheme | magnitude | factor of each pair |", "|---|---|---|"]
