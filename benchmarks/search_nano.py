@@ -81,11 +81,8 @@ def page(title: str, command: str, result: SearchResult) -> str:
         d = comparison.difference
         lines += [
             "",
-            (
-                f"{comparison.standings[0].name} against {comparison.against}, paired by "
-                f"{d.samples} samples: {d.value:+.4f} nat per token ({d.low:+.4f} to {d.high:+.4f}), "
-                f"{d.verdict}."
-            ),
+            f"{comparison.standings[0].name} against {comparison.against}: {d.verdict}; paired",
+            f"over {d.samples} samples {d.value:+.4f} nat/token ({d.low:+.4f} to {d.high:+.4f}).",
             "",
         ]
     lines += ["## Factors", "", "| scheme | magnitude | factor of each pair |", "|---|---|---|"]
@@ -97,11 +94,9 @@ def page(title: str, command: str, result: SearchResult) -> str:
     ]
     lines += [
         "",
-        (
-            f"{len(result.history)} evaluations in {clock(result.seconds)}; setting candidates up took "
-            f"{result.overhead_share:.3%} of evaluating them "
-            f"({'no' if result.live else 'every'} candidate loaded the model)."
-        ),
+        f"{len(result.history)} evaluations in {clock(result.seconds)}. Setting candidates up took",
+        f"{result.overhead_share:.3%} of the time to evaluate them;",
+        f"{'no' if result.live else 'every'} candidate loaded the model.",
         "",
     ]
     return "\n".join(lines)

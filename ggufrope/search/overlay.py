@@ -9,9 +9,6 @@ Where the file has factor tensors of its own, or links cannot be made, the first
 
 from __future__ import annotations
 
-import errno
-import os
-import re
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,6 +28,7 @@ from ggufrope.container import (
 )
 from ggufrope.container.encode import encode_key_value, encode_tensor_info
 from ggufrope.container.files import storage
+from ggufrope.container.shards import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
 from ggufrope.errors import StorageError, WishError
 from ggufrope.rope import architecture
 from ggufrope.rope.keys import FACTOR_TENSORS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
@@ -43,32 +41,30 @@ if TYPE_CHECKING:
 
 _ALIGNMENT = 32
 _VERSION = 3
-_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-_SPLIT_NO, _SPLIT_COUNT, _SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorFile:
-    """`path` is what to load, with `kv_overrides`; the factors are in `holder`, at `offsets`."""
+    """`path` is what to load, with `kv_overrides`; `places` are the file and the offset of each
+    factor tensor, which has `pairs` values. `files` are the working files."""
 
     path: Path
     kv_overrides: Mapping[str, int | float | bool | str]
-    holder: Path
-    offsets: tuple[int, ...]
+    places: tuple[tuple[Path, int], ...]
     pairs: int
     byte_order: ByteOrder
     files: tuple[Path, ...]
 
     def write(self, factors: Sequence[float]) -> None:
-        """Make these the factors of every factor tensor. Raises StorageError, WishError."""
+        """Make these the values of every factor tensor. Raises StorageError, WishError."""
         if len(factors) != self.pairs:
             raise WishError(f"{len(factors)} factors for {self.pairs} rotary pairs")
         data = float_tensor(factors, self.byte_order).data
-        with storage("write", self.holder), self.holder.open("r+b", buffering=0) as stream:
-            for offset in self.offsets:
+        for path, offset in self.places:
+            with storage("write", path), path.open("r+b", buffering=0) as stream:
                 stream.seek(offset)
                 if stream.write(data) != len(data):
-                    raise StorageError(f"{self.holder}: the factors were not written whole")
+                    raise StorageError(f"{path}: the factors were not written whole")
 
     def remove(self) -> None:
         """Take the working files away."""
@@ -77,74 +73,78 @@ class FactorFile:
                 file.unlink()
 
 
-def factor_file(model: StoredModel, folder: Path) -> FactorFile:
-    """Prepare `model` in `folder`; its factors are undefined until `write`.
+def factor_file(model: StoredModel, folder: Path, *, linking: bool | None = None) -> FactorFile:
+    """Prepare `model` in `folder`; what its factors are is settled by the first `write`.
 
-    Raises StorageError where the folder cannot be written to or has no room.
+    `linking` is whether symbolic links may be made, None for where they can. Raises StorageError
+    where the folder cannot be written to or has no room, or a split model would need links.
     """
-    if any(model.header.tensor(name) for name in FACTOR_TENSORS):
+    linking = _can_link(folder) if linking is None else linking
+    if len(model.files.shards) > 1 and not linking:
+        raise StorageError(
+            f"{folder}: a split model is searched through symbolic links, which cannot be made here"
+        )
+    if any(model.files.shard_of(name) for name in FACTOR_TENSORS):
         return _copied(model, folder, Edits())
-    try:
-        return _overlaid(model, folder)
-    except NotImplementedError:
-        return _copied(model, folder, _added_factors(model))
+    return _overlaid(model, folder) if linking else _copied(model, folder, _added_factors(model))
 
 
 def _overlaid(model: StoredModel, folder: Path) -> FactorFile:
-    """The model's own shards linked, and one more that holds the factors."""
+    """The model's own files linked, and one more that holds the factors."""
     names = _tensors_to_add(model)
-    shards = _shards(model)
-    total = len(shards) + 1
+    total = len(model.files.shards) + 1
     links = tuple(folder / _shard_name(number, total) for number in range(1, total))
     holder = folder / _shard_name(total, total)
-    pairs = _pairs(model)
-    data, offsets = _shard(names, pairs, number=total - 1, order=model.header.byte_order)
-    _link(links, shards)
+    data, offsets = _shard(names, _pairs(model), number=total - 1, order=model.header.byte_order)
+    for link, shard in zip(links, model.files.shards, strict=True):
+        _link(link, shard.path)
     with storage("write", holder):
         holder.write_bytes(data)
-    declared = model.header.get(_SPLIT_TENSORS)
-    tensors = declared if isinstance(declared, int) else len(model.header.tensors)
     return FactorFile(
         path=links[0],
         kv_overrides={
-            _SPLIT_NO: 0,
-            _SPLIT_COUNT: total,
-            _SPLIT_TENSORS: tensors + len(names),
+            SPLIT_NO: 0,
+            SPLIT_COUNT: total,
+            SPLIT_TENSORS: len(model.files.tensors) + len(names),
             model.metadata.key("scaling_type"): _scaling_type(names),
         },
-        holder=holder,
-        offsets=offsets,
-        pairs=pairs,
+        places=tuple((holder, offset) for offset in offsets),
+        pairs=_pairs(model),
         byte_order=model.header.byte_order,
         files=(*links, holder),
     )
 
 
 def _copied(model: StoredModel, folder: Path, edits: Edits) -> FactorFile:
-    """The first shard copied with `edits`, after which it has factor tensors; the others linked."""
-    first, *others = _shards(model)
-    copy = folder / first.name
-    links = tuple(folder / shard.name for shard in others)
-    rewrite = plan_rewrite(model.header, edits)
-    header = carry_out(plan_store(first, rewrite, output=copy, force={"exists"})).header
-    tensors = [tensor for tensor in header.tensors if tensor.name in FACTOR_TENSORS]
-    try:
-        _link(links, others)
-    except NotImplementedError as error:
-        copy.unlink()
-        raise StorageError(f"{folder}: {error}; name a working folder that can have them") from None
+    """The files that have factor tensors, or get them by `edits`, copied; the others linked."""
+    places: list[tuple[Path, int]] = []
+    files: list[Path] = []
+    for shard in model.files.shards:
+        file = folder / shard.path.name
+        files.append(file)
+        edited = edits if shard is model.files.shards[0] else Edits()
+        if not (edited.put_tensors or any(map(shard.header.tensor, FACTOR_TENSORS))):
+            _link(file, shard.path)
+            continue
+        rewrite = plan_rewrite(shard.header, edited)
+        header = carry_out(plan_store(shard.path, rewrite, output=file, force={"exists"})).header
+        places += [
+            (file, header.data_offset + tensor.offset)
+            for tensor in header.tensors
+            if tensor.name in FACTOR_TENSORS
+        ]
     return FactorFile(
-        path=copy,
+        path=files[0],
         kv_overrides={},
-        holder=copy,
-        offsets=tuple(header.data_offset + tensor.offset for tensor in tensors),
+        places=tuple(places),
         pairs=_pairs(model),
-        byte_order=header.byte_order,
-        files=(copy, *links),
+        byte_order=model.header.byte_order,
+        files=tuple(files),
     )
 
 
 def _added_factors(model: StoredModel) -> Edits:
+    """Factor tensors for a file that has none, which are all ones."""
     names = _tensors_to_add(model)
     ones = float_tensor((1.0,) * _pairs(model), model.header.byte_order)
     kind = TypedValue(type=ValueType.STRING, value=_scaling_type(names))
@@ -168,18 +168,6 @@ def _pairs(model: StoredModel) -> int:
     return rotary_dimensions(model.metadata, architecture(model.metadata.architecture)) // 2
 
 
-def _shards(model: StoredModel) -> list[Path]:
-    """The files of a model, in order; WishError where the given one is not the first."""
-    count = model.header.get(_SPLIT_COUNT)
-    if not isinstance(count, int) or count < 2:
-        return [model.path.resolve()]
-    named = _SHARD.fullmatch(model.path.name)
-    if named is None or int(named[2]) != 1 or int(named[3]) != count:
-        raise WishError(f"{model.path.name}: not the first of {count} shards; name that one")
-    name = f"{named[1]}-{{:05d}}-of-{count:05d}.gguf"
-    return [model.path.with_name(name.format(i)).resolve() for i in range(1, count + 1)]
-
-
 def _shard_name(number: int, total: int) -> str:
     """A shard's file name as llama.cpp makes it (src/llama.cpp `llama_split_path`)."""
     return f"search-{number:05d}-of-{total:05d}.gguf"
@@ -193,7 +181,7 @@ def _shard(
     step = -(-len(ones.data) // _ALIGNMENT) * _ALIGNMENT
     part = TypedValue(type=ValueType.UINT16, value=number)
     head = b"GGUF" + struct.pack(f"{order}IQQ", _VERSION, len(names), 1)
-    head += encode_key_value(_SPLIT_NO, part, order)
+    head += encode_key_value(SPLIT_NO, part, order)
     for index, name in enumerate(names):
         head += encode_tensor_info(name, ones.shape, ones.type, index * step, order)
     start = -(-len(head) // _ALIGNMENT) * _ALIGNMENT
@@ -201,13 +189,18 @@ def _shard(
     return data, tuple(start + index * step for index in range(len(names)))
 
 
-def _link(links: Sequence[Path], files: Sequence[Path]) -> None:
-    """Symbolic links; NotImplementedError where there is no such thing here."""
-    for link, file in zip(links, files, strict=True):
-        try:
-            link.unlink(missing_ok=True)
-            link.symlink_to(file)
-        except OSError as error:
-            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or os.name == "nt":
-                raise NotImplementedError("symbolic links cannot be made here") from error
-            raise StorageError(f"cannot link {link}: {error.strerror or error}") from error
+def _can_link(folder: Path) -> bool:
+    """Whether symbolic links can be made in `folder`."""
+    link = folder / "link"
+    try:
+        link.symlink_to("nothing")
+        link.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _link(link: Path, file: Path) -> None:
+    with storage("link", link):
+        link.unlink(missing_ok=True)
+        link.symlink_to(file.resolve())

@@ -11,7 +11,7 @@ import pytest
 
 from ggufrope.errors import StorageError, WishError
 from ggufrope.patching import read_model
-from ggufrope.search.overlay import factor_file
+from ggufrope.search.overlay import FactorFile, factor_file
 
 from .standin import N_ROT, write_model
 
@@ -35,6 +35,12 @@ def tensors_of(path: Path) -> dict[str, list[float]]:
     return {tensor.name: np.array(tensor.data).ravel().tolist() for tensor in reader.tensors}
 
 
+def holder_of(file: FactorFile) -> Path:
+    """The one file that factors are written to."""
+    (holder,) = {path for path, _ in file.places}
+    return holder
+
+
 def test_the_model_is_linked_and_one_small_shard_holds_the_factors(
     tmp_path: Path, folder: Path
 ) -> None:
@@ -44,9 +50,9 @@ def test_the_model_is_linked_and_one_small_shard_holds_the_factors(
     assert file.path.name.endswith("-00001-of-00002.gguf")
     assert file.path.is_symlink()
     assert file.path.samefile(path)
-    assert tensors_of(file.holder) == {"rope_freqs.weight": list(ONES)}
-    assert gguf.GGUFReader(str(file.holder)).fields["split.no"].contents() == 1
-    assert file.holder.stat().st_size < 512
+    assert tensors_of(holder_of(file)) == {"rope_freqs.weight": list(ONES)}
+    assert gguf.GGUFReader(str(holder_of(file))).fields["split.no"].contents() == 1
+    assert holder_of(file).stat().st_size < 512
     assert file.kv_overrides == {
         "split.no": 0,
         "split.count": 2,
@@ -54,7 +60,7 @@ def test_the_model_is_linked_and_one_small_shard_holds_the_factors(
         "llama.rope.scaling.type": "none",
     }
     file.write(RISING)
-    assert tensors_of(file.holder) == {"rope_freqs.weight": list(RISING)}
+    assert tensors_of(holder_of(file)) == {"rope_freqs.weight": list(RISING)}
     assert path.read_bytes() == before
     file.remove()
     assert list(folder.iterdir()) == []
@@ -66,7 +72,7 @@ def test_an_architecture_of_two_faces_gets_the_same_factors_in_both(
 ) -> None:
     file = factor_file(read_model(write_model(tmp_path / "m.gguf", "phi3")), folder)
     file.write(RISING)
-    assert tensors_of(file.holder) == {
+    assert tensors_of(holder_of(file)) == {
         "rope_factors_long.weight": list(RISING),
         "rope_factors_short.weight": list(RISING),
     }
@@ -86,6 +92,15 @@ def test_a_file_with_factors_of_its_own_is_copied_and_changed_there(
     assert tensors_of(file.path)["rope_freqs.weight"] == list(ONES)
     assert tensors_of(file.path)["token_embd.weight"] == tensors_of(path)["token_embd.weight"]
     assert path.read_bytes() == before
+
+
+def test_where_no_link_can_be_made_a_copy_gets_the_factors(tmp_path: Path, folder: Path) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    file = factor_file(read_model(path), folder, linking=False)
+    assert [each.is_symlink() for each in folder.iterdir()] == [False]
+    file.write(RISING)
+    assert tensors_of(file.path) == tensors_of(path) | {"rope_freqs.weight": list(RISING)}
+    assert read_model(file.path).metadata.scaling_type == "none"
 
 
 def test_a_split_model_gets_one_shard_more(tmp_path: Path, folder: Path) -> None:
@@ -108,10 +123,8 @@ def test_a_split_model_gets_one_shard_more(tmp_path: Path, folder: Path) -> None
     ]
     assert (folder / "search-00002-of-00003.gguf").samefile(tmp_path / "m-00002-of-00002.gguf")
     assert file.kv_overrides["split.tensors.count"] == 3
-    renamed = read_model((tmp_path / "m-00001-of-00002.gguf").rename(tmp_path / "other.gguf"))
-    renamed = read_model((tmp_path / "m-00001-of-00002.gguf").rename(tmp_path / "other.gguf"))
-    with pytest.raises(WishError, match="not the first of 2 shards"):
-        factor_file(renamed, folder)
+    with pytest.raises(StorageError, match="through symbolic links"):
+        factor_file(read_model(tmp_path / "m-00001-of-00002.gguf"), folder, linking=False)
 
 
 def test_a_wrong_number_of_factors_is_refused(tmp_path: Path, folder: Path) -> None:
