@@ -10,6 +10,7 @@ from .output import talk
 from .text import safe
 
 if TYPE_CHECKING:
+    from ggufrope.runs.cells import CellResult
     from ggufrope.runs.jobs import Job
 
 
@@ -77,3 +78,35 @@ class RunBar:
         self._bar.advance(self._task, tokens)
         speed = self._bar.tasks[0].speed
         self._bar.update(self._task, rate="" if speed is None else f"{speed:.0f}/s")
+
+
+class CellBar:
+    """Progress of a batch on stderr, by cells; tokens are counted in other processes."""
+
+    def __init__(self, cells: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Left
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("cells", markup=False),
+            Left(compact=True),
+        )
+        hidden = not talk().is_terminal
+        self._bar = Progress(*columns, console=talk(), transient=True, expand=True, disable=hidden)
+        self._task = self._bar.add_task("starting", total=cells)
+
+    def __enter__(self) -> CellBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, result: CellResult) -> None:
+        """One more cell is done."""
+        cell = result.cell
+        label = safe(f"{cell.model} · {cell.scaling} · {cell.kv} · {cell.task}")
+        self._bar.update(self._task, advance=1, description=label)

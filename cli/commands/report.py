@@ -21,25 +21,31 @@ def command(
         Path | None, typer.Option(metavar="F", help="Write JUnit XML, one case a cell.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(metavar="F", help="Write a row a cell.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Compare with this earlier run; exit 1 on a regression."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show the stored results of a run, or write them as HTML, JUnit XML or CSV."""
-    from ggufrope.errors import WishError
-    from ggufrope.report import to_csv, to_junit
+    """Show the stored results of a run, write them in other forms, or compare two runs."""
+    from ggufrope.report import compare, to_csv, to_junit
+    from ggufrope.report.html import to_html
 
+    from ..errors import CHECK_FAILED
     from ..running import stored_report, write_report
+    from ..views import comparison
     from ..views import run as view
 
     report = stored_report(folder)
-    if report is None:
-        raise WishError(f"{folder}: no run is stored there")
-    if html is not None:
-        from ggufrope.report.html import to_html
-
-        write_report(html, to_html(report))
-    if junit is not None:
-        write_report(junit, to_junit(report))
-    if csv is not None:
-        write_report(csv, to_csv(report))
-    if json or not (html or junit or csv):
+    if against is not None:
+        found = compare(stored_report(against), report)
+        comparison.answer(found, json=json)
+        if found.regressions:
+            raise typer.Exit(CHECK_FAILED)
+        return
+    forms = {html: to_html, junit: to_junit, csv: to_csv}
+    for path, form in forms.items():
+        if path is not None:
+            write_report(path, form(report))
+    if json or not any(forms):
         view.answer(report, json=json)

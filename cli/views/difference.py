@@ -90,6 +90,6 @@ def _type_name(number: int) -> str:
     from gguf import GGMLQuantizationType
 
     try:
-        return GGMLQuantizationType(number).name
+        return str(GGMLQuantizationType(number).name)
     except ValueError:
         return str(number)
