@@ -58,6 +58,10 @@ class LifeLine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go: the worker is no more."""
         os.close(self._descriptor)
         self._path.unlink(missing_ok=True)
 

@@ -77,8 +77,8 @@ def sha256_of(path: Path, length: int | None = None) -> str:
     """SHA-256, in hexadecimal, of a file or of its first `length` bytes. Raises StorageError."""
     sha256 = hashlib.sha256()
     buffer = memoryview(bytearray(1 << 20))
-    left = path.stat().st_size if length is None else length
     try:
+        left = path.stat().st_size if length is None else length
         with path.open("rb", buffering=0) as stream:
             while left and (count := stream.readinto(buffer[:left])):
                 sha256.update(buffer[:count])

@@ -14,9 +14,10 @@ import sqlite3
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ..errors import StorageError, WishError
+from ..errors import FileError, StorageError, WishError
 from . import records
 from .cells import CellResult
 from .jobs import Job
@@ -26,7 +27,6 @@ from .planfile import format_plan, read_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from types import TracebackType
 
     from .plan import RunPlan
@@ -173,6 +173,11 @@ class RunStore:
         rows = self._database.execute("SELECT body, sha256 FROM models ORDER BY ordinal")
         return tuple(ModelRecord(file=_load(ModelFile, b), sha256=sha256) for b, sha256 in rows)
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """The file of each model, by the model's name."""
+        return {record.file.name: record.file.path for record in self.models()}
+
     def jobs(self) -> tuple[JobRecord, ...]:
         """Every job in the plan's order."""
         rows = self._database.execute(
@@ -304,13 +309,17 @@ class RunStore:
                 )
         return len(rows)
 
-    def record_sha256(self, name: str, compute: Callable[[], str]) -> None:
-        """Keep the digest of a model's whole file, computed where there is none yet."""
-        (known,) = self._database.execute(
-            "SELECT sha256 FROM models WHERE name = ?", (name,)
-        ).fetchone()
-        if known is None:
-            sha256 = compute()
+    def record_sha256(self, name: str, compute: Callable[[Path], str]) -> None:
+        """Keep the digest of a model's whole file, computed where there is none yet.
+
+        A file that cannot be read has none: whoever loads it will say why.
+        """
+        record = next(record for record in self.models() if record.file.name == name)
+        if record.sha256 is None:
+            try:
+                sha256 = compute(Path(record.file.path))
+            except FileError:
+                return
             with _transaction(self._database):
                 self._database.execute(
                     "UPDATE models SET sha256 = ? WHERE name = ?", (sha256, name)

@@ -174,6 +174,15 @@ def _text_haystack(path: Path) -> object:
     return Haystack(kind="text", file=str(path))
 
 
+def test_a_model_that_has_gone_fails_its_jobs_alone(start: Start, scripted: ModuleType) -> None:
+    folder = start("", " ")
+    (folder.parent / "model-0.gguf").unlink()
+    work(folder, scripted.open_subject)
+    assert states(folder) == ["failed", "done"]
+    with RunStore(folder) as store:
+        assert [model.sha256 is None for model in store.models()] == [True, False]
+
+
 def test_a_bug_in_a_job_is_recorded_with_its_place(start: Start, scripted: ModuleType) -> None:
     folder = start("sleeps soon")
     work(folder, scripted.open_subject)
