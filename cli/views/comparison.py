@@ -20,28 +20,19 @@ def answer(found: Comparison, *, json: bool) -> None:
         return
     out = console()
     for difference in found.differences:
-        out.print(
-            f"{shown(difference.name)}: {shown(difference.before)} → {shown(difference.after)}"
-        )
-    made = table(
-        "setting",
-        "context",
-        "metric",
-        "before",
-        "after",
-        "",
-        numeric=["context", "before", "after"],
-    )
+        before, after = shown(difference.before), shown(difference.after)
+        out.print(f"{shown(difference.name)}: {before} → {after}")
+    columns = ("setting", "metric", "context", "before", "after", "")
+    made = table(*columns, numeric=columns[2:5])
     for change in found.changes:
         setting = f"{change.scaling} · {change.kv} · {change.part or change.task}"
         word = "" if not change.significant else "WORSE" if change.worse else "better"
         style = {"WORSE": "bold red", "better": "green"}.get(word)
-        numbers = (f"{change.before:.4g}", f"{change.after:.4g}")
-        row(made, setting, change.context_tokens, change.metric, *numbers, word, style=style)
+        numbers = (change.context_tokens, f"{change.before:.4g}", f"{change.after:.4g}")
+        row(made, setting, change.metric, *numbers, word, style=style)
     out.print(made)
     if found.only_before or found.only_after:
-        out.print(
-            f"not compared: {found.only_before} cells only before, {found.only_after} only now"
-        )
+        counts = f"{found.only_before} cells only before, {found.only_after} only now"
+        out.print(f"not compared: {counts}")
     count = len(found.regressions)
     out.print(heading(f"{count} regressions" if count else "no regression"))
