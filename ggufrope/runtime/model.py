@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ggufrope.errors import LoadError
 from ggufrope.runtime import library
 from ggufrope.runtime.loading import Buffer, LoadOptions, buffers, load
+from ggufrope.runtime.placement import require_weights_fit
 from ggufrope.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Model:
             main_gpu=main_gpu,
             tensor_split=tuple(tensor_split),
         )
+        if library.can_offload():
+            require_weights_fit(Path(path), options)
         handle, log = load(Path(path), options, progress=progress)
         return cls(Path(path), options, handle, log)
 

@@ -39,7 +39,7 @@ _PAIR_STYLES: dict[int, PairStyle] = {0: "norm", 2: "neox", 8: "neox", 40: "neox
 _MULTI_AXIS = (8, 40)
 _MULTI_AXIS_CELL_EXTRA = 12  # struct llama_kv_cell_ext, src/llama-kv-cells.h
 
-_TOKENS = 4
+_TOKENS = 3
 _DOUBLINGS = 24
 """Positions go up to 2^23, the last power of two below which float32 counts every one."""
 _MOST_TURN = 32.0
@@ -48,6 +48,9 @@ _STILL = 1e-4
 """A turn, in radians at the largest position, below which a pair does not rotate."""
 _RIGID = 1e-3
 """How far from a pure rotation keys may be before the method does not apply."""
+_PARALLEL = 1e-9
+"""How far from 1 the cosine of scaled and unscaled keys may be: the error of a norm is below its
+square root."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,7 +106,7 @@ def probe(
     )
     positions = (0, *(2**power for power in range(_DOUBLINGS)))
     measured = _measure(model, settings, positions)
-    plain = _measure(model, replace(settings, rope=_unscaled(model, rope)), (0,))
+    plain = _measure(model, replace(settings, rope=_unscaled(model, rope)), positions)
     layers, notes = [], []
     for layer, found in sorted(measured.items()):
         head_size, n_rot = _rotary_width(model, layer, found, pairs)
@@ -291,7 +294,7 @@ def _magnitude(scaled: NDArray[np.complex128], plain: NDArray[np.complex128]) ->
     """The factor between two sets of keys, None where they differ by more than a factor."""
     norms = float(np.linalg.norm(scaled)), float(np.linalg.norm(plain))
     alike = float((scaled * plain.conj()).sum().real) / (norms[0] * norms[1])
-    return norms[0] / norms[1] if alike > 1 - _RIGID**2 else None
+    return norms[0] / norms[1] if alike > 1 - _PARALLEL else None
 
 
 def _relative_error(measured: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ggufrope.runtime import kvcache, library
 from ggufrope.runtime.kvcache import Cache
@@ -55,10 +55,15 @@ class CacheSupport:
 def rehearse(model: Model, settings: ContextSettings) -> Rehearsal:
     """Size a context of `settings`, and free it again. Raises what making one would for numbers
     that cannot be."""
+    return rehearse_handle(model.unallocated, settings, n_seq_max=model.n_sequences)
+
+
+def rehearse_handle(model_handle: Any, settings: ContextSettings, *, n_seq_max: int) -> Rehearsal:
+    """As `rehearse`, of a `llama_model *` loaded without weights."""
     llama = library.load()
-    parameters = context_parameters(llama, settings, n_seq_max=model.n_sequences)
+    parameters = context_parameters(llama, settings, n_seq_max=n_seq_max)
     with library.capture(debug=True) as log:
-        handle = llama.llama_init_from_model(model.unallocated, parameters)
+        handle = llama.llama_init_from_model(model_handle, parameters)
         if handle:
             llama.llama_free(handle)
     splits = log.search(r"splits = (\d+)")

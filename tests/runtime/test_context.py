@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 TEXT = "The capital of France is Paris. The capital of Italy is Rome. " * 3
 QUESTION = "The capital of France is"
-F32 = ContextSettings(n_ctx=256, type_k="f32", type_v="f32")
+# One thread: two would wait for each other on a busy machine longer than they compute.
+F32 = ContextSettings(n_ctx=256, type_k="f32", type_v="f32", n_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +145,20 @@ def test_numbers_that_are_no_tokens_are_refused(context: Context, model: Model) 
 
 def test_contexts_of_one_model_differ(model: Model) -> None:
     tokens = model.tokenize(TEXT)
-    settings = ContextSettings(n_ctx=256, rope=RopeOverrides(scaling_type="linear", freq_scale=0.5))
+    settings = ContextSettings(
+        n_ctx=256, n_threads=1, rope=RopeOverrides(scaling_type="linear", freq_scale=0.5)
+    )
     with Context(model, F32) as plain, Context(model, settings) as scaled:
         (a,), (b,) = plain.logits(tokens), scaled.logits(tokens)
         assert not np.allclose(a, b, atol=1.0)
 
 
 @pytest.mark.parametrize(
-    "settings", [ContextSettings(n_ctx=1), ContextSettings(n_ctx=300, n_batch=2, n_ubatch=1)]
+    "settings",
+    [
+        ContextSettings(n_ctx=1, n_threads=1),
+        ContextSettings(n_ctx=300, n_threads=1, n_batch=2, n_ubatch=1),
+    ],
 )
 def test_the_smallest_contexts_and_batches_work(model: Model, settings: ContextSettings) -> None:
     with Context(model, settings) as context:
@@ -165,7 +172,9 @@ def test_the_smallest_contexts_and_batches_work(model: Model, settings: ContextS
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"])
 def test_every_cache_type_runs(model: Model, kind: str) -> None:
-    with Context(model, ContextSettings(n_ctx=256, type_k=kind, type_v=kind)) as context:
+    with Context(
+        model, ContextSettings(n_ctx=256, n_threads=1, type_k=kind, type_v=kind)
+    ) as context:
         (rows,) = context.logits(model.tokenize(QUESTION))
         assert np.isfinite(rows).all()
         assert context.cache is not None
@@ -179,7 +188,7 @@ def test_every_cache_type_runs(model: Model, kind: str) -> None:
 def test_the_cache_is_as_large_as_its_types_say(model: Model) -> None:
     from ggufrope.runtime.kvcache import CACHE_TYPES
 
-    settings = ContextSettings(n_ctx=1024, type_k="q8_0", type_v="f16")
+    settings = ContextSettings(n_ctx=1024, n_threads=1, type_k="q8_0", type_v="f16")
     with Context(model, settings) as context:
         assert context.cache is not None
         width = model.n_head_kv * model.head_size
@@ -188,7 +197,7 @@ def test_the_cache_is_as_large_as_its_types_say(model: Model) -> None:
 
 
 def test_a_quantized_v_needs_flash_attention(model: Model) -> None:
-    settings = ContextSettings(n_ctx=256, type_v="q8_0", flash_attention=False)
+    settings = ContextSettings(n_ctx=256, n_threads=1, type_v="q8_0", flash_attention=False)
     with pytest.raises(CacheTypeError, match="flash attention"):
         Context(model, settings)
 
@@ -210,7 +219,7 @@ def test_impossible_numbers_are_refused(model: Model, settings: ContextSettings)
 
 def test_an_unknown_cache_type_is_refused(model: Model) -> None:
     with pytest.raises(CacheTypeError, match="'q3_0'; there are f32"):
-        Context(model, ContextSettings(n_ctx=256, type_k="q3_0"))
+        Context(model, ContextSettings(n_ctx=256, n_threads=1, type_k="q3_0"))
 
 
 def test_closing_the_model_closes_its_contexts(smollm2: Path) -> None:
