@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ggufrope.container.composition import piece_length
-from ggufrope.container.files import COPY_CHUNK, storage, write_all
+from ggufrope.container.files import (
+    COPY_CHUNK,
+    UNSUPPORTED,
+    RefusedError,
+    storage,
+    write_all,
+)
+from ggufrope.container.inplace import settle
 from ggufrope.container.locks import lock
 from ggufrope.container.siblings import partial_path
 from ggufrope.container.types import Span
@@ -15,21 +23,56 @@ from ggufrope.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from ggufrope.container.composition import Composition
     from ggufrope.container.files import FileLayer
 
 
 @contextmanager
-def partial_file(files: FileLayer, target: Path) -> Iterator[BinaryIO]:
-    """An empty locked file beside `target`; removed again when the body raises anything."""
+def built(
+    files: FileLayer,
+    source: BinaryIO,
+    target: Path,
+    composition: Composition,
+    *,
+    clone: bool,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[BinaryIO]:
+    """The composition as a file beside `target`, locked, not yet synced; removed again when the
+    body raises anything. Raises RefusedError where `clone` is wanted and cannot be had."""
+    whole = clone and files.clones_whole_files
+    with partial_file(files, target, clone_of=source if whole else None) as file:
+        try:
+            if whole:
+                _turn_clone(files, source, file, composition, progress)
+            else:
+                block = files.block_size(target) if clone else None
+                write_pieces(files, source, file, composition, clone_block=block, progress=progress)
+        except OSError as error:
+            if clone and error.errno in UNSUPPORTED:
+                raise RefusedError(error.strerror) from error
+            raise
+        yield file
+
+
+@contextmanager
+def partial_file(
+    files: FileLayer, target: Path, *, clone_of: BinaryIO | None = None
+) -> Iterator[BinaryIO]:
+    """A locked file beside `target`, empty or a clone; removed again when the body raises."""
     path = partial_path(target)
     with storage("write", path), files.create(path) as file:
         lock(file, path)
         try:
-            files.resize(file, 0)
-            yield file
+            if clone_of is None:
+                files.resize(file, 0)
+                yield file
+            else:
+                files.remove(path)
+                files.clone_file(Path(clone_of.name), path)
+                with files.open(path, "r+b") as clone:
+                    lock(clone, path)
+                    yield clone
         except BaseException:
             with suppress(OSError):
                 files.remove(path)
@@ -60,6 +103,24 @@ def write_pieces(
             offset += piece_length(piece)
         if progress is not None:
             progress(offset, composition.size)
+
+
+def _turn_clone(
+    files: FileLayer,
+    source: BinaryIO,
+    clone: BinaryIO,
+    composition: Composition,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Makes a clone of `source` the composition by writing what stands elsewhere or nowhere."""
+    for patch in settle(composition.pieces, None)[1]:
+        piece, offset = patch.piece, patch.offset
+        if isinstance(piece, Span):
+            start, length = piece.offset, piece.length
+            _copy(files, source, start, length, clone, offset, composition.size, progress)
+        else:
+            write_all(files, clone, offset, piece)
+    files.resize(clone, composition.size)
 
 
 def _stretches(span: Span, offset: int, clone_block: int | None) -> Iterator[tuple[int, int, bool]]:

@@ -29,8 +29,20 @@ UNSUPPORTED = frozenset(
 """What a system call answers where the file system or the pair of files does not allow it."""
 
 
+class RefusedError(Exception):
+    """The system turned an operation down before anything changed: there is another way.
+
+    It never leaves the store.
+    """
+
+
 class FileLayer:
     """The operating system's files. Offsets are absolute; nothing relies on a file position."""
+
+    @property
+    def clones_whole_files(self) -> bool:
+        """Whether `clone_file` is to be used, and not `clone_range`."""
+        return sys.platform == "darwin"
 
     def open(self, path: Path, mode: Mode) -> BinaryIO:
         return path.open(mode, buffering=0)
@@ -100,6 +112,9 @@ class FileLayer:
 
     def free_bytes(self, path: Path) -> int:
         """What may still be written beside `path`."""
+        if hasattr(os, "statvfs"):
+            status = os.statvfs(path.parent)
+            return status.f_bavail * status.f_frsize
         import shutil
 
         return shutil.disk_usage(path.parent).free
@@ -113,9 +128,14 @@ class FileLayer:
         return linux.insert_refusal(path.parent, self.block_size(path))
 
     def clone_refusal(self, path: Path) -> str | None:
-        """Why files beside `path` cannot share blocks of a file there, or None where they can."""
+        """Why files beside `path` cannot share blocks of a file there, or None where they can.
+
+        macOS is taken at its word: APFS clones, and another file system refuses when asked to.
+        """
+        if sys.platform == "darwin":
+            return None
         if sys.platform != "linux":
-            return "only Linux has FICLONERANGE"
+            return "this system shares no blocks between files"
         from ggufrope.container import linux
 
         return linux.clone_refusal(path.parent, self.block_size(path))
@@ -140,6 +160,14 @@ class FileLayer:
 
         linux.clone_range(source.fileno(), source_offset, length, target.fileno(), offset)
 
+    def clone_file(self, source: Path, target: Path) -> None:
+        """Makes `target`, which must not exist, a file that shares all blocks of `source`."""
+        if sys.platform != "darwin":
+            raise OSError(errno.EOPNOTSUPP, "only macOS clones whole files")
+        from ggufrope.container import macos
+
+        macos.clone_file(source, target)
+
 
 LOCAL = FileLayer()
 
@@ -152,6 +180,16 @@ def write_all(files: FileLayer, file: BinaryIO, offset: int, data: bytes) -> Non
             raise OSError(errno.EIO, "the file takes no more bytes")
         view = view[written:]
         offset += written
+
+
+def require_room(files: FileLayer, path: Path, needed: int) -> None:
+    """Asks before writing, not during. Raises StorageError where `needed` bytes do not fit."""
+    with storage("write beside", path):
+        free = files.free_bytes(path)
+    if free < needed:
+        raise StorageError(
+            f"{path.parent} has {free} bytes free, the edit needs {needed}; make room first"
+        )
 
 
 @contextmanager

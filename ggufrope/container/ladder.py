@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -43,10 +43,6 @@ class Strategy(str, Enum):
 
 INSIDE = (Strategy.OVERWRITE, Strategy.RESERVE, Strategy.GROW)
 """The strategies that write into the file itself."""
-
-
-class StrategyRefusedError(Exception):
-    """The system turned a strategy down before anything changed. It never leaves the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +93,8 @@ def ways_beside(rewrite: Rewrite, files: FileLayer, path: Path) -> Iterator[Way 
     refusal = files.clone_refusal(path)
     if refusal is not None:
         yield Rejection(strategy=Strategy.CLONE, reason=refusal)
+    elif files.clones_whole_files:
+        yield _clone_whole(rewrite)
     else:
         yield _clone(rewrite, files.block_size(path))
     composition = _streamed(rewrite)
@@ -190,6 +188,15 @@ def _clone(rewrite: Rewrite, block: int) -> Way | Rejection:
     if best is None or best.bytes_written > best.composition.size // 2:
         return Rejection(strategy=Strategy.CLONE, reason="too few blocks of the two files line up")
     return best
+
+
+def _clone_whole(rewrite: Rewrite) -> Way | Rejection:
+    """All blocks are shared at first, so only what need not move can stay shared."""
+    best = _best(_without_insertion(rewrite))
+    if best is None or best.bytes_written > best.composition.size // 2:
+        return Rejection(strategy=Strategy.CLONE, reason="the tensor data would have to move")
+    lost = _lost(copied(best.composition.pieces), rewrite)
+    return replace(best, strategy=Strategy.CLONE, bytes_lost=lost)
 
 
 def _streamed(rewrite: Rewrite) -> Composition:

@@ -6,10 +6,9 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
-from ggufrope.container.files import UNSUPPORTED, FileLayer, storage, write_all
+from ggufrope.container.files import UNSUPPORTED, FileLayer, RefusedError, storage, write_all
 from ggufrope.container.inplace import settle
 from ggufrope.container.journal import commit, draw_up, holds, write_journal
-from ggufrope.container.ladder import StrategyRefusedError, Way
 from ggufrope.container.proof import prove_header
 from ggufrope.container.recovery import roll_back
 from ggufrope.container.types import Span
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ggufrope.container.composition import Piece, Rewrite
+    from ggufrope.container.ladder import Way
     from ggufrope.container.records import Record
     from ggufrope.container.types import Header
 
@@ -35,7 +35,7 @@ def overwrite(
     """Turns the open, locked file into what `way` leads to and returns its new header.
 
     Whatever goes wrong after the first change is taken back at once; where even that fails,
-    `recover` finds the journal. Raises StrategyRefusedError where another strategy must be used.
+    `recover` finds the journal. Raises RefusedError where another strategy must be used.
     """
     kept, patches = settle(way.composition.pieces, way.insertion)
     if not patches and way.composition.size == rewrite.source.file_size:
@@ -84,7 +84,7 @@ def _apply(
             files.insert_range(file, record.insertion.offset, record.insertion.length)
         except OSError as error:
             if error.errno in UNSUPPORTED:
-                raise StrategyRefusedError(error.strerror) from error
+                raise RefusedError(error.strerror) from error
             raise
         files.sync(file)
     total = sum(len(content) for _, content in contents)

@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from ggufrope.container.build import keep_attributes, partial_file, write_pieces
+from ggufrope.container.build import built, keep_attributes
 from ggufrope.container.composition import Composition, piece_length
-from ggufrope.container.files import LOCAL, FileLayer, storage, write_all
+from ggufrope.container.files import (
+    LOCAL,
+    FileLayer,
+    RefusedError,
+    require_room,
+    storage,
+    write_all,
+)
 from ggufrope.container.guard import check_guards
 from ggufrope.container.journal import commit, holds, read_record
 from ggufrope.container.locks import lock
@@ -124,15 +131,30 @@ def _put_back(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Builds the old file from the new one that had replaced it, and lets it take its place."""
+    if files.clone_refusal(path) is None:
+        with suppress(RefusedError):
+            _put_back_by(files, file, path, record, progress, clone=True)
+            return
+    require_room(files, path, record.old_size)
+    _put_back_by(files, file, path, record, progress, clone=False)
+
+
+def _put_back_by(
+    files: FileLayer,
+    file: BinaryIO,
+    path: Path,
+    record: Record,
+    progress: Callable[[int, int], None] | None,
+    *,
+    clone: bool,
+) -> None:
     composition = Composition(
         pieces=record.pieces,
         data_offset=record.old_seal.spans[0].length,
         size=record.old_size,
         padding=None,
     )
-    block = None if files.clone_refusal(path) else files.block_size(path)
-    with partial_file(files, path) as old:
-        write_pieces(files, file, old, composition, clone_block=block, progress=progress)
+    with built(files, file, path, composition, clone=clone, progress=progress) as old:
         if not holds(record.old_seal, files, old):
             raise StorageError(f"{path} could not be restored; the edit stays")
         keep_attributes(file, old, owner=True)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufrope.container.composition import Rewrite
-from ggufrope.container.files import LOCAL, FileLayer, storage
+from ggufrope.container.files import LOCAL, FileLayer, RefusedError, require_room, storage
 from ggufrope.container.guard import check_guards
 from ggufrope.container.ladder import (
     CARRY_LIMIT,
     INSIDE,
     Rejection,
     Strategy,
-    StrategyRefusedError,
     Way,
     ways_beside,
     ways_inside,
@@ -122,7 +121,7 @@ def carry_out(
         try:
             header = _attempt(plan, progress, whole_proof=whole_proof, files=files)
             break
-        except StrategyRefusedError as refusal:
+        except RefusedError as refusal:
             plan = _next_plan(plan, str(refusal), files)
     return StoreReceipt(
         path=plan.target,
@@ -165,7 +164,9 @@ def _choose(
             undoable=undoable,
             rejected=tuple(rejected),
         )
-        _check_space(plan, files)
+        growth = way.composition.size - rewrite.source.file_size
+        growth = max(growth, 0) if way.strategy in INSIDE else way.bytes_written
+        require_room(files, target, growth + plan.bytes_journaled)
         return plan
     reasons = "; ".join(each.reason for each in rejected) or "only a copy makes a new file"
     wanted = "any strategy" if requested is None else f"strategy {requested.value!r}"
@@ -248,16 +249,3 @@ def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
         raise WishError(f"{target} is the input itself; edit it in place instead")
     if "exists" not in force:
         raise GuardError(f"{target} exists already; force 'exists' to replace it", guard="exists")
-
-
-def _check_space(plan: StorePlan, files: FileLayer) -> None:
-    """Asks before, not during: what the file grows by or a new one takes, and the journal."""
-    growth = plan.way.composition.size - plan.rewrite.source.file_size
-    needed = max(growth, 0) if plan.strategy in INSIDE else plan.bytes_written
-    needed += plan.bytes_journaled
-    with storage("write beside", plan.target):
-        free = files.free_bytes(plan.target)
-    if free < needed:
-        raise StorageError(
-            f"{plan.target.parent} has {free} bytes free, the edit needs {needed}; make room first"
-        )

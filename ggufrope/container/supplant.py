@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, BinaryIO
 
-from ggufrope.container.build import keep_attributes, partial_file, write_pieces
-from ggufrope.container.files import UNSUPPORTED, FileLayer, storage
+from ggufrope.container.build import built, keep_attributes
+from ggufrope.container.files import FileLayer, storage
 from ggufrope.container.inplace import copied
 from ggufrope.container.journal import commit, draw_up, write_journal
-from ggufrope.container.ladder import Strategy, StrategyRefusedError, Way
+from ggufrope.container.ladder import Strategy, Way
 from ggufrope.container.proof import prove_header, prove_pieces
 from ggufrope.container.siblings import journal_path, partial_path, undo_path
 
@@ -35,10 +35,10 @@ def supplant(
     """Writes `target` from the open, locked `source` and returns its header.
 
     The new file has its name only once it is whole, proved and durable. Raises
-    StrategyRefusedError where blocks cannot be shared after all.
+    RefusedError where blocks cannot be shared after all.
     """
-    with partial_file(files, target) as file:
-        _fill(files, source, file, target, way, progress)
+    clone = way.strategy is Strategy.CLONE
+    with built(files, source, target, way.composition, clone=clone, progress=progress) as file:
         prove_pieces(files, source, file, way.composition, target, whole=whole_proof)
         header = prove_header(file, rewrite, way.composition, target)
         with storage("write", target):
@@ -69,21 +69,3 @@ def supplant(
                 # What could be undone is not what stands here any more.
                 files.remove(undo_path(target))
     return header
-
-
-def _fill(
-    files: FileLayer,
-    source: BinaryIO,
-    file: BinaryIO,
-    target: Path,
-    way: Way,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    cloning = way.strategy is Strategy.CLONE
-    block = files.block_size(target) if cloning else None
-    try:
-        write_pieces(files, source, file, way.composition, clone_block=block, progress=progress)
-    except OSError as error:
-        if cloning and error.errno in UNSUPPORTED:
-            raise StrategyRefusedError(error.strerror) from error
-        raise

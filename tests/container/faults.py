@@ -62,6 +62,21 @@ class CapableFiles(FileLayer):
         return os.pread(file.fileno(), size - offset, offset)
 
 
+class CloningFiles(CapableFiles):
+    """Clones whole files and nothing less, as macOS does; the copy stands for shared blocks."""
+
+    def insert_refusal(self, path: Path) -> str | None:
+        return "not on this system"
+
+    @property
+    def clones_whole_files(self) -> bool:
+        return True
+
+    def clone_file(self, source: Path, target: Path) -> None:
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+
+
 class FaultyFiles(CapableFiles):
     """Does as it is told until operation number `at`, counted from 0.
 
@@ -181,6 +196,10 @@ class FaultyFiles(CapableFiles):
     ) -> None:
         self._step()
         super().clone_range(source, source_offset, length, target, offset)
+
+    def clone_file(self, source: Path, target: Path) -> None:
+        self._step()
+        super().clone_file(source, target)
 
     def read(self, file: BinaryIO, offset: int, length: int) -> bytes:
         if self._stopped:

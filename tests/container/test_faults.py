@@ -6,8 +6,10 @@ it, and of an undo. What is left is held against both files byte for byte, and `
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from gguf import GGUFReader
@@ -17,15 +19,19 @@ from ggufrope.errors import StorageError
 from tests.container.edits import CASES, Case, plan, prepare
 from tests.container.faults import CapableFiles, FaultyFiles, Stop
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 MODES = ("fail", "short", "stop", "torn", "power")
 UNDO = ".m.gguf.ggufrope-undo"
 
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 in_every_way = pytest.mark.parametrize("mode", MODES)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """In memory where there is such a place: thousands of renames wait for no disk."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
 
 
 def outcome(path: Path, case: Case) -> tuple[bytes, bytes]:
@@ -52,8 +58,8 @@ def attempts(mode: str) -> Iterator[FaultyFiles]:
 
 @by_name
 @in_every_way
-def test_an_edit_that_goes_wrong(case: Case, mode: str, tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
+def test_an_edit_that_goes_wrong(case: Case, mode: str, folder: Path) -> None:
+    path = folder / "m.gguf"
     old, new = outcome(path, case)
     completed = 0
     for files in attempts(mode):
@@ -75,10 +81,10 @@ def test_an_edit_that_goes_wrong(case: Case, mode: str, tmp_path: Path) -> None:
         if not files.struck:
             assert now == new
         if now == new:
-            assert names(tmp_path) == {"m.gguf", UNDO}
+            assert names(folder) == {"m.gguf", UNDO}
             undo(path, force={"in-use"}, files=CapableFiles())
             assert path.read_bytes() == old
-        assert names(tmp_path) == {"m.gguf"}
+        assert names(folder) == {"m.gguf"}
         if not files.struck:
             break
     assert completed
@@ -87,8 +93,8 @@ def test_an_edit_that_goes_wrong(case: Case, mode: str, tmp_path: Path) -> None:
 
 @by_name
 @in_every_way
-def test_an_undo_that_goes_wrong(case: Case, mode: str, tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
+def test_an_undo_that_goes_wrong(case: Case, mode: str, folder: Path) -> None:
+    path = folder / "m.gguf"
     old, new = outcome(path, case)
     for files in attempts(mode):
         path.write_bytes(old)
@@ -99,10 +105,10 @@ def test_an_undo_that_goes_wrong(case: Case, mode: str, tmp_path: Path) -> None:
         recover(path, files=CapableFiles())
         assert path.read_bytes() in (old, new), files.at
         if path.read_bytes() == new:
-            assert names(tmp_path) == {"m.gguf", UNDO}
+            assert names(folder) == {"m.gguf", UNDO}
             undo(path, force={"in-use"}, files=CapableFiles())
         assert path.read_bytes() == old
-        assert names(tmp_path) == {"m.gguf"}
+        assert names(folder) == {"m.gguf"}
         if not files.struck:
             break
     assert not files.struck
@@ -110,9 +116,9 @@ def test_an_undo_that_goes_wrong(case: Case, mode: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in ("reserved", "grow and append")])
 @pytest.mark.parametrize("mode", ["fail", "stop", "torn", "power"])
-def test_a_recovery_that_goes_wrong(case: Case, mode: str, tmp_path: Path) -> None:
+def test_a_recovery_that_goes_wrong(case: Case, mode: str, folder: Path) -> None:
     """The edit is stopped everywhere, and then its recovery is too."""
-    path = tmp_path / "m.gguf"
+    path = folder / "m.gguf"
     old, new = outcome(path, case)
     for at in range(200):
         finished = False
@@ -128,9 +134,9 @@ def test_a_recovery_that_goes_wrong(case: Case, mode: str, tmp_path: Path) -> No
             second.close()
             recover(path, files=CapableFiles())
             assert path.read_bytes() in (old, new), (at, again)
-            for leftover in names(tmp_path) - {"m.gguf"}:
+            for leftover in names(folder) - {"m.gguf"}:
                 assert leftover == UNDO
-                (tmp_path / leftover).unlink()
+                (folder / leftover).unlink()
             if not second.struck:
                 break
         if finished:
@@ -139,13 +145,13 @@ def test_a_recovery_that_goes_wrong(case: Case, mode: str, tmp_path: Path) -> No
 
 
 @in_every_way
-def test_a_new_file_that_goes_wrong(mode: str, tmp_path: Path) -> None:
+def test_a_new_file_that_goes_wrong(mode: str, folder: Path) -> None:
     """The source is never touched; the output is whole or absent, and its remains are found."""
-    path, output = tmp_path / "m.gguf", tmp_path / "o.gguf"
+    path, output = folder / "m.gguf", folder / "o.gguf"
     case = next(case for case in CASES if case.name == "stream")
     old = prepare(path, case)
     rewrite = plan_rewrite(read_header(path), case.edits)
-    good = tmp_path / "good.gguf"
+    good = folder / "good.gguf"
     carry_out(plan_store(path, rewrite, output=good))
     new = good.read_bytes()
     good.unlink()
@@ -156,10 +162,10 @@ def test_a_new_file_that_goes_wrong(mode: str, tmp_path: Path) -> None:
             carry_out(made, files=files)
         files.close()
         if mode in ("fail", "short"):
-            assert names(tmp_path) <= {"m.gguf", "o.gguf"}
+            assert names(folder) <= {"m.gguf", "o.gguf"}
         recover(output, files=CapableFiles())
         assert path.read_bytes() == old
-        assert names(tmp_path) <= {"m.gguf", "o.gguf"}
+        assert names(folder) <= {"m.gguf", "o.gguf"}
         if output.exists():
             assert output.read_bytes() == new
         if not files.struck:
@@ -167,8 +173,8 @@ def test_a_new_file_that_goes_wrong(mode: str, tmp_path: Path) -> None:
     assert output.exists()
 
 
-def test_failures_are_one_line_errors(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
+def test_failures_are_one_line_errors(folder: Path) -> None:
+    path = folder / "m.gguf"
     case = next(case for case in CASES if case.name == "grow")
     prepare(path, case)
     for at in range(12):
@@ -176,5 +182,5 @@ def test_failures_are_one_line_errors(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"m\.gguf.*: Input/output error$"):
             carry_out(plan(path, case, CapableFiles()), files=files)
         recover(path, files=CapableFiles())
-        if (tmp_path / UNDO).exists():
+        if (folder / UNDO).exists():
             undo(path, force={"in-use"}, files=CapableFiles())

@@ -22,7 +22,7 @@ from ggufrope.container import (
 from ggufrope.container.files import LOCAL
 from ggufrope.errors import StorageError, WishError
 from tests.container.edits import CASES, SCALING, Case, blocky_model, plan, prepare, u32
-from tests.container.faults import CapableFiles
+from tests.container.faults import CapableFiles, CloningFiles
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -237,6 +237,35 @@ def test_an_impossible_strategy_says_why(tmp_path: Path) -> None:
     rewrite = plan_rewrite(read_header(path), Edits())
     with pytest.raises(WishError, match="only a copy makes a new file"):
         plan_store(path, rewrite, output=tmp_path / "o.gguf", strategy=Strategy.GROW)
+
+
+@pytest.mark.parametrize("name", ["reserved", "tensor appended", "last tensor goes"])
+def test_whole_files_are_cloned_where_the_data_can_stay(name: str, tmp_path: Path) -> None:
+    path, output = tmp_path / "m.gguf", tmp_path / "o.gguf"
+    case = next(case for case in CASES if case.name == name)
+    old = prepare(path, case)
+    files = CloningFiles()
+    rewrite = plan_rewrite(read_header(path), case.edits)
+    made = plan_store(path, rewrite, output=output, files=files)
+    assert made.strategy is Strategy.CLONE
+    assert made.bytes_written < 4096
+    header = carry_out(made, whole_proof=True, files=files).header
+    assert read_header(output) == header
+    assert path.read_bytes() == old
+    made = plan_store(path, rewrite, strategy=Strategy.CLONE, force={"in-use"}, files=files)
+    carry_out(made, files=files)
+    assert path.read_bytes() == output.read_bytes()
+    undo(path, force={"in-use"}, files=files)
+    assert path.read_bytes() == old
+
+
+def test_whole_files_are_not_cloned_to_be_moved(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    case = next(case for case in CASES if case.name == "grow")
+    prepare(path, case)
+    made = plan(path, case, CloningFiles())
+    assert made.strategy is Strategy.STREAM
+    assert "would have to move" in made.rejected[-1].reason
 
 
 def test_refusals_fall_through_to_the_copy(tmp_path: Path) -> None:
