@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ggufrope.container.guard import Guard, check_guards, find_guards
     from ggufrope.container.ladder import Rejection, Strategy
     from ggufrope.container.layout import plan_rewrite
-    from ggufrope.container.locate import locate
+    from ggufrope.container.location import locate
     from ggufrope.container.reader import parse_header, read_header
     from ggufrope.container.recovery import Recovery, UndoReceipt, recover, undo
     from ggufrope.container.shards import ModelFiles, Shard, distribute, open_model, sibling_paths
@@ -61,7 +61,7 @@ _HOMES = {
     "guard": ("Guard", "check_guards", "find_guards"),
     "ladder": ("Rejection", "Strategy"),
     "layout": ("plan_rewrite",),
-    "locate": ("locate",),
+    "location": ("locate",),
     "reader": ("parse_header", "read_header"),
     "recovery": ("Recovery", "UndoReceipt", "recover", "undo"),
     "shards": ("ModelFiles", "Shard", "distribute", "open_model", "sibling_paths"),

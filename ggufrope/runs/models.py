@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..container import Scalar, read_header
-from ..container.locate import locate
+from ..container.location import locate
 from ..errors import StorageError, WishError
 from ..rope import read_metadata
 from ..rope.keys import KEYS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope.container.locate import locate
+from ggufrope.container.location import locate
 from ggufrope.errors import StorageError, WishError
 
 
