@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from fixtures.make import build
 from ggufrope.errors import CacheTypeError, DecodeError, RuntimeFailure, WishError
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime import Branch, Context, ContextSettings, Model
-
-from . import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +84,7 @@ def test_branches_in_many_groups_and_batches_say_what_each_says_alone(
     random = np.random.default_rng(3)
 
     def draw(count: int) -> tuple[int, ...]:
-        return tuple(random.integers(tiny.VOCABULARY, size=count).tolist())
+        return tuple(random.integers(256, size=count).tolist())
 
     trunk = draw(60)
     branches = [
@@ -93,7 +92,7 @@ def test_branches_in_many_groups_and_batches_say_what_each_says_alone(
         for n in range(60)
     ]
     settings = ContextSettings(n_ctx=256, type_k="f32", type_v="f32", n_batch=32, n_ubatch=16)
-    path = tiny.write(tmp_path / "tiny.gguf", architecture, layers=6)
+    (path,) = build(architecture, tmp_path / "tiny.gguf")
     with Model.open(path) as model, Context(model, settings) as context:
         context.extend(trunk)
         scored = context.score(branches)

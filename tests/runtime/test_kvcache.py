@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import gguf
 import pytest
 
+from fixtures.make import build
 from ggufrope.errors import CacheTypeError
 from ggufrope.runtime import Context, ContextSettings, Model
 from ggufrope.runtime.kvcache import CACHE_TYPES
 from ggufrope.runtime.rehearsal import cache_support
 from ggufrope.runtime.report import report
-
-from . import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +27,7 @@ def test_types_are_those_of_ggml(name: str) -> None:
 
 
 def test_pairs_that_divide_the_head_run_and_others_are_refused(tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf", "llama with heads of 48")
+    (path,) = build("llama", tmp_path / "tiny.gguf", head_size=48)
     with Model.open(path) as model:
         for flash in (None, True, False):
             found = cache_support(model, "q8_0", "f16", flash_attention=flash)
@@ -40,7 +39,7 @@ def test_pairs_that_divide_the_head_run_and_others_are_refused(tmp_path: Path) -
 
 
 def test_a_rehearsal_agrees_with_the_context(tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf", "qwen2")
+    (path,) = build("qwen2", tmp_path / "tiny.gguf")
     with Model.open(path) as model:
         for kind in ("f32", "q8_0"):
             found = cache_support(model, kind, kind)
@@ -51,7 +50,8 @@ def test_a_rehearsal_agrees_with_the_context(tmp_path: Path) -> None:
 
 
 def test_the_report_tells_all_types(tmp_path: Path) -> None:
-    with Model.open(tiny.write(tmp_path / "tiny.gguf", "llama")) as model:
+    (path,) = build("llama", tmp_path / "tiny.gguf")
+    with Model.open(path) as model:
         told = report(model)
     assert [cache.type_k for cache in told.caches] == list(CACHE_TYPES)
     assert all(cache.refusal is None for cache in told.caches)

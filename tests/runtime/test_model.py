@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from fixtures.make import build
 from ggufrope.errors import FileError, LoadError, MissingPartError, WishError
 from ggufrope.runtime import Model, library
-
-from . import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +81,7 @@ def test_what_is_not_a_model_file_is_not_given_to_llama_cpp(tmp_path: Path) -> N
 
 
 def test_a_scaling_type_in_the_file_that_aborts_is_refused(tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf", "llama", settings={"rope.scaling.type": "su"})
+    (path,) = build("llama", tmp_path / "tiny.gguf", keys={"rope.scaling.type": "su"})
     with pytest.raises(LoadError, match=r"'su'; llama.cpp knows only none, linear"):
         Model.open(path)
     with Model.open(path, kv_overrides={"llama.rope.scaling.type": "none"}) as model:
@@ -90,8 +89,8 @@ def test_a_scaling_type_in_the_file_that_aborts_is_refused(tmp_path: Path) -> No
 
 
 def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
-    factors = {"rope_freqs.weight": np.ones(tiny.HEAD // 2, dtype=np.float32)}
-    path = tiny.write(tmp_path / "tiny.gguf", "qwen2", factors=factors)
+    factors = {"rope_freqs.weight": np.ones(16, dtype=np.float32)}
+    (path,) = build("qwen2", tmp_path / "tiny.gguf", factors=factors)
     with pytest.raises(LoadError, match=r"tiny.gguf: llama.cpp cannot load it: wrong number of"):
         Model.open(path)
 

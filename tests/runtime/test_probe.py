@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from fixtures.make import build
 from ggufrope.errors import RuntimeFailure
 from ggufrope.rope.effective import EffectiveRope, LayerGroup, RopeOverrides
 from ggufrope.runtime import Model
 from ggufrope.runtime.probe import Probe, compare, probe
 
-from . import tiny
-
 if TYPE_CHECKING:
     from pathlib import Path
 
-BASE, CLOSE = 50000.0, 1e-4
-SLIDING = {"gemma3", "cohere2"}
+BASE, CLOSE, ROTARY = 50000.0, 1e-4, 32
 
 
 def plain(n_rot: int, base: float = BASE) -> np.ndarray:
@@ -47,58 +45,60 @@ def assert_measures(
         assert found[layer].magnitude == pytest.approx(magnitude, rel=CLOSE)
 
 
-def full_layers(architecture: str, layers: int) -> list[int]:
-    """The layers without a window: every sixth of gemma3; those of cohere2 do not rotate."""
-    if architecture == "gemma3":
-        return [5]
-    return [0, 1, 2, 4, 5] if architecture == "cohere2" else list(range(layers))
-
-
-@pytest.mark.parametrize("architecture", tiny.SHAPES)
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "stablelm"])
 def test_linear_and_yarn_in_every_layer(architecture: str, tmp_path: Path) -> None:
-    layers = 6 if architecture in SLIDING else 2
-    path = tiny.write(
-        tmp_path / "tiny.gguf", architecture, layers=layers, settings={"rope.freq_base": BASE}
-    )
-    theta = plain(tiny.SHAPES[architecture].n_rot)
-    everywhere = full_layers(architecture, layers)
+    (path,) = build(architecture, tmp_path / "tiny.gguf", base=BASE, rotary=ROTARY)
+    theta = plain(ROTARY)
     with Model.open(path) as model:
-        assert_measures(probe(model), everywhere, theta, 1.0)
+        assert_measures(probe(model), [0, 1], theta, 1.0)
         linear = probe(model, rope=RopeOverrides(scaling_type="linear", freq_scale=0.25))
-        assert_measures(linear, everywhere, theta / 4, 1.0)
+        assert_measures(linear, [0, 1], theta / 4, 1.0)
         overrides = RopeOverrides(scaling_type="yarn", freq_scale=0.125, yarn_orig_ctx=256)
         expected = yarn(theta, BASE, 8, 256, 32, 1)
-        magnitude = 1 + 0.1 * np.log(8)
-        assert_measures(probe(model, rope=overrides), everywhere, expected, magnitude)
+        assert_measures(probe(model, rope=overrides), [0, 1], expected, 1 + 0.1 * np.log(8))
 
 
 def test_sliding_layers_keep_their_own_base(tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf", "gemma3", layers=6, settings={"rope.freq_base": BASE})
+    (path,) = build("gemma3", tmp_path / "tiny.gguf", base=BASE)
     rope = RopeOverrides(scaling_type="linear", freq_scale=0.25)
     with Model.open(path) as model:
-        assert_measures(probe(model, rope=rope), list(range(5)), plain(tiny.HEAD, 10000.0), 1.0)
+        measured = probe(model, rope=rope)
+    assert_measures(measured, list(range(5)), plain(32, 10000.0), 1.0)
+    assert_measures(measured, [5], plain(32) / 4, 1.0)
 
 
 def test_layers_that_do_not_rotate_are_seen(tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf", "cohere2", layers=4)
+    (path,) = build("cohere2", tmp_path / "tiny.gguf")
     with Model.open(path) as model:
         widths = [len(layer.inverse_frequencies) for layer in probe(model).layers]
     assert widths == [16, 16, 16, 0]
 
 
+def test_a_magnitude_that_earlier_layers_hide_is_not_guessed(tmp_path: Path) -> None:
+    """With attention sinks the weight of a token hangs on the length of its key."""
+    keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+    (path,) = build("gpt-oss", tmp_path / "tiny.gguf", base=BASE, keys=keys)
+    with Model.open(path) as model:
+        measured = probe(model)
+    first, second = measured.layers
+    assert first.magnitude == pytest.approx(1 + 0.1 * np.log(4), rel=CLOSE)
+    assert second.magnitude is None
+    assert measured.notes == ("layer 1: its keys depend on the magnitude in the layers before",)
+
+
 def test_the_files_own_yarn_and_attention_factor(tmp_path: Path) -> None:
-    path = tiny.write(
-        tmp_path / "tiny.gguf",
+    (path,) = build(
         "llama",
-        settings={
-            "rope.freq_base": BASE,
+        tmp_path / "tiny.gguf",
+        base=BASE,
+        keys={
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": 4.0,
             "rope.scaling.original_context_length": 128,
             "rope.scaling.attn_factor": 0.7,
         },
     )
-    expected = yarn(plain(tiny.HEAD), BASE, 4, 128, 32, 1)
+    expected = yarn(plain(32), BASE, 4, 128, 32, 1)
     with Model.open(path) as model:
         assert_measures(probe(model), [0, 1], expected, 0.7 * (1 + 0.1 * np.log(4)))
     with Model.open(path, kv_overrides={"llama.rope.scaling.attn_factor": 1.3}) as model:
@@ -106,7 +106,7 @@ def test_the_files_own_yarn_and_attention_factor(tmp_path: Path) -> None:
 
 
 def test_betas_given_as_overrides_take_effect(tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf", "qwen2", settings={"rope.freq_base": BASE})
+    (path,) = build("qwen2", tmp_path / "tiny.gguf", base=BASE)
     rope = RopeOverrides(
         scaling_type="yarn",
         freq_scale=0.25,
@@ -115,7 +115,7 @@ def test_betas_given_as_overrides_take_effect(tmp_path: Path) -> None:
         yarn_beta_slow=2.0,
     )
     with Model.open(path) as model:
-        expected = yarn(plain(tiny.HEAD), BASE, 4, 256, 8, 2)
+        expected = yarn(plain(32), BASE, 4, 256, 8, 2)
         assert_measures(probe(model, rope=rope), [0, 1], expected, 1 + 0.1 * np.log(4))
 
 
@@ -123,19 +123,19 @@ def test_betas_given_as_overrides_take_effect(tmp_path: Path) -> None:
 def test_long_and_short_factors_by_the_length_of_the_context(
     architecture: str, kind: str, tmp_path: Path
 ) -> None:
-    long = np.linspace(1, 8, tiny.HEAD // 2, dtype=np.float32)
-    short = np.linspace(1, 1.5, tiny.HEAD // 2, dtype=np.float32)
-    path = tiny.write(
-        tmp_path / "tiny.gguf",
+    long = np.linspace(1, 8, 16, dtype=np.float32)
+    short = np.linspace(1, 1.5, 16, dtype=np.float32)
+    (path,) = build(
         architecture,
-        settings={
-            "rope.freq_base": BASE,
+        tmp_path / "tiny.gguf",
+        base=BASE,
+        keys={
             "rope.scaling.type": kind,
             "rope.scaling.original_context_length": 512,
         },
         factors={"rope_factors_long.weight": long, "rope_factors_short.weight": short},
     )
-    theta = plain(tiny.HEAD)
+    theta = plain(32)
     with Model.open(path) as model:
         assert_measures(probe(model, context_tokens=512), [0, 1], theta / short, 1.0)
         assert_measures(probe(model, context_tokens=513), [0, 1], theta / long, 1.0)
@@ -143,20 +143,23 @@ def test_long_and_short_factors_by_the_length_of_the_context(
 
 
 def test_one_set_of_factors_under_linear_scaling(tmp_path: Path) -> None:
-    factors = np.linspace(1, 4, tiny.HEAD // 2, dtype=np.float32)
-    settings = {"rope.freq_base": BASE, "rope.scaling.factor": 2.0}
-    path = tiny.write(
-        tmp_path / "tiny.gguf", "llama", settings=settings, factors={"rope_freqs.weight": factors}
+    factors = np.linspace(1, 4, 16, dtype=np.float32)
+    (path,) = build(
+        "llama",
+        tmp_path / "tiny.gguf",
+        base=BASE,
+        keys={"rope.scaling.factor": 2.0},
+        factors={"rope_freqs.weight": factors},
     )
     with Model.open(path) as model:
-        assert_measures(probe(model), [0, 1], plain(tiny.HEAD) / factors / 2, 1.0)
+        assert_measures(probe(model), [0, 1], plain(32) / factors / 2, 1.0)
 
 
 def test_frequencies_far_below_one_turn_in_the_context(tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf", "llama", settings={"rope.freq_base": 5e6})
+    (path,) = build("llama", tmp_path / "tiny.gguf", base=5e6)
     rope = RopeOverrides(scaling_type="linear", freq_scale=1 / 32)
     with Model.open(path) as model:
-        assert_measures(probe(model, rope=rope), [0, 1], plain(tiny.HEAD, 5e6) / 32, 1.0)
+        assert_measures(probe(model, rope=rope), [0, 1], plain(32, 5e6) / 32, 1.0)
 
 
 def test_smollm2_under_yarn(smollm2: Path) -> None:
@@ -176,8 +179,8 @@ def predicted(frequencies: np.ndarray, magnitude: float) -> EffectiveRope:
 
 
 def test_a_measurement_is_held_against_a_prediction(tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf", "llama", settings={"rope.freq_base": BASE})
-    theta = plain(tiny.HEAD)
+    (path,) = build("llama", tmp_path / "tiny.gguf", base=BASE)
+    theta = plain(32)
     with Model.open(path) as model:
         measured = probe(model)
     assert compare(measured, predicted(theta, 1.0)).agrees
@@ -189,6 +192,6 @@ def test_a_measurement_is_held_against_a_prediction(tmp_path: Path) -> None:
 
 
 def test_where_keys_tell_nothing_it_says_so(tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf", "llama", settings={"attention.kv_lora_rank": 16})
+    (path,) = build("llama", tmp_path / "tiny.gguf", keys={"attention.kv_lora_rank": 16})
     with Model.open(path) as model, pytest.raises(RuntimeFailure, match="latent attention"):
         probe(model)
