@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
+from statistics import median
 from time import perf_counter
 
 from ggufrope.errors import RuntimeFailure, WishError
@@ -45,8 +47,8 @@ class CachePlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheResult:
     """Speeds in tokens per second; `bytes_per_token` as allocated, `rotated` whether K or V are
-    rotated before they are stored, both None where the runtime does not tell. `score` is the
-    prefill speed."""
+    rotated before they are stored, both None where the runtime does not tell. `decode_speed` is
+    that of the median token, which a busy moment does not change. `score` is the prefill speed."""
 
     key: str
     n_ctx: int
@@ -111,30 +113,24 @@ class CacheTask:
         context.extend(tokens[:_WARM_UP_TOKENS], progress=progress)
         context.rewind(0)
         together, alone = tokens[: self.plan.prefill], tokens[self.plan.prefill :]
-        begun = self.clock()
+        times = [self.clock()]
         # The last logits are waited for: a device may still be at work when `extend` returns.
         context.extend(together[:-1], progress=progress)
-        _decode(context, together[-1:], progress)
-        filled = self.clock()
-        _decode(context, alone, progress)
-        prefill = len(together) / max(filled - begun, _TICK)
-        decode = len(alone) / max(self.clock() - filled, _TICK)
+        for token in (together[-1], *alone):
+            for _ in context.logits([token], progress=progress):
+                pass
+            times.append(self.clock())
+        first, *others = (max(after - before, _TICK) for before, after in pairwise(times))
+        prefill = len(together) / first
         return CacheResult(
             key=self.key,
             n_ctx=self.plan.n_ctx,
             bytes_per_token=None if size is None else size / context.n_ctx,
             rotated=context.cache_rotated,
             prefill_speed=prefill,
-            decode_speed=decode,
+            decode_speed=1 / median(others),
             score=Score(value=prefill),
         )
-
-
-def _decode(context: LanguageContext, tokens: list[int], progress: Progress | None) -> None:
-    """Evaluate tokens one by one, and wait for the logits of each."""
-    for token in tokens:
-        for _ in context.logits([token], progress=progress):
-            pass
 
 
 def _text(model: LanguageModel, plan: CachePlan) -> list[int]:

@@ -185,6 +185,6 @@ def _flags(cache: CacheResult | None, base: CacheResult | None, slow: float) -> 
     for word, speed, reference in speeds:
         if speed is not None and reference is not None and speed < slow * reference:
             yield (
-                f"{word} at {speed:.0f} tokens/s is {speed / reference:.2f} of {BASE}'s: this "
-                "build has no fast way with this pair"
+                f"{word} at {speed:.3g} tokens/s is {speed / reference:.2f} of {BASE}'s: perhaps "
+                "this build has no fast way with this pair"
             )

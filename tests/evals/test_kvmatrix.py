@@ -89,7 +89,7 @@ class Ticking:
 
 def test_speeds_are_tokens_over_seconds() -> None:
     bench = Bench()
-    (result,) = bench.run(CacheTask(CACHE, clock=Ticking(2.0, 4.0)))
+    (result,) = bench.run(CacheTask(CACHE, clock=Ticking(2.0, 2.5, 3.0, 9.0, 9.5)))
     assert result.prefill_speed == result.score.value == 100
     assert result.decode_speed == 2
     assert result.bytes_per_token is None
@@ -110,16 +110,15 @@ def test_bytes_per_token_are_as_allocated() -> None:
 
 def test_a_pair_that_crawls_is_flagged() -> None:
     def row(pair: KvPair, prefill: float, decode: float) -> KvResult:
-        (result,) = CacheTask(CACHE, clock=Ticking(prefill, prefill + decode)).run(
+        (result,) = CacheTask(CACHE, clock=Ticking(*(prefill + decode * n for n in range(5)))).run(
             FakeModel(), open_pair(BASE)
         )
         return KvResult(pair=pair, part="cache", result=result)
 
     base, fine, slow = kv_rows([row(BASE, 1, 1), row(Q8, 1.9, 1.9), row(Q4, 2.5, 1)])
     assert base.flags == fine.flags == ()
-    assert slow.flags == (
-        "prefill at 80 tokens/s is 0.40 of f16's: this build has no fast way with this pair",
-    )
+    (flag,) = slow.flags
+    assert flag.startswith("prefill at 80 tokens/s is 0.40 of f16's: perhaps this build has no")
 
 
 def test_a_cache_that_fails_has_a_reason() -> None:
