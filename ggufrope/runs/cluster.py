@@ -111,6 +111,7 @@ class _Slot:
     def __init__(self, ray: Any, store: RunStore, start: Any) -> None:
         self.job: Job | None = None
         self.stream: Any = None
+        self._model: str | None = None
         self._ray, self._store, self._start = ray, store, start
         self._hire()
 
@@ -167,4 +168,4 @@ class _Slot:
         self._name = new_worker_name()
         self._line = LifeLine(self._store.lifelines, self._name)
         self._actor = self._start()
-        self._model: str | None = None
+        self._model = None

@@ -54,7 +54,7 @@ def format_plan(plan: RunPlan) -> str:
 
 
 def plan_schema() -> dict[str, records.Plain]:
-    """The JSON Schema of a plan file."""
+    """The JSON Schema of a plan file; `plan.schema.json` in this package holds it for editors."""
     return records.json_schema(RunPlan, title="A ggufrope run plan")
 
 

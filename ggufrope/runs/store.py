@@ -12,21 +12,21 @@ import json
 import os
 import sqlite3
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ..errors import FileError, StorageError, WishError
-from . import records
 from .cells import CellResult
+from .database import TABLES, connect, dump, load, transaction
 from .jobs import Job
 from .liveness import is_alive
 from .models import ModelFile
 from .planfile import format_plan, read_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
     from .plan import RunPlan
@@ -36,23 +36,6 @@ MAX_DEATHS = 3
 """A job whose process died this often without a word is given up."""
 
 JobState: TypeAlias = Literal["pending", "running", "done", "failed"]
-
-_TABLES = """
-CREATE TABLE run (format INTEGER NOT NULL, created REAL NOT NULL);
-CREATE TABLE models (
-    ordinal INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL, sha256 TEXT
-);
-CREATE TABLE jobs (
-    ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, model TEXT NOT NULL, body TEXT NOT NULL,
-    state TEXT NOT NULL DEFAULT 'pending', worker TEXT, deaths INTEGER NOT NULL DEFAULT 0,
-    reason TEXT, started REAL, ended REAL
-);
-CREATE TABLE cells (
-    job TEXT NOT NULL REFERENCES jobs (id), number INTEGER NOT NULL, status TEXT NOT NULL,
-    body TEXT NOT NULL, PRIMARY KEY (job, number)
-);
-CREATE TABLE workers (id TEXT PRIMARY KEY, body TEXT NOT NULL, started REAL NOT NULL);
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +76,7 @@ class RunStore:
         path = folder / "run.sqlite"
         if not path.is_file():
             raise StorageError(f"{folder}: no run here (run.sqlite is missing)")
-        self._database = _connect(path)
+        self._database = connect(path)
         try:
             (found,) = self._database.execute("SELECT format FROM run").fetchone()
         except (sqlite3.DatabaseError, TypeError) as error:
@@ -122,18 +105,18 @@ class RunStore:
             raise StorageError(f"{folder}: cannot write the run there: {error}") from error
         # Filled under another name: a run that exists is whole, and the first to make it wins.
         building = path.with_name(f"run.{os.getpid()}.building")
-        database = _connect(building, wal=False)
-        with _transaction(database):
-            for statement in _TABLES.split(";"):
+        database = connect(building, wal=False)
+        with transaction(database):
+            for statement in TABLES.split(";"):
                 database.execute(statement)
             database.execute("INSERT INTO run VALUES (?, ?)", (FORMAT, time.time()))
             database.executemany(
                 "INSERT INTO models VALUES (?, ?, ?, NULL)",
-                ((n, model.name, _dump(model)) for n, model in enumerate(models)),
+                ((n, model.name, dump(model)) for n, model in enumerate(models)),
             )
             database.executemany(
                 "INSERT INTO jobs (ordinal, id, model, body) VALUES (?, ?, ?, ?)",
-                ((n, job.id, job.model, _dump(job)) for n, job in enumerate(jobs)),
+                ((n, job.id, job.model, dump(job)) for n, job in enumerate(jobs)),
             )
         database.close()
         with suppress(FileExistsError):
@@ -171,7 +154,7 @@ class RunStore:
     def models(self) -> tuple[ModelRecord, ...]:
         """Every model in the plan's order."""
         rows = self._database.execute("SELECT body, sha256 FROM models ORDER BY ordinal")
-        return tuple(ModelRecord(file=_load(ModelFile, b), sha256=sha256) for b, sha256 in rows)
+        return tuple(ModelRecord(file=load(ModelFile, b), sha256=sha256) for b, sha256 in rows)
 
     @property
     def paths(self) -> dict[str, str]:
@@ -185,7 +168,7 @@ class RunStore:
         )
         return tuple(
             JobRecord(
-                job=_load(Job, body),
+                job=load(Job, body),
                 state=state,
                 reason=reason,
                 worker=worker,
@@ -200,7 +183,7 @@ class RunStore:
         rows = self._database.execute(
             "SELECT c.body FROM cells c JOIN jobs j ON j.id = c.job ORDER BY j.ordinal, c.number"
         )
-        return tuple(_load(CellResult, body) for (body,) in rows)
+        return tuple(load(CellResult, body) for (body,) in rows)
 
     @property
     def last_cell(self) -> int:
@@ -213,7 +196,7 @@ class RunStore:
         rows = self._database.execute(
             "SELECT rowid, body FROM cells WHERE rowid > ? ORDER BY rowid", (mark,)
         )
-        return tuple((row, _load(CellResult, body)) for row, body in rows.fetchall())
+        return tuple((row, load(CellResult, body)) for row, body in rows.fetchall())
 
     def workers(self) -> tuple[WorkerRecord, ...]:
         """Every process that took part, in order of their start."""
@@ -227,7 +210,7 @@ class RunStore:
 
     def enrol(self, worker: str, environment: dict[str, str]) -> None:
         """Record that a process takes part, and in what environment; again where that grew."""
-        with _transaction(self._database):
+        with transaction(self._database):
             self._database.execute(
                 "INSERT INTO workers VALUES (?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET body = excluded.body",
@@ -240,7 +223,7 @@ class RunStore:
         One on `model` is preferred: it is loaded already. Jobs of workers that died are free
         again, but for those that `MAX_DEATHS` workers died of.
         """
-        with _transaction(self._database):
+        with transaction(self._database):
             self._release_the_dead()
             rows = self._database.execute(
                 "SELECT id, body FROM jobs WHERE state = 'pending'"
@@ -253,7 +236,7 @@ class RunStore:
                         "UPDATE jobs SET state = 'running', worker = ?, started = ? WHERE id = ?",
                         (worker, time.time(), identity),
                     )
-                    return _load(Job, body)
+                    return load(Job, body)
         return None
 
     def finished_cells(self, job: Job) -> frozenset[int]:
@@ -263,12 +246,12 @@ class RunStore:
 
     def append(self, job: Job, result: CellResult) -> None:
         """Add one result, durably. A cell that has one keeps it."""
-        with _transaction(self._database):
+        with transaction(self._database):
             self._insert(job, result)
 
     def release(self, worker: str) -> None:
         """Give back what a worker holds: it stops, and not because of the job."""
-        with _transaction(self._database):
+        with transaction(self._database):
             self._database.execute(
                 "UPDATE jobs SET state = 'pending' WHERE state = 'running' AND worker = ?",
                 (worker,),
@@ -276,12 +259,12 @@ class RunStore:
 
     def finish(self, job: Job) -> None:
         """The job has run to its end."""
-        with _transaction(self._database):
+        with transaction(self._database):
             self._end(job, "done", None)
 
     def fail(self, job: Job, reason: str) -> None:
         """Give the job up: its cells without a result become errors with this reason."""
-        with _transaction(self._database):
+        with transaction(self._database):
             self._give_up(job, reason)
 
     def held_by(self, worker: str) -> Job | None:
@@ -289,11 +272,11 @@ class RunStore:
         row = self._database.execute(
             "SELECT body FROM jobs WHERE state = 'running' AND worker = ?", (worker,)
         ).fetchone()
-        return None if row is None else _load(Job, row[0])
+        return None if row is None else load(Job, row[0])
 
     def retry_failed(self) -> int:
         """Make every job that failed, or has cells in error, pending again; how many."""
-        with _transaction(self._database):
+        with transaction(self._database):
             where = (
                 "state IN ('done', 'failed') AND (state = 'failed' OR id IN"
                 " (SELECT job FROM cells WHERE status = 'error'))"
@@ -320,7 +303,7 @@ class RunStore:
                 sha256 = compute(Path(record.file.path))
             except FileError:
                 return
-            with _transaction(self._database):
+            with transaction(self._database):
                 self._database.execute(
                     "UPDATE models SET sha256 = ? WHERE name = ?", (sha256, name)
                 )
@@ -333,7 +316,7 @@ class RunStore:
     def _insert(self, job: Job, result: CellResult) -> None:
         self._database.execute(
             "INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?)",
-            (job.id, job.cells.index(result.cell), result.status, _dump(result)),
+            (job.id, job.cells.index(result.cell), result.status, dump(result)),
         )
 
     def _end(self, job: Job, state: JobState, reason: str | None) -> None:
@@ -357,7 +340,7 @@ class RunStore:
                 continue
             if deaths + 1 >= MAX_DEATHS:
                 reason = f"{MAX_DEATHS} processes died running this without a word"
-                self._give_up(_load(Job, body), reason)
+                self._give_up(load(Job, body), reason)
             else:
                 self._database.execute(
                     "UPDATE jobs SET state = 'pending', deaths = ? WHERE id = ?",
@@ -372,37 +355,3 @@ class RunStore:
                 f"{self.folder} holds another run: its plan or its model files differ "
                 f"({len(stored)} jobs there, {len(jobs)} here); give another folder, or delete it"
             )
-
-
-def _connect(path: Path, *, wal: bool = True) -> sqlite3.Connection:
-    try:
-        database = sqlite3.connect(path, timeout=60, isolation_level=None)
-        if wal:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
-    except sqlite3.Error as error:
-        raise StorageError(f"{path}: cannot open the run's database: {error}") from error
-    return database
-
-
-@contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, and nobody else writes meanwhile."""
-    try:
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
-        database.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise StorageError(f"the run's database cannot be written: {error}") from error
-
-
-def _dump(record: object) -> str:
-    return json.dumps(records.encode(record), allow_nan=False)
-
-
-def _load(kind: type[records.T], body: str) -> records.T:
-    return records.decode(kind, json.loads(body), where="the run's database")

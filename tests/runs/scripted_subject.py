@@ -2,16 +2,20 @@
 
 A line of the file is an instruction: "forgets 100" (looks back 100 tokens at most; "forgets 100
 none" only under the scaling "none"), "refuses q4_0", "fails 256" (an error beyond 256 tokens),
-"dies SIGKILL 256", "sleeps 0.2". Workers import this module by name.
+"dies SIGKILL 256", "hogs 256" (runs out of memory beyond), "sleeps 0.2". Workers import this
+module by name.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ggufrope.errors import CacheTypeError, DecodeError, MissingPartError
 from ggufrope.runtime.fake import FakeContext, FakeModel
@@ -37,6 +41,10 @@ class ScriptedContext(FakeContext):
             sys.stderr.write("GGML_ASSERT(n_tokens > 0) failed\n")
             sys.stderr.flush()
             os.kill(os.getpid(), getattr(signal, name))
+        if reached > int(self._script.get("hogs", reached)):
+            limit = 1 << 31
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            self._hoard = np.ones(limit // 8)
         time.sleep(float(self._script.get("sleeps", 0)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from ggufrope.runs.jobs import Selection, expand
 from ggufrope.runs.models import ModelFile, resolve_models
 from ggufrope.runs.plan import KvTypes, RunPlan, Trial
 from ggufrope.runs.planfile import format_plan, parse_plan, plan_schema, read_plan
+from ggufrope.runs.records import decode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,6 +104,40 @@ def test_the_schema_covers_every_key() -> None:
     assert "q8_0" not in properties["kv"]["items"]
     yarn = properties["scalings"]["items"]["anyOf"][1]
     assert yarn["required"] == ["scheme"]
+
+
+def test_the_schema_file_for_editors_is_current(root: Path) -> None:
+    stored = json.loads((root / "ggufrope" / "runs" / "plan.schema.json").read_text("utf-8"))
+    assert stored == plan_schema(), "write json.dumps(plan_schema(), indent=2) to the file"
+
+
+@pytest.mark.parametrize(
+    ("change", "valid"),
+    [
+        ({}, True),
+        ({"contxts": [1]}, False),
+        ({"tasks": ["neddle"]}, False),
+        ({"scalings": [{"factor": 2}]}, False),
+        ({"scalings": ["yarn", {"scheme": "linear", "factor": 2}]}, True),
+        ({"depths": "all"}, False),
+        ({"depths": [0, 50.5]}, True),
+        ({"runtime": {"gpu_layers": 12}}, True),
+        ({"runtime": {"gpu_layers": "some"}}, False),
+        ({"thresholds": {"recall": 0.5}}, True),
+    ],
+)
+def test_a_validator_of_schemas_and_the_reader_agree(
+    change: dict[str, object], valid: bool
+) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="schemas are checked with jsonschema")
+    plain = {"models": ["a"], "contexts": [256], **change}
+    errors = list(jsonschema.Draft202012Validator(plan_schema()).iter_errors(plain))
+    assert (not errors) == valid
+    if valid:
+        decode(RunPlan, plain)
+    else:
+        with pytest.raises(WishError):
+            decode(RunPlan, plain)
 
 
 def test_expansion_is_the_product_in_a_fixed_order() -> None:

@@ -266,6 +266,15 @@ def test_a_job_that_kills_its_process_fails_alone(
     assert "GGML_ASSERT(n_tokens > 0) failed" in str(found[9].reason)
 
 
+def test_a_job_that_runs_out_of_memory_fails_alone(start: Start, scripted: ModuleType) -> None:
+    folder = start("hogs 300", "")
+    run_in_processes(folder, OPENER)
+    assert states(folder) == ["failed", "done"]
+    found = results(folder)
+    assert [r.status for r in found] == ["ok"] * 3 + ["error"] * 3 + ["ok"] * 6
+    assert found[3].reason == "out of memory"
+
+
 def test_workers_that_cannot_work_end_the_run(start: Start, scripted: ModuleType) -> None:
     with pytest.raises(MissingPartError, match="pip install"):
         run_in_processes(start(""), "scripted_subject:open_nothing")
