@@ -131,7 +131,12 @@ def _short_face(
     if abs(magnitude - 1) < _NEAR_ONE:
         return space.scheme(space.seeds()[0])
     evaluations = max(8, plan.candidates // 4)
-    course = judge.course("short", plan.short(rotation), planned=evaluations)
+    course = judge.course(
+        "short",
+        plan.short(rotation),
+        planned=evaluations,
+        deadline_seconds=math.inf if plan.budget_seconds is None else plan.budget_seconds,
+    )
     best = _explore(course, space, plan, evaluations, keep=None)[0].scheme
     return FrequencyFactors(
         factors=tuple(rotation.relative_factors(best)), attention_factor=magnitude
