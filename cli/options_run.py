@@ -11,6 +11,7 @@ import typer
 from .values import numbers
 
 if TYPE_CHECKING:
+    from ggufrope.evals.verdict import Thresholds
     from ggufrope.runs.plan import RunPlan, Trial
 
 _WHAT, _HOW, _JUDGE = "What is measured", "How it is run", "Verdict"
@@ -58,6 +59,22 @@ class RunOptions:
         Path | None,
         _option("--text", "Text of perplexity and divergence.", "FILE", _WHAT),
     ] = None
+    chunks: Annotated[
+        int, _option("--chunks", "Contexts of text read at most.", "N", _WHAT, min=1)
+    ] = 4
+    ruler_tasks: Annotated[
+        str | None, _option("--ruler-tasks", "RULER's names; default: all.", "A,B,…", _WHAT)
+    ] = None
+    squad: Annotated[
+        Path | None, _option("--squad", "SQuAD file, for RULER's qa_1.", "FILE", _WHAT)
+    ] = None
+    hotpotqa: Annotated[
+        Path | None, _option("--hotpotqa", "HotpotQA file, for qa_2.", "FILE", _WHAT)
+    ] = None
+    templates: Annotated[
+        Path | None,
+        _option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
+    ] = None
     gpu_layers: Annotated[
         str, _option("--gpu-layers", "Layers on the GPU: all, auto or a number.", "N", _HOW)
     ] = "all"
@@ -78,12 +95,32 @@ class RunOptions:
     ] = None
     min_recall: Annotated[
         float | None,
-        _option("--min-recall", "Needle recall below which it fails.", "SHARE", _JUDGE),
+        _option("--min-recall", "Least needle recall at each length [0.9].", "SHARE", _JUDGE),
+    ] = None
+    min_first: Annotated[
+        float | None,
+        _option("--min-first", "Least share that no distractor beat.", "SHARE", _JUDGE),
+    ] = None
+    min_ruler_share: Annotated[
+        float | None,
+        _option("--min-ruler-share", "Least share of the shortest mean [0.85].", "SHARE", _JUDGE),
+    ] = None
+    max_short_loss: Annotated[
+        float | None,
+        _option("--max-short-loss", "Most nat/token lost in short context [0.5].", "NAT", _JUDGE),
+    ] = None
+    max_long_loss: Annotated[
+        float | None,
+        _option("--max-long-loss", "Most nat/token lost at a length [1.0].", "NAT", _JUDGE),
+    ] = None
+    max_divergence: Annotated[
+        float | None,
+        _option("--max-divergence", "Most mean divergence from the base.", "NAT", _JUDGE),
     ] = None
 
     def plan(self, model: str, trials: tuple[Trial, ...]) -> RunPlan:
         """The plan for one model under `trials`. Raises WishError naming the option."""
-        from ggufrope.runs.plan import Haystack, RunPlan, RuntimeSettings
+        from ggufrope.runs.plan import Haystack, RulerSettings, RunPlan, RuntimeSettings
 
         words: dict[str, Any] = {
             "tasks": tuple(self.tasks.split(",")),
@@ -106,22 +143,39 @@ class RunOptions:
             samples=self.samples,
             seeds=(self.seed,),
             haystack=haystack,
-            text=None if self.text is None else str(self.text),
+            text=_name(self.text),
+            chunks=self.chunks,
+            ruler=RulerSettings(
+                tasks=tuple(self.ruler_tasks.split(",")) if self.ruler_tasks else (),
+                squad=_name(self.squad),
+                hotpotqa=_name(self.hotpotqa),
+                templates=_name(self.templates),
+            ),
             runtime=RuntimeSettings(
                 gpu_layers=_gpu_layers(self.gpu_layers),
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),
+            thresholds=self._thresholds(),
             **words,
-            **self._thresholds(),
         )
 
-    def _thresholds(self) -> dict[str, Any]:
+    def _thresholds(self) -> Thresholds:
         from ggufrope.evals.verdict import Thresholds
 
-        said = {"recall": self.min_recall}
-        given = {name: value for name, value in said.items() if value is not None}
-        return {"thresholds": Thresholds(**given)} if given else {}
+        said = {
+            "recall": self.min_recall,
+            "beats_distractors": self.min_first,
+            "ruler_share": self.min_ruler_share,
+            "short_nll": self.max_short_loss,
+            "long_nll": self.max_long_loss,
+            "divergence": self.max_divergence,
+        }
+        return Thresholds(**{name: value for name, value in said.items() if value is not None})
+
+
+def _name(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _check_words(words: dict[str, Any]) -> None:
