@@ -146,7 +146,7 @@ class _Plan:
         elif self.metadata.scaling_type != "yarn" and self.ratio <= NTK_REACH:
             ranked = [self.ntk(), self.yarn(), self.linear()]
         if self.arch.two_faced and self.metadata.tensor(ROPE_FACTORS_LONG) is None:
-            ranked.insert(1, self.two_faces())
+            ranked.insert(1, self.two_faced())
             if self.ratio > YARN_REACH:
                 ranked.insert(0, self.searched())
         return ranked
@@ -194,7 +194,7 @@ class _Plan:
             commands=self._commands("linear"),
         )
 
-    def two_faces(self) -> Option:
+    def two_faced(self) -> Option:
         return Option(
             method="YaRN in long factors only",
             scaling=Yarn(factor=self.ratio, original_context=self.original, attention_factor=1.0),

@@ -115,6 +115,10 @@ class Header:
         """The first tensor named `name`, or None."""
         return next((tensor for tensor in self.tensors if tensor.name == name), None)
 
+    def data_span(self, tensor: TensorInfo) -> Span:
+        """Where the tensor's data stands in the file."""
+        return Span(offset=self.data_offset + tensor.offset, length=tensor.length)
+
     @property
     def architecture(self) -> str | None:
         """`general.architecture`, or None where it is absent or not a string."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import cycle
 from random import Random
 
-from ..errors import WishError
+from ggufrope.errors import WishError
 
 NOISE = (
     " The river runs down to the sea.",
@@ -29,7 +29,7 @@ _SUBJECTS = (
     "my grandmother",
     "the old doctor",
     "every traveller",
-    "the children",
+    "the eldest child",
     "a stranger",
     "our village",
     "the committee",

@@ -8,7 +8,7 @@ value, so that the value is the very next thing to say. The wording is our own.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal, TypeAlias
@@ -17,28 +17,28 @@ ValueKind: TypeAlias = Literal["number", "word", "uuid"]
 
 ADJECTIVES = tuple(
     """amber ancient brave bright broken calm careful clever cold copper crooked curious dark
-    distant dusty eager early faded fearless fierce gentle giant golden green hidden hollow honest
-    humble hungry iron jolly late lazy little lonely loud lucky marble merry mighty misty narrow
-    noble orange patient plain polite proud purple quick quiet rapid rusty serious shiny silent
-    silver sleepy slow solemn spotted stormy stubborn sturdy swift tall tame tiny velvet violet
-    wandering wild wise wooden yellow young""".split()
+    distant dusty eager early faded fearless fierce gentle giant golden green hidden hollow
+    honest humble hungry iron jolly late lazy little lonely loud lucky marble merry mighty misty
+    narrow noble orange patient plain polite proud purple quick quiet rapid rusty serious shiny
+    silent silver sleepy slow solemn spotted stormy stubborn sturdy swift tall tame tiny velvet
+    violet wandering wild wise wooden yellow young""".split()
 )
 NOUNS = tuple(
     """anchor badger bakery barrel beacon beetle bridge bucket camel candle canyon castle cellar
-    compass cottage cousin cricket dragon eagle engine falcon ferry fiddle fox garden glacier goblet
-    guitar hammer harbor hawk hermit island jacket kettle kitten ladder lantern library lizard magnet
-    market meadow mirror monkey museum orchard otter oyster panther parrot pencil pigeon pilot
-    pirate planet pocket puppet rabbit raven rocket sailor saddle scholar shepherd sparrow spider
-    statue tailor teapot temple thimble tiger tower trumpet tunnel turtle valley violin wagon walrus
-    weaver whistle window wizard""".split()
+    compass cottage cousin cricket dragon eagle engine falcon ferry fiddle fox garden glacier
+    goblet guitar hammer harbor hawk hermit island jacket kettle kitten ladder lantern library
+    lizard magnet market meadow mirror monkey museum orchard otter oyster panther parrot pencil
+    pigeon pilot pirate planet pocket puppet rabbit raven rocket sailor saddle scholar shepherd
+    sparrow spider statue tailor teapot temple thimble tiger tower trumpet tunnel turtle valley
+    violin wagon walrus weaver whistle window wizard""".split()
 )
 WORDS = tuple(
     """acorn almond apricot arrow autumn bamboo basil blossom boulder butter cactus cedar cherry
-    cinnamon clover cobalt coral cotton crystal daisy diamond ember feather fern flint ginger granite
-    hazel honey indigo ivory jasmine juniper lavender lemon lilac linen lotus maple melon mint moss
-    nectar nutmeg oak olive onyx opal orchid paper pearl pebble pepper pine plum poppy quartz reed
-    ribbon rose ruby saffron sage salt sand sapphire satin silk slate spruce sugar tansy thistle
-    thyme topaz tulip vanilla velour walnut wheat willow wool zinc""".split()
+    cinnamon clover cobalt coral cotton crystal daisy diamond ember feather fern flint ginger
+    granite hazel honey indigo ivory jasmine juniper lavender lemon lilac linen lotus maple
+    melon mint moss nectar nutmeg oak olive onyx opal orchid paper pearl pebble pepper pine plum
+    poppy quartz reed ribbon rose ruby saffron sage salt sand sapphire satin silk slate spruce
+    sugar tansy thistle thyme topaz tulip vanilla velour walnut wheat willow wool zinc""".split()
 )
 KIND_NAMES: dict[ValueKind, str] = {"number": "number", "word": "word", "uuid": "code"}
 
@@ -69,6 +69,28 @@ class Fact:
         return f" {self.value}"
 
 
+def question_of(facts: Sequence[Fact]) -> str:
+    """The question that asks for every one of `facts` at once, and its answer prefix."""
+    if len(facts) == 1:
+        return facts[0].question
+    name = KIND_NAMES[facts[0].kind]
+    keys = listing([f"the {fact.key}" for fact in facts])
+    return (
+        f"\nQuestion: What are the secret {name}s of {keys}?"
+        f"\nAnswer: The secret {name}s of {keys} are"
+    )
+
+
+def answer_of(values: Sequence[str]) -> str:
+    """What should follow `question_of` facts with these values."""
+    return f" {listing(values)}"
+
+
+def listing(words: Sequence[str]) -> str:
+    """Words in a row: `a`, `a and b`, `a, b and c`."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
 def random_value(rng: Random, kind: ValueKind) -> str:
     """A 7-digit number, a word, or a version-4 UUID, from `rng` alone."""
     if kind == "number":
@@ -92,7 +114,7 @@ def facts(rng: Random, kind: ValueKind = "number") -> Iterator[Fact]:
             free = [a for a in ADJECTIVES if _key(a, noun, counter) not in used_keys]
             key = _key(rng.choice(free), noun, counter)
             value = random_value(rng, kind)
-            while value in used_values and len(used_values) < len(WORDS):
+            while value in used_values and (kind != "word" or len(used_values) < len(WORDS)):
                 value = random_value(rng, kind)
             used_keys.add(key)
             used_values.add(value)
@@ -101,3 +123,23 @@ def facts(rng: Random, kind: ValueKind = "number") -> Iterator[Fact]:
 
 def _key(adjective: str, noun: str, counter: int) -> str:
     return f"{adjective} {noun}" if counter == 0 else f"{adjective} {noun} {counter + 1}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassKey(Fact):
+    """The classic passkey (Mohtashami and Jaggi, 2023): one to a haystack, stated twice over."""
+
+    @property
+    def statement(self) -> str:
+        return f" The pass key is {self.value}. Keep it in mind: {self.value} is the pass key."
+
+    @property
+    def question(self) -> str:
+        return "\nQuestion: What is the pass key?\nAnswer: The pass key is"
+
+
+def pass_keys(rng: Random) -> Iterator[PassKey]:
+    """Pass keys of five digits without end, none repeated until all have been used."""
+    while True:
+        for number in rng.sample(range(10_000, 100_000), 90_000):
+            yield PassKey(key="pass key", value=str(number))

@@ -9,40 +9,15 @@ cache, are evaluated together in as few batches as fit, and leave no trace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens: TypeAlias = Sequence[int]
-Progress: TypeAlias = Callable[[int], None]
-"""Called with the number of tokens just evaluated."""
+from ggufrope.runtime.branch import AnswerScore, Branch, Progress, Tokens
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Branch:
-    """A question put to the trunk: a prompt, then each of the candidate answers on its own."""
-
-    prompt: tuple[int, ...]
-    answers: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerScore:
-    """One candidate answer under teacher forcing.
-
-    `log_probabilities` is nat per token, in order. `greedy` is True where every token is the
-    arg max given those before it, which is exactly when greedy decoding would produce the answer.
-    """
-
-    log_probabilities: tuple[float, ...]
-    greedy: bool
-
-    @property
-    def mean_log_probability(self) -> float:
-        return sum(self.log_probabilities) / len(self.log_probabilities)
+__all__ = ["AnswerScore", "Branch", "LanguageContext", "LanguageModel", "Progress", "Tokens"]
 
 
 class LanguageContext(Protocol):
@@ -71,13 +46,28 @@ class LanguageContext(Protocol):
         ...
 
     def generate(self, prompt: Tokens, *, max_tokens: int) -> list[int]:
-        """Greedy continuation of trunk + prompt up to end-of-generation; the trunk is left as it was."""
+        """Greedy continuation of trunk + prompt up to end-of-generation; the trunk is left as
+        it was."""
         ...
 
     def logits(
         self, tokens: Tokens, *, progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token appended."""
+        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token appended.
+
+        An array is valid until the next one is asked for.
+        """
+        ...
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes of the K and V caches as allocated, or None where the runtime does not tell."""
+        ...
+
+    @property
+    def cache_rotated(self) -> bool | None:
+        """Whether what goes into the K or V cache is rotated first, which changes what quantizing
+        it costs; None where the runtime does not tell."""
         ...
 
     def close(self) -> None: ...
@@ -90,7 +80,12 @@ class LanguageModel(Protocol):
     def n_vocab(self) -> int: ...
 
     def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
-        """Tokens of plain text; with `beginning`, preceded by BOS where the vocabulary adds one."""
+        """Tokens of plain text, as it stands after other text: no space is put in front of it, so
+        that pieces tokenized apart can be joined.
+
+        With `beginning`, as it stands at the start: preceded by BOS where the vocabulary adds one
+        (of an empty text that is all), and by the space where it puts one in front.
+        """
         ...
 
     def detokenize(self, tokens: Tokens) -> str: ...

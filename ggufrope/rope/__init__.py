@@ -2,7 +2,7 @@
 
 from ggufrope.rope.architectures import Architecture, architecture, architectures, source
 from ggufrope.rope.bake import Baked, bake
-from ggufrope.rope.edits import Expression, Ignored, TypedValue
+from ggufrope.rope.edits import Expression, Ignored
 from ggufrope.rope.effective import (
     EffectiveRope,
     EffectiveValue,
@@ -60,7 +60,6 @@ __all__ = [
     "RopeOverrides",
     "RopeScaling",
     "Trial",
-    "TypedValue",
     "Unscaled",
     "Yarn",
     "architecture",

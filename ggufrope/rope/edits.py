@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggufrope.container.types import Scalar, ValueType
+    from ggufrope.container.edits import TypedValue
 
 SCALING_FIELDS = (
     "scaling_type",
@@ -25,14 +25,6 @@ SCALING_FIELDS = (
     "yarn_beta_slow",
 )
 """The fields that together say how positions are scaled: setting a scheme settles them all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypedValue:
-    """A metadata value with the type it is written as."""
-
-    type: ValueType
-    value: Scalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

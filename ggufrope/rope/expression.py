@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ggufrope.container.edits import TypedValue
 from ggufrope.errors import WishError
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.bake import Baked, bake
-from ggufrope.rope.edits import SCALING_FIELDS, Expression, Ignored, TypedValue
+from ggufrope.rope.edits import SCALING_FIELDS, Expression, Ignored
 from ggufrope.rope.frequencies import dynamic_growth, longrope_magnitude, ntk_base, yarn_magnitude
 from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ggufrope.rope.layers import layer_kinds, sliding_layers

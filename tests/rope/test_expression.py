@@ -27,7 +27,8 @@ from ggufrope.rope import (
     effective,
     frequencies,
 )
-from ggufrope.rope.edits import Expression, TypedValue
+from ggufrope.container import TypedValue
+from ggufrope.rope.edits import Expression
 from ggufrope.rope.expression import express
 
 Metadata = Callable[..., RopeMetadata]

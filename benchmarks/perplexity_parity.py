@@ -1,0 +1,73 @@
+"""Our chunked perplexity beside llama-perplexity's, on the same model and the same text.
+
+    python benchmarks/perplexity_parity.py MODEL.gguf --llama-perplexity build/bin/llama-perplexity
+
+Exit code 1 where a printed digit differs. llama-perplexity comes with llama.cpp: take the commit
+that `ggufrope doctor` names, for another version may calculate differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ggufrope.evals import PerplexityPlan, PerplexityTask, Text, perplexity_of, reference_text
+from ggufrope.runtime import Context, ContextSettings, Model
+
+
+def ours(model_path: Path, text: Text, n_ctx: int, chunks: int) -> tuple[str, float]:
+    """The printed value, and the seconds it took."""
+    with Model.open(model_path) as model:
+        task = PerplexityTask(PerplexityPlan(n_ctx=n_ctx, text=text, chunks=chunks))
+        begun = time.perf_counter()
+        found = perplexity_of(task.run(model, lambda n: Context(model, ContextSettings(n_ctx=n))))
+        return f"{found.value:.4f} +/- {found.error:.5f}", time.perf_counter() - begun
+
+
+def theirs(
+    program: Path, model_path: Path, text: Text, n_ctx: int, chunks: int
+) -> tuple[str, float]:
+    """The same of llama-perplexity."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "text.txt"
+        # It drops one newline at the end of a file, and reads backslashes as escapes.
+        file.write_text(text.content + "\n", encoding="utf-8", newline="")
+        command = [program, "-m", model_path, "-f", file, "-c", n_ctx, "-b", n_ctx]
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [*map(str, command), "--chunks", str(chunks), "--no-escape"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    found = re.search(r"PPL = ([\d.]+ \+/- [\d.]+)", done.stdout + done.stderr)
+    if found is None:
+        raise SystemExit(f"{program} gave no estimate:\n{done.stderr[-2000:]}")
+    return found[1], time.perf_counter() - begun
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--llama-perplexity", type=Path, default=Path("llama-perplexity"))
+    parser.add_argument("--ctx", type=int, default=512)
+    parser.add_argument("--chunks", type=int, default=8)
+    options = parser.parse_args()
+    text = reference_text()
+    print(f"{text.source}, sha256 {text.sha256}")
+    mine, my_seconds = ours(options.model, text, options.ctx, options.chunks)
+    print(f"ggufrope          PPL = {mine}   {my_seconds:6.1f} s without loading")
+    other, other_seconds = theirs(
+        options.llama_perplexity, options.model, text, options.ctx, options.chunks
+    )
+    print(f"llama-perplexity  PPL = {other}   {other_seconds:6.1f} s with loading")
+    return 0 if mine == other else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Factors searched for SmolLM2-135M-Instruct at 16384 tokens, twice its original context.
+
+    python -m benchmarks.search_smollm2 MODEL [--out DIR] [--results FILE] [--budget SECONDS]
+
+Hours on 2 cores: one sample of 16384 tokens takes minutes. The search resumes where it was
+stopped, so the budget can be spent in parts. What it finds is written whatever it shows.
+"""
+
+from __future__ import annotations
+
+from ggufrope.search import SearchPlan
+
+from .search_nano import measure
+
+PLAN = SearchPlan(
+    target_context=16_384,
+    space="longrope2",
+    candidates=60,
+    finalists=2,
+    samples=1,
+    screening_samples=1,
+    screening_context=12_288,
+    holdout_samples=4,
+    budget_seconds=4 * 3600,
+)
+
+if __name__ == "__main__":
+    measure(
+        PLAN,
+        description=str(__doc__).splitlines()[0],
+        title="SmolLM2-135M-Instruct at 16384 tokens, twice its original context",
+    )

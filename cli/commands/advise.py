@@ -1,0 +1,42 @@
+"""`ggufrope advise`: what to try, and whether it fits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..options import FileArgument, JsonOption
+
+
+def command(
+    file: FileArgument,
+    target_ctx: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Context to reach, in tokens.", min=1)
+    ],
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory there is, e.g. 24GiB.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Rank the ways to a target context, with reasons, memory and the commands to run next."""
+    from ggufrope.advice import advise
+    from ggufrope.patching import read_model
+
+    from ..files import model_path
+    from ..output import emit_json
+    from ..values import byte_count
+    from ..views import advice as view
+
+    model = read_model(model_path(file))
+    advice = advise(
+        model.header,
+        model.metadata,
+        target_context=target_ctx,
+        memory_bytes=None if memory is None else byte_count(memory, "--memory"),
+        file=file,
+    )
+    if json:
+        emit_json(view.payload(advice))
+    else:
+        view.show(advice)

@@ -1,0 +1,28 @@
+"""`ggufrope compare`: the same tasks under several schemes, side by side, nothing written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from ..options import FileArgument, JsonOption, grouped
+from ..options_run import RunOptions
+from ..options_scaling import ScalingOptions
+
+
+@grouped
+def command(
+    file: FileArgument, run: RunOptions, scaling: ScalingOptions, json: JsonOption = False
+) -> None:
+    """Run the same tasks under several schemes: --scaling none,linear,ntk,yarn."""
+    from ggufrope.errors import WishError
+    from ggufrope.patching import SCHEMES, Scheme
+
+    from ..running import carry_out
+
+    names = (scaling.scaling or "none,linear,ntk,yarn").split(",")
+    if unknown := [name for name in names if name not in SCHEMES]:
+        raise WishError(f"--scaling {unknown[0]}: expected one of {', '.join(SCHEMES)}")
+    common = replace(scaling, scaling=None).trial()
+    trials = tuple(replace(common, scheme=cast("Scheme", name)) for name in names)
+    carry_out(run.plan(file, trials), out=run.out, json=json)

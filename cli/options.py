@@ -1,0 +1,66 @@
+"""Options that several commands share, and how a dataclass of them becomes parameters.
+
+A command takes `wish: WishOptions` instead of twenty arguments; `grouped` shows Typer one
+parameter for each field and hands the command the dataclass.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+FileArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE.",
+        show_default=False,
+    ),
+]
+OtherFileArgument = Annotated[
+    str, typer.Argument(metavar="OTHER", help="The file to compare with.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Flatten the dataclass parameters of `command` into one parameter a field."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name in groups:
+            parameters.extend(_field_parameters(groups[parameter.name]))
+        else:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+
+    @functools.wraps(command)
+    def flat(**arguments: Any) -> None:
+        values = {
+            name: kind(**{field.name: arguments.pop(field.name) for field in fields(kind)})
+            for name, kind in groups.items()
+        }
+        command(**arguments, **values)
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in parameters}
+    return flat
+
+
+def _field_parameters(group: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=hints[field.name],
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+        )
+        for field in fields(group)
+    ]

@@ -1,0 +1,218 @@
+"""The options of what is measured: shared by `validate` and `compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from .values import numbers
+
+if TYPE_CHECKING:
+    from ggufrope.evals.verdict import Thresholds
+    from ggufrope.runs.plan import RunPlan, Trial
+
+_WHAT, _HOW, _JUDGE = "What is measured", "How it is run", "Verdict"
+
+
+def _option(name: str, help_: str, metavar: str, panel: str, **more: Any) -> Any:
+    return typer.Option(name, metavar=metavar, help=help_, rich_help_panel=panel, **more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What the options said; `plan` makes the RunPlan of it."""
+
+    ctx: Annotated[str, _option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)]
+    depths: Annotated[
+        str, _option("--depths", "How many depths, or percents: 0,50,100.", "N|A,B,…", _WHAT)
+    ] = "5"
+    kv: Annotated[
+        str, _option("--kv", "Cache types, K or K/V: f16,q8_0,q8_0/q4_0.", "TYPES", _WHAT)
+    ] = "f16"
+    tasks: Annotated[
+        str,
+        _option(
+            "--tasks",
+            "needle, passkey, ruler, perplexity, divergence, short-context, kv-cache.",
+            "TASKS",
+            _WHAT,
+        ),
+    ] = "needle"
+    mode: Annotated[
+        str,
+        _option("--mode", "one-pass shares one prefill; isolated: a prompt a cell.", "MODE", _WHAT),
+    ] = "one-pass"
+    haystack: Annotated[
+        str, _option("--haystack", "noise, essay, or a text file.", "KIND|FILE", _WHAT)
+    ] = "essay"
+    value: Annotated[
+        str, _option("--value", "What is hidden: number, word or uuid.", "KIND", _WHAT)
+    ] = "number"
+    samples: Annotated[
+        int, _option("--samples", "Times each cell is measured, anew.", "N", _WHAT, min=1)
+    ] = 1
+    seed: Annotated[int, _option("--seed", "Seed of every prompt.", "N", _WHAT)] = 0
+    text: Annotated[
+        Path | None,
+        _option("--text", "Text of perplexity and divergence.", "FILE", _WHAT),
+    ] = None
+    chunks: Annotated[
+        int, _option("--chunks", "Contexts of text read at most.", "N", _WHAT, min=1)
+    ] = 4
+    ruler_tasks: Annotated[
+        str | None, _option("--ruler-tasks", "RULER's names; default: all.", "A,B,…", _WHAT)
+    ] = None
+    squad: Annotated[
+        Path | None, _option("--squad", "SQuAD file, for RULER's qa_1.", "FILE", _WHAT)
+    ] = None
+    hotpotqa: Annotated[
+        Path | None, _option("--hotpotqa", "HotpotQA file, for qa_2.", "FILE", _WHAT)
+    ] = None
+    templates: Annotated[
+        Path | None,
+        _option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
+    ] = None
+    gpu_layers: Annotated[
+        str, _option("--gpu-layers", "Layers on the GPU: all, auto or a number.", "N", _HOW)
+    ] = "all"
+    threads: Annotated[
+        int | None, _option("--threads", "Threads; default: every CPU.", "N", _HOW, min=1)
+    ] = None
+    flash_attention: Annotated[
+        bool | None,
+        typer.Option(
+            "--flash-attention/--no-flash-attention",
+            help="Default: as llama.cpp decides.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        _option("--out", "Folder that keeps the results; the same call resumes.", "DIR", _HOW),
+    ] = None
+    min_recall: Annotated[
+        float | None,
+        _option("--min-recall", "Least needle recall at each length [0.9].", "SHARE", _JUDGE),
+    ] = None
+    min_first: Annotated[
+        float | None,
+        _option("--min-first", "Least share that no distractor beat.", "SHARE", _JUDGE),
+    ] = None
+    min_ruler_share: Annotated[
+        float | None,
+        _option("--min-ruler-share", "Least share of the shortest mean [0.85].", "SHARE", _JUDGE),
+    ] = None
+    max_short_loss: Annotated[
+        float | None,
+        _option("--max-short-loss", "Most nat/token lost in short context [0.5].", "NAT", _JUDGE),
+    ] = None
+    max_long_loss: Annotated[
+        float | None,
+        _option("--max-long-loss", "Most nat/token lost at a length [1.0].", "NAT", _JUDGE),
+    ] = None
+    max_divergence: Annotated[
+        float | None,
+        _option("--max-divergence", "Most mean divergence from the base.", "NAT", _JUDGE),
+    ] = None
+
+    def plan(self, model: str, trials: tuple[Trial, ...]) -> RunPlan:
+        """The plan for one model under `trials`. Raises WishError naming the option."""
+        from ggufrope.runs.plan import Haystack, RulerSettings, RunPlan, RuntimeSettings
+
+        words: dict[str, Any] = {
+            "tasks": tuple(self.tasks.split(",")),
+            "kv": tuple(self.kv.split(",")),
+            "mode": self.mode,
+            "value": self.value,
+        }
+        _check_words(words)
+        builtin = self.haystack in ("noise", "essay")
+        haystack = (
+            Haystack(kind=cast("Any", self.haystack))
+            if builtin
+            else Haystack(kind="text", file=self.haystack)
+        )
+        return RunPlan(
+            models=(model,),
+            contexts=numbers(self.ctx, "--ctx"),
+            scalings=trials,
+            depths=_depths(self.depths),
+            samples=self.samples,
+            seeds=(self.seed,),
+            haystack=haystack,
+            text=_name(self.text),
+            chunks=self.chunks,
+            ruler=RulerSettings(
+                tasks=tuple(self.ruler_tasks.split(",")) if self.ruler_tasks else (),
+                squad=_name(self.squad),
+                hotpotqa=_name(self.hotpotqa),
+                templates=_name(self.templates),
+            ),
+            runtime=RuntimeSettings(
+                gpu_layers=_gpu_layers(self.gpu_layers),
+                threads=self.threads,
+                flash_attention=self.flash_attention,
+            ),
+            thresholds=self._thresholds(),
+            **words,
+        )
+
+    def _thresholds(self) -> Thresholds:
+        from ggufrope.evals.verdict import Thresholds
+
+        said = {
+            "recall": self.min_recall,
+            "beats_distractors": self.min_first,
+            "ruler_share": self.min_ruler_share,
+            "short_nll": self.max_short_loss,
+            "long_nll": self.max_long_loss,
+            "divergence": self.max_divergence,
+        }
+        return Thresholds(**{name: value for name, value in said.items() if value is not None})
+
+
+def _name(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _check_words(words: dict[str, Any]) -> None:
+    from typing import get_args
+
+    from ggufrope.errors import WishError
+    from ggufrope.evals.facts import ValueKind
+    from ggufrope.runs.plan import TaskName
+
+    known = {
+        "tasks": get_args(TaskName),
+        "mode": ("one-pass", "isolated"),
+        "value": get_args(ValueKind),
+    }
+    for option, choices in known.items():
+        said = words[option]
+        for word in said if isinstance(said, tuple) else (said,):
+            if word not in choices:
+                raise WishError(f"--{option} {word}: expected one of {', '.join(choices)}")
+
+
+def _depths(text: str) -> int | tuple[float, ...]:
+    from ggufrope.errors import WishError
+
+    if text.isdecimal():
+        return int(text)
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise WishError(f"--depths {text}: expected a number, or percents as in 0,50,100") from None
+
+
+def _gpu_layers(text: str) -> Any:
+    from ggufrope.errors import WishError
+
+    if text in ("all", "auto"):
+        return text
+    if not text.isdecimal():
+        raise WishError(f"--gpu-layers {text}: expected all, auto or a number")
+    return int(text)

@@ -1,0 +1,132 @@
+"""Carrying plans out, with a bar, and answering with their report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ggufrope.report import RunReport
+    from ggufrope.runs.estimate import JobEstimate
+    from ggufrope.runs.jobs import Job, Selection
+    from ggufrope.runs.plan import RunPlan
+
+
+def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
+    """Measure what `plan` says in this process, and answer with the report.
+
+    Without `out` the results are shown and not kept.
+    """
+    from ggufrope.runs.work import work
+
+    from .execution import open_subject
+    from .progress import RunBar
+
+    with ExitStack() as cleanup:
+        if out is None:
+            temporary = tempfile.TemporaryDirectory(prefix="ggufrope-run-")
+            out = Path(cleanup.enter_context(temporary))
+        create(plan, out)
+        with answering(out, json=json), RunBar() as bar:
+            work(out, open_subject, on_job=bar.begin, progress=bar.advance)
+
+
+def carry_out_batch(
+    plan: RunPlan, folder: Path, *, selection: Selection, retry_failed: bool, json: bool
+) -> None:
+    """Measure what `plan` says in worker processes, one for each of its devices."""
+    from ggufrope.runs.processes import Slot, run_in_processes
+    from ggufrope.runs.store import RunStore
+
+    from .execution import OPENER
+    from .progress import CellBar
+
+    create(plan, folder)
+    with RunStore(folder) as store:
+        if retry_failed:
+            store.retry_failed()
+        jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
+        left = sum(len(job.cells) - len(store.finished_cells(job)) for job in jobs)
+    slots = [Slot.on_gpu(device) for device in plan.runtime.devices] or [Slot(environment={})]
+    with answering(folder, json=json), CellBar(left) as bar:
+        run_in_processes(folder, OPENER, slots=slots, selection=selection, on_cell=bar.advance)
+
+
+def create(plan: RunPlan, folder: Path) -> None:
+    """Make the run of `plan` in `folder`, or find it there to go on with."""
+    from ggufrope.runs.jobs import expand
+    from ggufrope.runs.models import resolve_models
+    from ggufrope.runs.store import RunStore
+
+    models = resolve_models(plan.models)
+    RunStore.create(folder, plan, models, expand(plan, models)).close()
+
+
+@contextmanager
+def answering(folder: Path, *, json: bool) -> Iterator[None]:
+    """Show the report when the block ends, interrupted or not; leave with 1 where it fails."""
+    import typer
+
+    from .errors import CHECK_FAILED
+    from .views import run as view
+
+    try:
+        yield
+    finally:
+        report = stored_report(folder)
+        view.answer(report, json=json)
+    if not report.passed:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def matrix(
+    plan: RunPlan, selection: Selection, *, tokens_per_second: float | None
+) -> tuple[JobEstimate, ...]:
+    """The selected jobs of `plan` and what each will take."""
+    from ggufrope.advice import memory_need
+    from ggufrope.patching import read_model
+    from ggufrope.runs.estimate import contexts_at_once, estimate
+    from ggufrope.runs.jobs import expand
+    from ggufrope.runs.models import resolve_models
+
+    files = resolve_models(plan.models)
+    models = {file.name: read_model(Path(file.path)) for file in files}
+
+    def memory(job: Job, context_tokens: int) -> int:
+        model = models[job.model]
+        need = memory_need(
+            model.header,
+            model.metadata,
+            context_tokens=context_tokens,
+            k_type=job.kv.k,
+            v_type=job.kv.v,
+        )
+        return need.total_bytes + (contexts_at_once(job) - 1) * (need.kv_bytes + need.compute_bytes)
+
+    jobs = selection.choose(expand(plan, files))
+    return estimate(plan, jobs, memory=memory, tokens_per_second=tokens_per_second)
+
+
+def stored_report(folder: Path) -> RunReport:
+    """The report of the run in `folder`; WishError where there is none."""
+    from ggufrope.errors import WishError
+    from ggufrope.report import report_of
+    from ggufrope.runs.store import RunStore
+
+    if not (folder / "run.sqlite").is_file():
+        raise WishError(f"{folder}: no run is stored there")
+    with RunStore(folder) as store:
+        return report_of(store)
+
+
+def write_report(path: Path, text: str) -> None:
+    """Write a report's file, in place of an older one."""
+    from ggufrope.errors import StorageError
+
+    try:
+        path.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error

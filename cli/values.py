@@ -1,0 +1,81 @@
+"""Words of the command line as values of the library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ggufrope.container import Strategy
+
+
+def strategy_named(word: str | None) -> Strategy | None:
+    """The store strategy called `word`; WishError where there is none."""
+    from ggufrope.container import Strategy
+    from ggufrope.errors import WishError
+
+    if word is None:
+        return None
+    try:
+        return Strategy(word)
+    except ValueError:
+        known = ", ".join(strategy.value for strategy in Strategy)
+        raise WishError(f"--strategy {word}: expected one of {known}") from None
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """`4096,8k,16k` as integers; k is 1024. WishError names the word that is none."""
+    from ggufrope.errors import WishError
+
+    found = []
+    for word in text.split(","):
+        digits, scale = word.strip().lower(), 1
+        if digits.endswith("k"):
+            digits, scale = digits[:-1], 1024
+        if not digits.isdecimal():
+            raise WishError(f"{option} {text}: {word.strip()!r} is not a whole number")
+        found.append(int(digits) * scale)
+    return tuple(found)
+
+
+def byte_count(text: str, option: str) -> int:
+    """`24GiB`, `512 MiB`, `8GB` or a plain number as bytes. WishError where it is none."""
+    from ggufrope.errors import WishError
+
+    units = {"": 1, "b": 1}
+    for power, letter in enumerate("kmgt", start=1):
+        units |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
+    word = text.strip().lower()
+    digits = word.rstrip("kmgtib ")
+    try:
+        count = float(digits) * units[word[len(digits) :].strip()]
+    except (ValueError, KeyError):
+        raise WishError(f"{option} {text}: expected a size such as 24GiB or 512MiB") from None
+    if not 0 < count < 2**63:
+        raise WishError(f"{option} {text}: expected a size above zero")
+    return int(count)
+
+
+def seconds(text: str, option: str) -> float:
+    """`90s`, `45m`, `3h` or a plain number of seconds. WishError where it is none."""
+    from ggufrope.errors import WishError
+
+    word = text.strip().lower()
+    scale = {"s": 1, "m": 60, "h": 3600}.get(word[-1:], 0)
+    try:
+        found = float(word[:-1]) * scale if scale else float(word)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1e9:
+        raise WishError(f"{option} {text}: expected a time such as 90s, 45m or 3h")
+    return found
+
+
+def layers(text: str) -> int | Literal["all"]:
+    """`all` or a number of layers. WishError where it is neither."""
+    from ggufrope.errors import WishError
+
+    if text == "all":
+        return "all"
+    if not text.isdecimal():
+        raise WishError(f"--gpu-layers {text}: expected all or a number")
+    return int(text)

@@ -1,0 +1,82 @@
+"""Finding a model file by the name people know it by. Nothing is ever downloaded.
+
+A FILE is a path, `ollama:NAME[:TAG]`, or `hf:OWNER/REPO/FILE`; the last two are looked up in the
+stores those tools keep on disk (`OLLAMA_MODELS`; `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ggufrope.errors import StorageError, WishError
+
+_OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
+
+
+def locate(name: str) -> Path:
+    """The path of the model called `name`. A plain path is returned as given, unchecked.
+
+    Raises WishError where an `ollama:` or `hf:` name has the wrong form, StorageError where
+    nothing of that name is on disk.
+    """
+    scheme, colon, rest = name.partition(":")
+    if colon and scheme == "ollama":
+        return _ollama(rest)
+    if colon and scheme == "hf":
+        return _hugging_face(rest)
+    return Path(name)
+
+
+def _ollama(name: str) -> Path:
+    store = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
+    model, _, tag = name.partition(":")
+    parts = [part for part in model.split("/") if part]
+    if not parts or len(parts) > 3 or ".." in parts:
+        raise WishError(f"ollama:{name}: expected ollama:NAME, ollama:NAME:TAG or ollama:USER/NAME")
+    if len(parts) == 1:
+        parts.insert(0, "library")
+    host = parts.pop(0) if len(parts) == 3 else "registry.ollama.ai"
+    manifest = store.joinpath("manifests", host, *parts, tag or "latest")
+    try:
+        layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
+        (digest,) = (la["digest"] for la in layers if la["mediaType"] == _OLLAMA_MODEL_LAYER)
+    except OSError as error:
+        raise StorageError(
+            f"ollama:{name}: no such model in {store} ({error.strerror}); `ollama list` shows them"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"ollama:{name}: {manifest} is not a manifest with one model") from error
+    return store / "blobs" / str(digest).replace(":", "-")
+
+
+def _hugging_face(name: str) -> Path:
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if not (owner and repository and file) or ".." in Path(name).parts:
+        raise WishError(f"hf:{name}: expected hf:OWNER/REPO/FILE")
+    folder = _hub_cache() / f"models--{owner}--{repository}"
+    snapshots = folder / "snapshots"
+    try:
+        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+        candidates = [snapshots / revision / file]
+    except OSError:
+        candidates = []
+    if snapshots.is_dir():
+        candidates += sorted(snapshot / file for snapshot in snapshots.iterdir())
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise StorageError(
+        f"hf:{name}: not in the Hugging Face cache {folder.parent}; download it first"
+    )
+
+
+def _hub_cache() -> Path:
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache)
+    if home := os.environ.get("HF_HOME"):
+        return Path(home) / "hub"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "huggingface" / "hub"

@@ -1,0 +1,256 @@
+"""A binary stream -> Header, without decoding what nobody asked for.
+
+Every count and length is checked against the bytes that are left before anything is allocated or
+skipped, so a hostile file costs no more than an honest one. Long arrays and arrays of strings are
+walked, not decoded: their `span` says where they are, and `arrays.py` reads them on demand.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from ggufrope.container import ggml
+from ggufrope.container.cursor import Cursor
+from ggufrope.container.types import ArrayValue, Header, KeyValue, Span, TensorInfo, ValueType
+from ggufrope.errors import MalformedError, StorageError
+
+if TYPE_CHECKING:
+    import os
+
+    from ggufrope.container.types import Scalar, Value
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+ALIGNMENT_KEY = "general.alignment"
+
+# Far beyond any model there is, and small enough that a header full of them stays within memory.
+MAX_KEY_VALUES = 65_536
+MAX_TENSORS = 100_000
+MAX_NAME_BYTES = 65_535
+MAX_STRING_BYTES = 16 << 20
+MAX_DIMENSIONS = 4
+MAX_DECODED_ITEMS = 1024
+MAX_DEPTH = 4
+_MAX_ELEMENTS = (1 << 63) - 1
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of the file at `path`.
+
+    Raises StorageError where the file cannot be read, MalformedError where it is not a GGUF file
+    of version 2 or 3, ends early, or contradicts itself.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise StorageError(f"{path} is {kind}; expected a GGUF file")
+        with path.open("rb", buffering=0) as stream:
+            return parse_header(stream, status.st_size)
+    except MalformedError as error:
+        located = MalformedError(f"{path}: {error}")
+        located.offset = error.offset
+        raise located from None
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def parse_header(stream: BinaryIO, file_size: int) -> Header:
+    """The header that `stream`, of `file_size` bytes, begins with. Raises MalformedError."""
+    cursor = Cursor(stream, file_size)
+    version = _read_preamble(cursor)
+    tensor_count = _read_count(cursor, "tensors", MAX_TENSORS)
+    key_value_count = _read_count(cursor, "key-values", MAX_KEY_VALUES)
+    key_values = tuple(_read_key_value(cursor) for _ in range(key_value_count))
+    alignment = _alignment(key_values)
+    records = [_read_tensor_info(cursor) for _ in range(tensor_count)]
+    data_offset = aligned(cursor.position, alignment)
+    return Header(
+        version=version,
+        byte_order=cursor.order,
+        key_values=key_values,
+        tensors=_with_lengths(records, data_offset, file_size),
+        alignment=alignment,
+        data_offset=data_offset,
+        file_size=file_size,
+    )
+
+
+def aligned(offset: int, alignment: int) -> int:
+    """The first multiple of `alignment` that is not below `offset`."""
+    return -(-offset // alignment) * alignment
+
+
+def _read_preamble(cursor: Cursor) -> int:
+    """Magic and version; sets the byte order, which only the version word tells."""
+    if cursor.remaining == 0:
+        cursor.fail("the file is empty; expected a GGUF file")
+    magic = cursor.take(min(4, cursor.remaining), "the magic")
+    if not MAGIC.startswith(magic):
+        cursor.fail(f"not a GGUF file: begins with {magic!r}, expected {MAGIC!r}", offset=0)
+    if magic != MAGIC:
+        cursor.fail("the file ends inside the magic; it is truncated")
+    word = cursor.take(4, "the version")
+    version: int = cursor.u32.unpack(word)[0]
+    if version & 0xFFFF == 0:
+        cursor.use_byte_order(">")
+        version = cursor.u32.unpack(word)[0]
+    if version not in VERSIONS:
+        hint = (
+            "convert the model again with a current converter"
+            if version == 1
+            else "expected 2 or 3"
+        )
+        cursor.fail(f"GGUF version {version} is not supported; {hint}", offset=4)
+    return version
+
+
+def _read_count(cursor: Cursor, what: str, most: int) -> int:
+    offset = cursor.position
+    count = cursor.unpack(cursor.u64, f"the number of {what}")
+    if count > most:
+        cursor.fail(f"{count} {what} are more than the {most} this reader allows", offset=offset)
+    return count
+
+
+def _read_text(cursor: Cursor, what: str, most: int) -> str:
+    offset = cursor.position
+    length = cursor.unpack(cursor.u64, f"the length of {what}")
+    if length > most:
+        cursor.fail(f"{what} claims {length} bytes; at most {most} are allowed", offset=offset)
+    return cursor.take(length, what).decode("utf-8", "surrogateescape")
+
+
+def _read_type(cursor: Cursor, what: str) -> ValueType:
+    offset = cursor.position
+    number = cursor.unpack(cursor.u32, f"the type of {what}")
+    try:
+        return ValueType(number)
+    except ValueError:
+        cursor.fail(f"{what} has the unknown value type {number}", offset=offset)
+
+
+def _read_key_value(cursor: Cursor) -> KeyValue:
+    start = cursor.position
+    key = _read_text(cursor, "a key", MAX_NAME_BYTES)
+    what = f"key {key!r}"
+    kind = _read_type(cursor, what)
+    value = _read_value(cursor, kind, what)
+    span = Span(offset=start, length=cursor.position - start)
+    return KeyValue(key=key, type=kind, value=value, span=span)
+
+
+def _read_value(cursor: Cursor, kind: ValueType, what: str) -> Value:
+    if kind is ValueType.STRING:
+        return _read_text(cursor, what, MAX_STRING_BYTES)
+    if kind is ValueType.ARRAY:
+        return _read_array(cursor, what, depth=1)
+    format_ = cursor.formats[kind]
+    scalar: Scalar = format_.unpack(cursor.take(format_.size, what))[0]
+    return scalar
+
+
+def _read_array(cursor: Cursor, what: str, *, depth: int) -> ArrayValue:
+    """Item type, count and items. `span` covers the items alone."""
+    item_type = _read_type(cursor, f"the items of {what}")
+    offset = cursor.position
+    count = cursor.unpack(cursor.u64, f"the item count of {what}")
+    # The smallest string is its length word; the smallest array has a type and a count.
+    format_ = cursor.formats.get(item_type)
+    smallest = format_.size if format_ else 8 if item_type is ValueType.STRING else 12
+    if count * smallest > cursor.remaining:
+        cursor.fail(f"{what} claims {count} items, more than the file can hold", offset=offset)
+    start = cursor.position
+    items: tuple[Scalar, ...] | None = None
+    if format_ and count <= MAX_DECODED_ITEMS:
+        data = cursor.take(count * format_.size, what)
+        items = tuple(item for (item,) in format_.iter_unpack(data))
+    elif format_:
+        cursor.skip(count * format_.size, what)
+    elif item_type is ValueType.STRING:
+        cursor.walk(count, what)
+        cursor.skip_strings(count, what)
+    elif depth == MAX_DEPTH:
+        cursor.fail(f"{what} nests arrays deeper than {MAX_DEPTH}", offset=offset)
+    else:
+        cursor.walk(count, what)
+        for _ in range(count):
+            _read_array(cursor, what, depth=depth + 1)
+    span = Span(offset=start, length=cursor.position - start)
+    return ArrayValue(item_type=item_type, count=count, span=span, items=items)
+
+
+def _alignment(key_values: tuple[KeyValue, ...]) -> int:
+    """`general.alignment` as llama.cpp takes it: a UINT32 power of two, 32 where absent."""
+    found = next((kv for kv in key_values if kv.key == ALIGNMENT_KEY), None)
+    if found is None:
+        return DEFAULT_ALIGNMENT
+    value = found.value
+    if found.type is not ValueType.UINT32 or not isinstance(value, int):
+        raise MalformedError(
+            f"{ALIGNMENT_KEY} is {found.type.name}, expected UINT32", offset=found.span.offset
+        )
+    if value <= 0 or value & (value - 1):
+        raise MalformedError(
+            f"{ALIGNMENT_KEY} is {value}, expected a power of two", offset=found.span.offset
+        )
+    return value
+
+
+def _read_tensor_info(cursor: Cursor) -> TensorInfo:
+    """One record; where the type is unknown `length` is -1 until all offsets are known."""
+    start = cursor.position
+    name = _read_text(cursor, "a tensor name", MAX_NAME_BYTES)
+    what = f"tensor {name!r}"
+    dimensions = cursor.unpack(cursor.u32, f"the dimensions of {what}")
+    if dimensions > MAX_DIMENSIONS:
+        cursor.fail(f"{what} has {dimensions} dimensions; at most {MAX_DIMENSIONS} are allowed")
+    shape = tuple(cursor.unpack(cursor.u64, f"the shape of {what}") for _ in range(dimensions))
+    kind = cursor.unpack(cursor.u32, f"the type of {what}")
+    offset = cursor.unpack(cursor.u64, f"the offset of {what}")
+    elements = 1
+    for size in shape:
+        elements *= max(size, 1)
+    if elements > _MAX_ELEMENTS:
+        cursor.fail(f"{what} has the absurd shape {shape}", offset=start)
+    try:
+        length = ggml.data_length(kind, shape)
+    except ValueError as error:
+        cursor.fail(f"{what}: {error}", offset=start)
+    return TensorInfo(
+        name=name,
+        shape=shape,
+        type=kind,
+        offset=offset,
+        length=-1 if length is None else length,
+        span=Span(offset=start, length=cursor.position - start),
+    )
+
+
+def _with_lengths(
+    records: list[TensorInfo], data_offset: int, file_size: int
+) -> tuple[TensorInfo, ...]:
+    """Gives unknown types the bytes up to the next tensor, and checks that all data is there."""
+    available = max(file_size - data_offset, 0)
+    starts = sorted({record.offset for record in records} | {available})
+    following = dict(pairwise(starts))
+    tensors = []
+    for record in records:
+        if record.length < 0:
+            end = following.get(record.offset, available)
+            record = replace(record, length=max(end - record.offset, 0))
+        if record.offset + record.length > available:
+            raise MalformedError(
+                f"the data of tensor {record.name!r} ends at byte "
+                f"{data_offset + record.offset + record.length}, the file at {file_size}: "
+                "it is truncated, fetch it again",
+                offset=record.span.offset,
+            )
+        tensors.append(record)
+    return tuple(tensors)

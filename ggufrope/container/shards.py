@@ -1,0 +1,175 @@
+"""A model split over several files, seen as one.
+
+As gguf-split writes it and src/llama-model-loader.cpp reads it: the first file has the metadata,
+`split.no` counts from 0 where file names count from 1, and of all copies of `split.tensors.count`
+only that of the first file is read. So an edit of keys touches the first file alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufrope.container.edits import Edits, TypedValue
+from ggufrope.container.reader import read_header
+from ggufrope.container.types import Header
+from ggufrope.errors import MalformedError, WishError
+
+if TYPE_CHECKING:
+    import os
+
+    from ggufrope.container.types import TensorInfo
+
+SPLIT_NO = "split.no"
+SPLIT_COUNT = "split.count"
+SPLIT_TENSORS = "split.tensors.count"
+
+_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One file of a model."""
+
+    path: Path
+    header: Header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """All files of a model in order; most have one."""
+
+    shards: tuple[Shard, ...]
+
+    @property
+    def header(self) -> Header:
+        """The header with the metadata: that of the first file."""
+        return self.shards[0].header
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """Every tensor of the model. Offsets are relative to the tensor's own file."""
+        return tuple(tensor for shard in self.shards for tensor in shard.header.tensors)
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of all files together."""
+        return sum(shard.header.file_size for shard in self.shards)
+
+    def shard_of(self, tensor: str) -> Shard | None:
+        """The file that has the tensor of that name, or None."""
+        return next((shard for shard in self.shards if shard.header.tensor(tensor)), None)
+
+
+def open_model(path: str | os.PathLike[str]) -> ModelFiles:
+    """The model whose only or first file is at `path`.
+
+    Raises WishError for a later file of a split model, MalformedError where the files do not
+    belong together, and what `read_header` raises.
+    """
+    path = Path(path)
+    first = Shard(path=path, header=read_header(path))
+    count = _number(first, SPLIT_COUNT)
+    if count is None or count <= 1:
+        return ModelFiles(shards=(first,))
+    match = _NAME.fullmatch(path.name)
+    number = _number(first, SPLIT_NO)
+    if match is None or int(match["count"]) != count:
+        raise MalformedError(
+            f"{path} is a file of a model split in {count} and must be named "
+            f"NAME-00001-of-{count:05}.gguf for the others to be found"
+        )
+    paths = _sibling_paths(path, match["prefix"], count)
+    if number != 0 or path != paths[0]:
+        raise WishError(f"{path} is not the first file of its model; name {paths[0].name}")
+    others = (Shard(path=other, header=read_header(other)) for other in paths[1:])
+    model = ModelFiles(shards=(first, *others))
+    _check(model, count)
+    return model
+
+
+def sibling_paths(first: Path, count: int) -> tuple[Path, ...]:
+    """The paths of a model of `count` files whose first is `first`.
+
+    Raises WishError where several files cannot be named after it.
+    """
+    if count == 1:
+        return (first,)
+    match = _NAME.fullmatch(first.name)
+    if match is None or (int(match["number"]), int(match["count"])) != (1, count):
+        raise WishError(
+            f"{first}: the model is split in {count} files; name the first of the new ones "
+            f"NAME-00001-of-{count:05}.gguf"
+        )
+    return _sibling_paths(first, match["prefix"], count)
+
+
+def _sibling_paths(path: Path, prefix: str, count: int) -> tuple[Path, ...]:
+    return tuple(path.with_name(f"{prefix}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1))
+
+
+def distribute(model: ModelFiles, edits: Edits) -> tuple[tuple[Shard, Edits], ...]:
+    """Edits of a model as edits of its files: only those that change, later files first.
+
+    Keys belong to the first file, which is also where new tensors go; tensors that exist are
+    edited where they are. The count of all tensors is kept right. Raises WishError where a tensor
+    is not there or its new name is taken.
+    """
+    if len(model.shards) == 1:
+        return ((model.shards[0], edits),)
+    if edits.remove & {SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS}:
+        raise WishError("the split.* keys hold the files of a split model together")
+    names = [tensor.name for tensor in model.tensors]
+    unknown = (edits.remove_tensors | edits.rename_tensors.keys()) - set(names)
+    if unknown:
+        raise WishError(f"there is no tensor {min(unknown)!r} to remove or rename")
+    kept = [name for name in names if name not in edits.remove_tensors]
+    left = [edits.rename_tensors.get(name, name) for name in kept]
+    twice = [name for name, times in Counter(left).items() if times > 1]
+    if twice:
+        raise WishError(f"two tensors would be named {twice[0]!r}")
+    added = [name for name in edits.put_tensors if name not in left]
+    parts = [_part(shard, edits, added if n == 0 else ()) for n, shard in enumerate(model.shards)]
+    counted = model.header.find(SPLIT_TENSORS)
+    total = len(left) + len(added)
+    values = dict(edits.set)
+    if counted is not None and counted.value != total:
+        values[SPLIT_TENSORS] = TypedValue(type=counted.type, value=total)
+    parts[0] = replace(parts[0], set=values, remove=edits.remove)
+    pairs = reversed(tuple(zip(model.shards, parts, strict=True)))
+    return tuple((shard, part) for shard, part in pairs if part != Edits())
+
+
+def _part(shard: Shard, edits: Edits, added: list[str] | tuple[()]) -> Edits:
+    """The tensor edits that concern one file."""
+    names = {tensor.name for tensor in shard.header.tensors}
+    renamed = {old: new for old, new in edits.rename_tensors.items() if old in names}
+    final = {renamed.get(name, name) for name in names - edits.remove_tensors}
+    return Edits(
+        put_tensors={n: t for n, t in edits.put_tensors.items() if n in final or n in added},
+        remove_tensors=edits.remove_tensors & names,
+        rename_tensors=renamed,
+    )
+
+
+def _number(shard: Shard, key: str) -> int | None:
+    value = shard.header.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _check(model: ModelFiles, count: int) -> None:
+    for number, shard in enumerate(model.shards):
+        if (_number(shard, SPLIT_NO), _number(shard, SPLIT_COUNT)) != (number, count):
+            raise MalformedError(
+                f"{shard.path} is not number {number + 1} of the {count} files of its model: "
+                f"{SPLIT_NO} is {_number(shard, SPLIT_NO)}, {SPLIT_COUNT} "
+                f"{_number(shard, SPLIT_COUNT)}"
+            )
+    total = _number(model.shards[0], SPLIT_TENSORS)
+    if total != len(model.tensors):
+        raise MalformedError(
+            f"{model.shards[0].path} counts {total} tensors, its files have {len(model.tensors)}"
+        )

@@ -1,0 +1,102 @@
+"""Haystacks in tokens: filler sentences with facts woven in at chosen places.
+
+Every sentence and every fact is tokenized on its own and the tokens are joined, so a place is known
+to the token, and the haystack before a fact is the same whatever the fact says.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal, TypeAlias
+
+from ggufrope.errors import WishError
+from ggufrope.evals import corpus
+from ggufrope.evals.protocol import LanguageModel
+
+HaystackKind: TypeAlias = Literal["noise", "essay", "text"]
+_EMPTY_SENTENCES_ALLOWED = 1000
+
+
+class Filler:
+    """The sentences of a haystack as tokens, by number, made when first asked for."""
+
+    def __init__(self, model: LanguageModel, sentences: Iterator[str]) -> None:
+        self._model = model
+        self._sentences = sentences
+        self._tokens: list[tuple[int, ...]] = []
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def __getitem__(self, number: int) -> tuple[int, ...]:
+        while number >= len(self._tokens):
+            self._tokens.append(self._next())
+        return self._tokens[number]
+
+    def _next(self) -> tuple[int, ...]:
+        for _ in range(_EMPTY_SENTENCES_ALLOWED):
+            sentence = next(self._sentences)
+            if sentence not in self._known:
+                self._known[sentence] = tuple(self._model.tokenize(sentence))
+            if self._known[sentence]:
+                return self._known[sentence]
+        raise WishError("this model's vocabulary has no tokens for the haystack's text")
+
+
+def sentences(kind: HaystackKind, rng: Random, text: str | None) -> Iterator[str]:
+    """The haystack of that kind; `text` is what "text" goes round.
+
+    Raises WishError for "text" with nothing to read, or an unknown kind.
+    """
+    if kind == "noise":
+        return corpus.noise(rng)
+    if kind == "essay":
+        return corpus.essay(rng)
+    if kind == "text":
+        return corpus.from_text(text or "")
+    raise WishError(f"unknown haystack {kind!r}: expected noise, essay or text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Insert:
+    """Tokens to put in as late as possible without starting after `target`."""
+
+    target: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Woven:
+    """A haystack: `starts` are the offsets of the inserts, `boundaries` where a sentence ends."""
+
+    tokens: tuple[int, ...]
+    starts: tuple[int, ...]
+    boundaries: tuple[int, ...]
+
+    def cut(self, room: int) -> int:
+        """The longest part of at most `room` tokens that ends with a sentence."""
+        return self.boundaries[bisect_right(self.boundaries, room) - 1]
+
+
+def weave(filler: Filler, inserts: Sequence[Insert], room: int) -> Woven:
+    """At most `room` tokens of filler with `inserts`, ordered by target, put in."""
+    tokens: list[int] = []
+    starts: list[int] = []
+    boundaries = [0]
+    number = 0
+
+    def fill(end: int) -> None:
+        nonlocal number
+        while len(tokens) + len(filler[number]) <= end:
+            tokens.extend(filler[number])
+            boundaries.append(len(tokens))
+            number += 1
+
+    for insert in inserts:
+        fill(insert.target)
+        starts.append(len(tokens))
+        tokens.extend(insert.tokens)
+        boundaries.append(len(tokens))
+    fill(room)
+    return Woven(tokens=tuple(tokens), starts=tuple(starts), boundaries=tuple(boundaries))

@@ -1,0 +1,103 @@
+"""Real texts to read: one that every machine has, or the user's file, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufrope.errors import MissingPartError, StorageError, WishError
+from ggufrope.evals.protocol import LanguageModel
+
+_UNSURE_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """A text to read, and where it came from."""
+
+    source: str
+    content: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the content in UTF-8: the same words are the same text, whatever the file."""
+        return sha256(self.content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def reference_text() -> Text:
+    """The topics of Python's own help, about 110,000 tokens of technical English.
+
+    Every machine has it, but each version of Python its own: record the hash. Raises
+    MissingPartError where this Python was installed without it.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise MissingPartError(
+            "this Python has no pydoc_data.topics to read; give a text file"
+        ) from None
+    return Text(source="pydoc_data.topics", content="\n\n".join(topics[k] for k in sorted(topics)))
+
+
+def read_text(path: Path) -> Text:
+    """A user's text file, UTF-8.
+
+    Raises StorageError where it cannot be read, WishError where it is empty or not text.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise WishError(
+            f"{path}: not UTF-8 text (at byte {error.start}); convert it or give another file"
+        ) from None
+    if not content.strip():
+        raise WishError(f"{path}: the text is empty")
+    return Text(source=path.name, content=content)
+
+
+def tokens_of(
+    model: LanguageModel, text: Text, *, at_least: int, at_most: int | None = None
+) -> NDArray[np.int64]:
+    """The tokens of a text, or its first `at_most`; BOS first where the vocabulary adds one.
+
+    No more of the text is tokenized than it takes, and as if it had been in whole. Raises
+    WishError where the text has fewer than `at_least`.
+    """
+    characters = len(text.content) if at_most is None else 8 * at_most
+    while True:
+        tokens = model.tokenize(text.content[:characters], beginning=True)
+        # The last tokens of a part may not be those of the whole.
+        enough = at_most is not None and len(tokens) >= at_most + _UNSURE_TOKENS
+        if enough or characters >= len(text.content):
+            break
+        characters *= 2
+    if len(tokens) < at_least:
+        raise WishError(
+            f"the text {text.source} is too short: {at_least} tokens are needed, it has "
+            f"{len(tokens)}; give a longer text or a shorter context"
+        )
+    return np.asarray(tokens[:at_most], dtype=np.int64)
+
+
+def windows_of(
+    model: LanguageModel, text: Text, *, n_ctx: int, step: int, most: int | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """Windows of `n_ctx` tokens, `step` apart, `most` of them or as many as the text has.
+
+    The first token of each becomes BOS where the vocabulary adds one. Raises WishError where
+    the text has not one window.
+    """
+    at_most = None if most is None else n_ctx + (most - 1) * step
+    tokens = tokens_of(model, text, at_least=n_ctx, at_most=at_most)
+    beginning = model.tokenize("", beginning=True)
+    for start in range(0, len(tokens) - n_ctx + 1, step):
+        window = tokens[start : start + n_ctx].copy()
+        window[: len(beginning)] = beginning
+        yield window

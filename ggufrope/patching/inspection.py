@@ -1,0 +1,81 @@
+"""A model file as it stands: what it declares, what llama.cpp makes of it, what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggufrope.container import Header, ModelFiles, open_model, read_tensor
+from ggufrope.errors import FileError
+from ggufrope.rope import EffectiveRope, RopeMetadata, RopeOverrides, effective, read_metadata
+from ggufrope.rope.keys import FACTOR_TENSORS, KEYS
+from ggufrope.rope.lint import Finding, lint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredModel:
+    """A model, of one file or split over several, and what it declares; weights stay on disk."""
+
+    path: Path
+    files: ModelFiles
+    metadata: RopeMetadata
+
+    @property
+    def header(self) -> Header:
+        """The header that has the metadata."""
+        return self.files.header
+
+    @property
+    def declared(self) -> dict[str, object]:
+        """Every positional key of the file and its value, in the order of `keys.KEYS`."""
+        fields = {field: getattr(self.metadata, field) for field in KEYS}
+        return {self.metadata.key(f): value for f, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """`effective` is None where llama.cpp would not load the file; `refusal` then says why."""
+
+    model: StoredModel
+    effective: EffectiveRope | None
+    refusal: str | None
+    findings: tuple[Finding, ...]
+
+
+def read_model(path: Path) -> StoredModel:
+    """Read the headers and factor tensors of a model. Raises FileError, or WishError where `path`
+    is a later file of a split model."""
+    import numpy as np
+
+    files = open_model(path)
+    factors = {}
+    for shard in files.shards:
+        for tensor in shard.header.tensors:
+            if tensor.name in FACTOR_TENSORS and tensor.type == 0:
+                data = read_tensor(shard.path, shard.header, tensor.name)
+                factors[tensor.name] = np.frombuffer(data, dtype=f"{shard.header.byte_order}f4")
+    whole = replace(files.header, tensors=files.tensors)
+    return StoredModel(path=path, files=files, metadata=read_metadata(whole, factors))
+
+
+def inspect(
+    path: Path, *, context_tokens: int | None = None, overrides: RopeOverrides | None = None
+) -> Inspection:
+    """Declared and effective RoPE of the file, and every finding about it.
+
+    `context_tokens` is the context to predict for, the file's own by default. Raises FileError
+    where the file is no model, WishError where the context or an override makes no sense.
+    """
+    model = read_model(path)
+    rotation: EffectiveRope | None = None
+    refusal: str | None = None
+    try:
+        rotation = effective(model.metadata, context_tokens=context_tokens, overrides=overrides)
+    except FileError as error:
+        refusal = str(error)
+    return Inspection(
+        model=model,
+        effective=rotation,
+        refusal=refusal,
+        findings=lint(model.metadata),
+    )

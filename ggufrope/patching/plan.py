@@ -1,0 +1,291 @@
+"""A wish -> a PatchPlan -> a PatchReceipt.
+
+The plan is complete and nothing of it is written yet: every key old and new, what the runtime
+will make of the result, what it would ignore, how the bytes reach the disk. `--dry-run` shows the
+very object that `apply` carries out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ggufrope.container import (
+    Edits,
+    ModelFiles,
+    Rejection,
+    StorePlan,
+    Strategy,
+    TensorData,
+    TypedValue,
+    carry_out,
+    distribute,
+    float_tensor,
+    open_model,
+    plan_rewrite,
+    plan_store,
+    sibling_paths,
+    tensor_digests,
+    weights_digest,
+)
+from ggufrope.errors import WishError
+from ggufrope.patching.inspection import StoredModel, read_model
+from ggufrope.patching.wish import Target, Wish, resolve
+from ggufrope.rope import EffectiveRope, FactorTensor, RopeMetadata, effective
+from ggufrope.rope.edits import Expression, Ignored
+from ggufrope.rope.expression import express
+from ggufrope.rope.keys import KEYS
+from ggufrope.rope.lint import Finding, lint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ggufrope.container import ByteOrder, Shard
+
+Shown: TypeAlias = int | float | bool | str | None
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """One key or tensor before and after; None where it is absent. A tensor shows as a word."""
+
+    key: str
+    old: Shown
+    new: Shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchPlan:
+    """What a patch will change, what the runtime will make of it, and how it is stored.
+
+    `findings` and `effective` are of the file as it will be, in a context of its new length.
+    `stores` has one entry a file written, the file with the metadata last.
+    """
+
+    model: StoredModel
+    target: Target
+    edits: tuple[Edit, ...]
+    ignored: tuple[Ignored, ...]
+    flags: tuple[str, ...]
+    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    effective: EffectiveRope
+    stores: tuple[StorePlan, ...]
+
+    @property
+    def output(self) -> Path:
+        """The file that will have the metadata."""
+        return self.stores[-1].target
+
+    @property
+    def strategy(self) -> Strategy:
+        """How the file with the metadata is stored."""
+        return self.stores[-1].strategy
+
+    @property
+    def rejected(self) -> tuple[Rejection, ...]:
+        """The cheaper strategies that do not apply to it, and why."""
+        return self.stores[-1].rejected
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(store.bytes_written for store in self.stores)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchReceipt:
+    """What was done: read back from the disk, not remembered.
+
+    `weights_sha256` is `container.weights_digest` of the result, None where it was not asked for.
+    """
+
+    path: Path
+    edits: tuple[Edit, ...]
+    strategy: Strategy
+    rejected: tuple[Rejection, ...]
+    bytes_written: int
+    weights_sha256: str | None
+
+
+def plan_patch(
+    path: Path,
+    wish: Wish,
+    *,
+    output: Path | None = None,
+    strategy: Strategy | None = None,
+    force: Collection[str] = (),
+    reserve: int | None = None,
+) -> PatchPlan:
+    """Plan to make the model at `path` what `wish` says: as `output`, or in place where None.
+
+    Of a split model, `output` names the first file. `reserve` leaves that many bytes of header
+    space for later edits. Raises WishError where the wish contradicts itself, the file or the
+    architecture, FileError where the file or the place it is stored forbids it; nothing is written
+    either way.
+    """
+    model = read_model(path)
+    target, expression = express_wish(wish, model.metadata)
+    edits = _edits(expression, model.header.byte_order)
+    changed = describe(edits, model)
+    if not changed and reserve is None:
+        raise WishError(f"{path}: already declares exactly this; there is nothing to change")
+    wanted = patched(model.metadata, expression)
+    stores = tuple(
+        plan_store(
+            shard.path,
+            plan_rewrite(shard.header, part, reserve=reserve if shard.path == path else None),
+            output=target_path,
+            strategy=strategy,
+            force=force,
+        )
+        for shard, part, target_path in _files(model, edits, output)
+    )
+    return PatchPlan(
+        model=model,
+        target=target,
+        edits=changed,
+        ignored=expression.ignored,
+        flags=expression.flags,
+        notes=expression.notes,
+        findings=lint(wanted),
+        effective=effective(wanted),
+        stores=stores,
+    )
+
+
+def apply(
+    plan: PatchPlan, *, hash_weights: bool = False, progress: Progress | None = None
+) -> PatchReceipt:
+    """Carry out `plan`; the result is read back and compared before it replaces anything.
+
+    Raises StorageError or GuardError, with the old file as it was.
+    """
+    receipts = [carry_out(store, progress=progress) for store in plan.stores]
+    stored = receipts[-1]
+    return PatchReceipt(
+        path=stored.path,
+        edits=plan.edits,
+        strategy=stored.strategy,
+        rejected=stored.rejected,
+        bytes_written=sum(receipt.bytes_written for receipt in receipts),
+        weights_sha256=weights_sha256(open_model(stored.path)) if hash_weights else None,
+    )
+
+
+def weights_sha256(files: ModelFiles, *, progress: Progress | None = None) -> str:
+    """One digest of all tensor data of a model; metadata and order do not change it."""
+    digests: dict[str, str] = {}
+    for shard in files.shards:
+        digests |= tensor_digests(shard.path, shard.header, progress=progress)
+    return weights_digest(digests)
+
+
+def _files(
+    model: StoredModel, edits: Edits, output: Path | None
+) -> Iterator[tuple[Shard, Edits, Path | None]]:
+    """Each file to write with its edits and where it goes, the one with the metadata last.
+
+    In place only the files that change are written, as a copy all of them.
+    """
+    parts = {shard.path: (shard, part) for shard, part in distribute(model.files, edits)}
+    shards = model.files.shards
+    parts.setdefault(shards[0].path, (shards[0], Edits()))
+    if output is None:
+        yield from ((shard, part, None) for shard, part in parts.values())
+        return
+    targets = sibling_paths(output, len(shards))
+    for shard, target in reversed(tuple(zip(shards, targets, strict=True))):
+        yield shard, parts.get(shard.path, (shard, Edits()))[1], target
+
+
+def express_wish(wish: Wish, metadata: RopeMetadata) -> tuple[Target, Expression]:
+    """The scheme `wish` comes to on this model, and the keys and tensors that say it."""
+    target = resolve(wish, metadata)
+    if target.freq_base is not None:
+        metadata = replace(metadata, freq_base=target.freq_base)
+    expression = express(
+        target.scaling,
+        metadata,
+        context_length=target.context_length,
+        baked=wish.bake,
+        two_faced=wish.two_faced,
+    )
+    if target.freq_base is None or metadata.key("freq_base") in expression.keys:
+        return target, expression
+    base = TypedValue(type=KEYS["freq_base"].type, value=target.freq_base)
+    keys = {**expression.keys, metadata.key("freq_base"): base}
+    return target, replace(expression, keys=keys)
+
+
+def patched(metadata: RopeMetadata, expression: Expression) -> RopeMetadata:
+    """What the file will declare once `expression` is written."""
+    fields = {metadata.key(field): field for field in KEYS}
+    values = {
+        fields[key]: None if value is None else value.value
+        for key, value in expression.keys.items()
+    }
+    tensors = {tensor.name: tensor for tensor in metadata.factor_tensors}
+    for name, factors in expression.tensors.items():
+        if factors is None:
+            tensors.pop(name, None)
+        else:
+            wide = factors.astype("float64")
+            tensors[name] = FactorTensor(name=name, length=len(wide), values=wide)
+    changes: dict[str, Any] = {**values, "factor_tensors": tuple(tensors.values())}
+    return replace(metadata, **changes)
+
+
+def _edits(expression: Expression, order: ByteOrder) -> Edits:
+    keys = expression.keys
+    return Edits(
+        set={key: value for key, value in keys.items() if value is not None},
+        remove=frozenset(key for key, value in keys.items() if value is None),
+        put_tensors=_tensors(expression.tensors, order),
+        remove_tensors=frozenset(
+            name for name, factors in expression.tensors.items() if factors is None
+        ),
+    )
+
+
+def _tensors(
+    tensors: Mapping[str, NDArray[np.float32] | None], order: ByteOrder
+) -> dict[str, TensorData]:
+    return {
+        name: float_tensor(factors.tolist(), order)
+        for name, factors in tensors.items()
+        if factors is not None
+    }
+
+
+def describe(edits: Edits, model: StoredModel) -> tuple[Edit, ...]:
+    """What `edits` changes in the file of `model`, leaving out what is already so."""
+    header = model.header
+    changes = [
+        Edit(key=key, old=_shown(header.get(key)), new=_shown(value.value))
+        for key, value in edits.set.items()
+    ]
+    changes += [
+        Edit(key=key, old=_shown(header.get(key)), new=None) for key in sorted(edits.remove)
+    ]
+    for name, data in edits.put_tensors.items():
+        old = None if header.tensor(name) is None else "factors"
+        changes.append(Edit(key=name, old=old, new=f"{data.shape[0]} factors"))
+    changes += [Edit(key=name, old="factors", new=None) for name in sorted(edits.remove_tensors)]
+    return tuple(change for change in changes if not _same(change))
+
+
+def _shown(value: object) -> Shown:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _same(edit: Edit) -> bool:
+    """Whether a key already says so, to the precision of the float32 it is stored as."""
+    old, new = edit.old, edit.new
+    if isinstance(old, float) and isinstance(new, float):
+        return abs(old - new) <= 1e-7 * abs(new)
+    return old == new and type(old) is type(new)

@@ -1,0 +1,58 @@
+"""A scheme tried without writing: as context parameters of a model already loaded.
+
+Context parameters can say plain, linear, NTK-aware and most YaRN scaling of most files. Whether
+they say a scheme exactly is not assumed but computed: the rotation predicted under them has to
+equal the scheme's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ggufrope.errors import FileError, WishError
+from ggufrope.rope import (
+    RopeMetadata,
+    RopeOverrides,
+    architecture,
+    effective,
+    frequencies,
+    try_out,
+)
+from ggufrope.rope.llamacpp import rotary_dimensions
+from ggufrope.rope.resolution import file_base, number
+
+if TYPE_CHECKING:
+    from ggufrope.patching.wish import Target
+
+TOLERANCE = 1e-5
+"""Relative; llama.cpp computes in float32."""
+
+
+def trial_overrides(
+    target: Target, metadata: RopeMetadata, *, context_tokens: int
+) -> RopeOverrides | None:
+    """Context parameters under which a loaded model rotates as `target` says; None where there
+    are none, because the scheme lives in tensors or the file's own settings would show through.
+    """
+    arch = architecture(metadata.architecture)
+    n_rot = rotary_dimensions(metadata, arch)
+    base = target.freq_base or number(file_base(metadata, arch))
+    rebased = replace(metadata, freq_base=base)
+    wanted = frequencies(target.scaling, n_rot=n_rot, base=base, context_tokens=context_tokens)
+    try:
+        overrides = try_out(target.scaling, rebased, context_tokens=context_tokens).overrides
+        overrides = replace(overrides, freq_base=overrides.freq_base or base)
+        predicted = effective(metadata, context_tokens=context_tokens, overrides=overrides)
+    except (FileError, WishError):
+        return None
+    exact = all(
+        abs(group.magnitude / wanted.magnitude - 1) <= TOLERANCE
+        and (
+            abs(group.inverse_frequencies - wanted.inverse_frequencies)
+            <= TOLERANCE * wanted.inverse_frequencies
+        ).all()
+        for group in predicted.groups
+        if group.name == "global"
+    )
+    return overrides if exact else None

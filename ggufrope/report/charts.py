@@ -1,0 +1,316 @@
+"""Views as Vega-Lite specifications, drawn to SVG by vl-convert with no browser and no network.
+
+Colours are CSS variables of the page, so that one drawing serves light, dark and print.
+"""
+
+from __future__ import annotations
+
+from math import ceil, floor, log10
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..errors import MissingPartError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .views import Heatmap, Series, Speed, Tradeoff
+
+Spec: TypeAlias = dict[str, Any]
+
+STEPS = (0.02, 0.1, 0.3, 0.6, 0.9)
+"""Limits between the colours of a heatmap: the probability given to the answer."""
+_HEAT = tuple(f"var(--heat-{i})" for i in range(len(STEPS) + 1))
+_ON_HEAT = tuple(f"var(--on-heat-{i})" for i in range(len(STEPS) + 1))
+_SERIES = tuple(f"var(--series-{i})" for i in range(8))
+_DASHES = ([1, 0], [5, 3], [2, 2], [8, 3, 2, 3], [1, 3], [6, 2, 1, 2, 1, 2])
+
+_CONFIG: Spec = {
+    "font": "system-ui, sans-serif",
+    "background": None,
+    "view": {"stroke": None},
+    "mark": {"invalid": None},
+    "axis": {
+        "labelColor": "var(--muted)",
+        "titleColor": "var(--muted)",
+        "titleFontWeight": "normal",
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "gridColor": "var(--line)",
+        "domainColor": "var(--line)",
+        "tickColor": "var(--line)",
+    },
+    "legend": {
+        "labelColor": "var(--ink)",
+        "titleColor": "var(--muted)",
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "symbolStrokeWidth": 2,
+    },
+}
+
+
+def heatmap(view: Heatmap) -> Spec:
+    """Length × depth, coloured by the answer's probability, misses marked."""
+    values = [
+        {
+            "context": tokens(square.context_tokens),
+            "length": square.context_tokens,
+            "depth": f"{square.depth_percent:g}%",
+            "order": square.depth_percent,
+            "probability": square.probability,
+            "mark": _mark(square.recall),
+            "words": f"{square.context_tokens} tokens, depth {square.depth_percent:g} %: "
+            + (
+                square.reason or "not measured"
+                if square.recall is None
+                else f"recall {square.recall:.0%} of {square.n}"
+            ),
+        }
+        for square in view.squares
+    ]
+    depths = {"field": "depth", "type": "ordinal", "sort": {"field": "order"}, "title": "depth"}
+    contexts = {
+        "field": "context",
+        "type": "ordinal",
+        "sort": {"field": "length"},
+        "title": "context, tokens",
+    }
+    quiet = {"domain": False, "ticks": False, "labelPadding": 6}
+    return {
+        "data": {"values": values},
+        "width": {"step": 42},
+        "height": {"step": 22},
+        # The marks on the squares have colours of their own.
+        "resolve": {"scale": {"color": "independent"}},
+        "encoding": {
+            "x": {**contexts, "axis": {**quiet, "labelAngle": 0}},
+            "y": {**depths, "axis": quiet},
+        },
+        "layer": [
+            {
+                "mark": {
+                    "type": "rect",
+                    "stroke": "var(--paper)",
+                    "strokeWidth": 2,
+                    "cornerRadius": 4,
+                },
+                "encoding": {
+                    "color": _by_probability(_HEAT, otherwise="var(--void)"),
+                    "description": {"field": "words"},
+                },
+            },
+            {
+                "mark": {"type": "text", "fontSize": 11, "fontWeight": 600},
+                "encoding": {
+                    "text": {"field": "mark"},
+                    "color": _by_probability(_ON_HEAT, otherwise="var(--muted)"),
+                },
+            },
+        ],
+    }
+
+
+def lines(series: Sequence[Series], *, x: str, y: str, logarithmic: bool = False) -> Spec:
+    """One line a setting: scalings by colour, cache types by dash."""
+    values = [
+        {"x": px, "y": py, "scaling": one.scaling, "kv": one.kv}
+        for one in series
+        for px, py in one.points
+    ]
+    scalings = list(dict.fromkeys(one.scaling for one in series))
+    kvs = list(dict.fromkeys(one.kv for one in series))
+    quiet: Spec = {"domain": False, "ticks": False}
+    y_scale: Spec = {"zero": False}
+    if logarithmic:
+        heights = [py for one in series for _, py in one.points]
+        y_scale = {"type": "log", "domain": [min(heights) / 1.1, max(heights) * 1.1], "nice": False}
+        quiet["values"] = _round_numbers(min(heights), max(heights))
+    encoding: Spec = {
+        "x": {
+            "field": "x",
+            "type": "quantitative",
+            "title": x,
+            "axis": {"grid": False, "format": "~s", "tickCount": 6},
+            "scale": {"nice": False},
+        },
+        "y": {
+            "field": "y",
+            "type": "quantitative",
+            "title": y,
+            "scale": y_scale,
+            "axis": {"tickCount": 5, **quiet},
+        },
+        "color": _colour("scaling", scalings),
+    }
+    if len(kvs) > 1:
+        encoding["strokeDash"] = {
+            "field": "kv",
+            "type": "nominal",
+            "title": "KV cache",
+            "scale": {"domain": kvs, "range": _cycle(_DASHES, len(kvs))},
+            "legend": {
+                "symbolType": "stroke",
+                "symbolStrokeColor": "var(--ink)",
+                "symbolSize": 400,
+            },
+        }
+    return {
+        "data": {"values": values},
+        "width": 640,
+        "height": 260,
+        "mark": {"type": "line", "strokeWidth": 2, "interpolate": "monotone"},
+        "encoding": encoding,
+    }
+
+
+def tradeoff(points: Sequence[Tradeoff]) -> Spec:
+    """Quality, with its interval, against bytes of cache a token."""
+    name = points[0].quality.name
+    values = [
+        {
+            "bytes": point.bytes_per_token,
+            "value": point.quality.value,
+            "low": point.quality.low,
+            "high": point.quality.high,
+            "kv": point.kv,
+            "scaling": point.scaling,
+        }
+        for point in points
+    ]
+    scalings = list(dict.fromkeys(point.scaling for point in points))
+    x = {
+        "field": "bytes",
+        "type": "quantitative",
+        "title": "cache, bytes per token",
+        "axis": {"grid": False, "format": ",~g", "tickCount": 6},
+        "scale": {"zero": True, "nice": True},
+    }
+    y_axis = {"tickCount": 5, "domain": False, "ticks": False}
+    colour = _colour("scaling", scalings)
+    return {
+        "data": {"values": values},
+        "width": 560,
+        "height": 260,
+        "encoding": {"x": x, "color": colour},
+        "layer": [
+            {
+                "transform": [{"filter": "isValid(datum.low)"}],
+                "mark": {"type": "rule", "opacity": 0.45, "strokeWidth": 1.5},
+                "encoding": {
+                    "y": {"field": "low", "type": "quantitative"},
+                    "y2": {"field": "high"},
+                },
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+                "encoding": {
+                    "y": {
+                        "field": "value",
+                        "type": "quantitative",
+                        "title": words(name),
+                        "scale": {"zero": False},
+                        "axis": y_axis,
+                    }
+                },
+            },
+            {
+                "mark": {"type": "text", "dx": 8, "dy": -7, "align": "left", "fontSize": 11},
+                "encoding": {
+                    "y": {"field": "value", "type": "quantitative"},
+                    "text": {"field": "kv"},
+                    "color": {"value": "var(--muted)"},
+                },
+            },
+        ],
+    }
+
+
+def bars(speeds: Sequence[Speed]) -> Spec:
+    """Tokens per second by cache type, grouped by scaling; one context at a time."""
+    values = [
+        {
+            "kv": speed.kv,
+            "scaling": speed.scaling,
+            "speed": speed.tokens_per_second,
+        }
+        for speed in speeds
+    ]
+    scalings = list(dict.fromkeys(speed.scaling for speed in speeds))
+    kvs = list(dict.fromkeys(speed.kv for speed in speeds))
+    return {
+        "data": {"values": values},
+        "width": 440,
+        "height": {"step": 14},
+        "mark": {"type": "bar", "cornerRadiusEnd": 3},
+        "encoding": {
+            "y": {"field": "kv", "type": "nominal", "title": None, "sort": kvs,
+                  "axis": {"domain": False, "ticks": False}},
+            "yOffset": {"field": "scaling", "sort": scalings},
+            "x": {"field": "speed", "type": "quantitative", "title": "tokens per second",
+                  "axis": {"tickCount": 5, "domain": False, "ticks": False, "format": ",~g"}},
+            "color": _colour("scaling", scalings),
+        },
+    }  # fmt: skip
+
+
+def draw(spec: Spec) -> str:
+    """A specification as an SVG element. Raises MissingPartError without vl-convert."""
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise MissingPartError(
+            "charts need vl-convert-python: pip install 'ggufrope[report]'"
+        ) from error
+    schema = "https://vega.github.io/schema/vega-lite/v5.json"
+    return str(vl_convert.vegalite_to_svg({"$schema": schema, **spec, "config": _CONFIG}))
+
+
+def words(metric: str) -> str:
+    """A metric's name as prose."""
+    return metric.replace("_", " ")
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten that lie between."""
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    numbers = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    return [number for number in numbers if low / 1.1 <= number <= high * 1.1]
+
+
+def tokens(count: int) -> str:
+    """A context length as people say it: 8k for 8192, 1000 for 1000."""
+    return f"{count // 1024}k" if count >= 1024 and count % 1024 == 0 else str(count)
+
+
+def _by_probability(colours: Sequence[str], *, otherwise: str) -> Spec:
+    return {
+        "condition": {"test": "!isValid(datum.probability)", "value": otherwise},
+        "field": "probability",
+        "type": "quantitative",
+        "scale": {"type": "threshold", "domain": list(STEPS), "range": list(colours)},
+        "legend": None,
+    }
+
+
+def _mark(recall: float | None) -> str:
+    if recall is None:
+        return "–"
+    if recall == 1:
+        return ""
+    return "×" if recall == 0 else f"{recall:.0%}"
+
+
+def _colour(field: str, domain: Sequence[str]) -> Spec:
+    return {
+        "field": field,
+        "type": "nominal",
+        "title": field,
+        "scale": {"domain": list(domain), "range": _cycle(_SERIES, len(domain))},
+        "legend": {"symbolType": "circle", "symbolSize": 80, "symbolOpacity": 1}
+        if len(domain) > 1
+        else None,
+    }
+
+
+def _cycle(items: Sequence[Any], count: int) -> list[Any]:
+    return [items[i % len(items)] for i in range(count)]

@@ -1,0 +1,196 @@
+"""A report as JSON, CSV and JUnit XML: for scripts, spreadsheets and CI systems."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from ..runs import records
+from ..runs.cells import Cell, CellResult, Metric
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .comparison import Comparison
+    from .record import RunReport
+    from .summary import SummaryRow
+
+_AXES = tuple(Cell.__dataclass_fields__)
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[str, records.Plain]:
+    """The report as JSON has it; absent values are null, metrics an object by name."""
+    return {
+        "schema": report.schema,
+        "name": report.plan.name,
+        "created": report.created.isoformat(timespec="seconds"),
+        "complete": report.complete,
+        "plan": records.encode(report.plan),
+        "models": [
+            {**asdict(model.file), "details": dict(model.file.details), "sha256": model.sha256}
+            for model in report.models
+        ],
+        "workers": [
+            {"id": worker.id, "started": worker.started, "environment": dict(worker.environment)}
+            for worker in report.workers
+        ],
+        "jobs": [
+            {
+                "id": job.job.id,
+                "label": job.job.label,
+                "state": job.state,
+                "reason": job.reason,
+                "worker": job.worker,
+                "started": job.started,
+                "ended": job.ended,
+            }
+            for job in report.jobs
+        ],
+        "summary": [_row_plain(row) for row in report.summary],
+        "verdict": {
+            "passed": report.passed,
+            "checks": [
+                {"model": entry.model, "scaling": entry.scaling, "kv": entry.kv, **asdict(check)}
+                for entry in report.verdicts
+                for check in entry.verdict.checks
+            ],
+        },
+        "cells": [_cell_plain(result) for result in report.cells],
+        "against": None if against is None else _comparison_plain(against),
+    }
+
+
+def to_json(report: RunReport, *, against: Comparison | None = None) -> str:
+    """One JSON object, versioned by its "schema"."""
+    return json.dumps(to_plain(report, against=against), indent=2, allow_nan=False) + "\n"
+
+
+def to_csv(report: RunReport) -> str:
+    """One row a cell: its place, status and every metric of the run, empty where it has none.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
+    names = tuple(dict.fromkeys(m.name for result in report.cells for m in result.metrics))
+    bounded = {m.name for r in report.cells for m in r.metrics if m.low is not None}
+    columns = [
+        column
+        for name in names
+        for column in (name, *((f"{name}_low", f"{name}_high") if name in bounded else ()))
+    ]
+    out = io.StringIO()
+    writer = csv.DictWriter(
+        out,
+        [*_AXES, "status", "reason", "prompt_tokens", "elapsed_seconds", *columns],
+        lineterminator="\n",
+    )
+    writer.writeheader()
+    for result in report.cells:
+        row = asdict(result.cell) | {
+            "status": result.status,
+            "reason": result.reason,
+            "prompt_tokens": result.prompt_tokens,
+            "elapsed_seconds": result.elapsed_seconds,
+        }
+        for metric in result.metrics:
+            row[metric.name] = metric.value
+            if metric.name in bounded:
+                row |= {f"{metric.name}_low": metric.low, f"{metric.name}_high": metric.high}
+        writer.writerow({name: _inert(value) for name, value in row.items()})
+    return out.getvalue()
+
+
+def to_junit(report: RunReport) -> str:
+    """JUnit XML, one case a cell.
+
+    A cell that could not be measured is an error, one this build cannot run is skipped; one
+    measured has passed, whatever its score: scores are judged together, by the verdict.
+    """
+    suites = ElementTree.Element("testsuites", name=_xml(report.plan.name))
+    groups: dict[tuple[str, str, str, str], list[CellResult]] = {}
+    for result in report.cells:
+        cell = result.cell
+        groups.setdefault((cell.model, cell.scaling, cell.kv, cell.task), []).append(result)
+    for axes, results in groups.items():
+        suites.append(_suite(" · ".join(axes), results))
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _comparison_plain(found: Comparison) -> dict[str, records.Plain]:
+    return {
+        "changes": [asdict(change) | {"worse": change.worse} for change in found.changes],
+        "differences": [asdict(difference) for difference in found.differences],
+        "only_before": found.only_before,
+        "only_after": found.only_after,
+        "regressions": len(found.regressions),
+    }
+
+
+def _row_plain(row: SummaryRow) -> dict[str, records.Plain]:
+    return {**asdict(row), "metrics": _metrics_plain(row.metrics)}
+
+
+def _cell_plain(result: CellResult) -> dict[str, records.Plain]:
+    return {
+        **asdict(result),
+        "metrics": _metrics_plain(result.metrics),
+        "curves": {curve.name: [list(point) for point in curve.points] for curve in result.curves},
+        "notes": dict(result.notes),
+    }
+
+
+def _metrics_plain(metrics: Iterable[Metric]) -> dict[str, records.Plain]:
+    return {
+        metric.name: {k: v for k, v in asdict(metric).items() if k != "name"} for metric in metrics
+    }
+
+
+def _suite(name: str, results: list[CellResult]) -> ElementTree.Element:
+    suite = ElementTree.Element(
+        "testsuite",
+        name=_xml(name),
+        tests=str(len(results)),
+        failures="0",
+        errors=str(sum(result.status == "error" for result in results)),
+        skipped=str(sum(result.status in ("unsupported", "skipped") for result in results)),
+        time=_seconds(sum(result.elapsed_seconds or 0.0 for result in results)),
+    )
+    for result in results:
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname=_xml(name),
+            name=_xml(result.cell.label),
+            time=_seconds(result.elapsed_seconds or 0.0),
+        )
+        if result.status != "ok":
+            kind = "error" if result.status == "error" else "skipped"
+            reason = result.reason or result.status
+            ElementTree.SubElement(case, kind, message=_xml(reason))
+        elif result.metrics:
+            output = ElementTree.SubElement(case, "system-out")
+            output.text = _xml("\n".join(f"{m.name} {m.value}" for m in result.metrics))
+    return suite
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _xml(text: str) -> str:
+    """Text without the characters XML 1.0 has no way to write."""
+    return _NOT_XML.sub("\ufffd", text)
+
+
+def _inert(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = value.encode("utf-8", "backslashreplace").decode()
+    return "'" + text if text.startswith(_FORMULA_STARTS) else text

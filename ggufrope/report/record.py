@@ -1,0 +1,61 @@
+"""A run's report: everything that was asked, with what, and what came of it.
+
+Always made of stored results, so that a report can be made again, tomorrow or elsewhere, and a
+run that is not finished has one too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Literal
+
+from ..runs.cells import CellResult
+from ..runs.plan import RunPlan
+from ..runs.store import JobRecord, ModelRecord, RunStore, WorkerRecord
+from .judging import SettingVerdict, judge_settings
+from .summary import SummaryRow, summarize
+
+SCHEMA: Literal[1] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """The whole of a run. `created` is when it was begun, in UTC."""
+
+    schema: Literal[1]
+    created: datetime
+    plan: RunPlan
+    models: tuple[ModelRecord, ...]
+    workers: tuple[WorkerRecord, ...]
+    jobs: tuple[JobRecord, ...]
+    cells: tuple[CellResult, ...]
+    summary: tuple[SummaryRow, ...]
+    verdicts: tuple[SettingVerdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every setting passed every check, in a run that is complete."""
+        return self.complete and all(entry.verdict.passed for entry in self.verdicts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every job has ended, well or not."""
+        return all(job.state in ("done", "failed") for job in self.jobs)
+
+
+def report_of(store: RunStore) -> RunReport:
+    """The report of a stored run, as far as it has come. Raises StorageError."""
+    plan, cells = store.plan, store.results()
+    summary = summarize(cells)
+    return RunReport(
+        schema=SCHEMA,
+        created=datetime.fromtimestamp(store.created, tz=timezone.utc),
+        plan=plan,
+        models=store.models(),
+        workers=store.workers(),
+        jobs=store.jobs(),
+        cells=cells,
+        summary=summary,
+        verdicts=judge_settings(summary, plan.thresholds),
+    )

@@ -1,0 +1,336 @@
+"""What a report shows, as data: for a terminal, a page or anything else to draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp
+from typing import TYPE_CHECKING
+
+from ..evals.kvmatrix import SLOW
+from ..evals.ruler import effective_length, effective_length_by_share
+from ..runs.cells import CellResult, Metric
+from ..runs.tasks.text import CURVE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .record import RunReport
+    from .summary import SummaryRow
+
+HEATMAP_TASKS = ("needle", "passkey")
+BYTES_PER_TOKEN = "cache_bytes_per_token"
+SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
+QUALITIES = (
+    ("needle", "recall"),
+    ("passkey", "recall"),
+    ("divergence", "mean_divergence"),
+    ("perplexity", "perplexity"),
+)
+"""Task and metric a cache type is judged by, the most telling first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Square:
+    """One (context, depth) of a heatmap, over its samples and seeds.
+
+    `probability` is the geometric mean of the probabilities the model gave the answer's tokens.
+    Where nothing was measured it and `recall` are None, and `reason` says why.
+    """
+
+    context_tokens: int
+    depth_percent: float
+    recall: float | None
+    probability: float | None
+    n: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heatmap:
+    """Length × depth of one model, scaling and cache type."""
+
+    model: str
+    scaling: str
+    kv: str
+    task: str
+    squares: tuple[Square, ...]
+
+    @property
+    def found(self) -> int:
+        """Needles found, over all squares."""
+        return round(sum((square.recall or 0) * square.n for square in self.squares))
+
+    @property
+    def asked(self) -> int:
+        """Needles measured, over all squares."""
+        return sum(square.n for square in self.squares)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line: a metric along an axis."""
+
+    model: str
+    scaling: str
+    kv: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tradeoff:
+    """What a cache type costs and what it is worth, at the longest context measured."""
+
+    model: str
+    scaling: str
+    kv: str
+    bytes_per_token: float
+    quality: Metric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Tokens per second of one setting at one context."""
+
+    model: str
+    scaling: str
+    kv: str
+    context_tokens: int
+    metric: str
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulerScores:
+    """RULER-style scores of one setting, shares from 0 to 1.
+
+    `tasks` are (task, context, mean over its samples), `means` (context, mean over the tasks).
+    `effective` is the longest context that keeps 85 % of the shortest one's mean, and `published`
+    the longest above RULER's own threshold for chat models; None where there is none.
+    """
+
+    model: str
+    scaling: str
+    kv: str
+    tasks: tuple[tuple[str, int, float], ...]
+    means: tuple[tuple[int, float], ...]
+    effective: int | None
+    published: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slow:
+    """A cache type that is much slower than f16: this build has no fast way with it."""
+
+    model: str
+    scaling: str
+    kv: str
+    context_tokens: int
+    metric: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Cells that have no score, of one job and for one reason."""
+
+    status: str
+    where: str
+    cells: int
+    reason: str
+
+
+def heatmaps(report: RunReport) -> tuple[Heatmap, ...]:
+    """One heatmap a model, scaling, cache type and task, in the plan's order."""
+    groups: dict[tuple[str, str, str, str], dict[tuple[int, float], list[CellResult]]] = {}
+    for result in report.cells:
+        cell = result.cell
+        if cell.task in HEATMAP_TASKS and cell.depth_percent is not None:
+            key = (cell.model, cell.scaling, cell.kv, cell.task)
+            place = (cell.context_tokens, cell.depth_percent)
+            groups.setdefault(key, {}).setdefault(place, []).append(result)
+    return tuple(
+        Heatmap(
+            model=model,
+            scaling=scaling,
+            kv=kv,
+            task=task,
+            squares=tuple(_square(place, places[place]) for place in sorted(places)),
+        )
+        for (model, scaling, kv, task), places in groups.items()
+    )
+
+
+def perplexity_curves(report: RunReport) -> tuple[Series, ...]:
+    """Perplexity by position, each setting at its longest context."""
+    longest: dict[tuple[str, str, str], tuple[int, Series]] = {}
+    for result in report.cells:
+        cell = result.cell
+        for curve in result.curves:
+            key = (cell.model, cell.scaling, cell.kv)
+            if curve.name == CURVE and cell.context_tokens > longest.get(key, (0,))[0]:
+                series = Series(
+                    model=cell.model, scaling=cell.scaling, kv=cell.kv, points=curve.points
+                )
+                longest[key] = (cell.context_tokens, series)
+    return tuple(series for _, series in longest.values())
+
+
+def by_context(report: RunReport, task: str, metric: str) -> tuple[Series, ...]:
+    """A summary metric of a task along the context."""
+    lines: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for row in report.summary:
+        found = row.metric(metric)
+        if row.task == task and found is not None and found.value is not None:
+            points = lines.setdefault((row.model, row.scaling, row.kv), [])
+            points.append((row.context_tokens, found.value))
+    return tuple(
+        Series(model=model, scaling=scaling, kv=kv, points=tuple(sorted(points)))
+        for (model, scaling, kv), points in lines.items()
+    )
+
+
+def tradeoffs(report: RunReport) -> tuple[Tradeoff, ...]:
+    """Quality against memory, in the first of QUALITIES that the run measured."""
+    costs = {
+        _setting(row): metric.value
+        for row in report.summary
+        if (metric := row.metric(BYTES_PER_TOKEN)) is not None and metric.value is not None
+    }
+    for task, quality in QUALITIES:
+        worth: dict[tuple[str, str, str], Metric] = {}
+        for row in sorted(report.summary, key=lambda row: row.context_tokens):
+            metric = row.metric(quality)
+            known = metric is not None and metric.value is not None
+            if metric is not None and known and row.task == task and not row.control:
+                worth[_setting(row)] = metric
+        if worth:
+            return tuple(
+                Tradeoff(
+                    model=key[0],
+                    scaling=key[1],
+                    kv=key[2],
+                    bytes_per_token=cost,
+                    quality=worth[key],
+                )
+                for key, cost in costs.items()
+                if key in worth
+            )
+    return ()
+
+
+def speeds(report: RunReport) -> tuple[Speed, ...]:
+    """Prefill and decode speeds, as measured."""
+    return tuple(
+        Speed(
+            model=row.model,
+            scaling=row.scaling,
+            kv=row.kv,
+            context_tokens=row.context_tokens,
+            metric=name,
+            tokens_per_second=metric.value,
+        )
+        for row in report.summary
+        for name in SPEEDS
+        if (metric := row.metric(name)) is not None and metric.value is not None
+    )
+
+
+def at_longest(found: Iterable[Speed]) -> tuple[Speed, ...]:
+    """Of each model, the speeds at the longest context that has any."""
+    every = tuple(found)
+    longest: dict[str, int] = {}
+    for speed in every:
+        longest[speed.model] = max(speed.context_tokens, longest.get(speed.model, 0))
+    return tuple(speed for speed in every if speed.context_tokens == longest[speed.model])
+
+
+def slow_caches(report: RunReport) -> tuple[Slow, ...]:
+    """Speeds below half of f16's, everything else equal."""
+    measured = speeds(report)
+    base = {_place(speed): speed.tokens_per_second for speed in measured if speed.kv == "f16"}
+    return tuple(
+        Slow(
+            model=speed.model,
+            scaling=speed.scaling,
+            kv=speed.kv,
+            context_tokens=speed.context_tokens,
+            metric=speed.metric,
+            share=speed.tokens_per_second / reference,
+        )
+        for speed in measured
+        if (reference := base.get(_place(speed))) and speed.tokens_per_second < SLOW * reference
+    )
+
+
+def ruler_scores(report: RunReport) -> tuple[RulerScores, ...]:
+    """The RULER-style scores of each setting that has some."""
+    settings: dict[tuple[str, str, str], list[tuple[str, int, float]]] = {}
+    for row in report.summary:
+        metric = row.metric("score")
+        if row.part is not None and metric is not None and metric.value is not None:
+            entry = (row.part, row.context_tokens, metric.value)
+            settings.setdefault(_setting(row), []).append(entry)
+    return tuple(_ruler(key, tasks) for key, tasks in settings.items())
+
+
+def troubles(report: RunReport) -> tuple[Trouble, ...]:
+    """Everything without a score, cells of one job and reason together."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for result in report.cells:
+        if result.status != "ok":
+            cell = result.cell
+            where = " · ".join((cell.model, cell.scaling, cell.kv, cell.task))
+            key = (result.status, where, result.reason or "no reason was given")
+            counts[key] = counts.get(key, 0) + 1
+    return tuple(
+        Trouble(status=status, where=where, cells=cells, reason=reason)
+        for (status, where, reason), cells in counts.items()
+    )
+
+
+def _ruler(key: tuple[str, str, str], tasks: list[tuple[str, int, float]]) -> RulerScores:
+    by_context: dict[int, list[float]] = {}
+    for _, context, score in tasks:
+        by_context.setdefault(context, []).append(score)
+    means = {context: sum(found) / len(found) for context, found in sorted(by_context.items())}
+    return RulerScores(
+        model=key[0],
+        scaling=key[1],
+        kv=key[2],
+        tasks=tuple(tasks),
+        means=tuple(means.items()),
+        effective=effective_length_by_share(means),
+        published=effective_length({context: 100 * mean for context, mean in means.items()}),
+    )
+
+
+def _place(speed: Speed) -> tuple[str, str, int, str]:
+    return (speed.model, speed.scaling, speed.context_tokens, speed.metric)
+
+
+def _square(place: tuple[int, float], results: list[CellResult]) -> Square:
+    recalls = _values(results, "recall")
+    log_probabilities = _values(results, "log_probability")
+    reasons = [result.reason for result in results if result.reason]
+    return Square(
+        context_tokens=place[0],
+        depth_percent=place[1],
+        recall=_mean(recalls),
+        probability=exp(sum(log_probabilities) / len(log_probabilities))
+        if log_probabilities
+        else None,
+        n=len(recalls),
+        reason=reasons[0] if reasons else None,
+    )
+
+
+def _values(results: Iterable[CellResult], name: str) -> list[float]:
+    return [value for result in results if (value := result.value(name)) is not None]
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _setting(row: SummaryRow) -> tuple[str, str, str]:
+    return (row.model, row.scaling, row.kv)

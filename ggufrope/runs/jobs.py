@@ -1,0 +1,174 @@
+"""A plan, expanded: the jobs that carry it out and the cells each of them yields.
+
+A job is what runs, fails and is isolated as one: a model under one scaling, one pair of cache
+types, one task and one seed. All its cells are known beforehand, so that a job which dies leaves
+no hole in a report. Order and identity depend on the plan and the files alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import TYPE_CHECKING
+
+from ..errors import WishError
+from .cells import Cell, digest
+from .plan import KvTypes, RunPlan, TaskName, Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .models import ModelFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The unit of execution. `id` is the same for the same work on the same file, anywhere."""
+
+    id: str
+    model: str
+    scaling: Trial
+    kv: KvTypes
+    task: TaskName
+    seed: int
+    cells: tuple[Cell, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} · {self.scaling.name} · {self.kv} · {self.task} · seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which jobs of a run to do: those that match every `only` term, dealt out over `shards`.
+
+    A term is AXIS=PATTERN, with model, scaling, kv, task or seed as the axis. `shard` counts
+    from 1.
+    """
+
+    only: tuple[str, ...] = ()
+    shard: int = 1
+    shards: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard <= self.shards:
+            raise WishError(f"shard {self.shard}/{self.shards}: expected I/N with I from 1 to N")
+        for term in self.only:
+            axis, equals, _ = term.partition("=")
+            if not equals or axis not in _AXES:
+                raise WishError(f"only {term!r}: expected AXIS=PATTERN, AXIS of {', '.join(_AXES)}")
+
+    @classmethod
+    def parse(cls, only: tuple[str, ...] = (), shard: str | None = None) -> Selection:
+        """From the words of a command line; `shard` is I/N. Raises WishError."""
+        if shard is None:
+            return cls(only=only)
+        index, _, count = shard.partition("/")
+        if not (index.isdecimal() and count.isdecimal()):
+            raise WishError(f"shard {shard!r}: expected I/N, as in 1/4")
+        return cls(only=only, shard=int(index), shards=int(count))
+
+    def choose(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
+        """The selected jobs, in order. Terms on one axis add up, axes narrow each other."""
+        wanted: dict[str, list[str]] = {}
+        for term in self.only:
+            axis, _, pattern = term.partition("=")
+            wanted.setdefault(axis, []).append(pattern)
+        matching = [
+            job
+            for job in jobs
+            if all(
+                any(fnmatchcase(_AXES[axis](job), pattern) for pattern in patterns)
+                for axis, patterns in wanted.items()
+            )
+        ]
+        return tuple(matching[self.shard - 1 :: self.shards])
+
+
+_CHEAP_CONTEXT = 4096
+_AXES: dict[str, Callable[[Job], str]] = {
+    "model": lambda job: job.model,
+    "scaling": lambda job: job.scaling.name,
+    "kv": lambda job: str(job.kv),
+    "task": lambda job: job.task,
+    "seed": lambda job: str(job.seed),
+}
+
+
+def expand(plan: RunPlan, models: tuple[ModelFile, ...]) -> tuple[Job, ...]:
+    """Every job of a plan, those of one model next to each other, so that it is loaded once."""
+    axes = product(models, plan.trials, plan.kv_types, plan.tasks, plan.seeds)
+    return tuple(_job(plan, *coordinates) for coordinates in axes)
+
+
+def control_context(plan: RunPlan, model: ModelFile) -> int | None:
+    """The native context, where the plan goes beyond it and does not ask for it anyway."""
+    native = model.native_context
+    if not plan.control or native is None or native in plan.contexts:
+        return None
+    return native if native < max(plan.contexts) else None
+
+
+def short_context_tokens(plan: RunPlan, model: ModelFile) -> int:
+    """Where the short-context gate measures: the plan's longest context within the native one,
+    else as much of the native one as costs little."""
+    native = model.native_context
+    within = [c for c in plan.contexts if native is None or c <= native]
+    return max(within) if within else min(native or _CHEAP_CONTEXT, _CHEAP_CONTEXT)
+
+
+def _job(
+    plan: RunPlan, model: ModelFile, trial: Trial, kv: KvTypes, task: TaskName, seed: int
+) -> Job:
+    control = control_context(plan, model) if task == "needle" else None
+    contexts = (
+        {short_context_tokens(plan, model)}
+        if task == "short-context"
+        else {*plan.contexts, *([] if control is None else [control])}
+    )
+    cells = tuple(
+        Cell(
+            model=model.name,
+            scaling=trial.name,
+            kv=str(kv),
+            task=task,
+            context_tokens=context,
+            seed=seed,
+            depth_percent=depth,
+            sample=sample,
+            part=part,
+            control=context == control,
+        )
+        for context, part, depth, sample in _places(plan, task, sorted(contexts))
+    )
+    content = {
+        "file": [model.header_sha256, model.file_size],
+        "scaling": trial,
+        "kv": str(kv),
+        "task": task,
+        "seed": seed,
+        "cells": cells,
+        "how": [plan.mode, plan.value, plan.haystack, plan.text, plan.chunks, plan.ruler],
+    }
+    return Job(
+        id=digest(content),
+        model=model.name,
+        scaling=trial,
+        kv=kv,
+        task=task,
+        seed=seed,
+        cells=cells,
+    )
+
+
+def _places(
+    plan: RunPlan, task: TaskName, contexts: list[int]
+) -> Iterator[tuple[int, str | None, float | None, int | None]]:
+    """(context, part, depth, sample) of every cell of a task, shortest context first."""
+    if task in ("needle", "passkey"):
+        yield from product(contexts, [None], plan.depth_percents, range(plan.samples))
+    elif task == "ruler":
+        yield from product(contexts, plan.ruler.parts, [None], range(plan.samples))
+    else:
+        yield from product(contexts, [None], [None], [None])

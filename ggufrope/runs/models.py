@@ -1,0 +1,105 @@
+"""Which files a plan's model names mean, and what identifies each."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from ..container import Scalar, read_header
+from ..container.location import locate
+from ..errors import StorageError, WishError
+from ..rope import read_metadata
+from ..rope.keys import KEYS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """One model of a run: the name reports call it by, and the file behind it.
+
+    `header_sha256` covers everything in front of the tensor data; with `file_size` it tells two
+    models apart without reading the weights. `native_context` is the length in tokens it was
+    trained for, None where the file does not say. `details` are the metadata worth showing.
+    """
+
+    name: str
+    path: str
+    file_size: int
+    header_sha256: str
+    native_context: int | None = None
+    details: tuple[tuple[str, str], ...] = ()
+
+
+_DETAILS = ("general.name", "general.architecture", "general.size_label", "general.file_type")
+
+Identify: TypeAlias = Callable[[str, Path], ModelFile]
+
+
+def identify(name: str, path: Path) -> ModelFile:
+    """The model in a GGUF file, from its header alone. Raises FileError."""
+    header = read_header(path)
+    metadata = read_metadata(header)
+    details = {key: header.get(key) for key in (*_DETAILS, *map(metadata.key, KEYS))}
+    return ModelFile(
+        name=name,
+        path=str(path),
+        file_size=header.file_size,
+        header_sha256=sha256_of(path, header.data_offset),
+        native_context=metadata.original_context or metadata.context_length,
+        details=tuple(
+            (key, str(value)) for key, value in details.items() if isinstance(value, Scalar)
+        ),
+    )
+
+
+def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tuple[ModelFile, ...]:
+    """The models that `names` mean: globs expanded in order of their names, duplicates refused.
+
+    Raises WishError where a glob matches nothing or two names mean one file, StorageError where
+    a file is not there; what `identify` raises goes through.
+    """
+    paths = [found for name in names for found in _expand(name)]
+    seen: dict[Path, str] = {}
+    for name, path in paths:
+        if not path.is_file():
+            raise StorageError(f"{name}: no such file")
+        if earlier := seen.get(path.resolve()):
+            raise WishError(f"{name} is the same file as {earlier}; name it once")
+        seen[path.resolve()] = name
+    labels = _labels([name for name, _ in paths])
+    return tuple(identify(label, path) for label, (_, path) in zip(labels, paths, strict=True))
+
+
+def sha256_of(path: Path, length: int | None = None) -> str:
+    """SHA-256, in hexadecimal, of a file or of its first `length` bytes. Raises StorageError."""
+    sha256 = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    try:
+        left = path.stat().st_size if length is None else length
+        with path.open("rb", buffering=0) as stream:
+            while left and (count := stream.readinto(buffer[:left])):
+                sha256.update(buffer[:count])
+                left -= count
+    except OSError as error:
+        raise StorageError(f"{path}: cannot read: {error.strerror}") from error
+    return sha256.hexdigest()
+
+
+def _expand(name: str) -> Iterator[tuple[str, Path]]:
+    if name.startswith(("ollama:", "hf:")) or not glob.has_magic(name) or Path(name).exists():
+        yield name, locate(name)
+        return
+    matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # the pattern may be absolute
+    if not matches:
+        raise WishError(f"models: {name!r} matches no file")
+    yield from ((match, Path(match)) for match in matches)
+
+
+def _labels(names: list[str]) -> list[str]:
+    """File names where those differ, the names as given where they do not; always writable."""
+    short = [name if name.startswith(("ollama:", "hf:")) else Path(name).stem for name in names]
+    chosen = short if len(set(short)) == len(short) else names
+    return [name.encode("utf-8", "backslashreplace").decode() for name in chosen]

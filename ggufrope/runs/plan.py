@@ -1,0 +1,284 @@
+"""What a run is to measure: models × trial scalings × KV cache types × tasks × seeds.
+
+A plan is written as TOML by a person or built by `validate` and `compare` from their options.
+Nothing in it depends on the machine: which file a model's name means is settled by `models`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from ..errors import WishError
+from ..evals.facts import ValueKind
+from ..evals.ruler.specs import RULER_TASKS
+from ..evals.verdict import Thresholds
+
+TaskName: TypeAlias = Literal[
+    "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
+]
+Scheme: TypeAlias = Literal[
+    "file",
+    "none",
+    "linear",
+    "ntk",
+    "dynamic-ntk",
+    "ntk-by-parts",
+    "yarn",
+    "llama3",
+    "longrope",
+    "factors",
+]
+"""A scheme to try; "file" is the model as it stands."""
+CacheType: TypeAlias = Literal[
+    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"
+]
+CACHE_TYPES: tuple[CacheType, ...] = (
+    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl",
+)  # fmt: skip
+MIN_CONTEXT = 128
+"""Tokens: below, a question and its answer leave no room for a haystack."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A RoPE scaling to try, with nothing written. Fields are those of `ggufrope patch`.
+
+    What is None follows from the file: `factor` is then the largest context of the plan over the
+    original context. The scheme "file" is the model as it stands.
+    """
+
+    scheme: Scheme
+    label: str | None = field(
+        default=None, metadata={"help": "the name in reports; the scheme and factor by default"}
+    )
+    factor: float | None = field(
+        default=None, metadata={"help": "target context over original context"}
+    )
+    target_context: int | None = None
+    original_context: int | None = None
+    freq_base: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    ext_factor: float | None = None
+    attn_factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    long_factors: str | None = field(
+        default=None, metadata={"help": "a json, csv or npy file, one number a rotary pair"}
+    )
+    short_factors: str | None = None
+    from_config: str | None = field(
+        default=None, metadata={"help": "a Hugging Face config.json to take the scaling from"}
+    )
+    bake: bool = field(
+        default=False, metadata={"help": "try it as factor tensors, on a working copy"}
+    )
+    two_faced: bool = field(
+        default=False,
+        metadata={"help": "bake, and leave the model as it is up to its original context"},
+    )
+
+    @property
+    def name(self) -> str:
+        """The label, or the scheme with its factor where one is given."""
+        if self.label is not None:
+            return self.label
+        return self.scheme if self.factor is None else f"{self.scheme}-{self.factor:g}x"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvTypes:
+    """Types of the K and V caches; `str()` is the short form a plan uses."""
+
+    k: CacheType
+    v: CacheType
+
+    @classmethod
+    def parse(cls, text: str) -> KvTypes:
+        """`K`, for both, or `K/V`. Raises WishError for an unknown type."""
+        k, _, v = text.partition("/")
+        v = v or k
+        for name in (k, v):
+            if name not in CACHE_TYPES:
+                raise WishError(
+                    f"unknown KV cache type {name!r} in {text!r}; "
+                    f"expected K or K/V of {', '.join(CACHE_TYPES)}"
+                )
+        return cls(k=k, v=v)  # type: ignore[arg-type]  # checked just above
+
+    def __str__(self) -> str:
+        return self.k if self.k == self.v else f"{self.k}/{self.v}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Haystack:
+    """What needles are hidden in: `noise`, `essay`, or a text file of the user's."""
+
+    kind: Literal["noise", "essay", "text"] = "essay"
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "text") != (self.file is not None):
+            raise WishError(
+                'a haystack of kind "text" needs a file, and only that kind takes one: '
+                f"kind is {self.kind!r}, file is {self.file!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulerSettings:
+    """Which RULER-style tasks, and the files they need. Raises WishError for an unknown one."""
+
+    tasks: tuple[str, ...] = field(
+        default=(), metadata={"help": "by RULER's names; none: all there is data for"}
+    )
+    squad: str | None = field(default=None, metadata={"help": "a SQuAD file, for qa_1"})
+    hotpotqa: str | None = field(default=None, metadata={"help": "a HotpotQA file, for qa_2"})
+    templates: str | None = field(
+        default=None, metadata={"help": "a JSON file of prompts that replace ours"}
+    )
+
+    def __post_init__(self) -> None:
+        known = [spec.name for spec in RULER_TASKS]
+        for name in self.tasks:
+            if name not in known:
+                raise WishError(f"unknown RULER task {name!r}; expected some of {', '.join(known)}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The tasks to run, in RULER's order."""
+        data = {None: True, "squad": self.squad is not None, "hotpotqa": self.hotpotqa is not None}
+        return tuple(
+            spec.name
+            for spec in RULER_TASKS
+            if (spec.name in self.tasks if self.tasks else data[spec.data])
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeSettings:
+    """How models are loaded and evaluated. What is None is left to the runtime."""
+
+    gpu_layers: Literal["all", "auto"] | int = "all"
+    devices: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "CUDA devices, one worker for each; none: one for all"},
+    )
+    main_gpu: int | None = None
+    tensor_split: tuple[float, ...] = ()
+    flash_attention: bool | None = None
+    threads: int | None = None
+    batch_tokens: int | None = None
+    micro_batch_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """Everything needed to repeat a run, but for the files it names."""
+
+    models: tuple[str, ...] = field(
+        metadata={"help": "paths, globs, ollama:NAME or hf:OWNER/REPO/FILE"}
+    )
+    contexts: tuple[int, ...] = field(metadata={"help": "context lengths in tokens"})
+    name: str = "run"
+    tasks: tuple[TaskName, ...] = ("needle",)
+    scalings: tuple[Scheme | Trial, ...] = field(
+        default=("file",), metadata={"help": "schemes by name, or tables with their parameters"}
+    )
+    kv: tuple[str, ...] = field(
+        default=("f16",), metadata={"help": "KV cache types, K or K/V, e.g. q8_0/q4_0"}
+    )
+    depths: int | tuple[float, ...] = field(
+        default=11, metadata={"help": "how many, evenly spread, or a list in percent"}
+    )
+    mode: Literal["one-pass", "isolated"] = "one-pass"
+    control: bool = field(
+        default=True, metadata={"help": "ask needles at the native context too, for comparison"}
+    )
+    value: ValueKind = field(default="number", metadata={"help": "what a needle's value is"})
+    samples: int = field(default=1, metadata={"help": "of each cell, with different needles"})
+    seeds: tuple[int, ...] = (0,)
+    haystack: Haystack = Haystack()
+    text: str | None = field(
+        default=None, metadata={"help": "text file of perplexity and divergence"}
+    )
+    chunks: int = field(
+        default=4,
+        metadata={"help": "at most so many contexts of text for perplexity and divergence"},
+    )
+    ruler: RulerSettings = RulerSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    schema: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        problems = [*self._empty(), *self._repeated(), *self._out_of_range()]
+        if problems:
+            raise WishError("; ".join(problems))
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """`scalings`, the short forms spelled out."""
+        return tuple(
+            item if isinstance(item, Trial) else Trial(scheme=item) for item in self.scalings
+        )
+
+    @property
+    def kv_types(self) -> tuple[KvTypes, ...]:
+        return tuple(KvTypes.parse(text) for text in self.kv)
+
+    @property
+    def depth_percents(self) -> tuple[float, ...]:
+        """Needle depths in percent of the context, ascending."""
+        if isinstance(self.depths, tuple):
+            return tuple(sorted(self.depths))
+        if self.depths == 1:
+            return (50.0,)
+        return tuple(round(100 * i / (self.depths - 1), 3) for i in range(self.depths))
+
+    def _empty(self) -> list[str]:
+        names = ("models", "contexts", "tasks", "scalings", "kv", "seeds", "depths")
+        return [f"{name} is empty" for name in names if getattr(self, name) == ()]
+
+    def _repeated(self) -> list[str]:
+        lists: dict[str, tuple[object, ...]] = {
+            "models": self.models,
+            "contexts": self.contexts,
+            "tasks": self.tasks,
+            "names of scalings": tuple(trial.name for trial in self.trials),
+            "kv": self.kv,
+            "seeds": self.seeds,
+        }
+        return [
+            f"{name} has {value!r} more than once"
+            for name, values in lists.items()
+            for value in dict.fromkeys(v for v in values if values.count(v) > 1)
+        ]
+
+    def _out_of_range(self) -> list[str]:
+        problems = [
+            f"context {tokens} is too short: at least {MIN_CONTEXT} tokens"
+            for tokens in self.contexts
+            if tokens < MIN_CONTEXT
+        ]
+        if isinstance(self.depths, int):
+            if self.depths < 1:
+                problems.append(f"depths {self.depths} must be 1 or more, or a list of percents")
+        else:
+            problems += [
+                f"depth {percent:g} is not a percentage from 0 to 100"
+                for percent in self.depths
+                if not 0 <= percent <= 100
+            ]
+        problems += [
+            f"{name} {getattr(self, name)} must be 1 or more"
+            for name in ("samples", "chunks")
+            if getattr(self, name) < 1
+        ]
+        for text in self.kv:
+            try:
+                KvTypes.parse(text)
+            except WishError as error:
+                problems.append(str(error))
+        return problems

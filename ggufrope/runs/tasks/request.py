@@ -1,0 +1,52 @@
+"""What a task is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from ...evals.protocol import LanguageModel, Progress
+from ...evals.texts import Text, read_text
+from ...evals.types import OpenContext
+from ..cells import Cell, CellResult
+from ..jobs import Job
+from ..plan import KvTypes, RunPlan, Trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a task is to measure: `cells` are those of the job that have no result yet.
+
+    `open_context` opens contexts as the job says, `contexts_of` as any scaling and cache types
+    say. `planned` is called with the tokens that `progress` will add up to, once they are known.
+    """
+
+    plan: RunPlan
+    job: Job
+    cells: tuple[Cell, ...]
+    model: LanguageModel
+    open_context: OpenContext
+    contexts_of: Callable[[Trial, KvTypes], OpenContext]
+    planned: Progress | None = None
+    progress: Progress | None = None
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """Context lengths of the whole job, ascending."""
+        return tuple(sorted({cell.context_tokens for cell in self.job.cells}))
+
+    @property
+    def text(self) -> Text | None:
+        """The user's text for perplexity and divergence. Raises StorageError, WishError."""
+        return None if self.plan.text is None else read_text(Path(self.plan.text))
+
+    def plan_tokens(self, count: int) -> None:
+        """Tell whoever watches how many tokens will be evaluated."""
+        if self.planned is not None:
+            self.planned(count)
+
+
+Measure: TypeAlias = Callable[[Request], Iterator[CellResult]]
+"""Yields each cell's result as it is known. WishError where the job cannot be carried out."""

@@ -1,0 +1,55 @@
+"""RULER-style tasks: one cell a sample of a task at a length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...evals.ruler import RulerPlan, RulerResult, RulerTask, read_hotpotqa, read_squad
+from ...evals.ruler.wording import read_templates
+from ..cells import Cell, CellResult, Metric
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .request import Request
+
+
+def ruler(request: Request) -> Iterator[CellResult]:
+    """The share of the right answers in what the model generates."""
+    settings = request.plan.ruler
+    task = RulerTask(
+        RulerPlan(
+            lengths=request.contexts,
+            tasks=settings.parts,
+            samples=request.plan.samples,
+            seed=request.job.seed,
+            squad=None if settings.squad is None else read_squad(Path(settings.squad)),
+            hotpotqa=None if settings.hotpotqa is None else read_hotpotqa(Path(settings.hotpotqa)),
+            templates={}
+            if settings.templates is None
+            else read_templates(Path(settings.templates)),
+        )
+    )
+    todo = {_key(cell): cell for cell in request.cells}
+    done = {_key(cell) for cell in request.job.cells} - set(todo)
+    request.plan_tokens(task.planned_tokens(request.model, done=done))
+    for result in task.run(
+        request.model, request.open_context, done=done, progress=request.progress
+    ):
+        yield _cell(todo[result.key], result)
+
+
+def _key(cell: Cell) -> str:
+    return f"{cell.part}/{cell.context_tokens}/{cell.sample}"
+
+
+def _cell(cell: Cell, result: RulerResult) -> CellResult:
+    return CellResult(
+        cell=cell,
+        status="ok" if result.score.value is not None else "error",
+        reason=result.score.reason or None,
+        metrics=(Metric(name="score", value=result.score.value),),
+        notes=(("output", result.output), ("answers", ", ".join(result.answers))),
+        prompt_tokens=result.prompt_tokens,
+    )

@@ -1,0 +1,313 @@
+"""A context of a model: a trunk of tokens, and branches that leave no trace.
+
+The trunk is llama.cpp's sequence 0. Branches are sequences forked from it (`llama_memory_seq_cp`
+shares the cells and copies nothing) and removed again.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ggufrope.errors import (
+    CacheTypeError,
+    DecodeError,
+    MemoryNeedError,
+    RuntimeFailure,
+    WishError,
+)
+from ggufrope.runtime import kvcache, library, memory
+from ggufrope.runtime.branch import AnswerScore, Branch, Progress, Tokens
+from ggufrope.runtime.branching import Group, plan
+from ggufrope.runtime.decoding import decode, log_probabilities_of, output_logits
+from ggufrope.runtime.loading import buffers, ran_out_of_memory
+from ggufrope.runtime.settings import ContextSettings, context_parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from ggufrope.runtime.model import Model
+
+_TRUNK = 0
+_LOGITS_BYTES = 256 * 1024 * 1024
+_ANY = -1  # as a position, to llama_memory_seq_*: from the start, or to the end
+
+
+class Context:
+    """A trunk of tokens in a K/V cache; an `evals.protocol.LanguageContext`.
+
+    Open until `close`; also a context manager. A call that fails or is interrupted leaves the
+    trunk at a whole number of batches, `position` tells where.
+    """
+
+    def __init__(self, model: Model, settings: ContextSettings) -> None:
+        """Allocate cache and buffers.
+
+        Raises CacheTypeError for a cache pair this model cannot run, MemoryNeedError where it
+        does not fit, WishError for impossible numbers, RuntimeFailure for anything else.
+        """
+        self._handle: Any = None
+        self._library = library.load()
+        refused = kvcache.why_not(
+            model, settings.type_k, settings.type_v, flash_attention=settings.flash_attention
+        )
+        if refused:
+            raise CacheTypeError(f"{model.path.name}: {refused}")
+        parameters = context_parameters(self._library, settings, n_seq_max=model.n_sequences)
+        memory.require_fit(model, settings)
+        with library.capture() as log:
+            handle = self._library.llama_init_from_model(model.handle, parameters)
+        if not handle:
+            failure = MemoryNeedError if ran_out_of_memory(log) else RuntimeFailure
+            raise failure(
+                f"{model.path.name}: no context of {settings.n_ctx} tokens with K "
+                f"{settings.type_k} and V {settings.type_v}: {log.reason or 'no reason given'}"
+            )
+        self._handle = handle
+        self._memory = self._library.llama_get_memory(handle)
+        self._position = 0
+        self.model = model
+        self.settings = settings
+        self.cache = kvcache.allocated(log)
+        self.buffers = (*buffers(log, "KV"), *buffers(log, "compute"), *buffers(log, "output"))
+        self.log = tuple(log.lines)
+        model.adopt(self)
+
+    def close(self) -> None:
+        """Free the cache and buffers. Closing twice is fine."""
+        if self._handle is not None:
+            self._library.llama_free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def handle(self) -> Any:
+        """The `llama_context *`, for the other modules of the runtime."""
+        if self._handle is None:
+            raise RuntimeFailure("the context was closed")
+        return self._handle
+
+    @property
+    def position(self) -> int:
+        """Tokens in the trunk."""
+        return self._position
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens the cache holds, as allocated."""
+        return int(self._library.llama_n_ctx_seq(self.handle))
+
+    @property
+    def n_batch(self) -> int:
+        """Tokens evaluated by one call at most."""
+        return int(self._library.llama_n_batch(self.handle))
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences it can hold at once, the trunk among them."""
+        return int(self._library.llama_n_seq_max(self.handle))
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes of the K and V caches as allocated, None for a model without any."""
+        return None if self.cache is None else self.cache.size_bytes
+
+    @property
+    def cache_rotated(self) -> bool | None:
+        """Whether llama.cpp rotates K or V before it stores them, None for a model without."""
+        return None if self.cache is None else self.cache.rotated_k or self.cache.rotated_v
+
+    # The trunk ----------------------------------------------------------------------------------
+
+    def extend(self, tokens: Tokens, *, progress: Progress | None = None) -> None:
+        """Append to the trunk without computing logits. Raises DecodeError."""
+        for count in self._append(tokens, n_batch=self.n_batch, outputs=0):
+            if progress is not None:
+                progress(count)
+
+    def logits(
+        self, tokens: Tokens, *, progress: Progress | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token.
+
+        An array is llama.cpp's own memory: valid until the next one is asked for.
+        """
+        n_batch = min(self.n_batch, max(1, _LOGITS_BYTES // (4 * self.model.n_vocab)))
+        for count in self._append(tokens, n_batch=n_batch, outputs=len(tokens)):
+            if progress is not None:
+                progress(count)
+            yield output_logits(self.handle, count, self.model.n_vocab)
+
+    def rewind(self, position: int) -> None:
+        """Forget the trunk's tokens from `position` on.
+
+        Raises WishError for a position beyond the trunk, DecodeError where the model keeps a
+        recurrent state or the cache only the sliding window.
+        """
+        if not 0 <= position <= self._position:
+            raise WishError(f"cannot rewind to {position}: the trunk has {self._position} tokens")
+        if position == self._position:
+            return
+        if position > 0:
+            self._require_history()
+        if not self._library.llama_memory_seq_rm(self._memory, _TRUNK, position, _ANY):
+            raise DecodeError(f"cannot rewind to {position}: the model keeps a recurrent state")
+        self._position = position
+
+    def _append(self, tokens: Tokens, *, n_batch: int, outputs: int) -> Iterator[int]:
+        """Evaluate tokens after the trunk; yields the length of each batch done."""
+        self._require_room(len(tokens))
+        for count in self._run(_TRUNK, self._position, tokens, n_batch=n_batch, outputs=outputs):
+            self._position += count
+            yield count
+
+    # Branches -----------------------------------------------------------------------------------
+
+    def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:
+        """Score every answer of every branch; the trunk is left as it was.
+
+        Raises WishError for an empty prompt or answer, DecodeError where one does not fit.
+        """
+        self._require_history()
+        groups = plan(
+            branches,
+            start=self._position,
+            max_sequences=self.n_sequences - 1,
+            max_cells=self.n_ctx - self._position,
+        )
+        scores: dict[tuple[int, int], AnswerScore] = {}
+        for group in groups:
+            for candidate, score in zip(group.candidates, self._evaluate(group), strict=True):
+                scores[candidate.branch, candidate.answer] = score
+        return [
+            tuple(scores[index, answer] for answer in range(len(branch.answers)))
+            for index, branch in enumerate(branches)
+        ]
+
+    def generate(self, prompt: Tokens, *, max_tokens: int) -> list[int]:
+        """Greedy continuation of trunk + prompt, up to and without the end-of-generation token
+        or to the end of the context; the trunk is left as it was."""
+        self._require_history()
+        self._require_room(len(prompt))
+        if not prompt:
+            raise WishError("generation needs a prompt of at least one token")
+        answer: list[int] = []
+        position, given = self._position, prompt
+        with self._forked([1]):
+            while len(answer) < max_tokens and position + len(given) <= self.n_ctx:
+                for count in self._run(1, position, given, n_batch=self.n_batch, outputs=1):
+                    position += count
+                token = int(output_logits(self.handle, 1, self.model.n_vocab).argmax())
+                if self.model.vocabulary.ends_generation(token):
+                    break
+                answer.append(token)
+                given = [token]
+        return answer
+
+    def _evaluate(self, group: Group) -> Iterator[AnswerScore]:
+        """The scores of one group's candidates, in order."""
+        entries = group.entries
+        tokens = self._token_array([entry.token for entry in entries])
+        positions = np.array([entry.position for entry in entries], dtype=np.int32)
+        outputs = np.array([entry.output for entry in entries], dtype=np.int8)
+        pairs = [zip(c.entries, c.tokens, strict=True) for c in group.candidates]
+        read, target = np.array([pair for each in pairs for pair in each]).T
+        values, greedy = np.empty(len(read)), np.empty(len(read), dtype=bool)
+        with self._forked(group.sequences):
+            for start in range(0, len(entries), self.n_batch):
+                batch = slice(start, start + self.n_batch)
+                sequences = [entry.sequences for entry in entries[batch]]
+                decode(self.handle, tokens[batch], positions[batch], sequences, outputs[batch])
+                row = np.cumsum(outputs[batch]) - 1
+                here = (start <= read) & (read < start + len(row))
+                if here.any():
+                    logits = output_logits(self.handle, int(row[-1]) + 1, self.model.n_vocab)
+                    values[here], greedy[here] = log_probabilities_of(
+                        logits, row[read[here] - start], target[here]
+                    )
+        end = 0
+        for candidate in group.candidates:
+            begin, end = end, end + len(candidate.tokens)
+            yield AnswerScore(
+                log_probabilities=tuple(values[begin:end].tolist()),
+                greedy=bool(greedy[begin:end].all()),
+            )
+
+    @contextmanager
+    def _forked(self, sequences: Iterable[int]) -> Iterator[None]:
+        """The trunk under other sequence numbers too, for the length of the block."""
+        sequences = tuple(sequences)
+        for sequence in sequences:
+            self._library.llama_memory_seq_cp(self._memory, _TRUNK, sequence, _ANY, _ANY)
+        try:
+            yield
+        finally:
+            for sequence in sequences:
+                self._library.llama_memory_seq_rm(self._memory, sequence, _ANY, _ANY)
+
+    # Both ---------------------------------------------------------------------------------------
+
+    def _run(
+        self, sequence: int, position: int, tokens: Tokens, *, n_batch: int, outputs: int
+    ) -> Iterator[int]:
+        """Evaluate tokens of one sequence from `position` on, with the logits of the last
+        `outputs` of all of them; yields the length of each batch done.
+
+        A batch that fails or is interrupted is taken out of the cache again.
+        """
+        given = self._token_array(tokens)
+        wanted = np.zeros(len(given), dtype=np.int8)
+        wanted[len(given) - min(outputs, len(given)) :] = 1
+        for start in range(0, len(given), n_batch):
+            batch = slice(start, start + n_batch)
+            count = len(given[batch])
+            at = position + start
+            places = np.arange(at, at + count, dtype=np.int32)
+            try:
+                decode(self.handle, given[batch], places, [(sequence,)] * count, wanted[batch])
+            except BaseException:
+                self._library.llama_memory_seq_rm(self._memory, sequence, at, _ANY)
+                raise
+            yield count
+
+    def _token_array(self, tokens: Tokens) -> NDArray[np.int32]:
+        given = np.array(tokens, dtype=np.int32)
+        outside = (given < 0) | (given >= self.model.n_vocab)
+        if outside.any():
+            raise WishError(
+                f"token {given[outside][0]} is not in the vocabulary of {self.model.n_vocab}"
+            )
+        return given
+
+    def _require_room(self, count: int) -> None:
+        if self._position + count > self.n_ctx:
+            raise DecodeError(
+                f"{count} tokens do not fit after {self._position}: the context holds "
+                f"{self.n_ctx}; ask for a larger context"
+            )
+
+    def _require_history(self) -> None:
+        if self.model.n_swa and not self.settings.swa_full:
+            raise DecodeError(
+                "a cache that keeps only the sliding window cannot be branched or rewound: "
+                "set swa_full"
+            )

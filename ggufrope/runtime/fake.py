@@ -1,0 +1,229 @@
+"""A deterministic stand-in for Model and Context: no weights, no llama.cpp, the same protocol.
+
+It is an induction head and nothing else: what followed the longest earlier run of tokens equal to
+the ones just seen is what comes next, with a fixed confidence, provided it lies within a horizon.
+So it answers a question whose wording repeats the fact, and fails where the fact is too far back,
+as a model does beyond its trained context. Every distribution is normalized, so perplexity and
+divergence are meaningful on it too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ggufrope.errors import DecodeError, WishError
+from ggufrope.runtime.branch import AnswerScore, Branch, Progress, Tokens
+from ggufrope.runtime.decoding import log_probabilities_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+_BEGIN, _END, _FIRST_BYTE = 0, 1, 2
+_FIRST_PIECE = _FIRST_BYTE + 256
+_SPECIAL = {_BEGIN: b"<s>", _END: b"</s>"}
+_PIECE = re.compile(r" ?\d{1,3}| ?[^\W\d]+| ?[^\w\s]|\s")
+
+
+class FakeModel:
+    """A tokenizer of words and groups of up to three digits, and the settings of the induction.
+
+    A piece gets the next free number when it is first seen, so the same calls give the same
+    tokens; once `n_vocab` is used up, new pieces are spelled in bytes. `horizon` is how many
+    tokens back it can look (None: any), `shortest_match` how many tokens must repeat,
+    `confidence` the probability it gives what it recalls.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_vocab: int = 4096,
+        horizon: int | None = None,
+        shortest_match: int = 3,
+        confidence: float = 0.9,
+    ) -> None:
+        self.n_vocab = n_vocab
+        self.horizon = horizon
+        self.shortest_match = shortest_match
+        self.confidence = confidence
+        self._tokens: dict[bytes, int] = {}
+        self._pieces = _SPECIAL | {_FIRST_BYTE + byte: bytes([byte]) for byte in range(256)}
+
+    def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
+        """Tokens of the text, preceded by BOS with `beginning`."""
+        tokens = [_BEGIN] if beginning else []
+        for piece in _PIECE.findall(text):
+            tokens += self._intern(piece.encode("utf-8", "surrogateescape"))
+        return tokens
+
+    def detokenize(self, tokens: Tokens) -> str:
+        """The text again; numbers that stand for nothing yet give nothing."""
+        return b"".join(self._pieces.get(t, b"") for t in tokens).decode("utf-8", "replace")
+
+    def next_logits(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits `[n_vocab]` of what follows `tokens`."""
+        logits = _noise(tokens[-1] if len(tokens) else _BEGIN, self.n_vocab).copy()
+        recalled = self._recall(np.asarray(tokens))
+        if recalled is not None:
+            others = np.delete(logits, recalled).astype(np.float64)
+            odds = self.confidence / (1 - self.confidence)
+            logits[recalled] = np.log(np.exp(others).sum()) + math.log(odds)
+        return logits
+
+    def _recall(self, tokens: NDArray[np.int_]) -> int | None:
+        """What followed the longest, then latest, earlier run that equals the end of `tokens`."""
+        n, run = len(tokens), 0
+        oldest = 0 if self.horizon is None else max(0, n - self.horizon)
+        ends = np.arange(oldest, n - 1)  # where an earlier run may end
+        while len(longer := ends[ends >= run]):
+            longer = longer[tokens[longer - run] == tokens[n - 1 - run]]
+            if not len(longer):
+                break
+            run, ends = run + 1, longer
+        return int(tokens[ends[-1] + 1]) if run >= self.shortest_match else None
+
+    def _intern(self, piece: bytes) -> Sequence[int]:
+        token = self._tokens.get(piece)
+        if token is None:
+            token = _FIRST_PIECE + len(self._tokens)
+            if token >= self.n_vocab:
+                return [_FIRST_BYTE + byte for byte in piece]
+            self._tokens[piece] = token
+            self._pieces[token] = piece
+        return [token]
+
+
+class FakeContext:
+    """A trunk over a FakeModel, with the limits and the errors of the real one.
+
+    The calls of `extend`, `score`, `generate` and `logits` are counted from 1; those in
+    `failing_calls` raise DecodeError and change nothing.
+    """
+
+    def __init__(
+        self,
+        model: FakeModel,
+        *,
+        n_ctx: int,
+        n_batch: int = 512,
+        failing_calls: Sequence[int] = (),
+    ) -> None:
+        self.model = model
+        self.n_ctx = n_ctx
+        self.calls = 0
+        self.closed = False
+        self._n_batch = n_batch
+        self._failing_calls = frozenset(failing_calls)
+        self._trunk: list[int] = []
+
+    @property
+    def position(self) -> int:
+        """Tokens in the trunk."""
+        return len(self._trunk)
+
+    def extend(self, tokens: Tokens, *, progress: Progress | None = None) -> None:
+        """Append to the trunk."""
+        self._count_call()
+        self._require_room(len(tokens))
+        for batch in self._batches(tokens):
+            self._trunk += batch
+            if progress is not None:
+                progress(len(batch))
+
+    def rewind(self, position: int) -> None:
+        """Forget the trunk's tokens from `position` on."""
+        if not 0 <= position <= self.position:
+            raise WishError(f"cannot rewind to {position}: the trunk has {self.position} tokens")
+        del self._trunk[position:]
+
+    def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:
+        """Score every answer of every branch."""
+        self._count_call()
+        return [
+            tuple(self._score(branch.prompt, answer) for answer in branch.answers)
+            for branch in branches
+        ]
+
+    def generate(self, prompt: Tokens, *, max_tokens: int) -> list[int]:
+        """Greedy continuation of trunk + prompt."""
+        self._count_call()
+        self._require_room(len(prompt))
+        if not prompt:
+            raise WishError("generation needs a prompt of at least one token")
+        tokens = [*self._trunk, *prompt]
+        start = len(tokens)
+        while len(tokens) - start < max_tokens and len(tokens) <= self.n_ctx:
+            token = int(self.model.next_logits(tokens).argmax())
+            if token == _END:
+                break
+            tokens.append(token)
+        return tokens[start:]
+
+    def logits(
+        self, tokens: Tokens, *, progress: Progress | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Append to the trunk and yield logits, `[n, n_vocab]` a batch."""
+        self._count_call()
+        self._require_room(len(tokens))
+        for batch in self._batches(tokens):
+            rows = []
+            for token in batch:
+                self._trunk.append(token)
+                rows.append(self.model.next_logits(self._trunk))
+            if progress is not None:
+                progress(len(batch))
+            yield np.stack(rows)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """It has no cache to measure."""
+        return None
+
+    @property
+    def cache_rotated(self) -> bool | None:
+        """Nor one to rotate."""
+        return None
+
+    def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True
+
+    def _score(self, prompt: Tokens, answer: Tokens) -> AnswerScore:
+        if not prompt or not answer:
+            raise WishError("a prompt and each answer need at least one token")
+        self._require_room(len(prompt) + len(answer) - 1)
+        before = [*self._trunk, *prompt]
+        logits = np.stack(
+            [self.model.next_logits([*before, *answer[:i]]) for i in range(len(answer))]
+        )
+        rows = np.arange(len(answer))
+        values, greedy = log_probabilities_of(logits, rows, np.asarray(answer))
+        return AnswerScore(log_probabilities=tuple(values.tolist()), greedy=bool(greedy.all()))
+
+    def _batches(self, tokens: Tokens) -> Iterator[list[int]]:
+        for start in range(0, len(tokens), self._n_batch):
+            yield list(tokens[start : start + self._n_batch])
+
+    def _count_call(self) -> None:
+        self.calls += 1
+        if self.calls in self._failing_calls:
+            raise DecodeError(f"evaluation failed, as asked of call {self.calls}")
+
+    def _require_room(self, count: int) -> None:
+        if self.position + count > self.n_ctx:
+            raise DecodeError(
+                f"{count} tokens do not fit after {self.position}: the context holds "
+                f"{self.n_ctx}; ask for a larger context"
+            )
+
+
+@lru_cache(maxsize=1024)
+def _noise(seed: int, n_vocab: int) -> NDArray[np.float32]:
+    """What the model says when it recalls nothing: fixed noise that depends on one token."""
+    return np.random.default_rng(seed).standard_normal(n_vocab, dtype=np.float32)

@@ -1,0 +1,215 @@
+"""llama.cpp as llama-cpp-python ships it: loading it, its versions, its devices, its log.
+
+The library is loaded on first use, so `ggufrope.runtime` imports without it. llama.cpp logs to
+one process-wide callback; here it feeds whoever is capturing, and errors quote it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ggufrope.errors import MissingPartError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+INSTALL_COMMAND = 'pip install "ggufrope[llama]"'
+CUDA_INSTALL_COMMAND = (
+    'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python'
+)
+OLDEST_VERSION = "0.3.36"
+
+DeviceKind: TypeAlias = Literal["cpu", "gpu", "igpu", "accelerator"]
+# enum ggml_backend_dev_type, ggml/include/ggml-backend.h
+_DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accelerator")
+
+_DEBUG, _ERROR, _CONTINUED = 1, 4, 5  # enum ggml_log_level, ggml/include/ggml.h
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device ggml can compute on. Memory is bytes; a CPU reports the machine's."""
+
+    name: str
+    description: str
+    kind: DeviceKind
+    memory_free: int
+    memory_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Versions:
+    """What is installed: enough to look the source up."""
+
+    llama_cpp_python: str
+    llama_cpp: str
+    commit: str
+    system_info: str
+
+
+@dataclass(slots=True, eq=False)
+class Log:
+    """What llama.cpp said while this was capturing, line by line; debug lines only on wish."""
+
+    debug: bool = False
+    lines: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def reason(self) -> str | None:
+        """The first error line, without its function names: later ones are its effects."""
+        if not self.errors:
+            return None
+        return re.sub(r"^(\w+: )(error loading model: )?(\w+: )?", "", self.errors[0])
+
+    def search(self, pattern: str) -> list[re.Match[str]]:
+        """Every match of `pattern`, at most one a line."""
+        return [found for line in self.lines if (found := re.search(pattern, line))]
+
+
+_captures: list[Log] = []
+_echo: Callable[[str], None] | None = None
+_unfinished: tuple[int, str] | None = None
+_callback: object = None  # llama.cpp keeps only the pointer, so this reference must live
+
+
+def echo_log(sink: Callable[[str], None] | None) -> None:
+    """Also hand every line llama.cpp logs, debug lines left out, to `sink`; None is silence."""
+    global _echo
+    _echo = sink
+
+
+@contextmanager
+def capture(*, debug: bool = False) -> Iterator[Log]:
+    """Collect what llama.cpp logs inside the `with` block. Captures nest."""
+    load()
+    log = Log(debug=debug)
+    _captures.append(log)
+    try:
+        yield log
+    finally:
+        _captures.remove(log)
+
+
+def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
+    """Assemble lines from pieces: a piece of level CONT continues the one before it."""
+    global _unfinished
+    if level == _CONTINUED and _unfinished is not None:
+        level, begun = _unfinished
+    else:
+        begun = ""
+    if level == _DEBUG and not any(log.debug for log in _captures):
+        return
+    *lines, rest = (begun + (text or b"").decode("utf-8", "replace")).split("\n")
+    _unfinished = (level, rest) if rest else None
+    for line in lines:
+        for log in _captures:
+            if level != _DEBUG or log.debug:
+                log.lines.append(line)
+            if level == _ERROR:
+                log.errors.append(line)
+        if level != _DEBUG and _echo is not None:
+            _echo(line)
+
+
+@cache
+def load() -> ModuleType:
+    """The module `llama_cpp.llama_cpp`: llama.cpp's C functions, initialised, its log captured.
+
+    Raises MissingPartError where llama-cpp-python is absent, broken, or older than what the
+    structures here were written for.
+    """
+    try:
+        library = importlib.import_module("llama_cpp.llama_cpp")
+    except ModuleNotFoundError as error:
+        raise MissingPartError(
+            f"this needs llama-cpp-python, which is not installed: {INSTALL_COMMAND}"
+        ) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingPartError(
+            f"llama-cpp-python is installed but does not load ({error}); "
+            f"reinstall it: {INSTALL_COMMAND}"
+        ) from error
+    if not hasattr(library, "llama_version"):
+        raise MissingPartError(
+            f"llama-cpp-python {_package_version()} is too old, {OLDEST_VERSION} or newer is "
+            f"needed: {INSTALL_COMMAND}"
+        )
+    global _callback
+    _callback = library.llama_log_callback(_on_log)
+    library.llama_log_set(_callback, ctypes.c_void_p(0))
+    library.llama_backend_init()
+    return library
+
+
+def versions() -> Versions:
+    """Versions of llama-cpp-python and of the llama.cpp inside it."""
+    library = load()
+    commit = _ggml_function("ggml_commit", ctypes.c_char_p)
+    return Versions(
+        llama_cpp_python=_package_version(),
+        llama_cpp=_text(library.llama_version()),
+        commit=_text(commit()),
+        system_info=_text(library.llama_print_system_info()).strip(" |"),
+    )
+
+
+def can_offload() -> bool:
+    """Whether this build can put layers on a GPU at all."""
+    return bool(load().llama_supports_gpu_offload())
+
+
+def devices() -> tuple[Device, ...]:
+    """Every device of every ggml backend this build has, in ggml's order."""
+    count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
+    get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    return tuple(_device(ctypes.c_void_p(get(index))) for index in range(count()))
+
+
+def _device(handle: ctypes.c_void_p) -> Device:
+    pointer = ctypes.POINTER(ctypes.c_size_t)
+    name = _ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    description = _ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
+    kind = _ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    memory = _ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    memory(handle, ctypes.byref(free), ctypes.byref(total))
+    known = kind(handle)
+    return Device(
+        name=_text(name(handle)),
+        description=_text(description(handle)),
+        kind=_DEVICE_KINDS[known] if known < len(_DEVICE_KINDS) else "accelerator",
+        memory_free=free.value,
+        memory_total=total.value,
+    )
+
+
+def _ggml_function(name: str, result: object, *arguments: object) -> Any:
+    """A function of ggml's C API, which llama-cpp-python ships but does not bind."""
+    function: Any = next(getattr(part, name) for part in _ggml_libraries() if hasattr(part, name))
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+@cache
+def _ggml_libraries() -> tuple[ctypes.CDLL, ...]:
+    library = load()
+    folder = Path(str(library.__file__)).parent / "lib"
+    extensions = importlib.import_module("llama_cpp._ctypes_extensions")
+    return tuple(extensions.load_shared_library(name, folder) for name in ("ggml", "ggml-base"))
+
+
+def _package_version() -> str:
+    return str(importlib.import_module("llama_cpp").__version__)
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.decode("utf-8", "replace")

@@ -1,0 +1,185 @@
+"""Options to load a model with, the call that does it, and what its log tells."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ggufrope.container import read_header
+from ggufrope.errors import LoadError, MemoryNeedError, MissingPartError, WishError
+from ggufrope.rope.keys import SCALING_TYPES
+from ggufrope.runtime import library
+from ggufrope.runtime.interrupt import deferred_interrupt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ggufrope.runtime.library import Log
+
+OverrideValue: TypeAlias = int | float | bool | str
+LoadProgress: TypeAlias = Callable[[float], None]
+"""Called with the share of the weights read so far, 0 to 1."""
+
+_MIB = 1024 * 1024
+_OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", re.IGNORECASE)
+# enum llama_model_kv_override_type and llama_load_mode, include/llama.h
+_INT, _FLOAT, _BOOL, _STRING = range(4)
+_LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1
+_OVERRIDE_BYTES = 127  # key and string value are char[128]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """As `Model.open` takes them."""
+
+    gpu_layers: int | Literal["all"] = "all"
+    kv_overrides: Mapping[str, OverrideValue] = field(default_factory=dict)
+    use_mmap: bool = True
+    main_gpu: int | None = None
+    tensor_split: tuple[float, ...] = ()
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether a GPU is asked for by name, and not only used where there is one."""
+        some_layers = self.gpu_layers != "all" and self.gpu_layers != 0
+        return some_layers or self.main_gpu is not None or bool(self.tensor_split)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffer:
+    """Memory llama.cpp took on one device, as its log says: to 0.01 MiB."""
+
+    device: str
+    size_bytes: int
+
+
+def load(
+    path: Path,
+    options: LoadOptions,
+    *,
+    progress: LoadProgress | None = None,
+    allocate: bool = True,
+) -> tuple[Any, Log]:
+    """Load a model: the `llama_model *` and the log of it.
+
+    Without `allocate` no weights are read: such a model serves to measure what contexts of it
+    would need. Raises what `Model.open` does.
+    """
+    _refuse_what_aborts(path, options.kv_overrides)
+    llama = library.load()
+    if options.wants_gpu and not library.can_offload():
+        raise MissingPartError(
+            f"this build of llama.cpp cannot use a GPU; one that can: "
+            f"{library.CUDA_INSTALL_COMMAND}"
+        )
+    parameters = llama.llama_model_default_params()
+    parameters.n_gpu_layers = -1 if options.gpu_layers == "all" else options.gpu_layers
+    parameters.load_mode = _LOAD_MODE_MMAP if options.use_mmap and allocate else _LOAD_MODE_NONE
+    parameters.no_alloc = not allocate
+    if options.main_gpu is not None:
+        parameters.main_gpu = options.main_gpu
+        parameters.split_mode = llama.LLAMA_SPLIT_MODE_NONE
+    if options.tensor_split:
+        parameters.tensor_split = _tensor_split(llama, options.tensor_split)
+    parameters.kv_overrides = _override_array(llama, options.kv_overrides)
+    failures: list[BaseException] = []
+    # A load that is ended early logs an error, so Ctrl-C must be raised before that is read.
+    with library.capture(debug=not allocate) as log, deferred_interrupt() as interrupted:
+
+        def go_on(share: float, _user_data: object) -> bool:
+            try:
+                if progress is not None:
+                    progress(share)
+            except BaseException as error:
+                failures.append(error)
+            return not failures and not interrupted()
+
+        callback = llama.llama_progress_callback(go_on)
+        parameters.progress_callback = callback
+        handle = llama.llama_model_load_from_file(os.fsencode(path), parameters)
+    if failures:
+        raise failures[0]
+    if not handle:
+        raise _load_error(path, log)
+    try:
+        _refuse_ignored(options.kv_overrides, log)
+    except WishError:
+        llama.llama_model_free(handle)
+        raise
+    return handle, log
+
+
+def buffers(log: Log, what: str) -> tuple[Buffer, ...]:
+    """The `what` buffers ("model", "KV", "compute", "output") that a log says were taken."""
+    found = log.search(rf"(\S+) {what} buffer size = +([\d.]+) MiB")
+    return tuple(Buffer(device=m[1], size_bytes=round(float(m[2]) * _MIB)) for m in found)
+
+
+def ran_out_of_memory(log: Log) -> bool:
+    """Whether an allocation failed."""
+    return any(_OUT_OF_MEMORY.search(line) for line in log.errors)
+
+
+def _refuse_what_aborts(path: Path, overrides: Mapping[str, OverrideValue]) -> None:
+    """llama.cpp asserts that it knows the scaling type, so an unknown one must not reach it."""
+    header = read_header(path)
+    key = f"{header.architecture}.rope.scaling.type"
+    word = overrides.get(key, header.get(key))
+    if isinstance(word, str) and word not in SCALING_TYPES:
+        raise (WishError if key in overrides else LoadError)(
+            f"{path.name}: {key} is {word!r}; llama.cpp knows only {', '.join(SCALING_TYPES)} "
+            f"and aborts on any other word"
+        )
+
+
+def _load_error(path: Path, log: Log) -> LoadError | MemoryNeedError:
+    reason = log.reason or "it gave no reason"
+    if ran_out_of_memory(log):
+        return MemoryNeedError(f"{path}: not enough memory for the weights: {reason}")
+    return LoadError(f"{path}: llama.cpp cannot load it: {reason}")
+
+
+def _refuse_ignored(overrides: Mapping[str, OverrideValue], log: Log) -> None:
+    """llama.cpp only warns when an override has the wrong type, and goes on without it."""
+    ignored = log.search(r"Bad metadata override type for key '(.+)', expected (\w+) but got (\w+)")
+    for line in ignored:
+        raise WishError(
+            f"{line[1]}={overrides[line[1]]}: llama.cpp wants type {line[2]} here, not {line[3]}, "
+            f"and would ignore the override"
+        )
+
+
+def _override_array(llama: Any, overrides: Mapping[str, OverrideValue]) -> Any:
+    """The C array, ended by an empty key."""
+    array = (llama.llama_model_kv_override * (len(overrides) + 1))()
+    for slot, (key, value) in zip(array, overrides.items(), strict=False):
+        slot.key = _short(key, key)
+        if isinstance(value, bool):
+            slot.tag, slot.value.val_bool = _BOOL, value
+        elif isinstance(value, int):
+            slot.tag, slot.value.val_i64 = _INT, value
+        elif isinstance(value, float):
+            slot.tag, slot.value.val_f64 = _FLOAT, value
+        else:
+            slot.tag, slot.value.val_str = _STRING, _short(value, key)
+    return array
+
+
+def _short(text: str, key: str) -> bytes:
+    encoded = text.encode()
+    if len(encoded) > _OVERRIDE_BYTES:
+        raise WishError(f"override of {key}: over {_OVERRIDE_BYTES} bytes, the most it can have")
+    return encoded
+
+
+def _tensor_split(llama: Any, proportions: tuple[float, ...]) -> Any:
+    most = int(llama.llama_max_devices())
+    if len(proportions) > most or min(proportions) < 0 or not sum(proportions):
+        raise WishError(
+            f"tensor split {proportions}: must be at most {most} shares, none negative, not all 0"
+        )
+    return (ctypes.c_float * most)(*proportions)

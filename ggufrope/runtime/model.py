@@ -1,0 +1,250 @@
+"""A loaded model: weights and tokenizer, shared by any number of contexts."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ggufrope.errors import LoadError
+from ggufrope.runtime import library
+from ggufrope.runtime.loading import Buffer, LoadOptions, buffers, load
+from ggufrope.runtime.placement import require_weights_fit
+from ggufrope.runtime.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from ggufrope.runtime.library import Log
+    from ggufrope.runtime.loading import LoadProgress, OverrideValue
+
+_SEQUENCES = 64
+_SEQUENCES_WITH_STATE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where the weights went. Layers count the output layer, as llama.cpp does."""
+
+    layers_on_gpu: int
+    layers: int
+    buffers: tuple[Buffer, ...]
+
+
+class Model:
+    """Weights and a tokenizer; an `evals.protocol.LanguageModel`.
+
+    Open until `close`; also a context manager. Contexts of one model share its weights and may
+    differ in everything else. Closing the model closes them first.
+    """
+
+    def __init__(self, path: Path, options: LoadOptions, handle: Any, log: Log) -> None:
+        """For `Model.open`."""
+        self._library = library.load()
+        self._handle = handle
+        self._unallocated: Any = None
+        self._options = options
+        self._log = log
+        self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.path = path
+        self.vocabulary = Vocabulary(handle)
+        # A context with a custom YaRN scale makes llama.cpp change this one in the model itself.
+        self.n_ctx_train = int(self._library.llama_model_n_ctx_train(handle))
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        gpu_layers: int | Literal["all"] = "all",
+        kv_overrides: Mapping[str, OverrideValue] | None = None,
+        use_mmap: bool = True,
+        main_gpu: int | None = None,
+        tensor_split: Sequence[float] = (),
+        progress: LoadProgress | None = None,
+    ) -> Self:
+        """Load a GGUF file; for a split model, its first shard.
+
+        `gpu_layers` is how many layers to put on the GPU; "all" is none where the build cannot.
+        `kv_overrides` replaces scalar metadata for this load only, nothing is written.
+        `main_gpu` puts the whole model on that one GPU; `tensor_split` shares it out in these
+        proportions. Raises MalformedError for what is not GGUF, LoadError with llama.cpp's own
+        reason, MemoryNeedError, WishError for an override llama.cpp would ignore, and
+        MissingPartError without llama-cpp-python, or without a GPU where one is asked for.
+        """
+        options = LoadOptions(
+            gpu_layers=gpu_layers,
+            kv_overrides=dict(kv_overrides or {}),
+            use_mmap=use_mmap,
+            main_gpu=main_gpu,
+            tensor_split=tuple(tensor_split),
+        )
+        if library.can_offload():
+            require_weights_fit(Path(path), options)
+        handle, log = load(Path(path), options, progress=progress)
+        return cls(Path(path), options, handle, log)
+
+    def close(self) -> None:
+        """Free the weights, after every context made of them. Closing twice is fine."""
+        for context in tuple(self._contexts):
+            context.close()
+        for handle in (self._unallocated, self._handle):
+            if handle is not None:
+                self._library.llama_model_free(handle)
+        self._unallocated = self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def handle(self) -> Any:
+        """The `llama_model *`, for the other modules of the runtime."""
+        if self._handle is None:
+            raise LoadError(f"{self.path.name}: the model was closed")
+        return self._handle
+
+    @property
+    def unallocated(self) -> Any:
+        """A twin `llama_model *` without weights, whose contexts only say what they would take."""
+        if self._unallocated is None and self.handle:
+            self._unallocated, _ = load(self.path, self._options, allocate=False)
+        return self._unallocated
+
+    def adopt(self, context: Any) -> None:
+        """Have `context` closed before the model is."""
+        self._contexts.add(context)
+
+    # What it is ---------------------------------------------------------------------------------
+
+    @property
+    def n_layer(self) -> int:
+        """Transformer blocks."""
+        return int(self._library.llama_model_n_layer(self.handle))
+
+    @property
+    def n_embd(self) -> int:
+        """Width of the embedding."""
+        return int(self._library.llama_model_n_embd(self.handle))
+
+    @property
+    def n_head(self) -> int:
+        """Query heads of the first layer."""
+        return int(self._library.llama_model_n_head(self.handle))
+
+    @property
+    def n_head_kv(self) -> int:
+        """Key/value heads of the first layer."""
+        return int(self._library.llama_model_n_head_kv(self.handle))
+
+    @property
+    def head_size(self) -> int:
+        """Width of one key head: `attention.key_length`, else embedding width / heads."""
+        declared = self.metadata(f"{self.architecture}.attention.key_length")
+        return int(declared) if declared else self.n_embd // self.n_head
+
+    @property
+    def value_head_size(self) -> int:
+        """Width of one value head: `attention.value_length`, else embedding width / heads."""
+        declared = self.metadata(f"{self.architecture}.attention.value_length")
+        return int(declared) if declared else self.n_embd // self.n_head
+
+    @property
+    def n_swa(self) -> int:
+        """Tokens a sliding-window layer sees; 0 where no layer has one."""
+        return int(self._library.llama_model_n_swa(self.handle))
+
+    @property
+    def has_state(self) -> bool:
+        """Whether some layer keeps a recurrent state, which cannot be rolled back."""
+        llama = self._library
+        return bool(
+            llama.llama_model_is_recurrent(self.handle) or llama.llama_model_is_hybrid(self.handle)
+        )
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences a context of it can hold: few where each has a recurrent state in memory."""
+        return _SEQUENCES_WITH_STATE if self.has_state else _SEQUENCES
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return int(self._library.llama_model_size(self.handle))
+
+    @property
+    def description(self) -> str:
+        """llama.cpp's own words, such as "llama 1B Q4_K - Medium"."""
+        buffer = ctypes.create_string_buffer(256)
+        self._library.llama_model_desc(self.handle, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`."""
+        return self.metadata("general.architecture") or ""
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the weights really went."""
+        offloaded = self._log.search(r"offloaded (\d+)/(\d+) layers to GPU")
+        on_gpu, layers = (int(n) for n in offloaded[-1].groups()) if offloaded else (0, 0)
+        return Placement(
+            layers_on_gpu=on_gpu,
+            layers=layers or self.n_layer + 1,
+            buffers=buffers(self._log, "model"),
+        )
+
+    @cached_property
+    def reported(self) -> Mapping[str, str]:
+        """The hyperparameters llama.cpp printed at load, overrides applied: "n_rot" -> "64"."""
+        found = self._log.search(r"^print_info: (\S[^=]*?) += (.*\S)")
+        return {line[1]: line[2] for line in found}
+
+    def metadata(self, key: str) -> str | None:
+        """The file's value of a scalar key as llama.cpp prints it, or None. Ignores overrides."""
+        name = key.encode()
+        length = self._library.llama_model_meta_val_str(self.handle, name, None, 0)
+        if length < 0:
+            return None
+        buffer = ctypes.create_string_buffer(length + 1)
+        self._library.llama_model_meta_val_str(self.handle, name, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def setting(self, key: str) -> str | None:
+        """The value of a scalar key in effect: the override's, else the file's, else None."""
+        overrides = self._options.kv_overrides
+        return str(overrides[key]) if key in overrides else self.metadata(key)
+
+    # Tokens -------------------------------------------------------------------------------------
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens in the vocabulary."""
+        return self.vocabulary.size
+
+    def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
+        """Tokens of plain text as it stands after other text; with `beginning`, as it stands at
+        the start: preceded by BOS, and by a space, where the vocabulary adds them."""
+        return self.vocabulary.tokenize(text, beginning=beginning)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, special ones spelled out."""
+        return self.vocabulary.detokenize(tokens)

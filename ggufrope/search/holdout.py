@@ -1,0 +1,103 @@
+"""The honest comparison: the winner and the known schemes on samples the search never saw."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ggufrope.evals.metrics import Z_95, Mean, Proportion, mean, proportion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ggufrope.search.fitness import CellLoss, Evaluation
+
+Verdict: TypeAlias = Literal["better", "worse", "undecided"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One scheme on the holdout: its loss in nat per token over samples, and the share of needles
+    it found (None for a fitness without right answers)."""
+
+    name: str
+    loss: Mean
+    recall: Proportion | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Loss of the one minus loss of the other, paired by sample, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    samples: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """What can be said of the one against the other."""
+        if self.high < 0:
+            return "better"
+        return "worse" if self.low > 0 else "undecided"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Every scheme by one fitness, and the first against `against`."""
+
+    fitness: str
+    standings: tuple[Standing, ...]
+    against: str
+    difference: Difference
+
+
+def compare(fitness: str, evaluations: Mapping[str, Evaluation], *, against: str) -> Comparison:
+    """Compare whole evaluations of the same cells; the first of them with `against`."""
+    first = next(iter(evaluations))
+    return Comparison(
+        fitness=fitness,
+        standings=tuple(_standing(name, found.cells) for name, found in evaluations.items()),
+        against=against,
+        difference=paired(evaluations[first].cells, evaluations[against].cells),
+    )
+
+
+def paired(one: Sequence[CellLoss], other: Sequence[CellLoss]) -> Difference:
+    """The mean difference over samples: cells of one haystack are not independent, samples are."""
+    ours, theirs = _by_sample(one), _by_sample(other)
+    found = mean(ours[sample] - theirs[sample] for sample in ours)
+    value = found.value if found.value is not None else math.nan
+    half = student_95(found.n - 1) * (found.standard_error or 0.0) if found.n > 1 else math.inf
+    return Difference(value=value, low=value - half, high=value + half, samples=found.n)
+
+
+def student_95(degrees: int) -> float:
+    """The 97.5th percentile of Student's t (Cornish and Fisher's expansion, 1 % off at 3)."""
+    z, v = Z_95, float(degrees)
+    terms = (
+        z,
+        (z**3 + z) / (4 * v),
+        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2),
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3),
+    )
+    return math.fsum(terms)
+
+
+def _standing(name: str, cells: Sequence[CellLoss]) -> Standing:
+    answered = [cell.exact for cell in cells if cell.exact is not None]
+    return Standing(
+        name=name,
+        loss=mean(_by_sample(cells).values()),
+        recall=proportion(sum(answered), len(answered)) if answered else None,
+    )
+
+
+def _by_sample(cells: Sequence[CellLoss]) -> dict[str, float]:
+    """The mean loss of each sample: the last part of a cell's key."""
+    losses: dict[str, list[float]] = defaultdict(list)
+    for cell in cells:
+        losses[cell.key.rpartition("/")[2]].append(cell.loss)
+    return {sample: math.fsum(each) / len(each) for sample, each in losses.items()}

@@ -1,0 +1,296 @@
+"""What is searched: the numbers an optimiser may choose, and the scheme they come to.
+
+A space is a box with a constraint. Its vectors are float64 `[n]`, every coordinate positive; the
+last one is the attention factor where that is free.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufrope.errors import WishError
+from ggufrope.rope import FrequencyFactors, RopeScaling, Unscaled, Yarn
+from ggufrope.search.rotation import (
+    Attention,
+    Rotation,
+    baselines,
+    longrope_attention,
+    single,
+    yarn_attention,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Vector: TypeAlias = NDArray[np.float64]
+SpaceName: TypeAlias = Literal["longrope", "longrope2", "yarn"]
+
+_LEAST_ATTENTION = 0.8
+_BETA_RATIO = 1.05
+
+
+class Space(Protocol):
+    """The seam between what is searched and how."""
+
+    @property
+    def lower(self) -> Vector: ...
+
+    @property
+    def upper(self) -> Vector: ...
+
+    def seeds(self) -> tuple[Vector, ...]:
+        """Where to begin: the known schemes, as near as the space has them."""
+        ...
+
+    def interval(self, vector: Vector, index: int) -> tuple[float, float]:
+        """What coordinate `index` may be while the others stay."""
+        ...
+
+    def repair(self, vector: Vector) -> Vector:
+        """The vector itself where it is in the space, else one near it that is."""
+        ...
+
+    def scheme(self, vector: Vector) -> RopeScaling:
+        """The scaling that a vector of the space stands for."""
+        ...
+
+
+def make_space(name: SpaceName, rotation: Rotation, attention: Attention) -> Space:
+    """The space called `name`. Raises WishError where there is none."""
+    if name == "longrope":
+        return LongRopeSpace(rotation=rotation, attention=attention)
+    if name == "longrope2":
+        return LongRope2Space(rotation=rotation, attention=attention)
+    if name == "yarn":
+        return YarnSpace(rotation=rotation, attention=attention)
+    raise WishError(f"unknown space {name!r}: expected longrope, longrope2 or yarn")
+
+
+def contains(space: Space, vector: Vector) -> bool:
+    return bool(np.allclose(space.repair(vector), vector, rtol=1e-12, atol=0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongRopeSpace:
+    """Every pair free: λ_j in [1, 1.25 s], non-decreasing (LongRoPE, section 3.2).
+
+    The paper's other variable, how many first tokens stay as they are, is left out: llama.cpp
+    rotates all positions alike.
+    """
+
+    rotation: Rotation
+    attention: Attention = "formula"
+
+    @property
+    def lower(self) -> Vector:
+        return _with_attention(np.ones(self.rotation.pairs), self.attention, _LEAST_ATTENTION)
+
+    @property
+    def upper(self) -> Vector:
+        highest = np.full(self.rotation.pairs, 1.25 * self.rotation.factor)
+        return _with_attention(highest, self.attention, _most_attention(self.rotation))
+
+    def seeds(self) -> tuple[Vector, ...]:
+        known = baselines(self.rotation)
+        return tuple(
+            self.repair(
+                _with_attention(
+                    self.rotation.relative_factors(known[name]),
+                    self.attention,
+                    self.rotation.magnitude(known[name]),
+                )
+            )
+            for name in ("linear", "ntk", "yarn")
+        )
+
+    def interval(self, vector: Vector, index: int) -> tuple[float, float]:
+        return _between_neighbours(self, vector, index, first=0, end=self.rotation.pairs)
+
+    def repair(self, vector: Vector) -> Vector:
+        return _repaired(self, vector, first=0, end=self.rotation.pairs)
+
+    def scheme(self, vector: Vector) -> RopeScaling:
+        formula = longrope_attention(self.rotation)
+        return FrequencyFactors(
+            factors=single(vector[: self.rotation.pairs]),
+            attention_factor=_attention(vector, self.attention, formula),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongRope2Space:
+    """A critical pair c, NTK-like below it, free in [s, 2 s] from it on (LongRoPE2, section 3.3).
+
+    Coordinates: c + 1, λ from the earliest possible critical pair on, the attention factor. Below
+    c, λ_j = λ_c^(j/c).
+    """
+
+    rotation: Rotation
+    attention: Attention = "formula"
+
+    @property
+    def earliest(self) -> int:
+        return min(self.rotation.critical_pair(10.0), self.latest)
+
+    @property
+    def latest(self) -> int:
+        return self.rotation.critical_pair()
+
+    @property
+    def lower(self) -> Vector:
+        return self._vector(self.earliest, self.rotation.factor, _LEAST_ATTENTION)
+
+    @property
+    def upper(self) -> Vector:
+        most = _most_attention(self.rotation)
+        return self._vector(self.latest, 2 * self.rotation.factor, most)
+
+    def seeds(self) -> tuple[Vector, ...]:
+        return tuple(
+            self._vector(pair, self.rotation.factor, longrope_attention(self.rotation))
+            for pair in range(self.latest, self.earliest - 1, -1)
+        )
+
+    def interval(self, vector: Vector, index: int) -> tuple[float, float]:
+        return _between_neighbours(self, vector, index, first=1, end=self._end)
+
+    def repair(self, vector: Vector) -> Vector:
+        return _repaired(self, vector, first=1, end=self._end)
+
+    def scheme(self, vector: Vector) -> RopeScaling:
+        critical = round(float(vector[0])) - 1
+        above = vector[1 + critical - self.earliest : self._end]
+        below = above[0] ** (np.arange(critical) / max(critical, 1))
+        return FrequencyFactors(
+            factors=single(np.concatenate((below, above))),
+            attention_factor=_attention(vector, self.attention, longrope_attention(self.rotation)),
+        )
+
+    @property
+    def _end(self) -> int:
+        return 1 + self.rotation.pairs - self.earliest
+
+    def _vector(self, critical: int, factor: float, attention: float) -> Vector:
+        free = np.full(self.rotation.pairs - self.earliest, factor)
+        return _with_attention(np.concatenate(([critical + 1.0], free)), self.attention, attention)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YarnSpace:
+    """YaRN's own parameters: beta_fast, beta_slow, the attention factor.
+
+    Works on every architecture, as context parameters where no factor tensor loads.
+    """
+
+    rotation: Rotation
+    attention: Attention = "formula"
+
+    @property
+    def lower(self) -> Vector:
+        return _with_attention(np.array([1.0, 0.1]), self.attention, _LEAST_ATTENTION)
+
+    @property
+    def upper(self) -> Vector:
+        most = _most_attention(self.rotation)
+        return _with_attention(np.array([256.0, 32.0]), self.attention, most)
+
+    def seeds(self) -> tuple[Vector, ...]:
+        attention = yarn_attention(self.rotation)
+        betas = ((32.0, 1.0), (32.0, 2.0), (16.0, 1.0), (8.0, 0.5))
+        return tuple(_with_attention(np.array(pair), self.attention, attention) for pair in betas)
+
+    def interval(self, vector: Vector, index: int) -> tuple[float, float]:
+        low, high = float(self.lower[index]), float(self.upper[index])
+        if index == 0:
+            low = max(low, float(vector[1]) * _BETA_RATIO)
+        if index == 1:
+            high = min(high, float(vector[0]) / _BETA_RATIO)
+        return low, high
+
+    def repair(self, vector: Vector) -> Vector:
+        repaired = np.clip(vector, self.lower, self.upper)
+        repaired[1] = min(repaired[1], repaired[0] / _BETA_RATIO)
+        return repaired
+
+    def scheme(self, vector: Vector) -> RopeScaling:
+        return Yarn(
+            factor=self.rotation.factor,
+            original_context=self.rotation.original_context,
+            beta_fast=float(vector[0]),
+            beta_slow=float(vector[1]),
+            attention_factor=_attention(vector, self.attention, yarn_attention(self.rotation)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortSpace:
+    """The short face: factors around 1, non-decreasing, under the attention factor that the long
+    face has settled on, because a file holds one for both."""
+
+    rotation: Rotation
+    attention_factor: float
+    reach: float = 1.5
+
+    @property
+    def lower(self) -> Vector:
+        return np.full(self.rotation.pairs, 1 / self.reach)
+
+    @property
+    def upper(self) -> Vector:
+        return np.full(self.rotation.pairs, self.reach)
+
+    def seeds(self) -> tuple[Vector, ...]:
+        return (self.repair(self.rotation.relative_factors(Unscaled())),)
+
+    def interval(self, vector: Vector, index: int) -> tuple[float, float]:
+        return _between_neighbours(self, vector, index, first=0, end=self.rotation.pairs)
+
+    def repair(self, vector: Vector) -> Vector:
+        return _repaired(self, vector, first=0, end=self.rotation.pairs)
+
+    def scheme(self, vector: Vector) -> FrequencyFactors:
+        return FrequencyFactors(factors=single(vector), attention_factor=self.attention_factor)
+
+
+def _most_attention(rotation: Rotation) -> float:
+    """Twice what YaRN adds."""
+    return 1 + 0.2 * math.log(rotation.factor)
+
+
+def _with_attention(vector: Iterable[float], attention: Attention, value: float) -> Vector:
+    free = (value,) if attention == "free" else ()
+    return np.array([*vector, *free], dtype=np.float64)
+
+
+def _attention(vector: Vector, attention: Attention, formula: float) -> float:
+    if attention == "free":
+        return float(np.float32(vector[-1]))
+    return formula if attention == "formula" else 1.0
+
+
+def _between_neighbours(
+    space: Space, vector: Vector, index: int, *, first: int, end: int
+) -> tuple[float, float]:
+    """The interval of a coordinate where those from `first` to `end` do not decrease."""
+    low, high = float(space.lower[index]), float(space.upper[index])
+    if first < index < end:
+        low = max(low, float(vector[index - 1]))
+    if first <= index < end - 1:
+        high = min(high, float(vector[index + 1]))
+    return low, high
+
+
+def _repaired(space: Space, vector: Vector, *, first: int, end: int) -> Vector:
+    """Into the box, and those from `first` to `end` midway between the non-decreasing sequences
+    just above and just below them."""
+    repaired = np.clip(vector, space.lower, space.upper)
+    ordered = repaired[first:end]
+    above = np.maximum.accumulate(ordered)
+    below = np.minimum.accumulate(ordered[::-1])[::-1]
+    repaired[first:end] = (above + below) / 2
+    return repaired

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.runtime import tiny
+
+from .conftest import Call
+
+
+def test_json_has_the_words_of_the_contract(cli: Call, llama: Path) -> None:
+    answer = cli("inspect", llama, "--json").json
+    assert answer["architecture"] == "llama"
+    assert answer["declared"]["llama.context_length"] == 512
+    (group,) = answer["effective"]["groups"]
+    assert group["layers"] == [0, 1]
+    assert len(group["inverse_frequencies"]) == 16
+    assert group["inverse_frequencies"][0] == 1
+    assert group["magnitude"] == 1
+    value = answer["effective"]["values"]["freq_base"]
+    assert set(value) == {"value", "source", "reason"}
+    assert value["source"] == "default"
+    assert answer["findings"] == []
+
+
+def test_a_context_to_predict_for(cli: Call, llama: Path) -> None:
+    answer = cli("inspect", llama, "--ctx", "4096", "--json").json
+    assert answer["effective"]["context_tokens"] == 4096
+
+
+def test_findings_have_a_code_and_a_remedy(cli: Call, tmp_path: Path) -> None:
+    dead = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}
+    path = tiny.write(
+        tmp_path / "m.gguf", "qwen2", settings=dead | {"rope.scaling.yarn_beta_fast": 8.0}
+    )
+    findings = cli("inspect", path, "--json").json["findings"]
+    dead_key = next(f for f in findings if f["key"] == "qwen2.rope.scaling.yarn_beta_fast")
+    assert set(dead_key) == {"code", "severity", "key", "message"}
+    assert "--yarn-beta-fast" in dead_key["message"]
+
+
+def test_the_terminal_fits_80_columns(cli: Call, llama: Path) -> None:
+    shown = cli("inspect", llama)
+    assert shown.code == 0
+    assert "llama.context_length" in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
+
+
+def test_a_file_cannot_move_the_cursor(cli: Call, tmp_path: Path) -> None:
+    hostile = "\x1b[2J\x1b]0;owned\x07[bold]x[/bold]\u202e"
+    path = tiny.write(tmp_path / "m.gguf", "llama", settings={"rope.scaling.type": hostile})
+    shown = cli("inspect", path)
+    assert "\x1b" not in shown.out
+    assert "\u202e" not in shown.out
+    assert r"\x1b[2J" in shown.out.replace("\n", "").replace(" ", "")
+    assert "[bold]x[/bold]" in shown.out.replace("\n", "").replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GGU", b"not a gguf file at all", b"GGUF\x63\x00\x00\x00"]
+)
+def test_no_gguf(cli: Call, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(content)
+    outcome = cli("inspect", path)
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err.startswith("ggufrope: ")
+    assert outcome.err.count("\n") == 1
+    assert "x.gguf" in outcome.err
+
+
+def test_every_truncation_is_one_line(cli: Call, llama: Path, tmp_path: Path) -> None:
+    whole = llama.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for length in range(0, 2000, 97):
+        cut.write_bytes(whole[:length])
+        outcome = cli("inspect", cut)
+        assert outcome.code == 3, length
+        assert outcome.err.count("\n") == 1
+        assert "Traceback" not in outcome.err
+
+
+def test_a_directory_and_nothing(cli: Call, tmp_path: Path) -> None:
+    assert cli("inspect", tmp_path).code == 3
+    assert cli("inspect", tmp_path / "absent.gguf").code == 3
+
+
+def test_usage(cli: Call) -> None:
+    assert cli("inspect").code == 2
+    assert cli("inspect", "x", "--ctx", "many").code == 2
+    assert cli("no-such-command").code == 2
+
+
+def test_names_of_other_stores_are_looked_up_on_disk(
+    cli: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    outcome = cli("inspect", "ollama:absent")
+    assert outcome.code == 3
+    assert "ollama list" in outcome.err

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import pytest
+
+from tests.runtime import tiny
+
+from .conftest import Call
+
+YARN = ("--scaling", "yarn", "--target-ctx", "2048")
+
+
+def test_json_has_the_words_of_the_contract(cli: Call, llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    answer = cli("patch", llama, "-o", out, *YARN, "--hash-weights", "--json").json
+    assert answer["written"] is True
+    edits = {edit["key"]: (edit["old"], edit["new"]) for edit in answer["edits"]}
+    assert edits["llama.context_length"] == (512, 2048)
+    assert answer["strategy"] in ("clone", "stream")
+    assert answer["bytes_written"] > 0
+    assert len(answer["weights_sha256"]) == 64
+
+
+def test_a_dry_run_writes_nothing(cli: Call, llama: Path, tmp_path: Path) -> None:
+    before = llama.read_bytes()
+    out = tmp_path / "out.gguf"
+    answer = cli("patch", llama, "-o", out, *YARN, "--dry-run", "--json").json
+    assert answer["written"] is False
+    assert answer["edits"]
+    assert sorted(tmp_path.iterdir()) == [llama]
+    shown = cli("patch", llama, "--in-place", *YARN, "--dry-run")
+    assert shown.code == 0
+    assert "nothing written" in shown.out
+    assert llama.read_bytes() == before
+
+
+def test_in_place_then_undo(cli: Call, llama: Path) -> None:
+    before = llama.read_bytes()
+    assert cli("patch", llama, "--in-place", *YARN).code == 0
+    assert gguf.GGUFReader(llama).fields["llama.rope.scaling.type"].contents() == "yarn"
+    assert cli("undo", llama).code == 0
+    assert llama.read_bytes() == before
+    again = cli("undo", llama)
+    assert again.code == 2
+    assert "no edit" in again.err
+
+
+def test_what_would_be_ignored_is_said(cli: Call, llama: Path, tmp_path: Path) -> None:
+    shown = cli("patch", llama, "-o", tmp_path / "o.gguf", *YARN, "--beta-fast", "8")
+    assert "ignored by llama.cpp for llama" in shown.out
+    assert "--yarn-beta-fast 8" in shown.out
+
+
+def test_factors_from_a_file_and_back(cli: Call, llama: Path, tmp_path: Path) -> None:
+    array = [1.0 + i / 8 for i in range(16)]
+    factors = tmp_path / "f.json"
+    factors.write_text(json.dumps({"long_factor": array}))
+    out = tmp_path / "o.gguf"
+    wish = ("--scaling", "longrope", "--target-ctx", "2048", "--long-factors", factors)
+    assert cli("patch", llama, "-o", out, *wish).code == 0
+    answer = cli("factors", out, "--json").json["tensors"]
+    assert answer["rope_factors_long.weight"] == array
+    assert answer["rope_factors_short.weight"] == [1.0] * 16
+    for name in ("e.json", "e.csv", "e.npy"):
+        assert cli("factors", out, "--export", tmp_path / name).code == 0
+        assert (tmp_path / name).stat().st_size > 0
+    assert cli("factors", out, "--export", tmp_path / "e.json").code == 3
+
+
+def test_a_config_json(cli: Call, llama: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(
+            {
+                "head_dim": 32,
+                "max_position_embeddings": 2048,
+                "rope_theta": 10000.0,
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 512,
+                },
+            }
+        )
+    )
+    answer = cli("patch", llama, "-o", tmp_path / "o", "--from-config", config, "--json").json
+    edits = {edit["key"]: edit["new"] for edit in answer["edits"]}
+    assert edits["llama.rope.scaling.type"] == "yarn"
+    assert edits["llama.context_length"] == 2048
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1, 2]", "2 frequency factors for 16"),
+        ('{"long_factor": []}', "empty"),
+        ('{"long_factor": [1.0, 2.0]}', "2 "),
+        ('{"long_factor": [NaN]}', "nan"),
+        ('{"long_factor": [0, 1]}', "0"),
+        ('{"long_factor": [-1.5, 1]}', "-1.5"),
+        ('{"long_factor": "all"}', "expected"),
+    ],
+)
+def test_bad_factor_files(
+    cli: Call, llama: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    factors = tmp_path / "f.json"
+    factors.write_text(content)
+    wish = ("--scaling", "longrope", "--target-ctx", "2048", "--long-factors", factors)
+    outcome = cli("patch", llama, "-o", tmp_path / "o.gguf", *wish)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "o.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--scaling", "yarn", "--factor", "0"),
+        ("--scaling", "yarn", "--factor", "-1"),
+        ("--scaling", "yarn", "--factor", "nan"),
+        ("--scaling", "yarn", "--factor", "1e9"),
+        ("--scaling", "yarn", "--target-ctx", "256"),
+        ("--scaling", "cubic", "--factor", "2"),
+        ("--scaling", "none", "--factor", "2"),
+        ("--scaling", "yarn"),
+        (),
+    ],
+)
+def test_bad_wishes(cli: Call, llama: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    before = llama.read_bytes()
+    outcome = cli("patch", llama, "-o", tmp_path / "o.gguf", *arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == [llama]
+    assert llama.read_bytes() == before
+
+
+def test_where_to_is_said_exactly_once(cli: Call, llama: Path, tmp_path: Path) -> None:
+    assert cli("patch", llama, *YARN).code == 2
+    assert cli("patch", llama, "-o", tmp_path / "o", "--in-place", *YARN).code == 2
+    assert cli("patch", llama, "-o", llama, *YARN).code == 2
+    assert cli("patch", llama, "--in-place", *YARN, "--strategy", "teleport").code == 2
+
+
+def test_a_link_is_guarded_and_force_names_the_guard(
+    cli: Call, llama: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link.gguf"
+    link.symlink_to(llama)
+    outcome = cli("patch", link, "--in-place", *YARN)
+    assert outcome.code == 3
+    assert "symlink" in outcome.err
+    assert cli("patch", link, "--in-place", *YARN, "--force", "symlink").code == 0
+
+
+def test_no_room_leaves_nothing_behind(cli: Call, tmp_path: Path, small_disk: Path) -> None:
+    model = tiny.write(tmp_path / "m.gguf", "llama", layers=8)
+    outcome = cli("patch", model, "-o", small_disk / "o.gguf", *YARN)
+    assert outcome.code == 3
+    assert "free" in outcome.err
+    assert list(small_disk.glob("o.gguf*")) == []

@@ -1,0 +1,40 @@
+"""Fixtures shared by every folder: real models, where they are, and a copy to harm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, as `make test` fetches it; never to be written to."""
+    path = Path(
+        os.environ.get("GGUFROPE_SMOLLM2", ROOT / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    )
+    if not path.is_file():
+        pytest.skip("SmolLM2 is not here: `make test` fetches it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    """The nano model of fixtures/, trained at 256 tokens; never to be written to."""
+    return ROOT / "fixtures" / "nano.gguf"
+
+
+@pytest.fixture
+def nano_copy(nano: Path, tmp_path: Path) -> Path:
+    """A copy of the nano model to edit."""
+    return Path(shutil.copy(nano, tmp_path / "nano.gguf"))

@@ -1,0 +1,100 @@
+"""diff and verify between files, and digests that only tensor bytes change."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ggufrope.container import diff, read_header, tensor_digests, verify, weights_digest
+from tests.container.writer import Tensor, small_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.container.writer import Model
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "a.gguf", tmp_path / "b.gguf"
+
+
+def write(path: Path, model: Model) -> None:
+    path.write_bytes(model.encoded())
+
+
+def test_equal_files(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    write(a, small_model())
+    write(b, small_model(trailing=b"tail"))
+    difference = diff(a, b)
+    assert (difference.keys, difference.tensors) == ((), ())
+    assert verify(a, b).differing == ()
+
+
+def test_the_other_byte_order_says_the_same(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    write(a, small_model())
+    write(b, small_model(order=">"))
+    assert diff(a, b).keys == ()
+    changed = small_model(order=">")
+    changed.metadata[6] = (*changed.metadata[6][:2], (8, ["<s>", "", "b\n", "\udcff\udcfe", "é"]))
+    write(b, changed)
+    assert [each.key for each in diff(a, b).keys] == ["tokenizer.ggml.tokens"]
+
+
+def test_differences_are_listed_in_order(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    write(a, small_model())
+    other = small_model()
+    other.metadata[2] = ("llama.context_length", 10, 2048)
+    del other.metadata[3]
+    other.metadata[6] = ("tokenizer.ggml.scores", 9, (6, [0.5, -1.0, 2.0, 0.0, 0.5]))
+    other.metadata.append(("new", 4, 1))
+    other.tensors[1] = Tensor("rope_factors_long.weight", (4,), bytes(16))
+    other.tensors[3] = Tensor("output_norm.weight", (2, 2), bytes(range(200, 216)))
+    write(b, other)
+    found = diff(a, b)
+    assert [(each.key, each.old is None, each.new is None) for each in found.keys] == [
+        ("llama.context_length", False, False),
+        ("llama.rope.freq_base", False, True),
+        ("tokenizer.ggml.scores", False, False),
+        ("new", True, False),
+    ]
+    assert [each.name for each in found.tensors] == [
+        "rope_freqs.weight",
+        "output_norm.weight",
+        "rope_factors_long.weight",
+    ]
+
+
+def test_verify_finds_a_flipped_bit(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    write(a, small_model())
+    other = small_model()
+    other.tensors[2].data = bytes([other.tensors[2].data[0] ^ 1]) + other.tensors[2].data[1:]
+    del other.tensors[0]
+    other.tensors.append(Tensor("more", (1,), bytes(4)))
+    write(b, other)
+    calls: list[tuple[int, int]] = []
+    result = verify(a, b, workers=3, progress=lambda *call: calls.append(call))
+    assert result.differing == ("blk.0.attn_q.weight",)
+    assert (result.only_old, result.only_new) == (("token_embd.weight",), ("more",))
+    assert result.old["output_norm.weight"] == hashlib.sha256(bytes(range(200, 216))).hexdigest()
+    assert calls[-1] == (136, 136)
+
+
+def test_the_weights_digest_is_of_weights_alone(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    write(a, small_model())
+    other = small_model(alignment=64)
+    other.metadata = [("general.alignment", 4, 64)]
+    other.tensors.reverse()
+    write(b, other)
+    one, two = (weights_digest(tensor_digests(path, read_header(path))) for path in pair)
+    assert one == two
+    other.tensors[0].name = "renamed"
+    write(b, other)
+    assert weights_digest(tensor_digests(b, read_header(b))) != one

@@ -1,0 +1,105 @@
+"""The system calls themselves: insertion, reflinks and copies on real file systems.
+
+The folder for temporary files shows what it can; btrfs and XFS are mounted from an image where
+that is permitted. A file system that cannot do what a test is about is named in its skip reason.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ggufrope.container import (
+    Edits,
+    Strategy,
+    carry_out,
+    plan_rewrite,
+    plan_store,
+    read_header,
+    undo,
+)
+from ggufrope.container.files import LOCAL
+from tests.container.edits import CASES, SCALING, Case, plan, prepare
+from tests.container.writer import Model, Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fallocate and reflinks of Linux")
+
+
+@pytest.fixture(scope="module", params=["here", "btrfs", "xfs"])
+def disk(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("disk")
+    kind = request.param
+    if kind == "here":
+        yield folder
+        return
+    make = shutil.which(f"mkfs.{kind}")
+    if make is None or os.geteuid() != 0:
+        pytest.skip(f"{kind} is not tried: that takes mkfs.{kind} and the right to mount")
+    image = tmp_path_factory.mktemp("image") / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    subprocess.run([make, "-q", str(image)], check=True, capture_output=True)
+    mounted = subprocess.run(["mount", "-o", "loop", str(image), str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"{kind} is not tried: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def path(disk: Path) -> Iterator[Path]:
+    folder = disk / "work"
+    folder.mkdir()
+    yield folder / "m.gguf"
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_edit_and_its_undo(case: Case, path: Path) -> None:
+    old = prepare(path, case)
+    refusals = {
+        Strategy.GROW: LOCAL.insert_refusal(path),
+        Strategy.CLONE: LOCAL.clone_refusal(path),
+    }
+    refusal = refusals.get(case.strategy)
+    if case.requested and refusal:
+        pytest.skip(f"strategy {case.strategy.value} is not tried here: {refusal}")
+    made = plan(path, case, LOCAL)
+    if not refusal:
+        assert made.strategy is case.strategy
+    receipt = carry_out(made, whole_proof=True)
+    assert receipt.strategy is made.strategy
+    assert read_header(path) == receipt.header
+    undo(path)
+    assert path.read_bytes() == old
+
+
+def test_a_clone_takes_no_space(path: Path) -> None:
+    if refusal := LOCAL.clone_refusal(path):
+        pytest.skip(f"reflinks are not tried here: {refusal}")
+    size = 64 << 20
+    data = os.urandom(1 << 20) * (size >> 20)
+    path.write_bytes(Model(tensors=[Tensor("t", (size,), data, 24)]).encoded())
+    os.sync()
+    before = LOCAL.free_bytes(path)
+    output = path.with_name("o.gguf")
+    made = plan_store(path, plan_rewrite(read_header(path), Edits(set=SCALING)), output=output)
+    assert made.strategy is Strategy.CLONE
+    carry_out(made, whole_proof=True)
+    os.sync()
+    assert before - LOCAL.free_bytes(path) < 4 << 20
+    # The old file is its own again: what is written to one does not show in the other.
+    rewrite = plan_rewrite(read_header(path), Edits(set=SCALING))
+    carry_out(plan_store(path, rewrite))
+    assert output.read_bytes()[-size:] == data

@@ -1,0 +1,217 @@
+"""In-place edits that would harm something else are refused, each under its own name."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ggufrope.container import (
+    Edits,
+    Strategy,
+    carry_out,
+    check_guards,
+    find_guards,
+    plan_rewrite,
+    plan_store,
+    read_header,
+    recover,
+    undo,
+)
+from ggufrope.errors import GuardError, StorageError
+from tests.container.edits import SCALING, u32
+from tests.container.writer import small_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who uses a file")
+
+EDITS = Edits(set={"llama.context_length": u32(4096)})
+
+
+def model(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(small_model().encoded())
+    return path
+
+
+def names(path: Path) -> list[str]:
+    return [guard.name for guard in find_guards(path)]
+
+
+def edit(path: Path, *force: str) -> None:
+    carry_out(plan_store(path, plan_rewrite(read_header(path), EDITS), force=force))
+
+
+def refused(path: Path, guard: str) -> None:
+    before = path.read_bytes()
+    with pytest.raises(GuardError, match=f"force '{guard}'") as caught:
+        edit(path)
+    assert caught.value.guard == guard
+    assert path.read_bytes() == before
+    with pytest.raises(GuardError):
+        undo(path)
+
+
+def test_an_ordinary_file_has_no_guard(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf")
+    assert names(path) == []
+    check_guards(path)
+    edit(path)
+    assert read_header(path).get("llama.context_length") == 4096
+
+
+def test_symlink_is_followed_when_forced(tmp_path: Path) -> None:
+    path = model(tmp_path / "store" / "m.gguf")
+    link = tmp_path / "m.gguf"
+    link.symlink_to(path)
+    assert names(link) == ["symlink"]
+    refused(link, "symlink")
+    edit(link, "symlink")
+    assert link.is_symlink()
+    assert read_header(path).get("llama.context_length") == 4096
+    undo(link, force={"symlink"})
+    assert path.read_bytes() == small_model().encoded()
+
+
+def test_a_linked_directory_is_no_harm(tmp_path: Path) -> None:
+    model(tmp_path / "store" / "m.gguf")
+    (tmp_path / "models").symlink_to(tmp_path / "store")
+    assert names(tmp_path / "models" / "m.gguf") == []
+
+
+def test_hard_link(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf")
+    (tmp_path / "other.gguf").hardlink_to(path)
+    assert names(path) == ["hard-link"]
+    refused(path, "hard-link")
+    edit(path, "hard-link")
+    assert read_header(tmp_path / "other.gguf").get("llama.context_length") == 4096
+
+
+@pytest.mark.parametrize(
+    ("where", "guard"),
+    [
+        ("models/blobs/sha256-0123abcd", "ollama-store"),
+        ("hub/models--owner--name/blobs/0123abcd", "huggingface-cache"),
+        ("hub/models--owner--name/snapshots/c0ffee/m.gguf", "huggingface-cache"),
+    ],
+)
+def test_content_stores(tmp_path: Path, where: str, guard: str) -> None:
+    path = model(tmp_path / where)
+    assert names(path) == [guard]
+    refused(path, guard)
+    edit(path, guard)
+
+
+def test_a_snapshot_link_has_both_guards(tmp_path: Path) -> None:
+    blob = model(tmp_path / "models--o--n" / "blobs" / "0123")
+    link = tmp_path / "models--o--n" / "snapshots" / "c0ffee" / "m.gguf"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    assert names(link) == ["symlink", "huggingface-cache"]
+    with pytest.raises(GuardError, match="huggingface-cache"):
+        edit(link, "symlink")
+
+
+def test_read_only(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf")
+    path.chmod(0o444)
+    assert names(path) == ["read-only"]
+    refused(path, "read-only")
+
+
+@linux
+def test_open_elsewhere(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf")
+    code = "import sys; f = open(sys.argv[1]); print('ready', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        (guard,) = find_guards(path)
+        assert guard.name == "in-use"
+        assert str(child.pid) in guard.message
+        refused(path, "in-use")
+        child.communicate()
+    assert names(path) == []
+
+
+@linux
+def test_mapped_here(tmp_path: Path) -> None:
+    """A model loaded in this very process counts, though the file is closed again."""
+    path = model(tmp_path / "m.gguf")
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with mapped:
+        assert names(path) == ["in-use"]
+    assert names(path) == []
+
+
+def test_guards_do_not_concern_new_files(tmp_path: Path) -> None:
+    path = model(tmp_path / "blobs" / "sha256-0123")
+    rewrite = plan_rewrite(read_header(path), EDITS)
+    carry_out(plan_store(path, rewrite, output=tmp_path / "new.gguf"))
+    assert path.read_bytes() == small_model().encoded()
+
+
+def test_guards_of_an_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="No such file"):
+        find_guards(tmp_path / "absent.gguf")
+
+
+@pytest.mark.parametrize("strategy", [Strategy.OVERWRITE, Strategy.STREAM])
+def test_two_editors(tmp_path: Path, strategy: Strategy) -> None:
+    """The second is refused while the first is at work, and so is a recovery."""
+    path = model(tmp_path / "m.gguf")
+    made = plan_store(path, plan_rewrite(read_header(path), EDITS), strategy=strategy)
+    before = path.read_bytes()
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="being edited by another"):
+            carry_out(made)
+        (tmp_path / ".m.gguf.ggufrope-journal").write_bytes(b"in progress")
+        with pytest.raises(StorageError, match="being edited by another"):
+            recover(path)
+        (tmp_path / ".m.gguf.ggufrope-journal").unlink()
+    assert path.read_bytes() == before
+    carry_out(made)
+
+
+def test_one_output_of_two_editors(tmp_path: Path) -> None:
+    path, output = model(tmp_path / "m.gguf"), tmp_path / "o.gguf"
+    made = plan_store(path, plan_rewrite(read_header(path), EDITS), output=output)
+    partial = tmp_path / ".o.gguf.ggufrope-partial"
+    with partial.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        held.write(b"half a model")
+        held.flush()
+        with pytest.raises(StorageError, match="being edited by another"):
+            carry_out(made)
+        assert recover(output) is None
+        assert partial.read_bytes() == b"half a model"
+    recovery = recover(output)
+    assert recovery is not None
+    assert recovery.action == "cleared"
+    carry_out(made)
+    assert read_header(output).get("llama.context_length") == 4096
+
+
+def test_an_interrupted_edit_blocks_the_next(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf")
+    edit(path)
+    (tmp_path / ".m.gguf.ggufrope-undo").rename(tmp_path / ".m.gguf.ggufrope-journal")
+    rewrite = plan_rewrite(read_header(path), Edits(set=SCALING))
+    with pytest.raises(StorageError, match="recover it first"):
+        plan_store(path, rewrite)
+    recovery = recover(path)
+    assert recovery is not None
+    assert recovery.action == "finished"
+    assert str(path) in recovery.message
+    plan_store(path, rewrite)

@@ -1,0 +1,140 @@
+"""Split models: read as one, edited in as few files as possible, counts kept right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ggufrope.container import (
+    Edits,
+    carry_out,
+    distribute,
+    float_tensor,
+    open_model,
+    plan_rewrite,
+    plan_store,
+)
+from ggufrope.errors import MalformedError, StorageError, WishError
+from tests.container.edits import u32
+from tests.container.writer import Model, Tensor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ggufrope.container import ModelFiles
+
+UINT16, INT32 = 2, 5
+
+
+def split(folder: Path, count: int = 3) -> Path:
+    """As gguf-split does it; the first file has the metadata and its share of the tensors."""
+    for number in range(count):
+        metadata = [("split.no", UINT16, number), ("split.count", UINT16, count)]
+        metadata.append(("split.tensors.count", INT32, 2 * count))
+        if number == 0:
+            metadata.insert(0, ("llama.context_length", 4, 2048))
+        tensors = [Tensor(f"t{number}{n}", (8,), bytes([number, n] * 16)) for n in range(2)]
+        path = folder / f"m-{number + 1:05}-of-{count:05}.gguf"
+        path.write_bytes(Model(metadata=metadata, tensors=tensors).encoded())
+    return folder / f"m-00001-of-{count:05}.gguf"
+
+
+def edited(model: ModelFiles, edits: Edits) -> list[str]:
+    """Carries the edits out in place and names the files they touched."""
+    touched = []
+    for shard, part in distribute(model, edits):
+        carry_out(plan_store(shard.path, plan_rewrite(shard.header, part)))
+        touched.append(shard.path.name[2:7])
+    return touched
+
+
+def names(model: ModelFiles) -> list[str]:
+    return [tensor.name for tensor in model.tensors]
+
+
+def test_one_file_is_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(Model(tensors=[Tensor("t", (1,), bytes(4))]).encoded())
+    model = open_model(path)
+    assert names(model) == ["t"]
+    edits = Edits(set={"k": u32(1)})
+    assert distribute(model, edits) == ((model.shards[0], edits),)
+
+
+def test_three_files_are_one_model(tmp_path: Path) -> None:
+    model = open_model(split(tmp_path))
+    assert names(model) == ["t00", "t01", "t10", "t11", "t20", "t21"]
+    assert model.header.get("llama.context_length") == 2048
+    assert model.file_size == sum(path.stat().st_size for path in tmp_path.iterdir())
+    shard = model.shard_of("t11")
+    assert shard is not None
+    assert shard.path.name == "m-00002-of-00003.gguf"
+    assert model.shard_of("absent") is None
+
+
+def test_keys_and_new_tensors_touch_the_first_file_alone(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    edits = Edits(
+        set={"llama.context_length": u32(8192)},
+        put_tensors={"rope_freqs.weight": float_tensor([1.0, 2.0], "<")},
+    )
+    assert edited(open_model(first), edits) == ["00001"]
+    model = open_model(first)
+    assert model.header.get("split.tensors.count") == 7
+    assert names(model)[2] == "rope_freqs.weight"
+
+
+def test_tensors_are_edited_where_they_are(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    edits = Edits(
+        remove_tensors=frozenset({"t20"}),
+        rename_tensors={"t10": "renamed"},
+        put_tensors={"t21": float_tensor([3.0] * 8, "<")},
+    )
+    assert edited(open_model(first), edits) == ["00003", "00002", "00001"]
+    model = open_model(first)
+    assert names(model) == ["t00", "t01", "renamed", "t11", "t21"]
+    assert model.header.get("split.tensors.count") == 5
+
+
+def test_nothing_to_edit_touches_nothing(tmp_path: Path) -> None:
+    assert distribute(open_model(split(tmp_path)), Edits()) == ()
+
+
+@pytest.mark.parametrize(
+    ("edits", "says"),
+    [
+        (Edits(remove_tensors=frozenset({"absent"})), "no tensor 'absent'"),
+        (Edits(rename_tensors={"t00": "t21"}), "two tensors would be named 't21'"),
+        (Edits(remove=frozenset({"split.count"})), "hold the files"),
+    ],
+)
+def test_edits_that_would_break_the_model(tmp_path: Path, edits: Edits, says: str) -> None:
+    with pytest.raises(WishError, match=says):
+        distribute(open_model(split(tmp_path)), edits)
+
+
+def test_a_later_file_is_not_the_model(tmp_path: Path) -> None:
+    split(tmp_path)
+    with pytest.raises(WishError, match=r"name m-00001-of-00003\.gguf"):
+        open_model(tmp_path / "m-00002-of-00003.gguf")
+
+
+def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    second, third = tmp_path / "m-00002-of-00003.gguf", tmp_path / "m-00003-of-00003.gguf"
+    data = second.read_bytes()
+    second.write_bytes(third.read_bytes())
+    with pytest.raises(MalformedError, match="is not number 2 of the 3"):
+        open_model(first)
+    second.unlink()
+    with pytest.raises(StorageError, match="No such file"):
+        open_model(first)
+    second.write_bytes(data.replace(b"t10", b"t99"))
+    assert "t99" in names(open_model(first))
+    first.write_bytes(first.read_bytes().replace(b"\x06\0\0\0", b"\x09\0\0\0", 1))
+    with pytest.raises(MalformedError, match="counts 9 tensors, its files have 6"):
+        open_model(first)
+    with pytest.raises(MalformedError, match="must be named NAME-00001-of-00003"):
+        open_model(first.rename(tmp_path / "renamed.gguf"))

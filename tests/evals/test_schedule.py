@@ -1,0 +1,56 @@
+"""Places of a grid, and the order of prompts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ggufrope.evals.schedule import common_prefix, lay_out
+
+
+def test_one_length_has_a_place_for_every_depth() -> None:
+    layout = lay_out([1000], [0, 50, 100], fact_tokens=20, spacing=64)
+    assert [place.target for place in layout.places] == [0, 490, 980]
+    assert [place.closes for place in layout.places] == [None, None, 0]
+    assert layout.of == ((0, 1, 2),)
+
+
+def test_places_that_coincide_are_shared() -> None:
+    layout = lay_out([1000, 2020], [0, 50, 100], fact_tokens=20, spacing=64)
+    # The middle of 2020 is at 1000, beside the end of the shorter length at 980.
+    assert [place.target for place in layout.places] == [0, 490, 980, 2000]
+    assert layout.of == ((0, 1, 2), (0, 2, 3))
+
+
+def test_depths_keep_their_order_in_the_answer() -> None:
+    layout = lay_out([1000], [100, 0], fact_tokens=20, spacing=64)
+    assert [layout.places[i].target for i in layout.of[0]] == [980, 0]
+
+
+@given(
+    rooms=st.sets(st.integers(30, 20_000), min_size=1, max_size=8),
+    depths=st.sets(st.floats(0, 100), min_size=1, max_size=12),
+    spacing=st.integers(1, 200),
+)
+def test_every_cell_has_a_place_near_and_inside(
+    rooms: set[int], depths: set[float], spacing: int
+) -> None:
+    fact = 20
+    ordered, wanted = sorted(rooms), sorted(depths)
+    layout = lay_out(ordered, wanted, fact_tokens=fact, spacing=spacing)
+    targets = [place.target for place in layout.places]
+    apart = max(spacing, fact)
+    assert all(b - a >= apart for a, b in pairwise(targets))
+    for room, row in zip(ordered, layout.of, strict=True):
+        for depth, place in zip(wanted, row, strict=True):
+            assert 0 <= targets[place] <= room - fact
+            assert abs(targets[place] - (room - fact) * depth / 100) <= apart + 0.5
+
+
+@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
+def test_common_prefix_is_the_longest(a: list[int], b: list[int]) -> None:
+    shared = common_prefix(a, b)
+    assert a[:shared] == b[:shared]
+    assert a[: shared + 1] != b[: shared + 1] or shared == len(a) == len(b)

@@ -1,0 +1,75 @@
+"""The evaluations on SmolLM2 with llama.cpp, in small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ggufrope.evals import (
+    DivergencePlan,
+    DivergenceTask,
+    NeedlePlan,
+    NeedleTask,
+    OpenContext,
+    PerplexityPlan,
+    PerplexityTask,
+    perplexity_of,
+)
+from ggufrope.evals.needle_prompts import stops
+from ggufrope.runtime import Context, ContextSettings, Model
+
+GRID = NeedlePlan(lengths=(192, 320), depths=(0, 100), distractors=2)
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path) -> Iterator[Model]:
+    pytest.importorskip("llama_cpp")
+    with Model.open(smollm2) as opened:
+        yield opened
+
+
+def opener(model: Model, cache_type: str = "f16") -> OpenContext:
+    return lambda n: Context(model, ContextSettings(n_ctx=n, type_k=cache_type, type_v=cache_type))
+
+
+def test_sentences_tokenized_apart_are_the_text(model: Model) -> None:
+    for stop in stops(model, GRID, 0):
+        assert model.tokenize(model.detokenize(stop.trunk)) == list(stop.trunk)
+
+
+def test_it_finds_needles_in_a_short_haystack(model: Model) -> None:
+    tokens: list[int] = []
+    task = NeedleTask(GRID)
+    results = list(task.run(model, opener(model), progress=tokens.append))
+    assert sum(tokens) == task.planned_tokens(model)
+    assert [result.key for result in results] == ["192/0/0", "192/100/0", "320/0/0", "320/100/0"]
+    for result in results:
+        assert result.rank.value == 1
+        assert result.log_probability.value is not None
+        assert result.log_probability.value > -1
+
+
+def test_a_quantized_cache_strays_a_little(model: Model) -> None:
+    task = DivergenceTask(DivergencePlan(n_ctx=128, chunks=1), opener(model))
+    (same,) = task.run(model, opener(model))
+    (lossy,) = task.run(model, opener(model, "q8_0"))
+    assert same.score.value == 0
+    assert lossy.score.value is not None
+    assert 0 < lossy.score.value < 0.05
+    assert lossy.measured is not None
+    assert lossy.measured.same_top.value is not None
+    assert lossy.measured.same_top.value > 0.9
+
+
+def test_perplexity_is_the_loss_of_the_base(model: Model) -> None:
+    plan = PerplexityPlan(n_ctx=128, chunks=1)
+    found = perplexity_of(PerplexityTask(plan).run(model, opener(model)))
+    (result,) = DivergenceTask(DivergencePlan(n_ctx=128, chunks=1), opener(model)).run(
+        model, opener(model)
+    )
+    assert result.measured is not None
+    assert found.nll == pytest.approx(result.measured.base_nll.value, rel=1e-6)
+    assert found.value is not None
+    assert 1 < found.value < 100

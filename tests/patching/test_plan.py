@@ -1,0 +1,135 @@
+"""Plans and what comes of them, on small real files that `gguf` wrote and reads back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from ggufrope.container import Strategy, undo
+from ggufrope.errors import GuardError, WishError
+from ggufrope.patching import Wish, apply, inspect, plan_patch, read_model
+from tests.runtime import tiny
+
+YARN = Wish(scaling="yarn", target_context=2048)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return tiny.write(tmp_path / "llama.gguf", "llama")
+
+
+def keys(path: Path) -> dict[str, Any]:
+    return {name: f.contents() for name, f in gguf.GGUFReader(path).fields.items()}
+
+
+def weights(path: Path) -> dict[str, bytes]:
+    return {t.name: t.data.tobytes() for t in gguf.GGUFReader(path).tensors}
+
+
+def test_a_copy_differs_in_the_planned_keys_alone(llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    plan = plan_patch(llama, YARN, output=out)
+    assert not out.exists()
+    receipt = apply(plan)
+    before, after = keys(llama), keys(out)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    changed -= {"GGUF.kv_count"}
+    assert changed == {edit.key for edit in receipt.edits}
+    assert after["llama.rope.scaling.type"] == "yarn"
+    assert after["llama.rope.scaling.factor"] == 4.0
+    assert after["llama.rope.scaling.original_context_length"] == 512
+    assert after["llama.context_length"] == 2048
+    assert weights(out) == weights(llama)
+
+
+def test_edits_show_old_and_new(llama: Path) -> None:
+    edits = {edit.key: (edit.old, edit.new) for edit in plan_patch(llama, YARN).edits}
+    assert edits["llama.context_length"] == (512, 2048)
+    assert edits["llama.rope.scaling.type"] == (None, "yarn")
+
+
+def test_the_plan_predicts_what_inspect_then_finds(llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    plan = plan_patch(llama, YARN, output=out)
+    apply(plan)
+    found = inspect(out).effective
+    assert found is not None
+    for predicted, group in zip(plan.effective.groups, found.groups, strict=True):
+        np.testing.assert_allclose(
+            predicted.inverse_frequencies, group.inverse_frequencies, rtol=1e-6
+        )
+        assert predicted.magnitude == pytest.approx(group.magnitude, rel=1e-6)
+
+
+def test_in_place_and_back(llama: Path) -> None:
+    before = llama.read_bytes()
+    receipt = apply(plan_patch(llama, YARN))
+    assert receipt.path == llama
+    assert read_model(llama).metadata.scaling_type == "yarn"
+    undo(llama)
+    assert llama.read_bytes() == before
+
+
+def test_a_second_patch_replaces_the_first(llama: Path, tmp_path: Path) -> None:
+    apply(plan_patch(llama, YARN))
+    apply(plan_patch(llama, Wish(scaling="none")))
+    metadata = read_model(llama).metadata
+    assert (metadata.scaling_type, metadata.factor, metadata.context_length) == ("none", None, 512)
+
+
+def test_nothing_to_change_is_said(llama: Path) -> None:
+    apply(plan_patch(llama, YARN))
+    with pytest.raises(WishError, match="nothing to change"):
+        plan_patch(llama, YARN)
+
+
+def test_dead_parameters_are_named_and_not_written(llama: Path) -> None:
+    plan = plan_patch(llama, Wish(scaling="yarn", target_context=2048, beta_fast=8))
+    assert [(item.parameter, item.value) for item in plan.ignored] == [("yarn_beta_fast", 8)]
+    assert plan.flags == ("--yarn-beta-fast", "8")
+    assert not any("beta" in edit.key for edit in plan.edits)
+
+
+def test_baking_puts_them_into_factors(llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    wish = Wish(scaling="yarn", target_context=2048, beta_fast=8, bake=True)
+    plan = plan_patch(llama, wish, output=out)
+    assert plan.ignored == ()
+    apply(plan)
+    assert "rope_freqs.weight" in weights(out)
+    assert {name: data for name, data in weights(out).items() if name in weights(llama)} == weights(
+        llama
+    )
+
+
+def test_an_architecture_without_factors_refuses_to_bake(tmp_path: Path) -> None:
+    qwen2 = tiny.write(tmp_path / "qwen2.gguf", "qwen2")
+    with pytest.raises(WishError, match=r"no such factor tensors for qwen2.*--yarn-beta-fast"):
+        plan_patch(qwen2, Wish(scaling="yarn", target_context=2048, bake=True))
+
+
+def test_a_new_base_is_written_beside_the_scheme(llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    apply(plan_patch(llama, Wish(scaling="none", freq_base=50000.0), output=out))
+    assert keys(out)["llama.rope.freq_base"] == 50000.0
+
+
+def test_reserved_space_makes_the_next_edit_cheap(llama: Path) -> None:
+    apply(plan_patch(llama, YARN, reserve=4096))
+    plan = plan_patch(llama, Wish(scaling="yarn", target_context=4096, attn_factor=1.2))
+    assert plan.strategy is Strategy.RESERVE
+    assert plan.bytes_written < 4096 * 2
+
+
+def test_an_existing_output_is_guarded(llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"precious")
+    with pytest.raises(GuardError, match="exists already"):
+        plan_patch(llama, YARN, output=out)
+    assert out.read_bytes() == b"precious"
+    apply(plan_patch(llama, YARN, output=out, force={"exists"}))
+    assert keys(out)["llama.context_length"] == 2048

@@ -1,0 +1,126 @@
+"""Two runs compared: regressions found, noise left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from ggufrope.report.comparison import compare, sign_test
+from ggufrope.report.exports import to_plain
+from ggufrope.report.html import to_html
+from ggufrope.report.record import RunReport
+from ggufrope.runs.cells import CellResult, Metric
+
+Make = Callable[..., RunReport]
+
+
+def changed(report: RunReport, change: Callable[[CellResult], CellResult]) -> RunReport:
+    return replace(report, cells=tuple(change(result) for result in report.cells))
+
+
+def with_value(result: CellResult, name: str, value: float) -> CellResult:
+    metrics = tuple(replace(m, value=value) if m.name == name else m for m in result.metrics)
+    return replace(result, metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"),
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (6, 0, 0.03125), (0, 6, 0.03125), (8, 2, 0.109375)],
+)
+def test_the_sign_test_is_exact(lost: int, gained: int, p: float) -> None:
+    assert sign_test(lost, gained) == pytest.approx(p)
+
+
+def test_a_run_against_itself_has_no_change_that_counts(make_report: Make) -> None:
+    report = make_report()
+    found = compare(report, report)
+    assert found.changes
+    assert found.regressions == found.improvements == ()
+    assert found.differences == ()
+    assert (found.only_before, found.only_after) == (0, 0)
+
+
+def test_needles_lost_are_a_regression_when_there_are_enough(make_report: Make) -> None:
+    before = make_report(depths=11, scalings=("yarn",), kv=("f16",), tasks=("needle",))
+
+    def lose(depths: set[float]) -> RunReport:
+        return changed(
+            before,
+            lambda r: (
+                with_value(r, "recall", 0.0)
+                if r.cell.context_tokens == 8192 and r.cell.depth_percent in depths
+                else r
+            ),
+        )
+
+    noise = compare(before, lose({10.0, 20.0}))
+    assert noise.regressions == ()
+    found = compare(before, lose({0.0, 10.0, 20.0, 30.0, 40.0, 50.0}))
+    (regression,) = found.regressions
+    assert (regression.metric, regression.context_tokens) == ("recall", 8192)
+    assert (regression.lost, regression.gained, regression.cells) == (6, 0, 11)
+    assert regression.after == pytest.approx(5 / 11)
+    (improvement,) = compare(lose({0.0, 10.0, 20.0, 30.0, 40.0, 50.0}), before).improvements
+    assert improvement.gained == 6
+
+
+def test_a_mean_is_compared_cell_by_cell(make_report: Make) -> None:
+    before = make_report(scalings=("linear",), kv=("f16",), tasks=("needle",))
+    after = changed(
+        before,
+        lambda r: with_value(
+            r,
+            "log_probability",
+            (r.value("log_probability") or 0) - 0.1 - r.cell.depth_percent / 1e4,
+        ),
+    )
+    found = {c.context_tokens for c in compare(before, after).regressions}
+    assert found == {1024, 2048, 4096, 8192}
+
+
+def test_lone_estimates_are_compared_by_their_intervals(make_report: Make) -> None:
+    before = make_report(scalings=("yarn",), kv=("f16", "q4_0"), tasks=("perplexity",))
+    other = make_report(scalings=("yarn",), kv=("f16", "q4_0"), tasks=("perplexity",))
+    assert compare(before, other).regressions == ()
+
+    def shift(result: CellResult) -> CellResult:
+        metrics = (Metric(name="perplexity", value=13.0, low=12.9, high=13.1),)
+        return replace(result, metrics=metrics)
+
+    found = compare(before, changed(before, shift))
+    assert {(c.kv, c.metric) for c in found.regressions} == {("f16", "perplexity")}
+
+
+def test_two_quantizations_compare_and_their_differences_are_told(make_report: Make) -> None:
+    settings = {"scalings": ("yarn",), "kv": ("f16",), "tasks": ("kv-cache",)}
+    before = make_report(model="m.Q8_0", **settings)
+    after = changed(
+        make_report(model="m.Q4_0", **settings),
+        lambda r: with_value(r, "decode_tokens_per_second", 40.0),
+    )
+    found = compare(before, after)
+    assert {c.metric for c in found.regressions} == {"decode_tokens_per_second"}
+    assert [(d.name, d.before, d.after) for d in found.differences] == [
+        ("model", "m.Q8_0", "m.Q4_0")
+    ]
+
+
+def test_cells_of_one_run_only_are_counted(make_report: Make) -> None:
+    whole = make_report(scalings=("yarn",), kv=("f16", "q8_0"), tasks=("needle",))
+    part = replace(whole, cells=whole.cells[:20])
+    found = compare(whole, part)
+    assert (found.only_before, found.only_after) == (20, 0)
+
+
+def test_the_page_and_the_json_tell_of_it(make_report: Make) -> None:
+    before = make_report(scalings=("yarn",), kv=("f16",), tasks=("kv-cache",))
+    after = changed(before, lambda r: with_value(r, "decode_tokens_per_second", 40.0))
+    found = compare(before, after)
+    plain = to_plain(after, against=found)["against"]
+    assert plain["regressions"] == 4
+    assert plain["changes"][1]["worse"] is True
+    html = to_html(after, against=found)
+    assert "4 of 12 figures are worse and 0 better by more than noise." in html
+    assert "yarn · f16 · kv-cache at 8,192 tokens" in html

@@ -1,0 +1,60 @@
+"""Runs over scripted models: files whose text says how the model behaves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ggufrope.runs.jobs import expand
+from ggufrope.runs.models import ModelFile, resolve_models
+from ggufrope.runs.plan import RunPlan
+from ggufrope.runs.store import RunStore
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Start = Callable[..., Path]
+
+
+def identify(name: str, path: Path) -> ModelFile:
+    content = path.read_bytes()
+    return ModelFile(
+        name=name,
+        path=str(path),
+        file_size=len(content),
+        header_sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module of scripted models, importable here and in worker processes."""
+    folder = str(Path(__file__).parent)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", folder)
+    module = import_module("scripted_subject")
+    module.opened.clear()
+    return module
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Make a run: keyword arguments of a RunPlan, and `scripts`, a text for each model."""
+
+    def create(*scripts: str, folder: str = "run", **settings: object) -> Path:
+        paths = []
+        for number, script in enumerate(scripts or ("",)):
+            path = tmp_path / f"model-{number}.gguf"
+            path.write_text(script)
+            paths.append(str(path))
+        plan = RunPlan(**{"models": tuple(paths), "contexts": (256, 512), "depths": 3, **settings})
+        models = resolve_models(plan.models, identify)
+        RunStore.create(tmp_path / folder, plan, models, expand(plan, models)).close()
+        return tmp_path / folder
+
+    return create

@@ -1,0 +1,63 @@
+"""Estimates hold as upper limits for what is really evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ggufrope.runs.estimate import contexts_at_once, estimate, tokens_of
+from ggufrope.runs.jobs import Job, expand
+from ggufrope.runs.models import ModelFile
+from ggufrope.runs.plan import RunPlan
+from ggufrope.runs.store import RunStore
+from ggufrope.runs.work import work
+
+MODEL = ModelFile(name="m", path="m.gguf", file_size=1, header_sha256="")
+
+
+def jobs_of(**settings: object) -> tuple[RunPlan, tuple[Job, ...]]:
+    plan = RunPlan(**{"models": ("m",), "contexts": (1024, 4096), "depths": 3, **settings})  # type: ignore[arg-type]
+    return plan, expand(plan, (MODEL,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({}, 4096 + 6 * 120),
+        ({"samples": 2}, 2 * 4096 + 12 * 120),
+        ({"mode": "isolated"}, 3 * (1024 + 4096)),
+        ({"tasks": ("perplexity",), "chunks": 3}, 3 * 5120),
+        ({"tasks": ("divergence",), "chunks": 3}, 6 * 5120),
+        ({"tasks": ("kv-cache",)}, 2 * 2112),
+    ],
+)
+def test_tokens_by_task(settings: dict[str, object], tokens: int) -> None:
+    plan, (job,) = jobs_of(**settings)
+    assert tokens_of(plan, job) == tokens
+
+
+def test_memory_is_asked_for_at_the_longest_context() -> None:
+    plan, jobs = jobs_of(tasks=("needle", "divergence"), kv=("f16", "q8_0"))
+    found = estimate(
+        plan, jobs, memory=lambda job, n: n * contexts_at_once(job), tokens_per_second=2
+    )
+    assert [e.memory_bytes for e in found] == [4096, 8192, 4096, 8192]
+    assert found[0].seconds == found[0].tokens / 2
+    assert estimate(plan, jobs, memory=lambda job, n: None)[0].seconds is None
+
+
+@pytest.mark.parametrize("mode", ["one-pass", "isolated"])
+@pytest.mark.parametrize("task", ["needle", "passkey", "perplexity", "divergence", "kv-cache"])
+def test_no_job_evaluates_more_than_estimated(
+    start: Callable[..., Path], scripted: ModuleType, task: str, mode: str
+) -> None:
+    folder = start("", tasks=(task,), mode=mode, kv=("q8_0",), chunks=1)
+    evaluated: list[int] = []
+    work(folder, scripted.open_subject, progress=evaluated.append)
+    with RunStore(folder) as store:
+        (record,) = store.jobs()
+        assert {result.status for result in store.results()} == {"ok"}
+        assert 0 < sum(evaluated) <= tokens_of(store.plan, record.job)

@@ -1,0 +1,225 @@
+"""Plans: what they accept, what they refuse, and what they expand to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ggufrope.errors import StorageError, WishError
+from ggufrope.runs.jobs import Selection, expand
+from ggufrope.runs.models import ModelFile, resolve_models
+from ggufrope.runs.plan import KvTypes, RunPlan, Trial
+from ggufrope.runs.planfile import format_plan, parse_plan, plan_schema, read_plan
+from ggufrope.runs.records import decode
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NIGHT = """
+name = "a night"
+models = ["a.gguf", "b.gguf"]
+contexts = [8192, 4096]
+kv = ["f16", "q8_0/q4_0"]
+tasks = ["needle", "perplexity"]
+depths = 3
+seeds = [1, 2]
+scalings = ["file", { scheme = "yarn", factor = 4 }]
+
+[haystack]
+kind = "noise"
+"""
+
+
+def models(*names: str) -> tuple[ModelFile, ...]:
+    return tuple(
+        ModelFile(name=name, path=f"{name}.gguf", file_size=1, header_sha256=name) for name in names
+    )
+
+
+def test_a_plan_file_is_read() -> None:
+    plan = parse_plan(NIGHT)
+    assert plan.trials == (Trial(scheme="file"), Trial(scheme="yarn", factor=4.0))
+    assert plan.kv_types[1] == KvTypes(k="q8_0", v="q4_0")
+    assert plan.depth_percents == (0.0, 50.0, 100.0)
+    assert plan.haystack.kind == "noise"
+
+
+@given(
+    name=st.text(st.characters(exclude_categories=["Cs"])),
+    factor=st.floats(min_value=1, max_value=1e6) | st.just(1e-5),
+)
+def test_a_plan_survives_being_written(name: str, factor: float) -> None:
+    plan = replace(
+        parse_plan(NIGHT), name=name, scalings=(Trial(scheme="yarn", factor=factor, label=name),)
+    )
+    assert parse_plan(format_plan(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("contxts = [1]", "unknown key 'contxts'; did you mean 'contexts'?"),
+        ('kv = ["q9"]', "unknown KV cache type 'q9' in 'q9'"),
+        ('tasks = ["neddle"]', "did you mean 'needle'?"),
+        ("contexts = []", "contexts is empty"),
+        ("contexts = [64]", "context 64 is too short: at least 128 tokens"),
+        ("contexts = [256, 256]", "contexts has 256 more than once"),
+        ('scalings = ["yarn", "yarn"]', "names of scalings has 'yarn' more than once"),
+        ("depths = [101]", "depth 101 is not a percentage"),
+        ("depths = 0", "depths 0 must be 1 or more"),
+        ("samples = 0", "samples 0 must be 1 or more"),
+        ('haystack = { kind = "text" }', 'haystack: a haystack of kind "text" needs a file'),
+        ("schema = 2", "schema must be one of 1, found 2"),
+    ],
+)
+def test_a_wrong_plan_is_told_what_is_wrong(change: str, message: str) -> None:
+    name = change.partition(" ")[0]
+    base = {"models": 'models = ["a"]', "contexts": "contexts = [256]", name: change}
+    with pytest.raises(WishError) as caught:
+        parse_plan("\n".join(base.values()), where="p.toml")
+    assert str(caught.value).startswith("p.toml: ")
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    with pytest.raises(StorageError, match="cannot read the plan: No such file"):
+        read_plan(path)
+    path.write_text("name = 'x'\nmodels = ]\n", encoding="utf-8")
+    with pytest.raises(WishError, match=r"not TOML: .*line 2"):
+        read_plan(path)
+    path.write_bytes(b"name = '\xff'\n")
+    with pytest.raises(WishError, match="byte 8 is not"):
+        read_plan(path)
+
+
+def test_the_schema_covers_every_key() -> None:
+    properties = plan_schema()["properties"]
+    assert {"models", "contexts", "scalings", "kv", "thresholds"} <= set(properties)
+    assert "q8_0" not in properties["kv"]["items"]
+    yarn = properties["scalings"]["items"]["anyOf"][1]
+    assert yarn["required"] == ["scheme"]
+
+
+def test_the_schema_file_for_editors_is_current(root: Path) -> None:
+    stored = json.loads((root / "ggufrope" / "runs" / "plan.schema.json").read_text("utf-8"))
+    assert stored == plan_schema(), "write json.dumps(plan_schema(), indent=2) to the file"
+
+
+@pytest.mark.parametrize(
+    ("change", "valid"),
+    [
+        ({}, True),
+        ({"contxts": [1]}, False),
+        ({"tasks": ["neddle"]}, False),
+        ({"scalings": [{"factor": 2}]}, False),
+        ({"scalings": ["yarn", {"scheme": "linear", "factor": 2}]}, True),
+        ({"depths": "all"}, False),
+        ({"depths": [0, 50.5]}, True),
+        ({"runtime": {"gpu_layers": 12}}, True),
+        ({"runtime": {"gpu_layers": "some"}}, False),
+        ({"thresholds": {"recall": 0.5}}, True),
+    ],
+)
+def test_a_validator_of_schemas_and_the_reader_agree(
+    change: dict[str, object], valid: bool
+) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="schemas are checked with jsonschema")
+    plain = {"models": ["a"], "contexts": [256], **change}
+    errors = list(jsonschema.Draft202012Validator(plan_schema()).iter_errors(plain))
+    assert (not errors) == valid
+    if valid:
+        decode(RunPlan, plain)
+    else:
+        with pytest.raises(WishError):
+            decode(RunPlan, plain)
+
+
+def test_expansion_is_the_product_in_a_fixed_order() -> None:
+    jobs = expand(parse_plan(NIGHT), models("a", "b"))
+    assert len(jobs) == 2 * 2 * 2 * 2 * 2
+    assert [job.model for job in jobs] == ["a"] * 16 + ["b"] * 16
+    assert jobs[0].label == "a · file · f16 · needle · seed 1"
+    assert [(c.context_tokens, c.depth_percent) for c in jobs[0].cells] == [
+        (context, depth) for context in (4096, 8192) for depth in (0.0, 50.0, 100.0)
+    ]
+    assert len(jobs[2].cells) == 2
+    assert jobs == expand(parse_plan(NIGHT), models("a", "b"))
+    assert len({job.id for job in jobs}) == len(jobs)
+
+
+def test_the_identity_of_a_job_is_its_content_and_the_file() -> None:
+    plan = parse_plan(NIGHT)
+    first = expand(plan, models("a", "b"))[0]
+    other_file = ModelFile(name="a", path="a.gguf", file_size=2, header_sha256="a")
+    assert expand(plan, (other_file,))[0].id != first.id
+    moved = ModelFile(name="a", path="elsewhere/a.gguf", file_size=1, header_sha256="a")
+    assert expand(plan, (moved,))[0].id == first.id
+    isolated = parse_plan('mode = "isolated"\n' + NIGHT)
+    assert expand(isolated, models("a"))[0].id != first.id
+
+
+def test_shards_are_disjoint_and_whole() -> None:
+    jobs = expand(parse_plan(NIGHT), models("a", "b"))
+    shards = [Selection.parse(shard=f"{i}/3").choose(jobs) for i in (1, 2, 3)]
+    assert sorted(job.id for shard in shards for job in shard) == sorted(job.id for job in jobs)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_only_narrows_by_axis() -> None:
+    jobs = expand(parse_plan(NIGHT), models("a", "b"))
+    chosen = Selection.parse(("model=a", "task=needle", "kv=q8*", "kv=f16")).choose(jobs)
+    assert {(j.model, j.task) for j in chosen} == {("a", "needle")}
+    assert {str(j.kv) for j in chosen} == {"f16", "q8_0/q4_0"}
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "x", "1/", "-1/2", "1/0"])
+def test_a_shard_that_is_none_is_refused(shard: str) -> None:
+    with pytest.raises(WishError, match="expected I/N"):
+        Selection.parse(shard=shard)
+
+
+def test_a_term_on_no_axis_is_refused() -> None:
+    with pytest.raises(WishError, match="AXIS of model, scaling, kv, task, seed"):
+        Selection.parse(("colour=red",))
+
+
+def _identify(name: str, path: Path) -> ModelFile:
+    return ModelFile(name=name, path=str(path), file_size=0, header_sha256="")
+
+
+def test_globs_are_expanded_in_order_of_names(tmp_path: Path) -> None:
+    for name in ("b", "c", "a"):
+        (tmp_path / f"{name}.gguf").touch()
+    found = resolve_models((str(tmp_path / "*.gguf"),), _identify)
+    assert [model.name for model in found] == ["a", "b", "c"]
+
+
+def test_models_of_one_name_are_told_apart_by_path(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "m.gguf" for folder in ("x", "y")]
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    found = resolve_models(tuple(map(str, paths)), _identify)
+    assert [model.name for model in found] == [str(path) for path in paths]
+
+
+def test_models_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    name = str(tmp_path / "a.gguf")
+    with pytest.raises(StorageError, match="no such file"):
+        resolve_models((str(tmp_path / "b.gguf"),), _identify)
+    with pytest.raises(WishError, match="matches no file"):
+        resolve_models((str(tmp_path / "*.bin"),), _identify)
+    with pytest.raises(WishError, match="the same file"):
+        resolve_models((name, str(tmp_path / "*.gguf").replace("*", "?")), _identify)
+
+
+def test_the_same_name_twice_is_refused_by_the_plan() -> None:
+    with pytest.raises(WishError, match="models has 'a' more than once"):
+        RunPlan(models=("a", "a"), contexts=(256,))

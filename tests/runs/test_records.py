@@ -1,0 +1,110 @@
+"""Records to plain data and back, and what a wrong plan is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from ggufrope.errors import WishError
+from ggufrope.runs.records import decode, encode, json_schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    colour: Literal["red", "green"] = "red"
+    size: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outer:
+    name: str = field(metadata={"help": "what it is called"})
+    counts: tuple[int, ...] = ()
+    pair: tuple[int, float] = (1, 2.0)
+    inner: Inner = Inner()
+    either: int | tuple[float, ...] = 3
+    mixed: tuple[Literal["a", "b"] | Inner, ...] = ()
+    switch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name == "forbidden":
+            raise WishError("that name is forbidden")
+
+
+def problems(plain: object) -> str:
+    with pytest.raises(WishError) as caught:
+        decode(Outer, plain, where="x.toml")
+    return str(caught.value)
+
+
+def test_a_record_survives_the_round_trip() -> None:
+    outer = Outer(
+        name="n",
+        counts=(1, 2),
+        pair=(3, 4.5),
+        inner=Inner(colour="green", size=1.5),
+        either=(0.5, 1.0),
+        mixed=("a", Inner()),
+        switch=True,
+    )
+    assert decode(Outer, encode(outer)) == outer
+
+
+def test_absent_values_are_left_out_and_numbers_that_are_none_become_null() -> None:
+    assert encode(Inner()) == {"colour": "red"}
+    assert encode((float("nan"), float("inf"), 1.0)) == [None, None, 1.0]
+
+
+def test_a_whole_number_will_do_where_a_number_is_wanted_but_not_the_reverse() -> None:
+    size = decode(Outer, {"name": "n", "inner": {"size": 2}}).inner.size
+    assert size == 2.0
+    assert isinstance(size, float)
+    assert problems({"name": "n", "counts": [1.5]}) == (
+        "x.toml: counts[0] must be a whole number, found 1.5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ({}, "name is missing"),
+        ({"name": "n", "cuonts": [1]}, "unknown key 'cuonts'; did you mean 'counts'?"),
+        ({"name": "n", "zzz": 1}, "unknown key 'zzz'; known here: name, counts, pair, inner"),
+        ({"name": 5}, "name must be text, found 5"),
+        ({"name": "n", "switch": 1}, "switch must be true or false, found 1"),
+        ({"name": "n", "counts": True}, "counts must be a list, found True"),
+        ({"name": "n", "counts": [True]}, "counts[0] must be a whole number, found True"),
+        ({"name": "n", "counts": "12"}, "counts must be a list, found '12'"),
+        ({"name": "n", "pair": [1]}, "pair must have 2 items, found 1"),
+        ({"name": "n", "inner": 1}, "inner must be a table, found 1"),
+        (
+            {"name": "n", "inner": {"colour": "gren"}},
+            "inner.colour must be one of red, green, found 'gren'; did you mean 'green'?",
+        ),
+        ({"name": "n", "either": "x"}, "either must be a whole number or a list, found 'x'"),
+        ({"name": "n", "either": ["x"]}, "either[0] must be a number, found 'x'"),
+        ({"name": "n", "mixed": [{"size": "x"}]}, "mixed[0].size must be a number, found 'x'"),
+        ({"name": "forbidden"}, "that name is forbidden"),
+        ([], "the value must be a table, found []"),
+    ],
+)
+def test_a_problem_is_named_with_its_place(plain: object, message: str) -> None:
+    assert message in problems(plain)
+
+
+def test_every_problem_is_told_at_once() -> None:
+    message = problems({"cuonts": [], "inner": {"colour": 1, "sise": 2}})
+    for part in ("cuonts", "name is missing", "inner.colour", "'inner.sise'; did you mean 'size'"):
+        assert part in message
+
+
+def test_the_schema_says_what_is_accepted() -> None:
+    schema = json_schema(Outer, title="Outer")
+    assert schema["required"] == ["name"]
+    assert schema["additionalProperties"] is False
+    properties = schema["properties"]
+    assert properties["name"] == {"type": "string", "description": "what it is called"}
+    assert properties["counts"] == {"type": "array", "items": {"type": "integer"}, "default": []}
+    assert properties["either"]["anyOf"][1] == {"type": "array", "items": {"type": "number"}}
+    assert properties["inner"]["properties"]["colour"]["enum"] == ["red", "green"]

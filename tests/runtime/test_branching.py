@@ -1,0 +1,78 @@
+"""The plan that turns branches into batches."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ggufrope.errors import DecodeError, WishError
+from ggufrope.runtime.branch import Branch
+from ggufrope.runtime.branching import plan
+
+
+def test_a_prompt_is_shared_and_the_last_token_is_only_predicted() -> None:
+    branch = Branch(prompt=(5, 6), answers=((7,), (8, 9, 10)))
+    (group,) = plan([branch], start=100, max_sequences=63, max_cells=50)
+    assert [(e.token, e.position, e.sequences, e.output) for e in group.entries] == [
+        (5, 100, (1, 2), False),
+        (6, 101, (1, 2), True),
+        (8, 102, (2,), True),
+        (9, 103, (2,), True),
+    ]
+    first, second = group.candidates
+    assert (first.entries, first.tokens) == ((1,), (7,))
+    assert (second.entries, second.tokens) == ((1, 2, 3), (8, 9, 10))
+
+
+def test_groups_are_split_where_sequences_run_out() -> None:
+    branch = Branch(prompt=(1,), answers=((2,), (3,), (4,)))
+    groups = list(plan([branch, branch], start=0, max_sequences=2, max_cells=99))
+    assert [[(c.branch, c.answer) for c in g.candidates] for g in groups] == [
+        [(0, 0), (0, 1)],
+        [(0, 2)],
+        [(1, 0), (1, 1)],
+        [(1, 2)],
+    ]
+
+
+def test_one_that_fits_alone_nowhere_is_refused() -> None:
+    branch = Branch(prompt=(1, 2, 3), answers=((4, 5),))
+    with pytest.raises(DecodeError, match="4 tokens does not fit after 96 tokens"):
+        list(plan([branch], start=96, max_sequences=63, max_cells=3))
+
+
+@pytest.mark.parametrize(
+    "branch", [Branch(prompt=(), answers=((1,),)), Branch(prompt=(1,), answers=((),))]
+)
+def test_empty_is_refused(branch: Branch) -> None:
+    with pytest.raises(WishError, match="branch 0"):
+        list(plan([branch], start=0, max_sequences=63, max_cells=99))
+
+
+tokens = st.lists(st.integers(0, 99), min_size=1, max_size=5).map(tuple)
+branches = st.lists(
+    st.builds(Branch, prompt=tokens, answers=st.lists(tokens, max_size=4).map(tuple)), max_size=6
+)
+
+
+@given(branches, st.integers(1, 5), st.integers(9, 40))
+def test_every_answer_is_asked_once_after_its_own_prompt(
+    branches: list[Branch], max_sequences: int, max_cells: int
+) -> None:
+    asked = []
+    for group in plan(branches, start=7, max_sequences=max_sequences, max_cells=max_cells):
+        assert len(group.entries) <= max_cells
+        assert len(group.candidates) <= max_sequences
+        for sequence, candidate in zip(group.sequences, group.candidates, strict=True):
+            asked.append((candidate.branch, candidate.answer))
+            branch = branches[candidate.branch]
+            answer = branch.answers[candidate.answer]
+            own = [entry for entry in group.entries if sequence in entry.sequences]
+            assert [entry.token for entry in own] == [*branch.prompt, *answer[:-1]]
+            assert [entry.position for entry in own] == list(range(7, 7 + len(own)))
+            assert [group.entries[i] for i in candidate.entries] == own[-len(answer) :]
+            assert all(entry.output for entry in own[-len(answer) :])
+    assert asked == [
+        (b, a) for b, branch in enumerate(branches) for a in range(len(branch.answers))
+    ]

@@ -1,0 +1,59 @@
+"""Cache types: their sizes, and which pairs run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import gguf
+import pytest
+
+from fixtures.make import build
+from ggufrope.errors import CacheTypeError
+from ggufrope.runtime import Context, ContextSettings, Model
+from ggufrope.runtime.kvcache import CACHE_TYPES
+from ggufrope.runtime.rehearsal import cache_support
+from ggufrope.runtime.report import report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("name", CACHE_TYPES)
+def test_types_are_those_of_ggml(name: str) -> None:
+    kind = CACHE_TYPES[name]
+    number = gguf.GGMLQuantizationType[name.upper()]
+    assert kind.number == number
+    assert (kind.block_size, kind.block_bytes) == gguf.GGML_QUANT_SIZES[number]
+
+
+def test_pairs_that_divide_the_head_run_and_others_are_refused(tmp_path: Path) -> None:
+    (path,) = build("llama", tmp_path / "tiny.gguf", head_size=48)
+    with Model.open(path) as model:
+        for flash in (None, True, False):
+            found = cache_support(model, "q8_0", "f16", flash_attention=flash)
+            assert found.refusal is not None
+            assert "do not divide the head size 48" in found.refusal
+        assert cache_support(model, "bf16", "f32").refusal is None
+        with pytest.raises(CacheTypeError, match="head size 48"):
+            Context(model, ContextSettings(n_ctx=256, type_v="q4_0"))
+
+
+def test_a_rehearsal_agrees_with_the_context(tmp_path: Path) -> None:
+    (path,) = build("qwen2", tmp_path / "tiny.gguf")
+    with Model.open(path) as model:
+        for kind in ("f32", "q8_0"):
+            found = cache_support(model, kind, kind)
+            with Context(model, ContextSettings(n_ctx=256, type_k=kind, type_v=kind)) as context:
+                assert found.cache == context.cache
+            assert found.refusal is None
+            assert not found.falls_back
+
+
+def test_the_report_tells_all_types(tmp_path: Path) -> None:
+    (path,) = build("llama", tmp_path / "tiny.gguf")
+    with Model.open(path) as model:
+        told = report(model)
+    assert [cache.type_k for cache in told.caches] == list(CACHE_TYPES)
+    assert all(cache.refusal is None for cache in told.caches)
+    assert told.free_bytes["CPU"] > 0
+    assert told.can_offload or any("GGML_CUDA" in line for line in told.advice)

@@ -1,0 +1,103 @@
+"""Loading llama.cpp, what it says of itself, and its log."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ggufrope.runtime import library
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_importing_the_runtime_does_not_load_llama_cpp() -> None:
+    assert "False" in run(
+        "import sys, ggufrope.runtime, ggufrope.runtime.fake, ggufrope.runtime.probe\n"
+        "print('llama_cpp' in sys.modules)"
+    )
+
+
+def test_without_llama_cpp_python_the_error_has_the_command() -> None:
+    said = run(
+        "import sys; sys.modules['llama_cpp'] = None\n"
+        "from ggufrope.errors import MissingPartError\n"
+        "from ggufrope.runtime import library\n"
+        "try: library.versions()\n"
+        "except MissingPartError as error: print(error)"
+    )
+    assert 'pip install "ggufrope[llama]"' in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_broken_llama_cpp_python_is_told_from_an_absent_one() -> None:
+    said = run(
+        "import sys, types; sys.modules['llama_cpp'] = types.ModuleType('llama_cpp')\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'llama_cpp.llama_cpp': raise OSError('libllama.so: cannot open')\n"
+        "sys.meta_path.insert(0, Broken()); sys.modules['llama_cpp'].__path__ = []\n"
+        "from ggufrope.errors import MissingPartError\n"
+        "from ggufrope.runtime import library\n"
+        "try: library.load()\n"
+        "except MissingPartError as error: print(error)"
+    )
+    assert "does not load (libllama.so: cannot open)" in said
+
+
+def test_nothing_reaches_stderr(smollm2: object) -> None:
+    code = (
+        "from ggufrope.runtime import Context, ContextSettings, Model\n"
+        f"with Model.open({str(smollm2)!r}) as model:\n"
+        "    with Context(model, ContextSettings(n_ctx=256)) as context: context.extend([5])"
+    )
+    assert run(code) == ""
+
+
+def test_it_says_what_it_is() -> None:
+    versions = library.versions()
+    assert versions.llama_cpp_python >= library.OLDEST_VERSION
+    assert versions.commit
+    assert "CPU" in versions.system_info
+    kinds = {device.kind for device in library.devices()}
+    assert "cpu" in kinds
+    assert library.can_offload() or kinds <= {"cpu", "accelerator"}
+
+
+def test_captures_nest_and_lines_are_whole(smollm2: object) -> None:
+    from ggufrope.runtime import Model
+
+    heard: list[str] = []
+    library.echo_log(heard.append)
+    try:
+        with library.capture() as outer, library.capture() as inner:
+            Model.open(str(smollm2)).close()
+    finally:
+        library.echo_log(None)
+    assert outer.lines == inner.lines == heard
+    assert not any("\n" in line for line in outer.lines)
+    assert outer.search(r"^print_info: n_ctx_train += 8192$")
+    assert outer.errors == []
+    assert outer.reason is None
+
+
+def test_the_reason_is_the_first_error_without_function_names() -> None:
+    log = library.Log(
+        errors=[
+            "llama_model_load: error loading model: check_tensor_dims: tensor 'x' has wrong shape",
+            "llama_model_load_from_file_impl: failed to load model",
+        ]
+    )
+    assert log.reason == "tensor 'x' has wrong shape"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("main: out of memory", "out of memory"), ("no colon here", "no colon here")],
+)
+def test_plain_errors_are_kept(line: str, reason: str) -> None:
+    assert library.Log(errors=[line]).reason == reason

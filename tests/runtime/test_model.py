@@ -1,0 +1,125 @@
+"""Models in the real runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from fixtures.make import build
+from ggufrope.errors import FileError, LoadError, MissingPartError, WishError
+from ggufrope.runtime import Model, library
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path):
+    with Model.open(smollm2) as opened:
+        yield opened
+
+
+def test_what_it_is(model: Model) -> None:
+    assert (model.architecture, model.n_layer, model.n_embd) == ("llama", 30, 576)
+    assert (model.n_head, model.n_head_kv, model.head_size) == (9, 3, 64)
+    assert (model.n_vocab, model.n_ctx_train, model.n_swa) == (49152, 8192, 0)
+    assert not model.has_state
+    assert model.metadata("llama.rope.freq_base") == "100000.000000"
+    assert model.metadata("llama.no.such.key") is None
+    assert model.reported["n_rot"] == "64"
+    assert "Q4_1" in model.description
+
+
+def test_weights_are_placed_somewhere(model: Model) -> None:
+    placement = model.placement
+    assert 0 <= placement.layers_on_gpu <= placement.layers == 31
+    assert sum(buffer.size_bytes for buffer in placement.buffers) == pytest.approx(
+        model.size_bytes, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Hello, world!\n", "  two  spaces", "naïve 東京 🦊", "<|im_end|>"]
+)
+def test_text_survives_the_tokenizer(model: Model, text: str) -> None:
+    assert model.detokenize(model.tokenize(text)) == text
+
+
+def test_special_words_in_text_stay_text(model: Model) -> None:
+    assert len(model.tokenize("<|im_end|>")) > 1
+
+
+def test_overrides_take_effect_and_change_no_file(smollm2: Path) -> None:
+    overrides = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    with Model.open(smollm2, kv_overrides=overrides) as model:
+        assert model.reported["rope scaling"] == "yarn"
+        assert float(model.reported["freq_scale_train"]) == 0.25
+
+
+def test_an_override_llama_cpp_would_ignore_is_refused(smollm2: Path) -> None:
+    with pytest.raises(WishError, match=r"rope.freq_base=1: .*wants type float"):
+        Model.open(smollm2, kv_overrides={"llama.rope.freq_base": 1})
+
+
+def test_a_scaling_type_that_aborts_is_refused(smollm2: Path) -> None:
+    with pytest.raises(WishError, match="aborts"):
+        Model.open(smollm2, kv_overrides={"llama.rope.scaling.type": "su"})
+
+
+def test_an_override_too_long_is_refused(smollm2: Path) -> None:
+    with pytest.raises(WishError, match="127 bytes"):
+        Model.open(smollm2, kv_overrides={"general.name": "x" * 128})
+
+
+def test_what_is_not_a_model_file_is_not_given_to_llama_cpp(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGML")
+    for name in ("bad.gguf", "absent.gguf", "."):
+        with pytest.raises(FileError, match=str(tmp_path)):
+            Model.open(tmp_path / name)
+
+
+def test_a_scaling_type_in_the_file_that_aborts_is_refused(tmp_path: Path) -> None:
+    (path,) = build("llama", tmp_path / "tiny.gguf", keys={"rope.scaling.type": "su"})
+    with pytest.raises(LoadError, match=r"'su'; llama.cpp knows only none, linear"):
+        Model.open(path)
+    with Model.open(path, kv_overrides={"llama.rope.scaling.type": "none"}) as model:
+        assert model.reported["rope scaling"] == "none"
+
+
+def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+    factors = {"rope_freqs.weight": np.ones(16, dtype=np.float32)}
+    (path,) = build("qwen2", tmp_path / "tiny.gguf", factors=factors)
+    with pytest.raises(LoadError, match=r"tiny.gguf: llama.cpp cannot load it: wrong number of"):
+        Model.open(path)
+
+
+@pytest.mark.skipif(library.can_offload(), reason="this build of llama.cpp can use a GPU")
+@pytest.mark.parametrize("wish", [{"gpu_layers": 3}, {"main_gpu": 0}, {"tensor_split": (1.0, 2.0)}])
+def test_a_gpu_that_is_not_there_is_missing(smollm2: Path, wish: dict[str, Any]) -> None:
+    with pytest.raises(MissingPartError, match="GGML_CUDA"):
+        Model.open(smollm2, **wish)
+
+
+def test_loading_tells_its_progress(smollm2: Path) -> None:
+    shares: list[float] = []
+    with Model.open(smollm2, progress=shares.append):
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+
+
+def test_an_error_in_the_progress_callback_ends_the_load(smollm2: Path) -> None:
+    def stop(_share: float) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Model.open(smollm2, progress=stop)
+
+
+def test_a_closed_model_says_so(smollm2: Path) -> None:
+    model = Model.open(smollm2)
+    model.close()
+    model.close()
+    with pytest.raises(LoadError, match="closed"):
+        model.n_layer  # noqa: B018

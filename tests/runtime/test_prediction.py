@@ -1,0 +1,83 @@
+"""What `rope` predicts, held against what llama.cpp does, for every architecture of fixtures/.
+
+Each is asked for a plain model, linear and YaRN by the file, YaRN by context parameters, and
+factors in both forms: either prediction and measurement agree in every layer, or both refuse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from fixtures.architectures import ARCHITECTURES
+from fixtures.make import build
+from ggufrope.errors import LoadError
+from ggufrope.patching import inspect
+from ggufrope.rope.effective import RopeOverrides
+from ggufrope.runtime import Model
+from ggufrope.runtime.probe import compare, probe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 64,
+    "rope.scaling.yarn_beta_fast": 16.0,
+    "rope.scaling.yarn_beta_slow": 2.0,
+    "rope.scaling.attn_factor": 0.9,
+}
+LONGROPE = {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": 64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    keys: dict[str, int | float | str] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=dict)
+    overrides: RopeOverrides | None = None
+
+
+CASES = {
+    "plain": Case(),
+    "linear": Case(keys={"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
+    "yarn": Case(keys=YARN),
+    "yarn by flags": Case(
+        overrides=RopeOverrides(
+            scaling_type="yarn",
+            freq_scale=0.25,
+            yarn_orig_ctx=64,
+            yarn_beta_fast=8.0,
+            yarn_beta_slow=2.0,
+        )
+    ),
+    "factors": Case(keys={"rope.scaling.factor": 2.0}, factors={"rope_freqs.weight": 6}),
+    "long and short": Case(
+        keys=LONGROPE, factors={"rope_factors_long.weight": 6, "rope_factors_short.weight": 2}
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_predicted_is_what_happens(architecture: str, case: Case, tmp_path: Path) -> None:
+    pairs = 8 if ARCHITECTURES[architecture].partial_rotary else 16
+    (path,) = build(
+        architecture,
+        tmp_path / "tiny.gguf",
+        base=20000.0,
+        keys=case.keys,
+        factors={n: np.linspace(1, most, pairs) for n, most in case.factors.items()},
+    )
+    predicted = inspect(path, overrides=case.overrides)
+    if predicted.effective is None:
+        with pytest.raises(LoadError, match="wrong number of tensors"):
+            Model.open(path)
+        return
+    with Model.open(path) as model:
+        agreement = compare(probe(model, rope=case.overrides), predicted.effective)
+    assert agreement.agrees, agreement
+    assert agreement.largest_relative_error < 1e-5

@@ -1,0 +1,147 @@
+"""The model file whose factors change in place, with gguf's reader as the oracle."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import gguf
+import numpy as np
+import pytest
+
+from ggufrope.errors import StorageError, WishError
+from ggufrope.patching import read_model
+from ggufrope.search.overlay import FactorFile, factor_file
+
+from .standin import N_ROT, write_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ONES = (1.0,) * (N_ROT // 2)
+RISING = tuple(float(j + 1) for j in range(N_ROT // 2))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "working"
+    made.mkdir()
+    return made
+
+
+def tensors_of(path: Path) -> dict[str, list[float]]:
+    """Read and closed, so that the next read sees the file as it is then."""
+    reader = gguf.GGUFReader(str(path))
+    return {tensor.name: np.array(tensor.data).ravel().tolist() for tensor in reader.tensors}
+
+
+def holder_of(file: FactorFile) -> Path:
+    """The one file that factors are written to."""
+    (holder,) = {path for path, _ in file.places}
+    return holder
+
+
+def test_the_model_is_linked_and_one_small_shard_holds_the_factors(
+    tmp_path: Path, folder: Path
+) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    before = path.read_bytes()
+    file = factor_file(read_model(path), folder)
+    assert file.path.name.endswith("-00001-of-00002.gguf")
+    assert file.path.is_symlink()
+    assert file.path.samefile(path)
+    assert tensors_of(holder_of(file)) == {"rope_freqs.weight": list(ONES)}
+    assert gguf.GGUFReader(str(holder_of(file))).fields["split.no"].contents() == 1
+    assert holder_of(file).stat().st_size < 512
+    assert file.kv_overrides == {
+        "split.no": 0,
+        "split.count": 2,
+        "split.tensors.count": 2,
+        "llama.rope.scaling.type": "none",
+    }
+    file.write(RISING)
+    assert tensors_of(holder_of(file)) == {"rope_freqs.weight": list(RISING)}
+    assert path.read_bytes() == before
+    file.remove()
+    assert list(folder.iterdir()) == []
+    assert path.exists()
+
+
+def test_an_architecture_of_two_faces_gets_the_same_factors_in_both(
+    tmp_path: Path, folder: Path
+) -> None:
+    file = factor_file(read_model(write_model(tmp_path / "m.gguf", "phi3")), folder)
+    file.write(RISING)
+    assert tensors_of(holder_of(file)) == {
+        "rope_factors_long.weight": list(RISING),
+        "rope_factors_short.weight": list(RISING),
+    }
+    assert file.kv_overrides["phi3.rope.scaling.type"] == "longrope"
+    assert file.kv_overrides["split.tensors.count"] == 3
+
+
+def test_a_file_with_factors_of_its_own_is_copied_and_changed_there(
+    tmp_path: Path, folder: Path
+) -> None:
+    path = write_model(tmp_path / "model.gguf", rope_freqs=RISING)
+    before = path.read_bytes()
+    file = factor_file(read_model(path), folder)
+    assert file.path == folder / "model.gguf"
+    assert file.kv_overrides == {}
+    file.write(ONES)
+    assert tensors_of(file.path)["rope_freqs.weight"] == list(ONES)
+    assert tensors_of(file.path)["token_embd.weight"] == tensors_of(path)["token_embd.weight"]
+    assert path.read_bytes() == before
+
+
+def test_where_no_link_can_be_made_a_copy_gets_the_factors(tmp_path: Path, folder: Path) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    file = factor_file(read_model(path), folder, linking=False)
+    assert [each.is_symlink() for each in folder.iterdir()] == [False]
+    file.write(RISING)
+    assert tensors_of(file.path) == tensors_of(path) | {"rope_freqs.weight": list(RISING)}
+    assert read_model(file.path).metadata.scaling_type == "none"
+
+
+def test_a_split_model_gets_one_shard_more(tmp_path: Path, folder: Path) -> None:
+    writer = gguf.GGUFWriter(
+        str(tmp_path / "m.gguf"), "llama", split_max_tensors=1, small_first_shard=False
+    )
+    writer.add_context_length(256)
+    writer.add_embedding_length(N_ROT)
+    writer.add_head_count(1)
+    writer.add_block_count(1)
+    for name in ("token_embd.weight", "output_norm.weight"):
+        writer.add_tensor(name, np.zeros((4, N_ROT), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = factor_file(read_model(tmp_path / "m-00001-of-00002.gguf"), folder)
+    assert sorted(each.name for each in folder.iterdir()) == [
+        f"search-0000{number}-of-00003.gguf" for number in (1, 2, 3)
+    ]
+    assert (folder / "search-00002-of-00003.gguf").samefile(tmp_path / "m-00002-of-00002.gguf")
+    assert file.kv_overrides["split.tensors.count"] == 3
+    with pytest.raises(StorageError, match="through symbolic links"):
+        factor_file(read_model(tmp_path / "m-00001-of-00002.gguf"), folder, linking=False)
+
+
+def test_a_wrong_number_of_factors_is_refused(tmp_path: Path, folder: Path) -> None:
+    file = factor_file(read_model(write_model(tmp_path / "m.gguf")), folder)
+    with pytest.raises(WishError, match="3 factors for 8 rotary pairs"):
+        file.write((1.0, 2.0, 3.0))
+
+
+def test_a_folder_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
+    model = read_model(write_model(tmp_path / "m.gguf"))
+    with pytest.raises(StorageError, match="absent"):
+        factor_file(model, tmp_path / "absent")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full here")  # noqa: PTH110
+def test_no_room_is_one_clear_error(tmp_path: Path, folder: Path) -> None:
+    model = read_model(write_model(tmp_path / "m.gguf"))
+    (folder / "search-00002-of-00002.gguf").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="No space left"):
+        factor_file(model, folder)

@@ -1,0 +1,97 @@
+"""What is kept of a search, and what survives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ggufrope.errors import StorageError, WishError
+from ggufrope.rope import FrequencyFactors, RopeScaling, Unscaled, Yarn
+from ggufrope.search.fitness import CellLoss, Evaluation
+from ggufrope.search.record import Record, decode_scheme, encode_scheme
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IDENTITY: dict[str, Any] = {"seed": 1, "depths": (0, 50)}
+FACTORS = FrequencyFactors(factors=(1.0, 1.100000023841858, 3.0), attention_factor=1.1)
+EVALUATION = Evaluation(
+    loss=0.1 + 0.2,
+    cells=(CellLoss(key="512/0/0", loss=0.1, exact=True), CellLoss(key="512/50/0", loss=1 / 3)),
+    stopped=True,
+    seconds=1.5,
+    overhead_seconds=0.01,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "search.jsonl"
+
+
+def begun(path: Path, *schemes: RopeScaling) -> None:
+    with Record(path, IDENTITY) as record:
+        for scheme in schemes:
+            record.append("screening", "needle", scheme, EVALUATION)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [Unscaled(), FACTORS, Yarn(factor=4, original_context=256, beta_fast=20.5)],
+    ids=lambda scheme: type(scheme).__name__,
+)
+def test_schemes_survive(scheme: RopeScaling) -> None:
+    assert decode_scheme(encode_scheme(scheme)) == scheme
+
+
+def test_a_candidate_is_found_again_to_the_last_digit(path: Path) -> None:
+    begun(path, Unscaled(), FACTORS)
+    with Record(path, IDENTITY) as record:
+        found = record.find("screening", "needle", FACTORS)
+        assert found is not None
+        assert found.evaluation == EVALUATION
+        assert found.number == 2
+        assert record.find("final", "needle", FACTORS) is None
+        assert record.find("screening", "perplexity", FACTORS) is None
+        assert len(record.candidates) == 2
+
+
+def test_a_line_cut_short_at_any_byte_is_dropped_and_written_over(path: Path) -> None:
+    begun(path, Unscaled())
+    whole = path.read_bytes()
+    begun(path, FACTORS)
+    more = path.read_bytes()
+    for length in range(len(whole), len(more)):
+        path.write_bytes(more[:length])
+        with Record(path, IDENTITY) as record:
+            assert [each.scheme for each in record.candidates] == [Unscaled()]
+            record.append("screening", "needle", FACTORS, EVALUATION)
+        assert path.read_bytes() == more
+
+
+def test_another_search_is_refused_with_what_differs(path: Path) -> None:
+    begun(path)
+    with pytest.raises(WishError, match=r"another search: seed was 1; give another folder"):
+        Record(path, {**IDENTITY, "seed": 2})
+
+
+@pytest.mark.parametrize("content", [b"not json\n", b"[]\n", b'{"schema":1}\n'])
+def test_a_file_that_is_no_record_is_left_alone(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises((StorageError, WishError), match=r"search\.jsonl"):
+        Record(path, IDENTITY)
+    assert path.read_bytes() == content
+
+
+def test_a_foreign_line_is_one_clear_error(path: Path) -> None:
+    begun(path)
+    with path.open("ab") as stream:
+        stream.write(b'{"number":1}\n')
+    with pytest.raises(StorageError, match="not a record of a search"):
+        Record(path, IDENTITY)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="absent"):
+        Record(tmp_path / "absent" / "search.jsonl", IDENTITY)

@@ -1,0 +1,139 @@
+"""What the spaces contain, and what their vectors come to."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ggufrope.errors import WishError
+from ggufrope.rope import FrequencyFactors, RopeMetadata, Yarn
+from ggufrope.search.rotation import Rotation, rotation_of
+from ggufrope.search.spaces import (
+    LongRope2Space,
+    LongRopeSpace,
+    ShortSpace,
+    Space,
+    YarnSpace,
+    contains,
+    make_space,
+)
+
+SMALL = Rotation(n_rot=8, base=10_000.0, original_context=256, target_context=1024)
+SMOLLM2 = Rotation(n_rot=64, base=100_000.0, original_context=8192, target_context=16_384)
+
+SPACES: list[Space] = [
+    LongRopeSpace(rotation=SMOLLM2, attention="free"),
+    LongRope2Space(rotation=SMOLLM2, attention="free"),
+    YarnSpace(rotation=SMOLLM2, attention="free"),
+    LongRopeSpace(rotation=SMALL),
+    LongRope2Space(rotation=SMALL, attention="none"),
+    YarnSpace(rotation=SMALL),
+    ShortSpace(rotation=SMALL, attention_factor=1.2),
+]
+
+
+def test_longrope_seeds_are_the_known_schemes() -> None:
+    linear, ntk, yarn = LongRopeSpace(rotation=SMALL, attention="free").seeds()
+    assert linear == pytest.approx([4, 4, 4, 4, 1])
+    assert ntk == pytest.approx([4 ** (j / 3) for j in range(4)] + [1])
+    assert yarn[:4] == pytest.approx([1, 8 / 3.5, 4, 4], rel=0.5)
+    assert yarn[4] == pytest.approx(1 + 0.1 * math.log(4))
+
+
+def test_longrope_bounds_are_the_papers() -> None:
+    space = LongRopeSpace(rotation=SMALL)
+    assert space.lower.tolist() == [1, 1, 1, 1]
+    assert space.upper.tolist() == [5, 5, 5, 5]
+
+
+def test_critical_pairs_of_a_real_model() -> None:
+    assert (SMOLLM2.critical_pair(), SMOLLM2.critical_pair(10)) == (20, 14)
+
+
+def test_longrope2_is_ntk_like_below_the_critical_pair() -> None:
+    space = LongRope2Space(rotation=SMALL, attention="none")
+    assert (space.earliest, space.latest) == (1, 2)
+    scheme = space.scheme(np.array([3.0, 5.0, 6.0, 7.0]))
+    # Pair 2 is critical: those before it are powers of its factor, those after it as chosen.
+    assert isinstance(scheme, FrequencyFactors)
+    assert scheme.factors == pytest.approx((1.0, 6**0.5, 6.0, 7.0))
+    assert scheme.attention_factor == 1.0
+
+
+def test_yarn_seeds_begin_with_yarn_itself() -> None:
+    space = YarnSpace(rotation=SMALL)
+    assert space.scheme(space.seeds()[0]) == Yarn(
+        factor=4, original_context=256, attention_factor=1 + 0.1 * math.log(4)
+    )
+
+
+def test_attention_factor_is_free_by_formula_or_left_out() -> None:
+    vector = np.array([1.0, 2.0, 3.0, 4.0])
+    factors = (1.0, 2.0, 3.0, 4.0)
+
+    def scheme(attention: str, vector: np.ndarray) -> object:
+        return make_space("longrope", SMALL, attention).scheme(vector)  # type: ignore[arg-type]
+
+    formula = math.sqrt(1 + math.log(4) / math.log(256))
+    assert scheme("formula", vector) == FrequencyFactors(factors=factors, attention_factor=formula)
+    assert scheme("none", vector) == FrequencyFactors(factors=factors, attention_factor=1.0)
+    free = scheme("free", np.array([*vector, 1.25]))
+    assert free == FrequencyFactors(factors=factors, attention_factor=1.25)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+def test_seeds_are_in_the_space(space: Space) -> None:
+    assert space.seeds()
+    assert all(contains(space, seed) for seed in space.seeds())
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+@given(data=st.data())
+def test_repair_leads_into_the_space_and_stays(space: Space, data: st.DataObject) -> None:
+    numbers = st.floats(1e-3, 1e3)
+    n = len(space.lower)
+    vector = np.array(data.draw(st.lists(numbers, min_size=n, max_size=n)))
+    repaired = space.repair(vector)
+    assert (space.lower <= repaired).all()
+    assert (repaired <= space.upper).all()
+    assert contains(space, repaired)
+    factors = space.scheme(repaired)
+    if isinstance(factors, FrequencyFactors):
+        assert (np.diff(factors.factors) >= -1e-6).all()
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+@given(share=st.floats(0, 1), data=st.data())
+def test_any_value_of_an_interval_stays_in_the_space(
+    space: Space, share: float, data: st.DataObject
+) -> None:
+    n = len(space.lower)
+    noise = np.array(data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n)))
+    vector = space.repair(space.lower + noise * (space.upper - space.lower))
+    index = data.draw(st.integers(0, n - 1))
+    low, high = space.interval(vector, index)
+    vector[index] = low + share * (high - low)
+    assert contains(space, vector)
+
+
+def test_unknown_space_is_refused() -> None:
+    with pytest.raises(WishError, match="longrope, longrope2 or yarn"):
+        make_space("ntk", SMALL, "free")  # type: ignore[arg-type]
+
+
+def test_a_target_that_is_no_extension_is_refused() -> None:
+    metadata = RopeMetadata(
+        architecture="llama",
+        context_length=4096,
+        block_count=1,
+        dimension_count=8,
+        embedding_length=8,
+        head_count=1,
+    )
+    with pytest.raises(WishError, match="not above the original context of 4096"):
+        rotation_of(metadata, target_context=4096)
+    assert rotation_of(metadata, target_context=8192).factor == 2
