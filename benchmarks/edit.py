@@ -2,7 +2,7 @@
 
     python -m benchmarks.edit [--folder DIR] [--runs N]
 
-Makes a 250 MB file with a vocabulary of 262144 tokens and a sparse one of 16 GB in DIR, and
+Makes files of 250 MB, 1 GB and, sparse, 16 GB in DIR, each with a vocabulary of 262144 tokens, and
 measures: a patch in place against gguf-new-metadata; bytes written against the size of the header;
 the 16 GB file against the small one; a streamed copy against cp; the peak of memory.
 """
@@ -124,6 +124,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         small = make(Path(name) / "small.gguf", data_bytes=250 << 20)
+        medium = make(Path(name) / "medium.gguf", data_bytes=1 << 30)
         large = make(Path(name) / "large.gguf", data_bytes=16 << 30, sparse=True)
         record(
             "edit",
@@ -131,7 +132,7 @@ def main() -> None:
                 "in place": in_place(small, options.runs),
                 "written": written(small),
                 "16 GB": sparse(small, large, options.runs),
-                "copy": streamed(small, options.runs),
+                "copy of 1 GB": streamed(medium, options.runs),
             },
         )
 
