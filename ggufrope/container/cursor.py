@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from struct import Struct
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
@@ -99,17 +100,20 @@ class Cursor:
         unpack = self.u64.unpack_from
         while count:
             window, at = self._window, self._at
-            last = len(window) - 8
-            while count and at <= last:
-                at += 8 + unpack(window, at)[0]
-                count -= 1
-            self._at = at
-            if self.position > self._size:
+            try:
+                for count in range(count, 0, -1):  # noqa: B007, B020 - what is left at the stop
+                    (length,) = unpack(window, at)
+                    at += 8 + length
+                count = 0
+            except (struct.error, OverflowError):  # the window ends, or the length is absurd
+                pass
+            if self._base + at > self._size:
                 self.fail(f"a string of {what} runs past the end of the file", offset=start)
-            if at > last:
+            self._at = at
+            if at > len(window):
                 self._base, self._at, self._window = self.position, 0, b""
-                if count:
-                    self._fill(8, what)
+            if count:
+                self._fill(8, what)
 
     def _fill(self, length: int, what: str) -> None:
         """Moves the window so that it begins here and holds at least `length` bytes."""
