@@ -16,13 +16,29 @@ from typing import Literal, TypeAlias
 ValueKind: TypeAlias = Literal["number", "word", "uuid"]
 
 ADJECTIVES = tuple(
-    ["amber", "ancient", "brave", "bright", "broken", "calm", "careful", "clever", "cold", "copper", "crooked", "curious", "dark", "distant", "dusty", "eager", "early", "faded", "fearless", "fierce", "gentle", "giant", "golden", "green", "hidden", "hollow", "honest", "humble", "hungry", "iron", "jolly", "late", "lazy", "little", "lonely", "loud", "lucky", "marble", "merry", "mighty", "misty", "narrow", "noble", "orange", "patient", "plain", "polite", "proud", "purple", "quick", "quiet", "rapid", "rusty", "serious", "shiny", "silent", "silver", "sleepy", "slow", "solemn", "spotted", "stormy", "stubborn", "sturdy", "swift", "tall", "tame", "tiny", "velvet", "violet", "wandering", "wild", "wise", "wooden", "yellow", "young"]
+    """amber ancient brave bright broken calm careful clever cold copper crooked curious dark
+    distant dusty eager early faded fearless fierce gentle giant golden green hidden hollow
+    honest humble hungry iron jolly late lazy little lonely loud lucky marble merry mighty misty
+    narrow noble orange patient plain polite proud purple quick quiet rapid rusty serious shiny
+    silent silver sleepy slow solemn spotted stormy stubborn sturdy swift tall tame tiny velvet
+    violet wandering wild wise wooden yellow young""".split()
 )
 NOUNS = tuple(
-    ["anchor", "badger", "bakery", "barrel", "beacon", "beetle", "bridge", "bucket", "camel", "candle", "canyon", "castle", "cellar", "compass", "cottage", "cousin", "cricket", "dragon", "eagle", "engine", "falcon", "ferry", "fiddle", "fox", "garden", "glacier", "goblet", "guitar", "hammer", "harbor", "hawk", "hermit", "island", "jacket", "kettle", "kitten", "ladder", "lantern", "library", "lizard", "magnet", "market", "meadow", "mirror", "monkey", "museum", "orchard", "otter", "oyster", "panther", "parrot", "pencil", "pigeon", "pilot", "pirate", "planet", "pocket", "puppet", "rabbit", "raven", "rocket", "sailor", "saddle", "scholar", "shepherd", "sparrow", "spider", "statue", "tailor", "teapot", "temple", "thimble", "tiger", "tower", "trumpet", "tunnel", "turtle", "valley", "violin", "wagon", "walrus", "weaver", "whistle", "window", "wizard"]
+    """anchor badger bakery barrel beacon beetle bridge bucket camel candle canyon castle cellar
+    compass cottage cousin cricket dragon eagle engine falcon ferry fiddle fox garden glacier
+    goblet guitar hammer harbor hawk hermit island jacket kettle kitten ladder lantern library
+    lizard magnet market meadow mirror monkey museum orchard otter oyster panther parrot pencil
+    pigeon pilot pirate planet pocket puppet rabbit raven rocket sailor saddle scholar shepherd
+    sparrow spider statue tailor teapot temple thimble tiger tower trumpet tunnel turtle valley
+    violin wagon walrus weaver whistle window wizard""".split()
 )
 WORDS = tuple(
-    ["acorn", "almond", "apricot", "arrow", "autumn", "bamboo", "basil", "blossom", "boulder", "butter", "cactus", "cedar", "cherry", "cinnamon", "clover", "cobalt", "coral", "cotton", "crystal", "daisy", "diamond", "ember", "feather", "fern", "flint", "ginger", "granite", "hazel", "honey", "indigo", "ivory", "jasmine", "juniper", "lavender", "lemon", "lilac", "linen", "lotus", "maple", "melon", "mint", "moss", "nectar", "nutmeg", "oak", "olive", "onyx", "opal", "orchid", "paper", "pearl", "pebble", "pepper", "pine", "plum", "poppy", "quartz", "reed", "ribbon", "rose", "ruby", "saffron", "sage", "salt", "sand", "sapphire", "satin", "silk", "slate", "spruce", "sugar", "tansy", "thistle", "thyme", "topaz", "tulip", "vanilla", "velour", "walnut", "wheat", "willow", "wool", "zinc"]
+    """acorn almond apricot arrow autumn bamboo basil blossom boulder butter cactus cedar cherry
+    cinnamon clover cobalt coral cotton crystal daisy diamond ember feather fern flint ginger
+    granite hazel honey indigo ivory jasmine juniper lavender lemon lilac linen lotus maple
+    melon mint moss nectar nutmeg oak olive onyx opal orchid paper pearl pebble pepper pine plum
+    poppy quartz reed ribbon rose ruby saffron sage salt sand sapphire satin silk slate spruce
+    sugar tansy thistle thyme topaz tulip vanilla velour walnut wheat willow wool zinc""".split()
 )
 KIND_NAMES: dict[ValueKind, str] = {"number": "number", "word": "word", "uuid": "code"}
 
