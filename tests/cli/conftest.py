@@ -13,7 +13,7 @@ import pytest
 from ggufrope_cli import output
 from ggufrope_cli.app import main
 
-from tests.runtime import tiny
+from fixtures.make import build
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     """A small llama of 512 tokens, with random weights."""
-    return tiny.write(tmp_path / "llama.gguf", "llama")
+    return build("llama", tmp_path / "llama.gguf", context=512)[0]
 
 
 @pytest.fixture

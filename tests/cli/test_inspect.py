@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime import tiny
+from fixtures.make import build
 
 from .conftest import Call
 
@@ -18,9 +18,10 @@ def test_json_has_the_words_of_the_contract(cli: Call, llama: Path) -> None:
     assert len(group["inverse_frequencies"]) == 16
     assert group["inverse_frequencies"][0] == 1
     assert group["magnitude"] == 1
-    value = answer["effective"]["values"]["freq_base"]
-    assert set(value) == {"value", "source", "reason"}
-    assert value["source"] == "default"
+    values = answer["effective"]["values"]
+    assert set(values["freq_base"]) == {"value", "source", "reason"}
+    assert values["freq_base"]["source"] == "file"
+    assert values["freq_scale"]["source"] == "default"
     assert answer["findings"] == []
 
 
@@ -30,10 +31,12 @@ def test_a_context_to_predict_for(cli: Call, llama: Path) -> None:
 
 
 def test_findings_have_a_code_and_a_remedy(cli: Call, tmp_path: Path) -> None:
-    dead = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}
-    path = tiny.write(
-        tmp_path / "m.gguf", "qwen2", settings=dead | {"rope.scaling.yarn_beta_fast": 8.0}
-    )
+    keys = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 2.0,
+        "rope.scaling.yarn_beta_fast": 8.0,
+    }
+    path = build("qwen2", tmp_path / "m.gguf", keys=keys)[0]
     findings = cli("inspect", path, "--json").json["findings"]
     dead_key = next(f for f in findings if f["key"] == "qwen2.rope.scaling.yarn_beta_fast")
     assert set(dead_key) == {"code", "severity", "key", "message"}
@@ -49,7 +52,7 @@ def test_the_terminal_fits_80_columns(cli: Call, llama: Path) -> None:
 
 def test_a_file_cannot_move_the_cursor(cli: Call, tmp_path: Path) -> None:
     hostile = "\x1b[2J\x1b]0;owned\x07[bold]x[/bold]\u202e"
-    path = tiny.write(tmp_path / "m.gguf", "llama", settings={"rope.scaling.type": hostile})
+    path = build("llama", tmp_path / "m.gguf", context=512, keys={"rope.scaling.type": hostile})[0]
     shown = cli("inspect", path)
     assert "\x1b" not in shown.out
     assert "\u202e" not in shown.out

@@ -6,7 +6,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from tests.runtime import tiny
+from fixtures.make import build
 
 from .conftest import Call
 
@@ -161,7 +161,7 @@ def test_a_link_is_guarded_and_force_names_the_guard(
 
 
 def test_no_room_leaves_nothing_behind(cli: Call, tmp_path: Path, small_disk: Path) -> None:
-    model = tiny.write(tmp_path / "m.gguf", "llama", layers=8)
+    model = build("llama", tmp_path / "m.gguf", context=512, layers=8)[0]
     outcome = cli("patch", model, "-o", small_disk / "o.gguf", *YARN)
     assert outcome.code == 3
     assert "free" in outcome.err

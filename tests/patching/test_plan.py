@@ -9,17 +9,17 @@ import gguf
 import numpy as np
 import pytest
 
+from fixtures.make import build
 from ggufrope.container import Strategy, undo
 from ggufrope.errors import GuardError, WishError
 from ggufrope.patching import Wish, apply, inspect, plan_patch, read_model
-from tests.runtime import tiny
 
 YARN = Wish(scaling="yarn", target_context=2048)
 
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
-    return tiny.write(tmp_path / "llama.gguf", "llama")
+    return build("llama", tmp_path / "llama.gguf", context=512)[0]
 
 
 def keys(path: Path) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def test_baking_puts_them_into_factors(llama: Path, tmp_path: Path) -> None:
 
 
 def test_an_architecture_without_factors_refuses_to_bake(tmp_path: Path) -> None:
-    qwen2 = tiny.write(tmp_path / "qwen2.gguf", "qwen2")
+    qwen2 = build("qwen2", tmp_path / "qwen2.gguf", context=512)[0]
     with pytest.raises(WishError, match=r"no such factor tensors for qwen2.*--yarn-beta-fast"):
         plan_patch(qwen2, Wish(scaling="yarn", target_context=2048, bake=True))
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fixtures.make import build
 from ggufrope.patching import Wish, apply, inspect, plan_patch, read_model, resolve, trial_overrides
-from tests.runtime import tiny
 
 CONTEXT = 2048
 
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
-    return tiny.write(tmp_path / "llama.gguf", "llama")
+    return build("llama", tmp_path / "llama.gguf", context=512)[0]
 
 
 @pytest.mark.parametrize("scheme", ["none", "linear", "ntk", "yarn"])
@@ -60,7 +60,7 @@ def test_what_context_parameters_cannot_say(llama: Path, wish: Wish) -> None:
 
 def test_a_magnitude_in_the_file_shows_through_every_parameter(tmp_path: Path) -> None:
     settings = {"rope.scaling.type": "yarn", "rope.scaling.attn_factor": 1.3}
-    path = tiny.write(tmp_path / "m.gguf", "llama", settings=settings)
+    path = build("llama", tmp_path / "m.gguf", context=512, keys=settings)[0]
     metadata = read_model(path).metadata
     target = resolve(Wish(scaling="none"), metadata)
     assert trial_overrides(target, metadata, context_tokens=512) is None
