@@ -1,4 +1,5 @@
-"""The FILE of a command as a path, with an interrupted edit of it repaired first."""
+"""The files a command is given: a model to read, repaired first where an edit of it was
+interrupted, and a new file to write."""
 
 from __future__ import annotations
 
@@ -17,3 +18,16 @@ def model_path(name: str) -> Path:
 
         talk().print(safe(repaired.message), style="yellow")
     return path
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that must not exist yet."""
+    from ggufrope.errors import StorageError
+
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError as error:
+        raise StorageError(f"{path} exists already; name a new file") from error
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error

@@ -20,9 +20,9 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
 
     Without `out` the results are shown and not kept.
     """
+    from ggufrope.execution import create, open_subject
     from ggufrope.runs.work import work
 
-    from .execution import open_subject
     from .progress import RunBar
 
     with ExitStack() as cleanup:
@@ -38,10 +38,10 @@ def carry_out_batch(
     plan: RunPlan, folder: Path, *, selection: Selection, retry_failed: bool, json: bool
 ) -> None:
     """Measure what `plan` says in worker processes, one for each of its devices."""
+    from ggufrope.execution import OPENER, create
     from ggufrope.runs.processes import Slot, run_in_processes
     from ggufrope.runs.store import RunStore
 
-    from .execution import OPENER
     from .progress import CellBar
 
     create(plan, folder)
@@ -53,16 +53,6 @@ def carry_out_batch(
     slots = [Slot.on_gpu(device) for device in plan.runtime.devices] or [Slot(environment={})]
     with answering(folder, json=json), CellBar(left) as bar:
         run_in_processes(folder, OPENER, slots=slots, selection=selection, on_cell=bar.advance)
-
-
-def create(plan: RunPlan, folder: Path) -> None:
-    """Make the run of `plan` in `folder`, or find it there to go on with."""
-    from ggufrope.runs.jobs import expand
-    from ggufrope.runs.models import resolve_models
-    from ggufrope.runs.store import RunStore
-
-    models = resolve_models(plan.models)
-    RunStore.create(folder, plan, models, expand(plan, models)).close()
 
 
 @contextmanager

@@ -1,12 +1,72 @@
-"""Make a GGUF model reach further, prove that it did, and never break the file."""
+"""Make a GGUF model reach further, prove that it did, and never break the file.
+
+The names of this package are what a script needs; each is imported when it is first used, so that
+`import ggufrope` itself costs milliseconds. The packages below it have the rest.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-def __getattr__(name: str) -> str:
-    """`__version__`, looked up when asked for: finding it takes longer than reading a header."""
+if TYPE_CHECKING:
+    from ggufrope.advice import advise
+    from ggufrope.container import locate, undo, verify
+    from ggufrope.errors import GgufRopeError
+    from ggufrope.evals import Thresholds
+    from ggufrope.execution import open_subject, run
+    from ggufrope.patching import Wish, apply, inspect, plan_patch
+    from ggufrope.report import RunReport
+    from ggufrope.runs.plan import RunPlan, RuntimeSettings, Trial
+    from ggufrope.runs.planfile import read_plan
+    from ggufrope.runtime import Context, ContextSettings, Model
+
+_HOMES = {
+    "advice": ("advise",),
+    "container": ("locate", "undo", "verify"),
+    "errors": ("GgufRopeError",),
+    "evals": ("Thresholds",),
+    "execution": ("open_subject", "run"),
+    "patching": ("Wish", "apply", "inspect", "plan_patch"),
+    "report": ("RunReport",),
+    "runs.plan": ("RunPlan", "RuntimeSettings", "Trial"),
+    "runs.planfile": ("read_plan",),
+    "runtime": ("Context", "ContextSettings", "Model"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Context",
+    "ContextSettings",
+    "GgufRopeError",
+    "Model",
+    "RunPlan",
+    "RunReport",
+    "RuntimeSettings",
+    "Thresholds",
+    "Trial",
+    "Wish",
+    "advise",
+    "apply",
+    "inspect",
+    "locate",
+    "open_subject",
+    "plan_patch",
+    "read_plan",
+    "run",
+    "undo",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("ggufrope")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

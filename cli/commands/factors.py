@@ -21,10 +21,10 @@ def command(
     """Show the RoPE factor tensors of a file, or extract them."""
     from ggufrope.patching import read_model
     from ggufrope.rope.factors import format_factors
+    from ggufrope.runs.wishes import factor_format
 
-    from ..files import model_path
+    from ..files import model_path, write_new
     from ..output import console, emit_json
-    from ..scaling import factor_format, write_new
     from ..views import factors as view
 
     tensors = read_model(model_path(file)).metadata.factor_tensors

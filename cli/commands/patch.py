@@ -46,11 +46,11 @@ def command(
     from ggufrope.container import Strategy
     from ggufrope.errors import WishError
     from ggufrope.patching import apply, plan_patch
+    from ggufrope.runs.wishes import wish_of
 
     from ..files import model_path
     from ..output import emit_json
     from ..progress import bytes_bar
-    from ..scaling import wish_of
     from ..values import strategy_named
     from ..views import patching as view
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _CPU = "CPU"
 _SEQUENCES = 64
+_SPARE_BYTES = 2**30
+"""Left free on each GPU by `fitting_layers`, as llama.cpp's own fitting does: some kernels take
+scratch memory that no buffer is sized for."""
 
 
 def free_on_gpus() -> dict[str, int]:
@@ -56,10 +59,12 @@ def fitting_layers(
     options: LoadOptions | None = None,
     free: Mapping[str, int] | None = None,
 ) -> int:
-    """The most layers that fit on the devices in `free` (None: the GPUs), with their part of a
-    context of `settings`; 0 where none do. `options.gpu_layers` is not looked at."""
+    """The most layers that fit on the devices in `free` (None: the GPUs, less 1 GiB each), with
+    their part of a context of `settings`; 0 where none do. `options.gpu_layers` is not looked at.
+    """
     options = options or LoadOptions()
-    free = free_on_gpus() if free is None else free
+    if free is None:
+        free = {name: size - _SPARE_BYTES for name, size in free_on_gpus().items()}
     header = read_header(path)
     block_count = header.get(f"{header.architecture}.block_count")
     low, high = 0, block_count + 1 if free and isinstance(block_count, int) else 0

@@ -1,4 +1,4 @@
-"""A trial as options or a plan file say it, with the files it names read: a Wish."""
+"""A trial, with the files it names read: a Wish."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 if TYPE_CHECKING:
-    from ggufrope.patching import Wish
-    from ggufrope.rope.factors import FactorFormat, FactorSet
-    from ggufrope.rope.huggingface import ConfigRope
-    from ggufrope.runs.plan import Trial
+    from ..patching import Wish
+    from ..rope.factors import FactorFormat, FactorSet
+    from ..rope.huggingface import ConfigRope
+    from .plan import Trial
 
 
 def wish_of(trial: Trial, *, target_context: int | None = None) -> Wish:
@@ -18,7 +18,7 @@ def wish_of(trial: Trial, *, target_context: int | None = None) -> Wish:
 
     Raises WishError or StorageError where a file it names cannot be read or makes no sense.
     """
-    from ggufrope.patching import Wish
+    from ..patching import Wish
 
     long, short = _factor_arrays(trial)
     return Wish(
@@ -43,8 +43,8 @@ def wish_of(trial: Trial, *, target_context: int | None = None) -> Wish:
 
 def factor_format(path: Path) -> FactorFormat:
     """The format that the name of a factors file says."""
-    from ggufrope.errors import WishError
-    from ggufrope.rope.factors import FactorFormat
+    from ..errors import WishError
+    from ..rope.factors import FactorFormat
 
     form = path.suffix.removeprefix(".").lower()
     if form not in get_args(FactorFormat):
@@ -54,22 +54,9 @@ def factor_format(path: Path) -> FactorFormat:
 
 def read_factors(path: Path) -> FactorSet:
     """The factor arrays in a json, csv or npy file."""
-    from ggufrope.rope.factors import parse_factors
+    from ..rope.factors import parse_factors
 
     return parse_factors(_read(path), form=factor_format(path), name=str(path))
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file that must not exist yet."""
-    from ggufrope.errors import StorageError
-
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-    except FileExistsError as error:
-        raise StorageError(f"{path} exists already; name a new file") from error
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}") from error
 
 
 def _factor_arrays(
@@ -88,8 +75,8 @@ def _factor_arrays(
 
 
 def _config(path: Path) -> ConfigRope:
-    from ggufrope.errors import WishError
-    from ggufrope.rope.huggingface import from_config
+    from ..errors import WishError
+    from ..rope.huggingface import from_config
 
     try:
         config: Any = json.loads(_read(path))
@@ -99,7 +86,7 @@ def _config(path: Path) -> ConfigRope:
 
 
 def _read(path: Path) -> bytes:
-    from ggufrope.errors import StorageError
+    from ..errors import StorageError
 
     try:
         return path.read_bytes()

@@ -1,0 +1,214 @@
+"""Plans carried out with llama.cpp: files, patches and the runtime behind `runs`.
+
+Worker processes import `open_subject` by name.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .evals.protocol import Progress
+    from .evals.types import OpenContext
+    from .patching import Target
+    from .report import RunReport
+    from .rope import RopeOverrides
+    from .runs.jobs import Selection
+    from .runs.plan import KvTypes, RunPlan, RuntimeSettings, Trial
+    from .runs.subject import OpenSubject
+    from .runs.work import OnCell
+    from .runtime import Context, Model
+
+OPENER = f"{__name__}:open_subject"
+_UNKNOWN_CONTEXT = 4096
+
+
+def open_subject(path: Path, settings: RuntimeSettings) -> LlamaSubject:
+    """A model file as a run's subject, loaded with llama.cpp."""
+    return LlamaSubject(path, settings)
+
+
+def create(plan: RunPlan, folder: Path) -> None:
+    """Make the run of `plan` in `folder`, or find it there to go on with.
+
+    Raises WishError where the folder holds the run of another plan, FileError for a model.
+    """
+    from .runs.jobs import expand
+    from .runs.models import resolve_models
+    from .runs.store import RunStore
+
+    models = resolve_models(plan.models)
+    RunStore.create(folder, plan, models, expand(plan, models)).close()
+
+
+def run(
+    plan: RunPlan,
+    folder: Path,
+    *,
+    open_subject: OpenSubject = open_subject,
+    selection: Selection | None = None,
+    on_cell: OnCell | None = None,
+    progress: Progress | None = None,
+) -> RunReport:
+    """Carry `plan` out in this process, keep every result in `folder`, and report.
+
+    The same call resumes a run that was interrupted. `on_cell` is called with each cell as it
+    finishes, `progress` with tokens evaluated. A job that fails is recorded; MissingPartError is
+    raised without llama-cpp-python, WishError or FileError where the plan cannot be carried out.
+    """
+    from .report import report_of
+    from .runs.store import RunStore
+    from .runs.work import work
+
+    create(plan, folder)
+    work(folder, open_subject, selection=selection, on_cell=on_cell, progress=progress)
+    with RunStore(folder) as store:
+        return report_of(store)
+
+
+class LlamaSubject:
+    """One model under test; trials share its weights where context parameters can say them.
+
+    A scheme that lives in tensors is tried on a working copy, patched in a temporary folder
+    beside nothing of the user's and removed with the subject. The weights are loaded when they
+    are first needed: "auto" layers depend on the longest context of the run.
+    """
+
+    def __init__(self, path: Path, settings: RuntimeSettings) -> None:
+        from .patching import read_model
+
+        self._settings = settings
+        self._stored = read_model(path)
+        self._cleanup = ExitStack()
+        self._models: dict[Trial | None, Model] = {}
+        self._gpu_layers: int | Literal["all"] | None = (
+            None if settings.gpu_layers == "auto" else settings.gpu_layers
+        )
+
+    @property
+    def model(self) -> Model:
+        """The model as it stands."""
+        if None not in self._models:
+            self._models[None] = self._load(self._stored.path)
+        return self._models[None]
+
+    @property
+    def details(self) -> dict[str, str]:
+        """Versions, devices with their memory, and where the layers really went."""
+        from .runtime import library
+
+        versions = library.versions()
+        placement = self.model.placement
+        known = {
+            "llama-cpp-python": versions.llama_cpp_python,
+            "llama.cpp": f"{versions.llama_cpp} ({versions.commit})",
+            "system": versions.system_info,
+            "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}",
+        }
+        weights = {buffer.device: buffer.size_bytes for buffer in placement.buffers}
+        for device in library.devices():
+            if device.kind in ("gpu", "igpu"):
+                known[device.name] = (
+                    f"{device.description}, {_gib(device.memory_total)}, "
+                    f"{_gib(weights.get(device.name, 0))} of it weights, "
+                    f"{_gib(device.memory_free)} free with the model loaded"
+                )
+        return known
+
+    def contexts(self, trial: Trial, kv: KvTypes, *, largest: int) -> OpenContext:
+        """Open contexts of this model under `trial`; see `runs.subject.Subject`."""
+        from .patching import resolve, trial_overrides
+        from .runs.wishes import wish_of
+
+        if self._gpu_layers is None:
+            self._gpu_layers = self._fitting_layers(largest)
+        if trial.scheme == "file" and trial.from_config is None:
+            return self._opener(self.model, kv, lambda n_ctx: None)
+        metadata = self._stored.metadata
+        original = metadata.original_context or metadata.context_length or largest
+        wish = wish_of(trial, target_context=max(largest, original))
+        target = resolve(wish, metadata)
+
+        def overrides(n_ctx: int) -> RopeOverrides | None:
+            return trial_overrides(target, metadata, context_tokens=n_ctx)
+
+        in_tensors = wish.bake or wish.two_faced
+        if not in_tensors and overrides(largest) is not None:
+            return self._opener(self.model, kv, overrides)
+        return self._opener(self._copy(trial, target), kv, lambda n_ctx: None)
+
+    def close(self) -> None:
+        """Free the models and remove working copies."""
+        self._cleanup.close()
+        self._models.clear()
+
+    def _fitting_layers(self, n_ctx: int) -> int:
+        """The most layers that leave room on the GPUs for an f16 cache of `n_ctx` tokens."""
+        from .runtime import ContextSettings
+        from .runtime.loading import LoadOptions
+        from .runtime.placement import fitting_layers
+
+        options = LoadOptions(
+            main_gpu=self._settings.main_gpu, tensor_split=self._settings.tensor_split
+        )
+        return fitting_layers(self._stored.path, ContextSettings(n_ctx=n_ctx), options)
+
+    def _load(self, path: Path) -> Model:
+        from .runtime import Model
+
+        if self._gpu_layers is None:
+            declared = self._stored.metadata.context_length
+            self._gpu_layers = self._fitting_layers(declared or _UNKNOWN_CONTEXT)
+        model = Model.open(
+            path,
+            gpu_layers=self._gpu_layers,
+            main_gpu=self._settings.main_gpu,
+            tensor_split=self._settings.tensor_split,
+        )
+        self._cleanup.callback(model.close)
+        return model
+
+    def _copy(self, trial: Trial, target: Target) -> Model:
+        """The model of a working copy that has the scheme written in."""
+        from .patching import apply, plan_patch
+        from .runs.wishes import wish_of
+
+        if trial not in self._models:
+            folder = tempfile.TemporaryDirectory(prefix="ggufrope-trial-")
+            self._cleanup.callback(folder.cleanup)
+            path = Path(folder.name) / self._stored.path.name
+            wish = wish_of(trial, target_context=target.context_length)
+            apply(plan_patch(self._stored.path, wish, output=path))
+            self._models[trial] = self._load(path)
+        return self._models[trial]
+
+    def _opener(
+        self, model: Model, kv: KvTypes, overrides: Callable[[int], RopeOverrides | None]
+    ) -> OpenContext:
+        from .rope import RopeOverrides
+        from .runtime import Context, ContextSettings
+
+        def open_context(n_ctx: int) -> Context:
+            return Context(
+                model,
+                ContextSettings(
+                    n_ctx=n_ctx,
+                    type_k=kv.k,
+                    type_v=kv.v,
+                    flash_attention=self._settings.flash_attention,
+                    rope=overrides(n_ctx) or RopeOverrides(),
+                    n_batch=self._settings.batch_tokens,
+                    n_ubatch=self._settings.micro_batch_tokens,
+                    n_threads=self._settings.threads,
+                ),
+            )
+
+        return open_context
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"
