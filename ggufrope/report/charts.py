@@ -182,7 +182,7 @@ def tradeoff(points: Sequence[Tradeoff]) -> Spec:
         "field": "bytes",
         "type": "quantitative",
         "title": "cache, bytes per token",
-        "axis": {"grid": False, "format": ",~g", "tickCount": 6},
+        "axis": {"grid": False, "tickCount": 6},
         "scale": {"zero": True, "nice": True},
     }
     y_axis = {"tickCount": 5, "domain": False, "ticks": False}
@@ -247,7 +247,7 @@ def bars(speeds: Sequence[Speed]) -> Spec:
                   "axis": {"domain": False, "ticks": False}},
             "yOffset": {"field": "scaling", "sort": scalings},
             "x": {"field": "speed", "type": "quantitative", "title": "tokens per second",
-                  "axis": {"tickCount": 5, "domain": False, "ticks": False, "format": ",~g"}},
+                  "axis": {"tickCount": 5, "domain": False, "ticks": False}},
             "color": _colour("scaling", scalings),
         },
     }  # fmt: skip

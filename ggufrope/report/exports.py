@@ -107,16 +107,17 @@ def to_csv(report: RunReport) -> str:
 
 
 def to_junit(report: RunReport) -> str:
-    """JUnit XML, one case a cell.
+    """JUnit XML: one case a check of the verdict, and one a cell.
 
-    A cell that could not be measured is an error, one this build cannot run is skipped; one
-    measured has passed, whatever its score: scores are judged together, by the verdict.
+    A check that fails is a failure. A cell that could not be measured is an error, one this build
+    cannot run is skipped; one measured has passed, whatever its score: the checks judge scores.
     """
     suites = ElementTree.Element("testsuites", name=_xml(report.plan.name))
     groups: dict[tuple[str, str, str, str], list[CellResult]] = {}
     for result in report.cells:
         cell = result.cell
         groups.setdefault((cell.model, cell.scaling, cell.kv, cell.task), []).append(result)
+    suites.append(_verdict_suite(report))
     for axes, results in groups.items():
         suites.append(_suite(" · ".join(axes), results))
     ElementTree.indent(suites)
@@ -150,6 +151,31 @@ def _metrics_plain(metrics: Iterable[Metric]) -> dict[str, records.Plain]:
     return {
         metric.name: {k: v for k, v in asdict(metric).items() if k != "name"} for metric in metrics
     }
+
+
+def _verdict_suite(report: RunReport) -> ElementTree.Element:
+    checks = [(entry.label, check) for entry in report.verdicts for check in entry.verdict.checks]
+    suite = ElementTree.Element(
+        "testsuite",
+        name="verdict",
+        tests=str(len(checks)),
+        failures=str(sum(not check.passed for _, check in checks)),
+        errors="0",
+        skipped="0",
+        time=_seconds(0.0),
+    )
+    for label, check in checks:
+        place = f" at {check.context_tokens} tokens" if check.context_tokens else ""
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname=_xml(f"verdict · {label}"),
+            name=check.name + place,
+            time=_seconds(0.0),
+        )
+        if not check.passed:
+            ElementTree.SubElement(case, "failure", message=_xml(check.reason))
+    return suite
 
 
 def _suite(name: str, results: list[CellResult]) -> ElementTree.Element:

@@ -158,8 +158,8 @@ def _slow(found: views.Slow) -> views.Trouble:
         status="slow",
         where=f"{found.model} · {found.scaling} · {found.kv} · {found.context_tokens} tokens",
         cells=1,
-        reason=f"{speed} runs at {found.share:.0%} of f16's speed: this build has no fast way "
-        "with this cache",
+        reason=f"{speed} runs at {found.share:.0%} of f16's speed: this build may have no fast "
+        "way with this cache",
     )
 
 

@@ -97,9 +97,25 @@ _AXES: dict[str, Callable[[Job], str]] = {
 
 
 def expand(plan: RunPlan, models: tuple[ModelFile, ...]) -> tuple[Job, ...]:
-    """Every job of a plan, those of one model next to each other, so that it is loaded once."""
+    """Every job of a plan, those of one model next to each other, so that it is loaded once.
+
+    The base of all divergence has no divergence of its own.
+    """
     axes = product(models, plan.trials, plan.kv_types, plan.tasks, plan.seeds)
-    return tuple(_job(plan, *coordinates) for coordinates in axes)
+    return tuple(
+        _job(plan, model, trial, kv, task, seed)
+        for model, trial, kv, task, seed in axes
+        if task != "divergence" or base_of(trial, kv) is not None
+    )
+
+
+def base_of(trial: Trial, kv: KvTypes) -> tuple[Trial, KvTypes] | None:
+    """What a setting diverges from: its own scaling with an f16 cache, and where it has that
+    already the file as it stands; None for the latter itself."""
+    f16 = KvTypes(k="f16", v="f16")
+    if kv != f16:
+        return trial, f16
+    return None if trial.is_file else (Trial(scheme="file"), f16)
 
 
 def control_context(plan: RunPlan, model: ModelFile) -> int | None:

@@ -80,6 +80,11 @@ class Trial:
     )
 
     @property
+    def is_file(self) -> bool:
+        """Whether this is the model as it stands."""
+        return self.scheme == "file" and self.from_config is None
+
+    @property
     def name(self) -> str:
         """The label, or the scheme with its factor where one is given."""
         if self.label is not None:
@@ -281,4 +286,11 @@ class RunPlan:
                 KvTypes.parse(text)
             except WishError as error:
                 problems.append(str(error))
+        if self.tasks and "divergence" in self.tasks and self._is_base_alone():
+            problems.append(
+                "divergence is from the file with an f16 cache: give another scaling or cache type"
+            )
         return problems
+
+    def _is_base_alone(self) -> bool:
+        return set(self.kv) == {"f16"} and all(trial.is_file for trial in self.trials)

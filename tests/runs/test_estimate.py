@@ -30,7 +30,7 @@ def jobs_of(**settings: object) -> tuple[RunPlan, tuple[Job, ...]]:
         ({"samples": 2}, 2 * 4096 + 12 * 120),
         ({"mode": "isolated"}, 3 * (1024 + 4096)),
         ({"tasks": ("perplexity",), "chunks": 3}, 3 * 5120),
-        ({"tasks": ("divergence",), "chunks": 3}, 6 * 5120),
+        ({"tasks": ("divergence",), "chunks": 3, "kv": ("q8_0",)}, 6 * 5120),
         ({"tasks": ("kv-cache",)}, 2 * 2112),
     ],
 )
@@ -44,7 +44,7 @@ def test_memory_is_asked_for_at_the_longest_context() -> None:
     found = estimate(
         plan, jobs, memory=lambda job, n: n * contexts_at_once(job), tokens_per_second=2
     )
-    assert [e.memory_bytes for e in found] == [4096, 8192, 4096, 8192]
+    assert [e.memory_bytes for e in found] == [4096, 4096, 8192]
     assert found[0].seconds == found[0].tokens / 2
     assert estimate(plan, jobs, memory=lambda job, n: None)[0].seconds is None
 

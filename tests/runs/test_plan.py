@@ -72,6 +72,7 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ('scalings = ["yarn", "yarn"]', "names of scalings has 'yarn' more than once"),
         ("depths = [101]", "depth 101 is not a percentage"),
         ("depths = 0", "depths 0 must be 1 or more"),
+        ('tasks = ["divergence"]', "give another scaling or cache type"),
         ("samples = 0", "samples 0 must be 1 or more"),
         ('haystack = { kind = "text" }', 'haystack: a haystack of kind "text" needs a file'),
         ("schema = 2", "schema must be one of 1, found 2"),

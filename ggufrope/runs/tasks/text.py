@@ -11,17 +11,14 @@ from ...evals.metrics import Z_95, Mean
 from ...evals.perplexity import Perplexity, PerplexityPlan, PerplexityTask, perplexity_of
 from ...evals.texts import Text, reference_text
 from ..cells import Cell, CellResult, Curve, Metric
-from ..plan import KvTypes, Trial
+from ..jobs import base_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..jobs import Job
     from .request import Request
 
 CURVE = "perplexity_by_position"
-_F16 = KvTypes(k="f16", v="f16")
-_FILE = Trial(scheme="file")
 
 
 def perplexity(request: Request) -> Iterator[CellResult]:
@@ -50,11 +47,9 @@ def perplexity(request: Request) -> Iterator[CellResult]:
 
 def divergence(request: Request) -> Iterator[CellResult]:
     """Kullback-Leibler divergence from the base, in lockstep, at each context."""
-    base = base_of(request.job)
+    base = base_of(request.job.scaling, request.job.kv)
     if base is None:
-        for cell in request.cells:
-            yield CellResult(cell=cell, status="skipped", reason="it is the base itself")
-        return
+        raise WishError("the file with an f16 cache is the base: it diverges from nothing")
     open_base = request.contexts_of(*base)
     for cell in request.cells:
         plan = DivergencePlan(
@@ -75,14 +70,6 @@ def divergence(request: Request) -> Iterator[CellResult]:
             notes=(("base", f"{base[0].name} · {base[1]}"),),
             prompt_tokens=cell.context_tokens,
         )
-
-
-def base_of(job: Job) -> tuple[Trial, KvTypes] | None:
-    """What a job diverges from: its own scaling with an f16 cache, and where it has that already
-    the file as it stands; None for the latter itself."""
-    if job.kv != _F16:
-        return job.scaling, _F16
-    return None if job.scaling.scheme == "file" else (_FILE, _F16)
 
 
 def divergence_metrics(found: Divergence) -> tuple[Metric, ...]:
