@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from ggufrope.container import TypedValue
 from ggufrope.container.types import ValueType
 from ggufrope.errors import WishError
 from ggufrope.rope import (
@@ -27,7 +28,6 @@ from ggufrope.rope import (
     effective,
     frequencies,
 )
-from ggufrope.container import TypedValue
 from ggufrope.rope.edits import Expression
 from ggufrope.rope.expression import express
 
