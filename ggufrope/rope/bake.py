@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ggufrope.errors import WishError
-from ggufrope.rope.frequencies import frequencies, plain_frequencies
+from ggufrope.rope.frequencies import Array, frequencies, plain_frequencies
 
 if TYPE_CHECKING:
-    from ggufrope.rope.frequencies import Array
     from ggufrope.rope.scaling import RopeScaling
 
 STILL = 1e30

@@ -6,17 +6,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from ggufrope.errors import WishError
+from ggufrope.rope.architectures import RopeType
+from ggufrope.rope.frequencies import Array
 from ggufrope.rope.keys import SCALING_TYPES
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ggufrope.rope.architectures import RopeType
-    from ggufrope.rope.frequencies import Array
 
 ScalingType: TypeAlias = Literal["none", "linear", "yarn", "longrope"]
 ValueSource: TypeAlias = Literal["file", "default", "override", "ignored"]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufrope.container.edits import TypedValue
+from ggufrope.container.types import Scalar
 from ggufrope.errors import WishError
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.bake import Baked, bake
@@ -21,6 +23,7 @@ from ggufrope.rope.frequencies import dynamic_growth, longrope_magnitude, ntk_ba
 from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ggufrope.rope.layers import layer_kinds, sliding_layers
 from ggufrope.rope.llamacpp import rotary_dimensions
+from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.resolution import file_base, number, yarn_file_magnitude
 from ggufrope.rope.scaling import (
     DynamicNtk,
@@ -35,12 +38,6 @@ from ggufrope.rope.scaling import (
     Unscaled,
     Yarn,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ggufrope.container.types import Scalar
-    from ggufrope.rope.metadata import RopeMetadata
 
 
 def express(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufrope.container.types import ArrayValue, Header, KeyValue, Scalar, ValueType
 from ggufrope.errors import MalformedError
@@ -18,7 +19,6 @@ from ggufrope.rope.keys import FACTOR_TENSORS, KEYS, KeySpec, key_name
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
 
 PerLayer: TypeAlias = int | tuple[int, ...]
 """One number for all layers, or one a layer."""
