@@ -46,8 +46,7 @@ def bare(model: Model, open_context: OpenContext, n_ctx: int, chunks: int) -> No
     windows = windows_of(model, reference_text(), n_ctx=n_ctx, step=n_ctx, most=chunks)
     for window in windows:
         context.rewind(0)
-        context.extend(window[: n_ctx // 2].tolist())
-        for _ in context.logits(window[n_ctx // 2 : -1].tolist()):
+        for _ in context.logits(window.tolist(), skip=n_ctx // 2):
             pass
     context.close()
 

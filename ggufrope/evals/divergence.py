@@ -98,7 +98,7 @@ class DivergenceTask:
         """Tokens both contexts will evaluate. Raises WishError where the text is too short."""
         if self.key in done:
             return 0
-        return sum(2 * (len(window) - 1) for window in self._windows(model))
+        return sum(2 * len(window) for window in self._windows(model))
 
     def run(
         self,
@@ -193,19 +193,20 @@ def _read(
     progress: Progress | None,
 ) -> Iterator[Comparison]:
     """Compare the second half of a window, batch by batch."""
-    first = len(window) // 2
-    beginning, rest = window[:first].tolist(), window[first:-1].tolist()
-    base.extend(beginning, progress=progress)
-    variant.extend(beginning, progress=progress)
-    position = first + 1
-    pairs = _aligned(base.logits(rest, progress=progress), variant.logits(rest, progress=progress))
+    tokens, skip = window.tolist(), len(window) // 2
+    position = skip + 1
+    pairs = _aligned(
+        base.logits(tokens, skip=skip, progress=progress),
+        variant.logits(tokens, skip=skip, progress=progress),
+    )
     for a, b in pairs:
         if a.shape != b.shape:
             raise WishError(
                 f"the two models cannot be compared: vocabularies of {a.shape[1]} and "
                 f"{b.shape[1]} tokens"
             )
-        yield compare(a, b, window[position : position + len(a)])
+        right = window[position : position + len(a)]
+        yield compare(a[: len(right)], b[: len(right)], right)
         position += len(a)
 
 

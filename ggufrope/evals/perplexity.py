@@ -122,7 +122,7 @@ class PerplexityTask:
 
     def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
         """Tokens a run will evaluate. Raises WishError where the text is too short."""
-        return sum(len(window.tokens) - 1 for window in self._windows(model, done))
+        return sum(len(window.tokens) for window in self._windows(model, done))
 
     def run(
         self,
@@ -227,13 +227,18 @@ def perplexity_of(results: Iterable[PerplexityResult]) -> Perplexity:
 def _read(
     context: LanguageContext, window: _Window, progress: Progress | None
 ) -> NDArray[np.float64]:
-    """The log-probability of every token of the window from `read_from` on."""
-    first = window.read_from - 1
-    context.extend(window.tokens[:first].tolist(), progress=progress)
+    """The log-probability of every token of the window from `read_from` on.
+
+    The whole window is evaluated, the last token too, as llama-perplexity does: with other batches
+    the last digits would be others.
+    """
     found = []
     position = window.read_from
-    for logits in context.logits(window.tokens[first:-1].tolist(), progress=progress):
-        found.append(log_probabilities(logits, window.tokens[position : position + len(logits)]))
+    for logits in context.logits(
+        window.tokens.tolist(), skip=window.read_from - 1, progress=progress
+    ):
+        tokens = window.tokens[position : position + len(logits)]
+        found.append(log_probabilities(logits[: len(tokens)], tokens))
         position += len(logits)
     return np.concatenate(found)
 

@@ -51,9 +51,11 @@ class LanguageContext(Protocol):
         ...
 
     def logits(
-        self, tokens: Tokens, *, progress: Progress | None = None
+        self, tokens: Tokens, *, skip: int = 0, progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token appended.
+        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token appended
+        but for the first `skip`. Those are in the same batches: where a batch ends may change
+        the arithmetic of the attention.
 
         An array is valid until the next one is asked for.
         """

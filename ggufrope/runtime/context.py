@@ -145,17 +145,21 @@ class Context:
                 progress(count)
 
     def logits(
-        self, tokens: Tokens, *, progress: Progress | None = None
+        self, tokens: Tokens, *, skip: int = 0, progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token.
+        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token but for
+        the first `skip`, which are in the same batches: on a CPU, flash attention calculates
+        otherwise where fewer than 64 tokens come together (ggml-cpu/common.h, GGML_FA_TILE_Q).
 
         An array is llama.cpp's own memory: valid until the next one is asked for.
         """
         n_batch = min(self.n_batch, max(1, _LOGITS_BYTES // (4 * self.model.n_vocab)))
-        for count in self._append(tokens, n_batch=n_batch, outputs=len(tokens)):
+        for count in self._append(tokens, n_batch=n_batch, outputs=max(len(tokens) - skip, 0)):
             if progress is not None:
                 progress(count)
-            yield output_logits(self.handle, count, self.model.n_vocab)
+            rows, skip = max(count - skip, 0), max(skip - count, 0)
+            if rows:
+                yield output_logits(self.handle, rows, self.model.n_vocab)
 
     def rewind(self, position: int) -> None:
         """Forget the trunk's tokens from `position` on.

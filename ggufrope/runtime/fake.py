@@ -166,19 +166,23 @@ class FakeContext:
         return tokens[start:]
 
     def logits(
-        self, tokens: Tokens, *, progress: Progress | None = None
+        self, tokens: Tokens, *, skip: int = 0, progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Append to the trunk and yield logits, `[n, n_vocab]` a batch."""
+        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, after the first `skip`."""
         self._count_call()
         self._require_room(len(tokens))
         for batch in self._batches(tokens):
             rows = []
             for token in batch:
                 self._trunk.append(token)
-                rows.append(self.model.next_logits(self._trunk))
+                if skip:
+                    skip -= 1
+                else:
+                    rows.append(self.model.next_logits(self._trunk))
             if progress is not None:
                 progress(len(batch))
-            yield np.stack(rows)
+            if rows:
+                yield np.stack(rows)
 
     @property
     def cache_bytes(self) -> int | None:

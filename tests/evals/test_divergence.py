@@ -108,7 +108,7 @@ def test_a_finished_result_is_not_measured_again() -> None:
 
 
 def test_failed_chunks_are_counted_and_named() -> None:
-    bench = Bench(failing_calls=[4])
+    bench = Bench(failing_calls=[2])
     task = DivergenceTask(PLAN, opener(FakeModel()))
     (result,) = bench.run(task)
     assert result.unscored == 4

@@ -108,11 +108,11 @@ def test_a_limit_reads_the_beginning() -> None:
 
 
 def test_a_failed_chunk_is_counted_apart() -> None:
-    bench = Bench(failing_calls=[4])
+    bench = Bench(failing_calls=[2])
     results = bench.run(PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT)))
-    # Two calls a chunk, and every second chunk fails, in a context opened anew.
+    # One call a chunk, and every second fails, in a context opened anew.
     assert [r.score.value is None for r in results] == [False, True] * 4 + [False]
-    assert results[1].score.reason == "evaluation failed, as asked of call 4"
+    assert results[1].score.reason == "evaluation failed, as asked of call 2"
     found = perplexity_of(results)
     assert (found.chunks, found.unscored) == (5, 4)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ggufrope.evals import (
@@ -73,3 +74,13 @@ def test_perplexity_is_the_loss_of_the_base(model: Model) -> None:
     assert found.nll == pytest.approx(result.measured.base_nll.value, rel=1e-6)
     assert found.value is not None
     assert 1 < found.value < 100
+
+
+def test_logits_after_the_first_are_those_of_all(model: Model) -> None:
+    tokens = model.tokenize(" The river runs down to the sea, and the road goes on and on.")
+    with Context(model, ContextSettings(n_ctx=256, n_batch=8)) as context:
+        every = np.concatenate([rows.copy() for rows in context.logits(tokens)])
+        for skip in (1, 8, 11):
+            context.rewind(0)
+            some = [rows.copy() for rows in context.logits(tokens, skip=skip)]
+            assert np.array_equal(np.concatenate(some), every[skip:])

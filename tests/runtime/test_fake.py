@@ -94,3 +94,14 @@ def test_limits_are_those_of_a_real_context() -> None:
 def test_any_text_survives_the_tokenizer(text: str) -> None:
     model = FakeModel(n_vocab=262)
     assert model.detokenize(model.tokenize(text)) == text
+
+
+def test_logits_after_the_first_are_those_of_all() -> None:
+    model = FakeModel()
+    tokens = model.tokenize("one two three four five six seven eight nine")
+    every = np.concatenate(list(FakeContext(model, n_ctx=64, n_batch=4).logits(tokens)))
+    for skip in (0, 3, 4, 8, len(tokens)):
+        context = FakeContext(model, n_ctx=64, n_batch=4)
+        some = list(context.logits(tokens, skip=skip))
+        assert np.array_equal(np.concatenate([*some, every[:0]]), every[skip:])
+        assert context.position == len(tokens)
