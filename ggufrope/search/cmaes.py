@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
     from ggufrope.search.spaces import Space, Vector
 
-_STEP = 0.15
-"""The first step size, as a share of each coordinate's range."""
+_STEP = 0.08
+"""The first step size, as a share of the logarithm of each coordinate's range."""
 
 
 class CmaEs:
     """The seeds first, then CMA-ES from the best of them, in the logarithms of the coordinates.
 
-    What leaves the space is repaired, and the repaired vector is what the strategy learns from.
+    Last comes the mean it has arrived at: less of a lucky shot at a few samples than the best
+    single vector. What leaves the space is repaired, and the repaired vector is what the strategy learns from.
     Only the better half of a generation shapes the next one, so the rest may stay unranked.
     """
 
@@ -39,9 +40,11 @@ class CmaEs:
     def ask(self) -> tuple[Vector, ...]:
         if self._strategy is None:
             return self._space.seeds()[: self._left]
-        if self._left < self._strategy.popsize or self._strategy.stop():
+        if self._left == 0:
             return ()
-        asked = self._strategy.ask()
+        asked = [self._strategy.mean]
+        if self._left > self._strategy.popsize and not self._strategy.stop():
+            asked = self._strategy.ask()
         return tuple(self._space.repair(self._from_unit(unit)) for unit in asked)
 
     def bar(self, losses: Sequence[float]) -> float:
@@ -54,8 +57,10 @@ class CmaEs:
         self._left -= len(vectors)
         if self._strategy is None:
             self._strategy = self._start(vectors[int(np.argmin(losses))])
-            return
-        self._strategy.tell([self._to_unit(vector) for vector in vectors], list(losses))
+        elif len(vectors) == self._strategy.popsize:
+            self._strategy.tell([self._to_unit(vector) for vector in vectors], list(losses))
+        else:  # the mean
+            self._left = 0
 
     def _start(self, vector: Vector) -> Any:
         return _package().CMAEvolutionStrategy(

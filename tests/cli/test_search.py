@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.runtime import tiny
+
+from .conftest import Call
+
+QUICK = (
+    *("--target-ctx", "1k", "--candidates", "8", "--finalists", "1", "--samples", "1"),
+    *("--screening-samples", "1", "--screening-ctx", "600", "--holdout-samples", "2"),
+    *("--threads", "1"),
+)
+
+
+def test_search_then_patch_with_what_it_found(cli: Call, llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    answer = cli("search", llama, *QUICK, "--out", out, "--json").json
+    assert answer["holdout"][0]["against"] == "yarn"
+    assert answer["overhead_share"] < 0.05
+    assert answer["live"] is True
+    assert [curve["name"] for curve in answer["curves"]] == ["searched", "linear", "ntk", "yarn"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "factors.json",
+        "result.json",
+        "search.jsonl",
+    ]
+    patched = cli(*answer["patch_command"].split()[1:], "--json")
+    assert patched.code == 0
+    seen = cli("inspect", tmp_path / "llama-1024.gguf", "--ctx", "1024", "--json").json
+    plain = cli("inspect", llama, "--json").json
+    (long,), (own,) = seen["effective"]["groups"], plain["effective"]["groups"]
+    pairs = zip(own["inverse_frequencies"], long["inverse_frequencies"], strict=True)
+    factors = answer["curves"][0]["factors"]
+    assert [before / after for before, after in pairs] == pytest.approx(factors, rel=1e-5)
+    assert long["magnitude"] == pytest.approx(answer["curves"][0]["magnitude"])
+
+
+def test_the_same_call_shows_the_result_again_and_another_is_refused(
+    cli: Call, llama: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = cli("search", llama, *QUICK, "--out", out)
+    assert first.code == 0
+    assert "conclusion" in first.out
+    assert "ggufrope patch" in first.out
+    kept = (out / "search.jsonl").read_bytes()
+    assert cli("search", llama, *QUICK, "--out", out).code == 0
+    assert (out / "search.jsonl").read_bytes() == kept
+    other = cli("search", llama, *QUICK, "--out", out, "--seed", "1")
+    assert other.code == 2
+    assert "another search: seed was 0" in other.err
+
+
+def test_yarns_parameters_where_no_factors_load(cli: Call, tmp_path: Path) -> None:
+    qwen = tiny.write(tmp_path / "qwen.gguf", "qwen2")
+    refused = cli("search", qwen, *QUICK, "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert "search with the space yarn" in refused.err
+    yarn = (*QUICK, "--space", "yarn", "--attention", "formula")
+    answer = cli("search", qwen, *yarn, "--out", tmp_path / "yarn", "--json").json
+    assert answer["winner"]["scheme"] == "Yarn"
+    assert "--yarn-beta-slow" in answer["flags"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--target-ctx", "512"), "not above the original context of 512"),
+        (("--target-ctx", "1k", "--budget", "soon"), "--budget soon: expected a time"),
+        (("--target-ctx", "1k", "--candidates", "3"), "3 candidates are too few"),
+        (("--target-ctx", "1k", "--kv", "q9_9"), "q9_9"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    cli: Call, llama: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    refused = cli("search", llama, *options, "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert message in refused.err
+    assert refused.err.count("\n") == 1
+
+
+def test_text_shorter_than_a_sample(cli: Call, llama: Path, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("Too short by far. And that is all there is.")
+    perplexity = ("--fitness", "perplexity", "--text", text)
+    refused = cli("search", llama, *QUICK, *perplexity, "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert "too short" in refused.err
+
+
+def test_a_working_folder_without_room(cli: Call, llama: Path, small_disk: Path) -> None:
+    (small_disk / "full").write_bytes(bytes(56 * 1024))
+    while True:
+        try:
+            (small_disk / "more").open("ab").write(bytes(512))
+        except OSError:
+            break
+    out = small_disk.parent / "out"
+    refused = cli("search", llama, *QUICK, "--work-dir", small_disk, "--out", out)
+    assert refused.code == 3
+    assert "No space left" in refused.err
+
+
+def test_json_result_is_kept_too(cli: Call, llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    answer = cli("search", llama, *QUICK, "--out", out, "--json").json
+    assert json.loads((out / "result.json").read_text())["conclusion"] == answer["conclusion"]
