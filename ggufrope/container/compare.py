@@ -76,9 +76,11 @@ def diff(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> Difference
         one, other = old_keys.get(key), new_keys.get(key)
         if one is None or other is None or not _same(old, before, one, new, after, other):
             keys.append(KeyDifference(key=key, old=one, new=other))
+    old_tensors = {tensor.name: tensor for tensor in before.tensors}
+    new_tensors = {tensor.name: tensor for tensor in after.tensors}
     tensors = []
-    for name in dict.fromkeys(tensor.name for tensor in (*before.tensors, *after.tensors)):
-        mine, theirs = before.tensor(name), after.tensor(name)
+    for name in dict.fromkeys((*old_tensors, *new_tensors)):
+        mine, theirs = old_tensors.get(name), new_tensors.get(name)
         if mine is None or theirs is None or (mine.shape, mine.type) != (theirs.shape, theirs.type):
             tensors.append(TensorDifference(name=name, old=mine, new=theirs))
     return Difference(keys=tuple(keys), tensors=tuple(tensors))

@@ -3,6 +3,9 @@
 The journal is complete and durable before the first byte of the model changes, and becomes the
 undo record by a rename. It describes the old file as a sequence of pieces: bytes that the edit
 destroys, which it carries, and spans of the new file.
+
+An insertion is a single system call: a process that is killed leaves it undone or done. Whether a
+power cut can leave it half done, in a file of very many extents, is up to the file system.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from ggufrope.container.types import ArrayValue, Span, TensorInfo, ValueType
 from ggufrope.errors import WishError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ggufrope.container.composition import Piece
     from ggufrope.container.types import Header, KeyValue
@@ -208,6 +208,7 @@ def _relaid(
     """Tensor infos and data with offsets contiguous and in order, as llama.cpp demands."""
     infos: list[Piece] = []
     data: list[Piece] = []
+    standing = {tensor.name: tensor for tensor in header.tensors}
     offset = written = 0
     for entry in entries:
         data.append(bytes(offset - written))
@@ -219,7 +220,7 @@ def _relaid(
         else:
             length = content.length
             pieces = [_with_pad(header, content, alignment)]
-        infos.append(_info(header, entry, offset))
+        infos.append(_info(header, standing, entry, offset))
         data += pieces
         written += sum(map(piece_length, pieces))
         offset += aligned(length, alignment)
@@ -238,12 +239,13 @@ def _with_pad(header: Header, tensor: TensorInfo, alignment: int) -> Span:
     return Span(offset=start, length=min(length, header.file_size - start))
 
 
-def _info(header: Header, entry: _Entry, offset: int) -> Piece:
+def _info(header: Header, standing: Mapping[str, TensorInfo], entry: _Entry, offset: int) -> Piece:
+    """The record of a tensor: the old one where it already says so."""
     content = entry.content
-    standing = header.tensor(entry.name)
+    found = standing.get(entry.name)
     wanted = (content.shape, content.type, offset)
-    if standing and (standing.shape, standing.type, standing.offset) == wanted:
-        return standing.span
+    if found and (found.shape, found.type, found.offset) == wanted:
+        return found.span
     return encode_tensor_info(entry.name, content.shape, content.type, offset, header.byte_order)
 
 
