@@ -15,7 +15,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-binary llama-cpp-python --editable '.[llama,report,dev]'
+	$(BIN)/python -m pip install --quiet --no-binary llama-cpp-python --editable '.[llama,report,search,cluster,dev]'
 	touch $@
 
 $(SMOLLM2): tools/fetch_smollm2.py | .venv/ready

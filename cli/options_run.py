@@ -120,6 +120,7 @@ class RunOptions:
 
     def plan(self, model: str, trials: tuple[Trial, ...]) -> RunPlan:
         """The plan for one model under `trials`. Raises WishError naming the option."""
+        from ggufrope.errors import WishError
         from ggufrope.runs.plan import Haystack, RulerSettings, RunPlan, RuntimeSettings
 
         words: dict[str, Any] = {
@@ -130,6 +131,8 @@ class RunOptions:
         }
         _check_words(words)
         builtin = self.haystack in ("noise", "essay")
+        if not builtin and not Path(self.haystack).is_file():
+            raise WishError(f"--haystack {self.haystack}: expected noise, essay or a text file")
         haystack = (
             Haystack(kind=cast("Any", self.haystack))
             if builtin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,10 +36,20 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
 
 
 def carry_out_batch(
-    plan: RunPlan, folder: Path, *, selection: Selection, retry_failed: bool, json: bool
+    plan: RunPlan,
+    folder: Path,
+    *,
+    selection: Selection,
+    retry_failed: bool,
+    ray: bool,
+    json: bool,
 ) -> None:
-    """Measure what `plan` says in worker processes, one for each of its devices."""
+    """Measure what `plan` says in worker processes, one for each of its devices, or on Ray.
+
+    On Ray each of the plan's devices is one worker with a GPU; Ray says which.
+    """
     from ggufrope.execution import OPENER, create
+    from ggufrope.runs.cluster import run_on_ray
     from ggufrope.runs.processes import Slot, run_in_processes
     from ggufrope.runs.store import RunStore
 
@@ -52,7 +63,18 @@ def carry_out_batch(
         left = sum(len(job.cells) - len(store.finished_cells(job)) for job in jobs)
     slots = [Slot.on_gpu(device) for device in plan.runtime.devices] or [Slot(environment={})]
     with answering(folder, json=json), CellBar(left) as bar:
-        run_in_processes(folder, OPENER, slots=slots, selection=selection, on_cell=bar.advance)
+        if ray:
+            run_on_ray(
+                folder,
+                OPENER,
+                workers=len(slots),
+                gpus_each=1 if plan.runtime.devices else 0,
+                address=os.environ.get("RAY_ADDRESS"),
+                selection=selection,
+                on_cell=bar.advance,
+            )
+        else:
+            run_in_processes(folder, OPENER, slots=slots, selection=selection, on_cell=bar.advance)
 
 
 @contextmanager

@@ -37,15 +37,17 @@ def command(
     from ..views import run as view
 
     report = stored_report(folder)
-    if against is not None:
-        found = compare(stored_report(against), report)
-        comparison.answer(found, json=json)
-        if found.regressions:
+    earlier = None if against is None else compare(stored_report(against), report)
+    if html is not None:
+        write_report(html, to_html(report, against=earlier))
+    if junit is not None:
+        write_report(junit, to_junit(report))
+    if csv is not None:
+        write_report(csv, to_csv(report))
+    if json or not (html or junit or csv):
+        view.answer(report, against=earlier, json=json)
+    if earlier is not None:
+        if not json:
+            comparison.show(earlier)
+        if earlier.regressions:
             raise typer.Exit(CHECK_FAILED)
-        return
-    forms = {html: to_html, junit: to_junit, csv: to_csv}
-    for path, form in forms.items():
-        if path is not None:
-            write_report(path, form(report))
-    if json or not any(forms):
-        view.answer(report, json=json)

@@ -34,6 +34,9 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the matrix with its cost, do nothing.")
     ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Carry it out on Ray: RAY_ADDRESS, or this machine.")
+    ] = False,
     speed: Annotated[
         float | None,
         typer.Option(metavar="TOKENS/S", help="Prefill speed to estimate the time with."),
@@ -54,5 +57,5 @@ def command(
         return
     folder = out or Path("runs") / wanted.name
     running.carry_out_batch(
-        wanted, folder, selection=selection, retry_failed=retry_failed, json=json
+        wanted, folder, selection=selection, retry_failed=retry_failed, ray=ray, json=json
     )

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..output import console, emit_json
+from ..output import console
 from .parts import heading, row, shown, table
 
 if TYPE_CHECKING:
     from ggufrope.report import Comparison
 
 
-def answer(found: Comparison, *, json: bool) -> None:
+def show(found: Comparison) -> None:
     """What changed from the earlier run to this one."""
-    if json:
-        changes = [asdict(change) | {"worse": change.worse} for change in found.changes]
-        emit_json(asdict(found) | {"changes": changes, "regressions": len(found.regressions)})
-        return
     out = console()
     for difference in found.differences:
         before, after = shown(difference.before), shown(difference.after)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from ggufrope.report import RunReport
+    from ggufrope.report import Comparison, RunReport
     from ggufrope.report.summary import SummaryRow
     from ggufrope.report.views import Heatmap, Square
     from ggufrope.runs.cells import Metric
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _SHADES = ("#7f1d1d", "#b45309", "#a16207", "#4d7c0f", "#15803d", "#047857")
 
 
-def answer(report: RunReport, *, json: bool) -> None:
+def answer(report: RunReport, *, against: Comparison | None = None, json: bool) -> None:
     """Print the whole report: for a script, or for a person."""
     if json:
         from ggufrope.report import to_json
 
-        sys.stdout.write(to_json(report) + "\n")
+        sys.stdout.write(to_json(report, against=against))
     else:
         show(report)
 

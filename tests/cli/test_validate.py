@@ -72,7 +72,7 @@ def test_compare_shows_methods_side_by_side(cli: Call, nano: Path) -> None:
 def test_cache_types_and_what_cannot_run(cli: Call, nano: Path) -> None:
     kv = ("--kv", "f16,q8_0,f16/q4_0", "--no-flash-attention")
     answer = cli("validate", nano, "--ctx", "256", *GRID, *kv, "--json").json
-    statuses = {cell["kv"]: cell["status"] for cell in answer["cells"]}
+    statuses = {cell["cell"]["kv"]: cell["status"] for cell in answer["cells"]}
     assert statuses == {"f16": "ok", "q8_0": "unsupported", "f16/q4_0": "unsupported"}
     assert answer["verdict"]["passed"] is False
 
@@ -94,7 +94,7 @@ def test_results_are_kept_resumed_and_told_in_every_form(
     assert "http://" not in page.replace("http://www.w3.org", "")
     same = cli("report", tmp_path / "run", "--against", tmp_path / "run", "--json")
     assert same.code == 0
-    assert same.json["regressions"] == 0
+    assert same.json["against"]["regressions"] == 0
     other = cli("validate", nano, "--ctx", "512", *GRID, "--out", tmp_path / "run")
     assert other.code == 2
     assert "another run" in other.err
@@ -103,8 +103,8 @@ def test_results_are_kept_resumed_and_told_in_every_form(
 def test_a_batch_survives_kill_9_and_resumes(nano: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(
-        f"models = [{json.dumps(str(nano))}]\ncontexts = [256, 512, 1024, 2048]\n"
-        'scalings = ["none", "yarn"]\ndepths = 11\nseeds = [0, 1, 2]\ncontrol = false\n'
+        f"models = [{json.dumps(str(nano))}]\ncontexts = [256, 512, 1024]\n"
+        'scalings = ["none", "yarn"]\ndepths = 11\nseeds = [0, 1]\ncontrol = false\n'
         'haystack = { kind = "noise" }\n[runtime]\nthreads = 1\n'
     )
     out = tmp_path / "run"
@@ -112,17 +112,17 @@ def test_a_batch_survives_kill_9_and_resumes(nano: Path, tmp_path: Path) -> None
     command = [sys.executable, "-c", script, "run", str(plan), "--out", str(out), "--json"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and _cells(out) < 20:
+    while time.monotonic() < deadline and _cells(out) < 10:
         time.sleep(0.05)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     before = _cells(out)
-    assert 20 <= before < 2 * 3 * 44
+    assert 10 <= before < 4 * 33
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 1
     report = json.loads(second.stdout)
     assert report["complete"] is True
-    assert len(report["cells"]) == 2 * 3 * 44
+    assert len(report["cells"]) == 4 * 33
     assert {cell["status"] for cell in report["cells"]} == {"ok"}
 
 
