@@ -90,7 +90,8 @@ def echo_log(sink: Callable[[str], None] | None) -> None:
 @contextmanager
 def capture(*, debug: bool = False) -> Iterator[Log]:
     """Collect what llama.cpp logs inside the `with` block. Captures nest."""
-    load()
+    # Whoever else uses the library in this process may have set a callback of their own since.
+    load().llama_log_set(_callback, ctypes.c_void_p(0))
     log = Log(debug=debug)
     _captures.append(log)
     try:

@@ -53,7 +53,6 @@ def silent(_level: int, _text: bytes, _data: object) -> None:
 def quiet() -> Iterator[None]:
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     yield
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p(0))
 
 
 def loaded(path: Path) -> dict[str, str]:
