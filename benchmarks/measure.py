@@ -84,6 +84,7 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "gguf": version("gguf"),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "load at the end": f"{os.getloadavg()[0]:.1f} processes",
     }
 
 
