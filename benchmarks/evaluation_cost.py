@@ -1,6 +1,6 @@
 """What evaluations cost beyond evaluating the tokens, on one model.
 
-    python benchmarks/evaluation_cost.py MODEL.gguf
+    python -m benchmarks.evaluation_cost MODEL.gguf
 
 Perplexity against a bare loop over the same tokens and logits; the divergence of a q8_0 cache
 against those two prefills; the one-pass needle grid against one prompt a cell.

@@ -1,6 +1,6 @@
 """Our chunked perplexity beside llama-perplexity's, on the same model and the same text.
 
-    python benchmarks/perplexity_parity.py MODEL.gguf --llama-perplexity build/bin/llama-perplexity
+    python -m benchmarks.perplexity_parity MODEL.gguf --llama-perplexity .../llama-perplexity
 
 Exit code 1 where a printed digit differs. llama-perplexity comes with llama.cpp: take the commit
 that `ggufrope doctor` names, for another version may calculate differently.
@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.measure import record
 from ggufrope.evals import PerplexityPlan, PerplexityTask, Text, perplexity_of, reference_text
 from ggufrope.runtime import Context, ContextSettings, Model
 
@@ -59,13 +60,21 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=8)
     options = parser.parse_args()
     text = reference_text()
-    print(f"{text.source}, sha256 {text.sha256}")
     mine, my_seconds = ours(options.model, text, options.ctx, options.chunks)
-    print(f"ggufrope          PPL = {mine}   {my_seconds:6.1f} s without loading")
     other, other_seconds = theirs(
         options.llama_perplexity, options.model, text, options.ctx, options.chunks
     )
-    print(f"llama-perplexity  PPL = {other}   {other_seconds:6.1f} s with loading")
+    record(
+        "perplexity_parity",
+        {
+            "model": options.model.name,
+            "text": f"{text.source}, sha256 {text.sha256}",
+            "n_ctx": options.ctx,
+            "chunks": options.chunks,
+            "ggufrope": {"perplexity": mine, "seconds_without_loading": round(my_seconds, 1)},
+            "llama-perplexity": {"perplexity": other, "seconds_in_all": round(other_seconds, 1)},
+        },
+    )
     return 0 if mine == other else 1
 
 
