@@ -11,16 +11,32 @@ import typer
 from .commands import register
 from .errors import run
 
-app = typer.Typer(
-    name="ggufrope",
-    help="Make a GGUF model reach further, prove that it did, and never break the file.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-register(app)
+
+def build(asked: str | None = None) -> typer.Typer:
+    """The app with all its commands; with just one where `asked` is its name.
+
+    Typer makes the parameters of every command it has before it runs one, which takes longer than
+    showing a header.
+    """
+    app = typer.Typer(
+        name="ggufrope",
+        help="Make a GGUF model reach further, prove that it did, and never break the file.",
+        no_args_is_help=True,
+        add_completion=asked is None,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    register(app, asked)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    app = build(words[0] if words else None)
+    sys.exit(run(lambda: app(args=words, prog_name="ggufrope", standalone_mode=True)))
 
 
 def _version(asked: bool) -> None:
@@ -31,15 +47,9 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options before the command's name."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code."""
-    sys.exit(run(lambda: app(args=arguments, prog_name="ggufrope", standalone_mode=True)))
+    """Make a GGUF model reach further, prove that it did, and never break the file."""

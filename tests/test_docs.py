@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from ggufrope_cli.app import app
+from ggufrope_cli.app import build
 
-COMMANDS = dict(sorted(typer.main.get_command(app).commands.items()))  # type: ignore[attr-defined]
+COMMANDS = dict(sorted(typer.main.get_command(build()).commands.items()))  # type: ignore[attr-defined]
 PACKAGES = ("container", "rope", "advice", "patching", "runtime", "evals", "runs", "report")
 
 

@@ -1,4 +1,4 @@
-"""A plan -> jobs -> cells, kept as they finish, carried out by one process, several, or a cluster."""
+"""A plan -> jobs -> cells kept as they finish; carried out by one process, several or a cluster."""
 
 from ggufrope.runs.cells import Cell, CellResult, Metric
 from ggufrope.runs.jobs import Job, Selection, expand

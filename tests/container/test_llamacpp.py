@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,9 +49,8 @@ def silent(_level: int, _text: bytes, _data: object) -> None:
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
+def quiet() -> None:
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
-    yield
 
 
 def loaded(path: Path) -> dict[str, str]:
