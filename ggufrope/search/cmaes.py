@@ -23,8 +23,9 @@ class CmaEs:
     """The seeds first, then CMA-ES from the best of them, in the logarithms of the coordinates.
 
     Last comes the mean it has arrived at: less of a lucky shot at a few samples than the best
-    single vector. What leaves the space is repaired, and the repaired vector is what the strategy learns from.
-    Only the better half of a generation shapes the next one, so the rest may stay unranked.
+    single vector. What leaves the space is repaired, and the repaired vector is what the strategy
+    learns from. Only the better half of a generation shapes the next one, so the rest may stay
+    unranked.
     """
 
     def __init__(self, space: Space, *, evaluations: int, rng: np.random.Generator) -> None:
