@@ -11,16 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ggufrope.errors import FileError, WishError
-from ggufrope.rope import (
-    RopeMetadata,
-    RopeOverrides,
-    architecture,
-    effective,
-    frequencies,
-    try_out,
-)
+from ggufrope.rope import RopeMetadata, RopeOverrides, architecture, effective, frequencies
 from ggufrope.rope.llamacpp import rotary_dimensions
 from ggufrope.rope.resolution import file_base, number
+from ggufrope.rope.trial import try_out
 
 if TYPE_CHECKING:
     from ggufrope.patching.wish import Target

@@ -9,7 +9,8 @@ import pytest
 from ggufrope.advice import advise
 from ggufrope.container.types import Header, Span, TensorInfo
 from ggufrope.errors import WishError
-from ggufrope.rope import FactorTensor, RopeMetadata, express
+from ggufrope.rope import FactorTensor, RopeMetadata
+from ggufrope.rope.expression import express
 
 GIB = 1 << 30
 MODEL = RopeMetadata(

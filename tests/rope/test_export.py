@@ -24,16 +24,15 @@ from ggufrope.rope import (
     RopeScaling,
     Unscaled,
     Yarn,
-    command_flags,
     effective,
-    express,
     frequencies,
-    from_config,
-    recognise,
-    try_out,
 )
 from ggufrope.rope.edits import Expression
 from ggufrope.rope.export import Tool, export
+from ggufrope.rope.expression import express
+from ggufrope.rope.huggingface import from_config
+from ggufrope.rope.recognition import recognise
+from ggufrope.rope.trial import command_flags, try_out
 
 Metadata = Callable[..., RopeMetadata]
 Applied = Callable[[Expression, RopeMetadata], RopeMetadata]
