@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-Run = Callable[[Sequence[str]], None]
-"""Runs a command to its end; raises subprocess.SubprocessError where it fails."""
+Run = Callable[[Sequence[str]], object]
+"""Runs a command to its end, and raises where it fails."""
 
 _NEEDED = re.compile(
     r"""
@@ -61,11 +60,20 @@ def unpack(source: Path, folder: Path) -> Path:
     return tree
 
 
-def build(tree: Path, site: Path, *, architecture: str, jobs: int, run: Run) -> None:
+def build(
+    tree: Path,
+    site: Path,
+    *,
+    architecture: str,
+    jobs: int,
+    run: Run,
+    defines: Sequence[str] = (),
+) -> None:
     """Compile llama.cpp for CUDA `architecture` ("90" is compute capability 9.0) with `jobs`
-    processes, and put the package `llama_cpp` into the folder `site`."""
+    processes, and put the package `llama_cpp` into the folder `site`. `defines` are more of
+    CMake's NAME=VALUE."""
     folder = site.parent / "build"
-    run(configuration(tree, folder, architecture))
+    run([*configuration(tree, folder, architecture), *(f"-D{define}" for define in defines)])
     run(["cmake", "--build", str(folder), "--target", "llama", "--parallel", str(jobs)])
     package = site / "llama_cpp"
     shutil.copytree(tree / "llama_cpp", package, ignore=shutil.ignore_patterns("lib"))
@@ -90,11 +98,6 @@ def configuration(tree: Path, folder: Path, architecture: str) -> list[str]:
     source = tree / "vendor" / "llama.cpp"
     defines = [f"-D{name}={value}" for name, value in options.items()]
     return ["cmake", "-S", str(source), "-B", str(folder), *generator, *defines]
-
-
-def run_loudly(command: Sequence[str]) -> None:
-    """Run a command with its output where ours goes."""
-    subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""Everything here needs a GPU, and a build of llama.cpp that can use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ggufrope.runtime import library
+from ggufrope.runtime.library import Device
+from tools.random_model import Shape, write
+
+SHAPE = Shape(layers=8, width=512, heads=8, kv_heads=2, hidden=1024, vocabulary=4096)
+LAYERS = SHAPE.layers + 1
+"""As llama.cpp counts them: the output is one."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpus() -> tuple[Device, ...]:
+    """The GPUs llama.cpp sees, in its order."""
+    if not library.can_offload():
+        pytest.skip("this build of llama.cpp cannot use a GPU")
+    found = tuple(device for device in library.devices() if device.kind == "gpu")
+    if not found:
+        pytest.skip("llama.cpp sees no GPU")
+    return found
+
+
+@pytest.fixture(scope="session")
+def model_path(gpus: tuple[Device, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of random weights."""
+    path = tmp_path_factory.mktemp("gpu") / "random.gguf"
+    write(path, SHAPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def too_large(gpus: tuple[Device, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of half as much again as all GPUs have; it takes no disk."""
+    wide = {"width": 8192, "heads": 64, "kv_heads": 8, "hidden": 131072, "vocabulary": 4096}
+    layer_bytes = 3_580_000_000  # of those sizes in q8_0; llama.cpp takes at most 512 layers
+    layers = int(1.5 * sum(gpu.memory_total for gpu in gpus) / layer_bytes) + 2
+    path = tmp_path_factory.mktemp("gpu") / "too-large.gguf"
+    write(path, Shape(layers=layers, **wide), hollow=True)
+    return path

@@ -1,0 +1,110 @@
+"""Caches on the GPU: where they are, what they take, and that the GPU computes the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ggufrope import Context, ContextSettings, Model, inspect
+from ggufrope.errors import MemoryNeedError
+from ggufrope.runtime.library import Device
+from ggufrope.runtime.memory import context_need, require_fit
+from ggufrope.runtime.probe import compare, probe
+from ggufrope.runtime.rehearsal import cache_support
+
+MIB = 1024 * 1024
+TEXT = "Long ago, in a valley between two rivers, there stood a mill that never stopped." * 4
+
+
+@pytest.fixture(scope="module")
+def model(model_path: Path) -> Iterator[Model]:
+    with Model.open(model_path) as opened:
+        yield opened
+
+
+def cache_devices(context: Context) -> set[str]:
+    """Devices that hold a part of the K/V cache."""
+    found = (re.search(r"(\S+) KV buffer size", line) for line in context.log)
+    return {line[1] for line in found if line}
+
+
+def logits(model: Model, **settings: object) -> NDArray[np.float32]:
+    """Log-probabilities after every token of the text, `[tokens, vocabulary]`."""
+    with Context(model, ContextSettings(n_ctx=1024, **settings)) as context:
+        rows = np.concatenate(list(context.logits(model.tokenize(TEXT))))
+    return rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
+
+
+def divergence(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """The mean Kullback-Leibler divergence, in nat per token."""
+    return float((np.exp(one) * (one - other)).sum(axis=1).mean())
+
+
+def test_the_cache_is_on_the_gpu(model: Model, gpus: tuple[Device, ...]) -> None:
+    with Context(model, ContextSettings(n_ctx=1024)) as context:
+        assert cache_devices(context) <= {gpu.name for gpu in gpus}
+        assert gpus[0].name in cache_devices(context)
+
+
+def test_the_cache_stays_off_the_gpu_where_asked(model: Model) -> None:
+    with Context(model, ContextSettings(n_ctx=1024, offload_kqv=False)) as context:
+        assert cache_devices(context) == {"CPU"}
+
+
+def test_the_cache_of_a_layer_is_where_the_layer_is(
+    model_path: Path, gpus: tuple[Device, ...]
+) -> None:
+    with (
+        Model.open(model_path, gpu_layers=4, main_gpu=0) as model,
+        Context(model, ContextSettings(n_ctx=1024)) as context,
+    ):
+        assert cache_devices(context) == {"CPU", gpus[0].name}
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_the_need_on_each_gpu_is_what_a_context_then_takes(
+    kind: str, model: Model, gpus: tuple[Device, ...]
+) -> None:
+    settings = ContextSettings(n_ctx=16384, type_k=kind, type_v=kind)
+    foretold = {buffer.device: buffer.size_bytes for buffer in context_need(model, settings)}
+    with Context(model, settings) as context:
+        for gpu in gpus:
+            taken = sum(b.size_bytes for b in context.buffers if b.device == gpu.name)
+            assert foretold.get(gpu.name, 0) == pytest.approx(taken, rel=0.02, abs=MIB)
+
+
+def test_a_cache_that_does_not_fit_is_refused_by_the_name_of_the_gpu(
+    model: Model, gpus: tuple[Device, ...]
+) -> None:
+    free = {gpu.name: 8 * MIB for gpu in gpus} | {"CPU": 2**40}
+    with pytest.raises(MemoryNeedError, match=rf"on {gpus[0].name}, where 0.0 GiB are free"):
+        require_fit(model, ContextSettings(n_ctx=65536), free)
+
+
+def test_the_gpu_computes_what_the_cpu_does(model: Model, model_path: Path) -> None:
+    with Model.open(model_path, gpu_layers=0) as on_cpu:
+        expected = logits(on_cpu, offload_kqv=False)
+    assert divergence(expected, logits(model)) < 1e-3
+
+
+def test_flash_attention_computes_what_plain_attention_does(model: Model) -> None:
+    plain = logits(model, flash_attention=False)
+    assert divergence(plain, logits(model, flash_attention=True)) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_common_cache_types_stay_on_the_gpu(kind: str, model: Model) -> None:
+    support = cache_support(model, kind, kind)
+    assert support.refusal is None
+    assert not support.falls_back
+
+
+def test_the_rotation_on_the_gpu_is_the_predicted_one(model: Model, model_path: Path) -> None:
+    predicted = inspect(model_path).effective
+    assert predicted is not None
+    assert compare(probe(model), predicted).agrees

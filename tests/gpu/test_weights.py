@@ -1,0 +1,99 @@
+"""Layers go where they are put, and what does not fit is refused before it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ggufrope import RuntimeSettings, open_subject
+from ggufrope.errors import MemoryNeedError
+from ggufrope.runs.plan import KvTypes, Trial
+from ggufrope.runtime import ContextSettings, Model, library
+from ggufrope.runtime.library import Device
+from ggufrope.runtime.loading import LoadOptions
+from ggufrope.runtime.placement import fitting_layers, free_on_gpus, weights_need
+
+from .conftest import LAYERS
+
+MIB = 1024 * 1024
+
+
+def on(model: Model, device: Device) -> int:
+    """Bytes of weights on a device."""
+    return sum(b.size_bytes for b in model.placement.buffers if b.device == device.name)
+
+
+def test_all_layers_are_on_the_gpus(model_path: Path, gpus: tuple[Device, ...]) -> None:
+    with Model.open(model_path) as model:
+        assert model.placement.layers_on_gpu == model.placement.layers == LAYERS
+        held = sum(on(model, gpu) for gpu in gpus)
+        assert 0.8 * model.size_bytes < held <= model.size_bytes
+
+
+@pytest.mark.parametrize("layers", [0, 1, 4, LAYERS])
+def test_as_many_layers_are_on_the_gpus_as_asked(
+    layers: int, model_path: Path, gpus: tuple[Device, ...]
+) -> None:
+    foretold = {
+        b.device: b.size_bytes for b in weights_need(model_path, LoadOptions(gpu_layers=layers))
+    }
+    with Model.open(model_path, gpu_layers=layers) as model:
+        assert model.placement.layers_on_gpu == layers
+        for gpu in gpus:
+            assert on(model, gpu) == pytest.approx(foretold.get(gpu.name, 0), abs=MIB)
+
+
+def test_weights_take_memory_of_the_gpu(model_path: Path) -> None:
+    before = sum(free_on_gpus().values())
+    with Model.open(model_path) as model:
+        assert before - sum(free_on_gpus().values()) > 0.5 * model.size_bytes
+
+
+def test_a_main_gpu_has_the_whole_model(model_path: Path, gpus: tuple[Device, ...]) -> None:
+    for number, gpu in enumerate(gpus):
+        with Model.open(model_path, main_gpu=number) as model:
+            assert on(model, gpu) > 0.8 * model.size_bytes
+            assert all(on(model, other) == 0 for other in gpus if other != gpu)
+
+
+def test_a_tensor_split_shares_the_model_out(model_path: Path, gpus: tuple[Device, ...]) -> None:
+    if len(gpus) < 2:
+        pytest.skip("a tensor split needs two GPUs")
+    shares = (2.0, 1.0, *[0.0] * (len(gpus) - 2))
+    with Model.open(model_path, tensor_split=shares) as model:
+        first, second, *others = (on(model, gpu) for gpu in gpus)
+        assert first > second > 0
+        assert not any(others)
+
+
+def test_weights_that_do_not_fit_are_refused_and_take_nothing(too_large: Path) -> None:
+    before = free_on_gpus()
+    with pytest.raises(MemoryNeedError, match=r"GiB are free: put fewer there"):
+        Model.open(too_large)
+    for name, free in free_on_gpus().items():
+        assert free == pytest.approx(before[name], abs=256 * MIB)
+
+
+def test_fewer_layers_where_asked_for(too_large: Path) -> None:
+    few = fitting_layers(too_large, ContextSettings(n_ctx=65536))
+    more = fitting_layers(too_large, ContextSettings(n_ctx=1024))
+    assert 0 < few <= more
+    options = LoadOptions(gpu_layers=more)
+    free = free_on_gpus()
+    assert all(
+        b.size_bytes <= free.get(b.device, b.size_bytes) for b in weights_need(too_large, options)
+    )
+
+
+def test_auto_is_all_layers_where_they_fit(model_path: Path, gpus: tuple[Device, ...]) -> None:
+    subject = open_subject(model_path, RuntimeSettings(gpu_layers="auto"))
+    kv = KvTypes.parse("f16")
+    try:
+        with subject.contexts(Trial(scheme="file"), kv, largest=1024)(1024) as context:
+            assert context.n_ctx == 1024
+        assert subject.model.placement.layers_on_gpu == LAYERS
+        assert subject.details["layers on GPU"] == f"{LAYERS} of {LAYERS}"
+        assert library.devices()[0].description in subject.details[gpus[0].name]
+    finally:
+        subject.close()
