@@ -24,8 +24,8 @@ class CmaEs:
 
     Last comes the mean it has arrived at: less of a lucky shot at a few samples than the best
     single vector. What leaves the space is repaired, and the repaired vector is what the strategy
-    learns from.
-    Only the better half of a generation shapes the next one, so the rest may stay unranked.
+    learns from. Only the better half of a generation shapes the next one, so the rest may stay
+    unranked.
     """
 
     def __init__(self, space: Space, *, evaluations: int, rng: np.random.Generator) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.runtime import tiny
+from fixtures.make import build
 
 from .conftest import Call
 
@@ -56,7 +57,7 @@ def test_the_same_call_shows_the_result_again_and_another_is_refused(
 
 
 def test_yarns_parameters_where_no_factors_load(cli: Call, tmp_path: Path) -> None:
-    qwen = tiny.write(tmp_path / "qwen.gguf", "qwen2")
+    qwen = build("qwen2", tmp_path / "qwen.gguf", context=512)[0]
     refused = cli("search", qwen, *QUICK, "--out", tmp_path / "out")
     assert refused.code == 2
     assert "search with the space yarn" in refused.err
@@ -72,7 +73,6 @@ def test_yarns_parameters_where_no_factors_load(cli: Call, tmp_path: Path) -> No
         (("--target-ctx", "512"), "not above the original context of 512"),
         (("--target-ctx", "1k", "--budget", "soon"), "--budget soon: expected a time"),
         (("--target-ctx", "1k", "--candidates", "3"), "3 candidates are too few"),
-        (("--target-ctx", "1k", "--kv", "q9_9"), "q9_9"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(
@@ -82,6 +82,12 @@ def test_what_makes_no_sense_is_one_line(
     assert refused.code == 2
     assert message in refused.err
     assert refused.err.count("\n") == 1
+
+
+def test_a_cache_type_that_is_none(cli: Call, llama: Path, tmp_path: Path) -> None:
+    refused = cli("search", llama, *QUICK, "--kv", "q9_9", "--out", tmp_path / "out")
+    assert refused.code == 5
+    assert "unknown cache type 'q9_9'" in refused.err
 
 
 def test_text_shorter_than_a_sample(cli: Call, llama: Path, tmp_path: Path) -> None:
@@ -94,12 +100,9 @@ def test_text_shorter_than_a_sample(cli: Call, llama: Path, tmp_path: Path) -> N
 
 
 def test_a_working_folder_without_room(cli: Call, llama: Path, small_disk: Path) -> None:
-    (small_disk / "full").write_bytes(bytes(56 * 1024))
-    while True:
-        try:
-            (small_disk / "more").open("ab").write(bytes(512))
-        except OSError:
-            break
+    with suppress(OSError), (small_disk / "full").open("wb", buffering=0) as stream:
+        while stream.write(bytes(4096)):
+            pass
     out = small_disk.parent / "out"
     refused = cli("search", llama, *QUICK, "--work-dir", small_disk, "--out", out)
     assert refused.code == 3
