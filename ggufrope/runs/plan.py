@@ -13,22 +13,12 @@ from ..errors import WishError
 from ..evals.facts import ValueKind
 from ..evals.ruler.specs import RULER_TASKS
 from ..evals.verdict import Thresholds
+from ..patching.wish import Scheme as WrittenScheme
 
 TaskName: TypeAlias = Literal[
     "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
 ]
-Scheme: TypeAlias = Literal[
-    "file",
-    "none",
-    "linear",
-    "ntk",
-    "dynamic-ntk",
-    "ntk-by-parts",
-    "yarn",
-    "llama3",
-    "longrope",
-    "factors",
-]
+Scheme: TypeAlias = Literal["file", WrittenScheme]
 """A scheme to try; "file" is the model as it stands."""
 CacheType: TypeAlias = Literal[
     "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"
