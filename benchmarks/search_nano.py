@@ -1,6 +1,6 @@
 """Factors searched for the nano model at 8 times its trained length, held against YaRN.
 
-    python -m benchmarks.search_nano [--out DIR] [--results FILE] [--budget SECONDS]
+    python -m benchmarks.search_nano [--out DIR] [--results FILE] [--budget SECONDS] [--threads N]
 
 Searches in DIR (the same call resumes) and writes FILE, a summary as JSON with a page beside it.
 The aim: half of YaRN's misses on needles the search never saw, within 15 minutes on 2 cores.
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = SearchPlan(
     target_context=2048,
-    candidates=200,
-    samples=8,
-    screening_samples=3,
+    candidates=120,
+    samples=6,
     holdout_samples=24,
+    depths=tuple(range(0, 101, 10)),
     budget_seconds=12 * 60,
 )
 
@@ -110,8 +110,9 @@ def measure(plan: SearchPlan, *, description: str, title: str, model: Path | Non
     parser.add_argument("--out", type=Path, default=Path(Path(sys.argv[0]).stem.replace("_", "-")))
     parser.add_argument("--results", type=Path, help="where to write the summary")
     parser.add_argument("--budget", type=float, default=plan.budget_seconds, help="seconds")
+    parser.add_argument("--threads", type=int, help="default: every CPU")
     given = parser.parse_args()
-    runtime = LlamaRuntime(gpu_layers=0)
+    runtime = LlamaRuntime(gpu_layers=0, threads=given.threads)
     with SearchBoard() as board:
         result = run_search(
             read_model(model or given.model),

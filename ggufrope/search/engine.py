@@ -1,7 +1,7 @@
 """The search itself: stages over candidates, each recorded as it is judged.
 
-    known schemes at the target -> screening by the optimiser -> finalists at the target
-    -> the winner on the holdout -> the short face -> the gate of short contexts
+    YaRN at the target -> screening by the optimiser -> finalists at the target
+    -> winner and YaRN on the holdout -> the short face -> the gate of short contexts
 
 Everything is a function of the plan and of recorded losses, so a search resumes by running again.
 """
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WINNER = "searched"
 SHORT = "short face"
+YARN = "yarn"
 
 _NEAR_ONE = 1e-3
 """A magnitude this near 1 leaves the short face as it was."""
@@ -65,12 +66,11 @@ def search(
     runtime cannot evaluate, WishError where the plan cannot be carried out with this model; every
     candidate finished by then is in the record.
     """
-    known = baselines(rotation)
+    yarn = baselines(rotation)[YARN]
     finals = plan.finals()
-    opening = judge.course("final", finals, planned=len(known))
-    for scheme in known.values():
-        opening.judge(scheme)
-    reserve = _seconds_after_screening(plan, opening.seconds / len(known))
+    reserve = _seconds_after_screening(
+        plan, judge.course("final", finals, planned=1).judge(yarn).seconds
+    )
     deadline = math.inf if plan.budget_seconds is None else plan.budget_seconds - reserve
     screening = judge.course(
         "screening",
@@ -86,7 +86,9 @@ def search(
     winner = min(judged, key=lambda candidate: candidate.loss).scheme
     if keep is not None:
         keep(winner)
-    held_out = _compare(judge, "holdout", plan.holdout(), {WINNER: winner, **known}, against="yarn")
+    held_out = _compare(
+        judge, "holdout", plan.holdout(), {WINNER: winner, YARN: yarn}, against=YARN
+    )
     short = _short_face(plan, rotation, judge, winner) if two_faced else None
     now = {WINNER: winner} if short is None else {SHORT: short}
     gate = _compare(
@@ -162,5 +164,5 @@ def _compare(
 
 def _seconds_after_screening(plan: SearchPlan, seconds_each: float) -> float:
     """An estimate of all that follows, from what judging one scheme at the target takes: the
-    finalists, and the holdout of the winner and four known schemes."""
-    return seconds_each * (plan.finalists + 5 * plan.holdout_samples / plan.samples)
+    finalists, and the holdout of the winner and of YaRN."""
+    return seconds_each * (plan.finalists + 2 * plan.holdout_samples / plan.samples)

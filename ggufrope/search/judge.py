@@ -114,11 +114,6 @@ class Course:
     def over(self) -> bool:
         return self._judge.elapsed_seconds >= self._deadline
 
-    @property
-    def seconds(self) -> float:
-        """What its candidates took."""
-        return self._seconds
-
     def judge(self, scheme: RopeScaling, *, bar: float = math.inf) -> Candidate:
         """Judge one more candidate; early stopping counts on no better cells than the best any
         candidate of this stage had."""

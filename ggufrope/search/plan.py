@@ -27,7 +27,7 @@ class SearchPlan:
     """A search for `target_context` tokens, from a seed.
 
     Up to `candidates` are screened on `screening_samples` samples of `screening_context` tokens
-    (None: the target); the best `finalists` of them, and the known schemes, are judged on
+    (None: the target); the best `finalists` of them, and YaRN, are judged on
     `samples` samples at the target. `budget_seconds` ends the screening early enough for the rest.
     The winner is measured against YaRN on `holdout_samples` others. A sample is a haystack with
     needles at `depths` percent, or a chunk of `text` (None: Python's help topics). With

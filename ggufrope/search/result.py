@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ggufrope.rope import RopeScaling, Yarn, architecture
 from ggufrope.rope.trial import command_flags, try_out
-from ggufrope.search.engine import WINNER, Found
+from ggufrope.search.engine import WINNER, YARN, Found
 from ggufrope.search.holdout import Comparison, Standing
 from ggufrope.search.record import Candidate, encode_scheme
 from ggufrope.search.rotation import Rotation, baselines
@@ -126,7 +126,7 @@ def conclusion(comparison: Comparison) -> str:
     }[difference.verdict]
     return (
         f"{said}. On {difference.samples} samples it never saw: "
-        f"{_standing(standings[WINNER])}, YaRN {_standing(standings['yarn'])}; loss difference "
+        f"{_standing(standings[WINNER])}, YaRN {_standing(standings[YARN])}; loss difference "
         f"{difference.value:+.3f} nat per token (95 %: {difference.low:+.3f} to "
         f"{difference.high:+.3f})."
     )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 RECORD, FACTORS, RESULT = "search.jsonl", "factors.json", "result.json"
 
+_PAGES, _PAGE = 256, 4096
+
 
 def run_search(
     model: StoredModel,
@@ -112,14 +114,26 @@ def identity(model: StoredModel, plan: SearchPlan, settings: Mapping[str, str]) 
     options = asdict(plan)
     del options["budget_seconds"]
     options["text"] = None if plan.text is None else plan.text.sha256
-    with storage("read", model.path), model.path.open("rb") as stream:
-        header = stream.read(model.header.data_offset)
     return {
         **options,
         "settings": dict(settings),
-        "file_size": model.header.file_size,
-        "header_sha256": hashlib.sha256(header).hexdigest(),
+        "file_size": model.files.file_size,
+        "fingerprint": _fingerprint(model),
     }
+
+
+def _fingerprint(model: StoredModel) -> str:
+    """SHA-256 of every header, and of pages evenly spread over the weights: enough to tell models
+    apart, at the cost of a megabyte a file."""
+    digest = hashlib.sha256()
+    for shard in model.files.shards:
+        start, size = shard.header.data_offset, shard.header.file_size
+        with storage("read", shard.path), shard.path.open("rb") as stream:
+            digest.update(stream.read(start))
+            for number in range(_PAGES):
+                stream.seek(start + (size - start) * number // _PAGES)
+                digest.update(stream.read(_PAGE))
+    return digest.hexdigest()
 
 
 @contextmanager

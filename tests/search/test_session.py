@@ -167,6 +167,15 @@ def test_interrupted_it_leaves_the_best_so_far_and_goes_on_from_there(
     assert len(again.overrides) == 3  # the proof that it is live, and no candidate
 
 
+def test_other_weights_are_another_search(model: Path, tmp_path: Path) -> None:
+    searched(model, tmp_path / "out")
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(WishError, match="another search: fingerprint was"):
+        searched(model, tmp_path / "out")
+
+
 def test_a_budget_ends_the_screening_and_the_rest_is_done(model: Path, tmp_path: Path) -> None:
     result = searched(model, tmp_path / "out", replace(PLAN, budget_seconds=1e-6))
     assert result.spent
