@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
         if out is None:
             temporary = tempfile.TemporaryDirectory(prefix="ggufrope-run-")
             out = Path(cleanup.enter_context(temporary))
+        repair(plan)
         create(plan, out)
         with answering(out, json=json), RunBar() as bar:
             work(out, open_subject, on_job=bar.begin, progress=bar.advance)
@@ -55,6 +57,7 @@ def carry_out_batch(
 
     from .progress import CellBar
 
+    repair(plan)
     create(plan, folder)
     with RunStore(folder) as store:
         if retry_failed:
@@ -75,6 +78,15 @@ def carry_out_batch(
             )
         else:
             run_in_processes(folder, OPENER, slots=slots, selection=selection, on_cell=bar.advance)
+
+
+def repair(plan: RunPlan) -> None:
+    """Repair the plan's models where an edit was interrupted, and say so, as every command does."""
+    from .files import model_path
+
+    for name in plan.models:
+        for path in sorted(glob.glob(name, recursive=True)) or [name]:  # noqa: PTH207
+            model_path(path)
 
 
 @contextmanager
