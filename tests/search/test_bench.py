@@ -29,7 +29,7 @@ class LlamaRuntime:
         return Model.open(path, kv_overrides=kv_overrides, gpu_layers=0)
 
     def open_context(self, model: Model, n_ctx: int, rope: RopeOverrides) -> Context:
-        return Context(model, ContextSettings(n_ctx=n_ctx, rope=rope))
+        return Context(model, ContextSettings(n_ctx=n_ctx, rope=rope, n_threads=1))
 
 
 @pytest.fixture(scope="module")
