@@ -81,8 +81,8 @@ def page(title: str, command: str, result: SearchResult) -> str:
         d = comparison.difference
         lines += [
             "",
-            f"{comparison.standings[0].name} against {comparison.against}: {d.verdict}; paired",
-            f"over {d.samples} samples {d.value:+.4f} nat/token ({d.low:+.4f} to {d.high:+.4f}).",
+            f"Paired over {d.samples} samples {d.value:+.4f} nat/token, 95 % {d.low:+.4f} to {d.high:+.4f}:",
+            f"{comparison.standings[0].name} is {d.verdict} against {comparison.against}.",
             "",
         ]
     lines += ["## Factors", "", "| scheme | magnitude | factor of each pair |", "|---|---|---|"]
