@@ -37,7 +37,7 @@ PLAN = SearchPlan(
 )
 
 
-def summary(result: SearchResult) -> dict[str, Any]:
+def summary(result: SearchResult, *, threads: int | None) -> dict[str, Any]:
     """The result without its history, and what it was measured with."""
     plain = asdict(result)
     history = plain.pop("history")
@@ -52,6 +52,7 @@ def summary(result: SearchResult) -> dict[str, Any]:
     )
     plain["machine"] = {
         "cpus": os.cpu_count(),
+        "threads": threads or os.cpu_count(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "llama_cpp_python": version("llama_cpp_python"),
@@ -81,7 +82,8 @@ def page(title: str, command: str, result: SearchResult) -> str:
         d = comparison.difference
         lines += [
             "",
-            f"Paired over {d.samples} samples {d.value:+.4f} nat/token, 95 % {d.low:+.4f} to {d.high:+.4f}:",
+            f"Paired over {d.samples} samples: {d.value:+.4f} nat/token",
+            f"(95 %: {d.low:+.4f} to {d.high:+.4f});",
             f"{comparison.standings[0].name} is {d.verdict} against {comparison.against}.",
             "",
         ]
@@ -126,7 +128,7 @@ def measure(plan: SearchPlan, *, description: str, title: str, model: Path | Non
     print(text)
     if given.results is not None:
         given.results.parent.mkdir(parents=True, exist_ok=True)
-        plain = json.dumps(summary(result), indent=1)
+        plain = json.dumps(summary(result, threads=given.threads), indent=1)
         given.results.write_text(plain + "\n", encoding="utf-8")
         given.results.with_suffix(".md").write_text(text, encoding="utf-8")
 
