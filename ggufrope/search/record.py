@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ggufrope import rope
 from ggufrope.container.files import storage
+from ggufrope.container.locks import lock
 from ggufrope.errors import StorageError, WishError
 from ggufrope.rope import RopeScaling
 from ggufrope.search.fitness import CellLoss, Evaluation
@@ -57,7 +58,8 @@ class Record:
         """Begin a record, or take up the one that is there.
 
         `identity` is all that the losses depend on, as JSON has it. Raises WishError where the
-        record is of another search, StorageError where it cannot be read or written.
+        record is of another search, StorageError where it cannot be read or written, or another
+        process has it open.
         """
         self._candidates: list[Candidate] = []
         self._path = path
@@ -65,6 +67,7 @@ class Record:
             path.touch()
             self._file = path.open("r+b", buffering=0)
         try:
+            lock(self._file, path)
             self._take_up(identity)
         except BaseException:
             self._file.close()

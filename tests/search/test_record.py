@@ -12,7 +12,8 @@ from ggufrope.search.fitness import CellLoss, Evaluation
 from ggufrope.search.record import Record, decode_scheme, encode_scheme
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import os
+from pathlib import Path
 
 IDENTITY: dict[str, Any] = {"seed": 1, "depths": (0, 50)}
 FACTORS = FrequencyFactors(factors=(1.0, 1.100000023841858, 3.0), attention_factor=1.1)
@@ -68,6 +69,13 @@ def test_a_line_cut_short_at_any_byte_is_dropped_and_written_over(path: Path) ->
             assert [each.scheme for each in record.candidates] == [Unscaled()]
             record.append("screening", "needle", FACTORS, EVALUATION)
         assert path.read_bytes() == more
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no advisory locks here")
+def test_two_searches_do_not_share_a_record(path: Path) -> None:
+    with Record(path, IDENTITY), pytest.raises(StorageError, match="another ggufrope process"):
+        Record(path, IDENTITY)
+    begun(path)
 
 
 def test_another_search_is_refused_with_what_differs(path: Path) -> None:
