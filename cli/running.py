@@ -65,7 +65,7 @@ def carry_out_batch(
         jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
         left = sum(len(job.cells) - len(store.finished_cells(job)) for job in jobs)
     slots = [Slot.on_gpu(device) for device in plan.runtime.devices] or [Slot(environment={})]
-    with answering(folder, json=json), CellBar(left) as bar:
+    with answering(folder, selection=selection, json=json), CellBar(left) as bar:
         if ray:
             run_on_ray(
                 folder,
@@ -90,7 +90,7 @@ def repair(plan: RunPlan) -> None:
 
 
 @contextmanager
-def answering(folder: Path, *, json: bool) -> Iterator[None]:
+def answering(folder: Path, *, selection: Selection | None = None, json: bool) -> Iterator[None]:
     """Show the report when the block ends, interrupted or not; leave with 1 where it fails."""
     import typer
 
@@ -100,7 +100,7 @@ def answering(folder: Path, *, json: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        report = stored_report(folder)
+        report = stored_report(folder, selection)
         view.answer(report, json=json)
     if not report.passed:
         raise typer.Exit(CHECK_FAILED)
@@ -134,8 +134,8 @@ def matrix(
     return estimate(plan, jobs, memory=memory, tokens_per_second=tokens_per_second)
 
 
-def stored_report(folder: Path) -> RunReport:
-    """The report of the run in `folder`; WishError where there is none."""
+def stored_report(folder: Path, selection: Selection | None = None) -> RunReport:
+    """The report of the run in `folder`, or of a part; WishError where there is none."""
     from ggufrope.errors import WishError
     from ggufrope.report import report_of
     from ggufrope.runs.store import RunStore
@@ -143,7 +143,7 @@ def stored_report(folder: Path) -> RunReport:
     if not (folder / "run.sqlite").is_file():
         raise WishError(f"{folder}: no run is stored there")
     with RunStore(folder) as store:
-        return report_of(store)
+        return report_of(store, selection)
 
 
 def write_report(path: Path, text: str) -> None:

@@ -56,9 +56,10 @@ def run(
 ) -> RunReport:
     """Carry `plan` out in this process, keep every result in `folder`, and report.
 
-    The same call resumes a run that was interrupted. `on_cell` is called with each cell as it
-    finishes, `progress` with tokens evaluated. A job that fails is recorded; MissingPartError is
-    raised without llama-cpp-python, WishError or FileError where the plan cannot be carried out.
+    The same call resumes a run that was interrupted. With a `selection` only the jobs it chooses
+    are done and reported. `on_cell` is called with each cell as it finishes, `progress` with
+    tokens evaluated. A job that fails is recorded; MissingPartError is raised without
+    llama-cpp-python, WishError or FileError where the plan cannot be carried out.
     """
     from .report import report_of
     from .runs.store import RunStore
@@ -67,7 +68,7 @@ def run(
     create(plan, folder)
     work(folder, open_subject, selection=selection, on_cell=on_cell, progress=progress)
     with RunStore(folder) as store:
-        return report_of(store)
+        return report_of(store, selection)
 
 
 class LlamaSubject:

@@ -8,6 +8,7 @@ import pytest
 
 from ggufrope import RunPlan, RuntimeSettings, Trial, open_subject, run
 from ggufrope.errors import WishError
+from ggufrope.runs.jobs import Selection
 from ggufrope.runs.plan import KvTypes
 from ggufrope.runtime import library
 
@@ -28,6 +29,21 @@ def test_another_plan_has_no_place_in_the_folder(nano: Path, tmp_path: Path) -> 
     run(RunPlan(models=(str(nano),), contexts=(256,), depths=1), tmp_path / "run")
     with pytest.raises(WishError):
         run(RunPlan(models=(str(nano),), contexts=(512,), depths=1), tmp_path / "run")
+
+
+def test_a_share_of_a_run_is_judged_by_itself(nano: Path, tmp_path: Path) -> None:
+    plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1, kv=("f16", "q8_0"))
+    for shard in (1, 2):
+        report = run(plan, tmp_path / "run", selection=Selection(shard=shard, shards=2))
+        assert report.complete
+        assert {result.cell.kv for result in report.cells} == {plan.kv[shard - 1]}
+    assert len(run(plan, tmp_path / "run").cells) == 2
+
+
+def test_a_selection_of_nothing_says_what_there_is(nano: Path, tmp_path: Path) -> None:
+    plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1)
+    with pytest.raises(WishError, match=r"no job matches kv=q4_0; there are kv=f16"):
+        run(plan, tmp_path / "run", selection=Selection(only=("kv=q4_0",)))
 
 
 def test_trials_share_the_weights_and_baked_ones_get_a_copy(nano: Path) -> None:

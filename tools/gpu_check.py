@@ -172,13 +172,13 @@ class GpuCheck:
         with self.phases.phase("report"):
             folder = str(self.out / "run")
             told = self._ggufrope("report", folder, "--json", allowed=(0, _CHECK_FAILED))
-            self.result["run"] = json.loads(told)
-            troubles = [c for c in self.result["run"]["cells"] if c["status"] == "error"]
-            self._ggufrope("report", folder, "--html", str(self.out / "run.html"))
-            if troubles:
-                raise PhaseError(
-                    f"{len(troubles)} cells failed, the first: {troubles[0]['reason']}"
-                )
+            self.result["run"] = run = json.loads(told)
+            written = self._work / "run.html"
+            self._ggufrope("report", folder, "--html", str(written))
+            self._run_page = written.read_text(encoding="utf-8")
+            failed = [cell["reason"] for cell in run["cells"] if cell["status"] == "error"]
+            if failed:
+                raise PhaseError(f"{len(failed)} cells failed, the first: {failed[0]}")
 
 
 def plan_text(models: Sequence[Path], contexts: Sequence[int]) -> str:

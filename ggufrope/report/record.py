@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import Literal
 
 from ..runs.cells import CellResult
+from ..runs.jobs import Selection
 from ..runs.plan import RunPlan
 from ..runs.store import JobRecord, ModelRecord, RunStore, WorkerRecord
 from .judging import SettingVerdict, judge_settings
@@ -44,9 +45,15 @@ class RunReport:
         return all(job.state in ("done", "failed") for job in self.jobs)
 
 
-def report_of(store: RunStore) -> RunReport:
-    """The report of a stored run, as far as it has come. Raises StorageError."""
-    plan, cells = store.plan, store.results()
+def report_of(store: RunStore, selection: Selection | None = None) -> RunReport:
+    """The report of a stored run, as far as it has come, or of the part of it that `selection`
+    chooses, which is then the whole. Raises StorageError, WishError as the selection does."""
+    plan, jobs, cells = store.plan, store.jobs(), store.results()
+    if selection is not None:
+        chosen = {job.id for job in selection.choose(tuple(entry.job for entry in jobs))}
+        jobs = tuple(entry for entry in jobs if entry.job.id in chosen)
+        asked = {cell for entry in jobs for cell in entry.job.cells}
+        cells = tuple(result for result in cells if result.cell in asked)
     summary = summarize(cells)
     return RunReport(
         schema=SCHEMA,
@@ -54,7 +61,7 @@ def report_of(store: RunStore) -> RunReport:
         plan=plan,
         models=store.models(),
         workers=store.workers(),
-        jobs=store.jobs(),
+        jobs=jobs,
         cells=cells,
         summary=summary,
         verdicts=judge_settings(summary, plan.thresholds),

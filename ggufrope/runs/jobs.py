@@ -70,7 +70,10 @@ class Selection:
         return cls(only=only, shard=int(index), shards=int(count))
 
     def choose(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
-        """The selected jobs, in order. Terms on one axis add up, axes narrow each other."""
+        """The selected jobs, in order. Terms on one axis add up, axes narrow each other.
+
+        Raises WishError where no job matches the terms; a share may well be empty.
+        """
         wanted: dict[str, list[str]] = {}
         for term in self.only:
             axis, _, pattern = term.partition("=")
@@ -83,6 +86,9 @@ class Selection:
                 for axis, patterns in wanted.items()
             )
         ]
+        if self.only and not matching:
+            there = {f"{axis}={_AXES[axis](job)}": None for axis in wanted for job in jobs}
+            raise WishError(f"no job matches {' '.join(self.only)}; there are {', '.join(there)}")
         return tuple(matching[self.shard - 1 :: self.shards])
 
 
