@@ -118,7 +118,7 @@ def _metric(found: SummaryRow, name: str) -> str:
     if name in ("recall", "beats_distractors"):
         if metric.low is None or metric.high is None:
             return f"{metric.value:.0%}"
-        return f"{metric.value:.0%} ({metric.low:.0%}-{metric.high:.0%})"
+        return f"{metric.value:.0%} ({100 * metric.low:.0f}-{100 * metric.high:.0f})"
     return f"{metric.value:.3g}"
 
 
