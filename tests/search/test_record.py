@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +13,7 @@ from ggufrope.search.fitness import CellLoss, Evaluation
 from ggufrope.search.record import Record, decode_scheme, encode_scheme
 
 if TYPE_CHECKING:
-    import os
-from pathlib import Path
+    from pathlib import Path
 
 IDENTITY: dict[str, Any] = {"seed": 1, "depths": (0, 50)}
 FACTORS = FrequencyFactors(factors=(1.0, 1.100000023841858, 3.0), attention_factor=1.1)
