@@ -53,7 +53,7 @@ class GpuCheck:
         self._options = options
         self._work = work
         self._site = work / "site"
-        self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(self._paths())}
+        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(self._paths())}
         self._architecture: str | None = None
         self._models: list[Path] = []
         self._run_page: str | None = None
@@ -83,7 +83,7 @@ class GpuCheck:
         return [*own, str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 
     def _run(self, *command: str, allowed: Sequence[int] = (0,)) -> str:
-        return self.phases.run(command, environment=self._environment, allowed=allowed)
+        return self.phases.run(command, environment=self.environment, allowed=allowed)
 
     def _ggufrope(self, *arguments: str, allowed: Sequence[int] = (0,)) -> str:
         return self._run(*_GGUFROPE, *arguments, allowed=allowed)

@@ -17,7 +17,7 @@ import pytest
 
 from ggufrope.container import open_model
 from ggufrope.runs.planfile import parse_plan
-from ggufrope.runtime import Model
+from ggufrope.runtime import Model, library
 from tools import cuda_build, gpu_check, gpu_phases, random_model
 
 TINY = random_model.SHAPES["tiny"]
@@ -106,6 +106,46 @@ def test_without_a_gpu_the_rest_goes_on_and_the_check_fails(
     assert "name the file with --model" in phases["smollm2"].reason
     assert "the time for the whole check is used up" in phases["doctor"].reason
     assert "No run was stored" in (options.out / "result.html").read_text()
+
+
+def test_on_a_machine_with_a_card_the_package_built_is_the_one_used(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card and the compilers are scripts, and what they build is the installed llama.cpp."""
+    installed = Path(str(library.load().__file__)).parent
+    sdist = tmp_path / "sdist.tar.gz"
+    with tarfile.open(sdist, "w:gz") as archive:
+        for module in installed.glob("*.py"):
+            archive.add(module, f"llama_cpp_python-1.0/llama_cpp/{module.name}")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    libraries = f"{installed}/lib/libggml*.so* {installed}/lib/libllama.so*"
+    for name, script in {
+        "nvidia-smi": "echo 'NVIDIA Pretend, 9.0, 1024, 1.0'",
+        "nvcc": "echo release 13.0",
+        "cmake": f'[ "$1" != --build ] || {{ mkdir -p $2/bin && cp -P {libraries} $2/bin; }}',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    wanted = [str(tmp_path / "out"), "--source", str(sdist), "--model", str(nano)]
+    options = gpu_check.parse_options([*wanted, "--shape", "tiny", "--contexts", "256"])
+    options.out.mkdir()
+    (tmp_path / "work").mkdir()
+    check = gpu_check.GpuCheck(options, tmp_path / "work")
+    passed = check.carry_out()
+    told = {phase.name: (phase.status, phase.reason) for phase in check.phases.done}
+    assert told["card"] == told["packages"] == told["build"] == ("ok", "")
+    assert result(options.out)["cards"][0]["architecture"] == "90"
+    assert told["matrix of smollm2"] == told["report"] == ("ok", "")
+    if not library.can_offload():
+        assert told["doctor"] == ("failed", "this build of llama.cpp cannot use a GPU")
+        assert not passed
+    where = [sys.executable, "-c", "import llama_cpp; print(llama_cpp.__file__)"]
+    found = subprocess.run(
+        where, env=check.environment, check=True, capture_output=True, text=True
+    ).stdout
+    assert Path(found).is_relative_to(tmp_path / "work" / "site")
 
 
 def test_the_plan_is_one_the_project_reads() -> None:
