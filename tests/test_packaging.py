@@ -12,7 +12,7 @@ import pytest
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # pragma: no cover - the oldest supported Python
-    tomllib = pytest.importorskip("tomli")
+    tomllib = pytest.importorskip("tomli", reason="TOML is read with tomli before Python 3.11")
 
 
 def test_package_list_matches_the_folders(root: Path) -> None:

@@ -20,14 +20,6 @@ from ggufrope.evals.divergence import (
     DivergenceResult,
     DivergenceTask,
 )
-from ggufrope.evals.kvmatrix import (
-    KvMatrixPlan,
-    KvMatrixTask,
-    KvPair,
-    KvResult,
-    KvRow,
-    kv_rows,
-)
 from ggufrope.evals.metrics import Mean, Proportion
 from ggufrope.evals.needle import NeedleResult, NeedleTask, Recall, recall, recall_by_length
 from ggufrope.evals.needle_plan import NeedleCell, NeedlePlan, passkey_plan
@@ -61,11 +53,6 @@ __all__ = [
     "DivergenceResult",
     "DivergenceTask",
     "Evidence",
-    "KvMatrixPlan",
-    "KvMatrixTask",
-    "KvPair",
-    "KvResult",
-    "KvRow",
     "Mean",
     "NeedleCell",
     "NeedlePlan",
@@ -90,7 +77,6 @@ __all__ = [
     "Thresholds",
     "Verdict",
     "judge",
-    "kv_rows",
     "passkey_plan",
     "perplexity_of",
     "read_text",

@@ -55,7 +55,7 @@ class Thresholds:
 class Evidence:
     """What was measured; mappings are by context length in tokens, and lack what was not asked.
 
-    `ruler` is a mean in percent. `nll` is the mean negative log-probability of a text, `base_nll`
+    `ruler` is a mean over tasks. `nll` is the mean negative log-probability of a text, `base_nll`
     that of the base at a length it was made for, else the shortest length of `nll` stands in.
     `short_nll` is the paired difference to the base within its context, `short_recall` the base's
     recall there and the variant's. None inside a mapping is asked for, and without a score.

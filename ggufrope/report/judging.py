@@ -11,6 +11,7 @@ from ..evals.verdict import Evidence, Thresholds, Verdict, judge
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ..runs.cells import Metric
     from .summary import SummaryRow
 
 
@@ -48,8 +49,8 @@ def _evidence(rows: list[SummaryRow]) -> Evidence:
     needles = [row for row in judged if row.task in ("needle", "passkey")]
     short = next((row for row in judged if row.task == "short-context"), None)
     return Evidence(
-        recall={row.context_tokens: _share(row, "recall") for row in needles},
-        beats_distractors={row.context_tokens: _share(row, "beats_distractors") for row in needles},
+        recall=_least(needles, "recall"),
+        beats_distractors=_least(needles, "beats_distractors"),
         ruler=_ruler(judged),
         nll={row.context_tokens: _value(row, "nll") for row in judged if row.task == "perplexity"},
         divergence={
@@ -64,8 +65,22 @@ def _evidence(rows: list[SummaryRow]) -> Evidence:
     )
 
 
+def _least(rows: list[SummaryRow], name: str) -> dict[int, Proportion]:
+    """The share at each length, of the task that does worst: one that is not scored, if any."""
+    shares: dict[int, Proportion] = {}
+    for row in rows:
+        share, other = _share(row, name), shares.get(row.context_tokens)
+        if other is None or _rank(share) < _rank(other):
+            shares[row.context_tokens] = share
+    return shares
+
+
+def _rank(share: Proportion) -> float:
+    return -1.0 if share.value is None else share.value
+
+
 def _ruler(rows: list[SummaryRow]) -> dict[int, float | None]:
-    """The mean over the tasks measured at each length, in percent; None where one is missing."""
+    """The mean over the tasks measured at each length, 0 to 1; None where one is missing."""
     scores: dict[int, list[float | None]] = {}
     for row in rows:
         if row.task == "ruler":
@@ -77,22 +92,27 @@ def _ruler(rows: list[SummaryRow]) -> dict[int, float | None]:
     return means
 
 
+def _metric(row: SummaryRow, name: str) -> Metric | None:
+    """The metric, or None where a cell of the row has no score: what failed is not left out."""
+    return row.metric(name) if row.scored == row.cells else None
+
+
 def _value(row: SummaryRow, name: str) -> float | None:
-    metric = row.metric(name)
+    metric = _metric(row, name)
     return None if metric is None else metric.value
 
 
 def _mean(row: SummaryRow, name: str) -> Mean:
-    metric = row.metric(name)
+    metric = _metric(row, name)
     if metric is None:
         return Mean(n=0, value=None, standard_error=None)
     return Mean(n=metric.n or 0, value=metric.value, standard_error=None)
 
 
 def _share(row: SummaryRow, name: str) -> Proportion:
-    """A share with its interval; without a value where a cell of the row has no score."""
-    metric = row.metric(name)
-    if metric is None or metric.value is None or row.scored < row.cells:
+    """A share with its interval."""
+    metric = _metric(row, name)
+    if metric is None or metric.value is None:
         return Proportion(successes=0, n=row.scored, value=None, low=None, high=None)
     n = metric.n or 0
     return Proportion(

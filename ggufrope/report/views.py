@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING
 
-from ..evals.kvmatrix import SLOW
 from ..evals.ruler import effective_length, effective_length_by_share
 from ..runs.cells import CellResult, Metric
 from ..runs.tasks.text import CURVE
@@ -27,6 +26,8 @@ QUALITIES = (
     ("perplexity", "perplexity"),
 )
 """Task and metric a cache type is judged by, the most telling first."""
+SLOW = 0.5
+"""Below this share of f16's speed a cache type is flagged: the build may lack a fast way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +246,7 @@ def at_longest(found: Iterable[Speed]) -> tuple[Speed, ...]:
 
 
 def slow_caches(report: RunReport) -> tuple[Slow, ...]:
-    """Speeds below half of f16's, everything else equal."""
+    """Speeds below SLOW of f16's, everything else equal."""
     measured = speeds(report)
     base = {_place(speed): speed.tokens_per_second for speed in measured if speed.kv == "f16"}
     return tuple(

@@ -75,15 +75,6 @@ def format_factors(factors: FactorSet, *, form: FactorFormat) -> bytes:
     return stream.getvalue()
 
 
-def check_length(name: str, factors: Sequence[float], *, n_rot: int) -> None:
-    """Raise WishError unless there is one factor a pair of `n_rot` rotary dimensions."""
-    if len(factors) != n_rot // 2:
-        raise WishError(
-            f"{name} has {len(factors)} values: this model needs {n_rot // 2}, "
-            f"one a pair of its {n_rot} rotary dimensions"
-        )
-
-
 def first_descent(factors: Sequence[float]) -> int | None:
     """The first index whose factor is below the one before, or None: searched factors rise."""
     return next((i for i in range(1, len(factors)) if factors[i] < factors[i - 1]), None)

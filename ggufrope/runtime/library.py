@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ggufrope.errors import MissingPartError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import ModuleType
 
 INSTALL_COMMAND = 'pip install "ggufrope[llama]"'
@@ -76,15 +76,8 @@ class Log:
 
 
 _captures: list[Log] = []
-_echo: Callable[[str], None] | None = None
 _unfinished: tuple[int, str] | None = None
 _callback: object = None  # llama.cpp keeps only the pointer, so this reference must live
-
-
-def echo_log(sink: Callable[[str], None] | None) -> None:
-    """Also hand every line llama.cpp logs, debug lines left out, to `sink`; None is silence."""
-    global _echo
-    _echo = sink
 
 
 @contextmanager
@@ -117,8 +110,6 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
                 log.lines.append(line)
             if level == _ERROR:
                 log.errors.append(line)
-        if level != _DEBUG and _echo is not None:
-            _echo(line)
 
 
 @cache

@@ -12,7 +12,6 @@ import numpy as np
 from ggufrope.errors import WishError
 from ggufrope.patching.wish import Wish, resolve
 from ggufrope.rope import (
-    FrequencyFactors,
     Linear,
     NtkAware,
     RopeMetadata,
@@ -132,14 +131,6 @@ def longrope_attention(rotation: Rotation) -> float:
 def yarn_attention(rotation: Rotation) -> float:
     """1 + 0.1 ln s (YaRN, equation 22)."""
     return yarn_mscale(rotation.factor)
-
-
-def as_factors(scaling: RopeScaling, rotation: Rotation) -> FrequencyFactors:
-    """Any scheme as the relative factors and the magnitude it comes to."""
-    return FrequencyFactors(
-        factors=single(rotation.relative_factors(scaling)),
-        attention_factor=rotation.magnitude(scaling),
-    )
 
 
 def _native(metadata: RopeMetadata) -> tuple[float, ...] | None:

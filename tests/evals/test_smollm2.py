@@ -26,7 +26,7 @@ GRID = NeedlePlan(lengths=(192, 320), depths=(0, 100), distractors=2)
 
 @pytest.fixture(scope="module")
 def model(smollm2: Path) -> Iterator[Model]:
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     with Model.open(smollm2) as opened:
         yield opened
 

@@ -12,7 +12,6 @@ from ggufrope.errors import WishError
 from ggufrope.rope.factors import (
     FactorFormat,
     FactorSet,
-    check_length,
     first_descent,
     format_factors,
     parse_factors,
@@ -105,9 +104,6 @@ def test_one_face_does_not_fit_npy() -> None:
         format_factors(FactorSet(long=(1.0,)), form="npy")
 
 
-def test_length_and_order() -> None:
-    with pytest.raises(WishError, match="f has 3 values: this model needs 32"):
-        check_length("f", (1, 2, 3), n_rot=64)
-    check_length("f", (1,) * 32, n_rot=64)
+def test_order() -> None:
     assert first_descent((1, 2, 2, 1.5, 3)) == 3
     assert first_descent((1, 1, 2)) is None
