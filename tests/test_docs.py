@@ -12,7 +12,17 @@ import typer.main
 from ggufrope_cli.app import build
 
 COMMANDS = dict(sorted(typer.main.get_command(build()).commands.items()))  # type: ignore[attr-defined]
-PACKAGES = ("container", "rope", "advice", "patching", "runtime", "evals", "search", "runs", "report")
+PACKAGES = (
+    "container",
+    "rope",
+    "advice",
+    "patching",
+    "runtime",
+    "evals",
+    "search",
+    "runs",
+    "report",
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
