@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .values import numbers
+from .values import token_counts
 
 if TYPE_CHECKING:
     from ggufrope.evals.verdict import Thresholds
@@ -57,7 +57,12 @@ class RunOptions:
     seed: Annotated[int, _option("--seed", "Seed of every prompt.", "N", _WHAT)] = 0
     text: Annotated[
         Path | None,
-        _option("--text", "Text of perplexity and divergence.", "FILE", _WHAT),
+        _option(
+            "--text",
+            "Text of perplexity and divergence; default: Python's help topics.",
+            "FILE",
+            _WHAT,
+        ),
     ] = None
     chunks: Annotated[
         int, _option("--chunks", "Contexts of text read at most.", "N", _WHAT, min=1)
@@ -140,7 +145,7 @@ class RunOptions:
         )
         return RunPlan(
             models=(model,),
-            contexts=numbers(self.ctx, "--ctx"),
+            contexts=token_counts(self.ctx),
             scalings=trials,
             depths=_depths(self.depths),
             samples=self.samples,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .values import tokens
 
 if TYPE_CHECKING:
     from ggufrope.runs.plan import Trial
@@ -15,9 +17,9 @@ _GROUP = "Scaling"
 SCHEME_HELP = "none, linear, ntk, dynamic-ntk, ntk-by-parts, yarn, llama3, longrope or factors."
 
 
-def _option(name: str, help_: str, metavar: str) -> object:
+def _option(name: str, help_: str, metavar: str, **more: Any) -> object:
     return typer.Option(
-        name, metavar=metavar, help=help_, rich_help_panel=_GROUP, show_default=False
+        name, metavar=metavar, help=help_, rich_help_panel=_GROUP, show_default=False, **more
     )
 
 
@@ -27,14 +29,20 @@ class ScalingOptions:
 
     scaling: Annotated[str | None, _option("--scaling", SCHEME_HELP, "SCHEME")] = None
     target_ctx: Annotated[
-        int | None, _option("--target-ctx", "Context to reach, in tokens.", "TOKENS")
+        int | None,
+        _option("--target-ctx", "Context to reach: 16384 or 16k.", "TOKENS", parser=tokens),
     ] = None
     factor: Annotated[
         float | None, _option("--factor", "Target over original context.", "FACTOR")
     ] = None
     orig_ctx: Annotated[
         int | None,
-        _option("--orig-ctx", "Context the model was trained for; default: the file's.", "TOKENS"),
+        _option(
+            "--orig-ctx",
+            "Context the model was trained for; default: the file's.",
+            "TOKENS",
+            parser=tokens,
+        ),
     ] = None
     beta_fast: Annotated[
         float | None, _option("--beta-fast", "Turns above which pairs are kept [32].", "TURNS")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from .values import seconds, tokens
+
 if TYPE_CHECKING:
     from ggufrope.search import SearchPlan
 
@@ -23,11 +25,18 @@ class SearchOptions:
     """What the options said; `plan` makes the SearchPlan of it."""
 
     target_ctx: Annotated[
-        str, _option("--target-ctx", "Context to reach: 16384 or 16k.", "TOKENS", _WHAT)
+        int,
+        _option("--target-ctx", "Context to reach: 16384 or 16k.", "TOKENS", _WHAT, parser=tokens),
     ]
     orig_ctx: Annotated[
         int | None,
-        _option("--orig-ctx", "Context it was trained for; default: the file's.", "TOKENS", _WHAT),
+        _option(
+            "--orig-ctx",
+            "Context it was trained for; default: the file's.",
+            "TOKENS",
+            _WHAT,
+            parser=tokens,
+        ),
     ] = None
     space: Annotated[
         str,
@@ -64,9 +73,13 @@ class SearchOptions:
         int, _option("--screening-samples", "Samples for each candidate.", "N", _HOW)
     ] = 2
     screening_ctx: Annotated[
-        str | None,
+        int | None,
         _option(
-            "--screening-ctx", "Context of the screening; default: the target.", "TOKENS", _HOW
+            "--screening-ctx",
+            "Context of the screening; default: the target.",
+            "TOKENS",
+            _HOW,
+            parser=tokens,
         ),
     ] = None
     holdout_samples: Annotated[
@@ -92,14 +105,8 @@ class SearchOptions:
         from ggufrope.evals.texts import read_text
         from ggufrope.search import SearchPlan
 
-        from .values import numbers, seconds
-
-        def tokens(text: str, option: str) -> int:
-            return numbers(text, option)[0]
-
-        screening = self.screening_ctx
         return SearchPlan(
-            target_context=tokens(self.target_ctx, "--target-ctx"),
+            target_context=self.target_ctx,
             original_context=self.orig_ctx,
             space=cast("Any", self.space),
             attention=cast("Any", self.attention),
@@ -109,7 +116,7 @@ class SearchOptions:
             finalists=self.finalists,
             samples=self.samples,
             screening_samples=self.screening_samples,
-            screening_context=None if screening is None else tokens(screening, "--screening-ctx"),
+            screening_context=self.screening_ctx,
             holdout_samples=self.holdout_samples,
             seed=self.seed,
             budget_seconds=None if self.budget is None else seconds(self.budget, "--budget"),

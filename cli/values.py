@@ -22,19 +22,21 @@ def strategy_named(word: str | None) -> Strategy | None:
         raise WishError(f"--strategy {word}: expected one of {known}") from None
 
 
-def numbers(text: str, option: str) -> tuple[int, ...]:
-    """`4096,8k,16k` as integers; k is 1024. WishError names the word that is none."""
+def tokens(text: str) -> int:
+    """`4096` or `4k` as a number of tokens; k is 1024. WishError where it is none."""
     from ggufrope.errors import WishError
 
-    found = []
-    for word in text.split(","):
-        digits, scale = word.strip().lower(), 1
-        if digits.endswith("k"):
-            digits, scale = digits[:-1], 1024
-        if not digits.isdecimal():
-            raise WishError(f"{option} {text}: {word.strip()!r} is not a whole number")
-        found.append(int(digits) * scale)
-    return tuple(found)
+    digits, scale = text.strip().lower(), 1
+    if digits.endswith("k"):
+        digits, scale = digits[:-1], 1024
+    if not digits.isdecimal() or int(digits) == 0:
+        raise WishError(f"{text.strip()!r} is not a number of tokens, as 16384 and 16k are")
+    return int(digits) * scale
+
+
+def token_counts(text: str) -> tuple[int, ...]:
+    """`4096,8k,16k` as numbers of tokens. WishError names the word that is none."""
+    return tuple(tokens(word) for word in text.split(","))
 
 
 def byte_count(text: str, option: str) -> int:

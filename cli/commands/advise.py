@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from ..options import FileArgument, JsonOption
+from ..values import byte_count, tokens
 
 
 def command(
     file: FileArgument,
     target_ctx: Annotated[
-        int, typer.Option(metavar="TOKENS", help="Context to reach, in tokens.", min=1)
+        int,
+        typer.Option(metavar="TOKENS", help="Context to reach: 16384 or 16k.", parser=tokens),
     ],
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory there is, e.g. 24GiB.")
@@ -25,7 +27,6 @@ def command(
 
     from ..files import model_path
     from ..output import emit_json
-    from ..values import byte_count
     from ..views import advice as view
 
     model = read_model(model_path(file))

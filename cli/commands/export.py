@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from ..options import FileArgument, JsonOption
+from ..values import tokens
 
 
 def command(
@@ -21,7 +22,9 @@ def command(
     ],
     ctx: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Context length to run at; default: the file's."),
+        typer.Option(
+            metavar="TOKENS", parser=tokens, help="Context length to run at; default: the file's."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

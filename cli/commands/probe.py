@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..options import FileArgument, JsonOption
+from ..values import tokens
 
 
 def command(
@@ -14,7 +15,9 @@ def command(
     ctx: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Context length to measure for; default: the file's."
+            metavar="TOKENS",
+            parser=tokens,
+            help="Context length to measure for; default: the file's.",
         ),
     ] = None,
     json: JsonOption = False,

@@ -39,6 +39,7 @@ def command(
 ) -> None:
     """Search RoPE factors, or YaRN's parameters, for a longer context; nothing is retrained."""
     from ggufrope.patching import read_model
+    from ggufrope.runs.plan import KvTypes
     from ggufrope.search import run_search
 
     from ..files import model_path
@@ -49,9 +50,9 @@ def command(
 
     model = read_model(model_path(file))
     plan = search.plan()
-    type_k, _, type_v = kv.partition("/")
+    types = KvTypes.parse(kv)
     runtime = LlamaRuntime(
-        gpu_layers=layers(gpu_layers), type_k=type_k, type_v=type_v or type_k, threads=threads
+        gpu_layers=layers(gpu_layers), type_k=types.k, type_v=types.v, threads=threads
     )
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
     with SearchBoard() as board, view.interruption(folder):

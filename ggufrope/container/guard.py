@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope.errors import GuardError, StorageError
+from ggufrope.errors import GuardError, StorageError, WishError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -24,6 +24,19 @@ class Guard:
     message: str
 
 
+GUARDS = (
+    "symlink", "hard-link", "ollama-store", "huggingface-cache", "read-only", "in-use", "exists",
+)  # fmt: skip
+"""Every name that force takes; "exists" stands before an output that is already there."""
+
+
+def check_names(force: Collection[str]) -> None:
+    """Raises WishError for a name that no guard has."""
+    for name in force:
+        if name not in GUARDS:
+            raise WishError(f"no guard is called {name!r}: expected one of {', '.join(GUARDS)}")
+
+
 def find_guards(path: str | os.PathLike[str]) -> tuple[Guard, ...]:
     """Every guard that stands before an in-place edit of the file at `path`.
 
@@ -35,7 +48,9 @@ def find_guards(path: str | os.PathLike[str]) -> tuple[Guard, ...]:
 
 
 def check_guards(path: str | os.PathLike[str], force: Collection[str] = ()) -> None:
-    """Raises GuardError for the first guard that `force` does not name."""
+    """Raises GuardError for the first guard that `force` does not name, WishError for a name of
+    none."""
+    check_names(force)
     path = Path(path)
     for guard in _guards(path, _status(path), force):
         raise GuardError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ggufrope.container.composition import Rewrite
 from ggufrope.container.files import LOCAL, FileLayer, RefusedError, require_room, storage
-from ggufrope.container.guard import check_guards
+from ggufrope.container.guard import check_guards, check_names
 from ggufrope.container.ladder import (
     CARRY_LIMIT,
     INSIDE,
@@ -239,6 +239,7 @@ def _check_settled(path: Path) -> None:
 
 
 def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
+    check_names(force)
     if target.is_dir():
         raise StorageError(f"{target} is a directory; name the file to write")
     if not target.parent.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from ggufrope.errors import WishError
 from ggufrope.evals.needle_plan import NeedlePlan
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 _HELD_OUT = 1_000_003
 """Added to the seed: the holdout's haystacks and needles are none of the search's."""
+_CHOICES = {
+    "space": SpaceName,
+    "attention": Attention,
+    "fitness": FitnessName,
+    "optimiser": OptimiserName,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,12 @@ class SearchPlan:
             raise WishError("; ".join(problems))
 
     def _problems(self) -> Iterator[str]:
+        for name, kind in _CHOICES.items():
+            if getattr(self, name) not in get_args(kind):
+                yield (
+                    f"unknown {name} {getattr(self, name)!r}: "
+                    f"expected one of {', '.join(get_args(kind))}"
+                )
         for name in ("samples", "screening_samples", "finalists"):
             if getattr(self, name) < 1:
                 yield f"{name} must be at least 1, got {getattr(self, name)}"
@@ -103,9 +115,7 @@ class SearchPlan:
     def _fitness(self, lengths: tuple[int, ...], samples: int) -> Fitness:
         if self.fitness == "perplexity":
             return self._perplexity(lengths[-1], samples, held_out=False)
-        if self.fitness == "needle":
-            return self._needle(lengths, samples, self.depths, self.seed)
-        raise WishError(f"unknown fitness {self.fitness!r}: expected needle or perplexity")
+        return self._needle(lengths, samples, self.depths, self.seed)
 
     def _held_out(self, lengths: tuple[int, ...]) -> tuple[Fitness, ...]:
         samples, seed = self.holdout_samples, self.seed + _HELD_OUT

@@ -126,6 +126,8 @@ def test_bad_factor_files(
         ("--scaling", "yarn", "--factor", "nan"),
         ("--scaling", "yarn", "--factor", "1e9"),
         ("--scaling", "yarn", "--target-ctx", "256"),
+        ("--scaling", "yarn", "--target-ctx", "0"),
+        ("--scaling", "yarn", "--target-ctx", "2048", "--force", "everything"),
         ("--scaling", "cubic", "--factor", "2"),
         ("--scaling", "none", "--factor", "2"),
         ("--scaling", "yarn"),

@@ -223,9 +223,9 @@ def test_an_architecture_without_factors_searches_yarns_parameters(tmp_path: Pat
     ("changes", "message"),
     [
         ({"target_context": ORIGINAL, "screening_context": None}, "not above the original"),
-        ({"fitness": "speed"}, "expected needle or perplexity"),
-        ({"space": "ntk"}, "expected longrope, longrope2 or yarn"),
-        ({"optimiser": "grid"}, "expected evolution or cma"),
+        ({"fitness": "speed"}, "expected one of needle, perplexity"),
+        ({"space": "ntk"}, "expected one of longrope, longrope2, yarn"),
+        ({"optimiser": "grid"}, "expected one of evolution, cma"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
