@@ -236,7 +236,8 @@ def _with_pad(header: Header, tensor: TensorInfo, alignment: int) -> Span:
     length = aligned(tensor.length, alignment)
     if length > aligned(tensor.length, header.alignment):
         length = tensor.length
-    return Span(offset=start, length=min(length, header.file_size - start))
+    # A tensor of no elements may begin behind the end of a file that was not padded.
+    return Span(offset=start, length=max(min(length, header.file_size - start), 0))
 
 
 def _info(header: Header, standing: Mapping[str, TensorInfo], entry: _Entry, offset: int) -> Piece:

@@ -26,7 +26,7 @@ from ggufrope.container import (
 )
 from ggufrope.container.files import FileLayer
 from ggufrope.errors import GuardError, StorageError, WishError
-from tests.container.writer import Model, small_model
+from tests.container.writer import Model, Tensor, small_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -245,3 +245,15 @@ def test_failure_leaves_nothing_behind(
         carry_out(plan, files=files)
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
     assert hashlib.sha256(path.read_bytes()).digest() == digest
+
+
+def test_an_empty_tensor_behind_the_end_of_an_unpadded_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    model = Model(tensors=[Tensor("empty", (0,), b"")], final_padding=True)
+    path.write_bytes(model.encoded())
+    before = read_header(path)
+    assert before.file_size < before.data_offset
+    rewrite = plan_rewrite(before, Edits(rename_tensors={"empty": "renamed"}))
+    receipt = carry_out(plan_store(path, rewrite))
+    assert [tensor.name for tensor in receipt.header.tensors] == ["renamed"]
+    assert read_tensor(path, receipt.header, "renamed") == b""
