@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from .options import option
 from .values import token_counts
 
 if TYPE_CHECKING:
@@ -17,24 +18,20 @@ if TYPE_CHECKING:
 _WHAT, _HOW, _JUDGE = "What is measured", "How it is run", "Verdict"
 
 
-def _option(name: str, help_: str, metavar: str, panel: str, **more: Any) -> Any:
-    return typer.Option(name, metavar=metavar, help=help_, rich_help_panel=panel, **more)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """What the options said; `plan` makes the RunPlan of it."""
 
-    ctx: Annotated[str, _option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)]
+    ctx: Annotated[str, option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)]
     depths: Annotated[
-        str, _option("--depths", "How many depths, or percents: 0,50,100.", "N|A,B,…", _WHAT)
+        str, option("--depths", "How many depths, or percents: 0,50,100.", "N|A,B,…", _WHAT)
     ] = "5"
     kv: Annotated[
-        str, _option("--kv", "Cache types, K or K/V: f16,q8_0,q8_0/q4_0.", "TYPES", _WHAT)
+        str, option("--kv", "Cache types, K or K/V: f16,q8_0,q8_0/q4_0.", "TYPES", _WHAT)
     ] = "f16"
     tasks: Annotated[
         str,
-        _option(
+        option(
             "--tasks",
             "needle, passkey, ruler, perplexity, divergence, short-context, kv-cache.",
             "TASKS",
@@ -43,21 +40,21 @@ class RunOptions:
     ] = "needle"
     mode: Annotated[
         str,
-        _option("--mode", "one-pass shares one prefill; isolated: a prompt a cell.", "MODE", _WHAT),
+        option("--mode", "one-pass shares one prefill; isolated: a prompt a cell.", "MODE", _WHAT),
     ] = "one-pass"
     haystack: Annotated[
-        str, _option("--haystack", "noise, essay, or a text file.", "KIND|FILE", _WHAT)
+        str, option("--haystack", "noise, essay, or a text file.", "KIND|FILE", _WHAT)
     ] = "essay"
     value: Annotated[
-        str, _option("--value", "What is hidden: number, word or uuid.", "KIND", _WHAT)
+        str, option("--value", "What is hidden: number, word or uuid.", "KIND", _WHAT)
     ] = "number"
     samples: Annotated[
-        int, _option("--samples", "Times each cell is measured, anew.", "N", _WHAT, min=1)
+        int, option("--samples", "Times each cell is measured, anew.", "N", _WHAT, min=1)
     ] = 1
-    seed: Annotated[int, _option("--seed", "Seed of every prompt.", "N", _WHAT)] = 0
+    seed: Annotated[int, option("--seed", "Seed of every prompt.", "N", _WHAT)] = 0
     text: Annotated[
         Path | None,
-        _option(
+        option(
             "--text",
             "Text of perplexity and divergence; default: Python's help topics.",
             "FILE",
@@ -65,26 +62,26 @@ class RunOptions:
         ),
     ] = None
     chunks: Annotated[
-        int, _option("--chunks", "Contexts of text read at most.", "N", _WHAT, min=1)
+        int, option("--chunks", "Contexts of text read at most.", "N", _WHAT, min=1)
     ] = 4
     ruler_tasks: Annotated[
-        str | None, _option("--ruler-tasks", "RULER's names; default: all.", "A,B,…", _WHAT)
+        str | None, option("--ruler-tasks", "RULER's names; default: all.", "A,B,…", _WHAT)
     ] = None
     squad: Annotated[
-        Path | None, _option("--squad", "SQuAD file, for RULER's qa_1.", "FILE", _WHAT)
+        Path | None, option("--squad", "SQuAD file, for RULER's qa_1.", "FILE", _WHAT)
     ] = None
     hotpotqa: Annotated[
-        Path | None, _option("--hotpotqa", "HotpotQA file, for qa_2.", "FILE", _WHAT)
+        Path | None, option("--hotpotqa", "HotpotQA file, for qa_2.", "FILE", _WHAT)
     ] = None
     templates: Annotated[
         Path | None,
-        _option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
+        option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
     ] = None
     gpu_layers: Annotated[
-        str, _option("--gpu-layers", "Layers on the GPU: all, auto or a number.", "N", _HOW)
+        str, option("--gpu-layers", "Layers on the GPU: all, auto or a number.", "N", _HOW)
     ] = "all"
     threads: Annotated[
-        int | None, _option("--threads", "Threads; default: every CPU.", "N", _HOW, min=1)
+        int | None, option("--threads", "Threads; default: every CPU.", "N", _HOW, min=1)
     ] = None
     flash_attention: Annotated[
         bool | None,
@@ -96,31 +93,31 @@ class RunOptions:
     ] = None
     out: Annotated[
         Path | None,
-        _option("--out", "Folder that keeps the results; the same call resumes.", "DIR", _HOW),
+        option("--out", "Folder that keeps the results; the same call resumes.", "DIR", _HOW),
     ] = None
     min_recall: Annotated[
         float | None,
-        _option("--min-recall", "Least needle recall at each length [0.9].", "SHARE", _JUDGE),
+        option("--min-recall", "Least needle recall at each length [0.9].", "SHARE", _JUDGE),
     ] = None
     min_first: Annotated[
         float | None,
-        _option("--min-first", "Least share that no distractor beat.", "SHARE", _JUDGE),
+        option("--min-first", "Least share that no distractor beat.", "SHARE", _JUDGE),
     ] = None
     min_ruler_share: Annotated[
         float | None,
-        _option("--min-ruler-share", "Least share of the shortest mean [0.85].", "SHARE", _JUDGE),
+        option("--min-ruler-share", "Least share of the shortest mean [0.85].", "SHARE", _JUDGE),
     ] = None
     max_short_loss: Annotated[
         float | None,
-        _option("--max-short-loss", "Most nat/token lost in short context [0.5].", "NAT", _JUDGE),
+        option("--max-short-loss", "Most nat/token lost in short context [0.5].", "NAT", _JUDGE),
     ] = None
     max_long_loss: Annotated[
         float | None,
-        _option("--max-long-loss", "Most nat/token lost at a length [1.0].", "NAT", _JUDGE),
+        option("--max-long-loss", "Most nat/token lost at a length [1.0].", "NAT", _JUDGE),
     ] = None
     max_divergence: Annotated[
         float | None,
-        _option("--max-divergence", "Most mean divergence from the base.", "NAT", _JUDGE),
+        option("--max-divergence", "Most mean divergence from the base.", "NAT", _JUDGE),
     ] = None
 
     def plan(self, model: str, trials: tuple[Trial, ...]) -> RunPlan:
@@ -145,7 +142,7 @@ class RunOptions:
         )
         return RunPlan(
             models=(model,),
-            contexts=token_counts(self.ctx),
+            contexts=token_counts(self.ctx, "--ctx"),
             scalings=trials,
             depths=_depths(self.depths),
             samples=self.samples,
@@ -198,11 +195,11 @@ def _check_words(words: dict[str, Any]) -> None:
         "mode": ("one-pass", "isolated"),
         "value": get_args(ValueKind),
     }
-    for option, choices in known.items():
-        said = words[option]
+    for name, choices in known.items():
+        said = words[name]
         for word in said if isinstance(said, tuple) else (said,):
             if word not in choices:
-                raise WishError(f"--{option} {word}: expected one of {', '.join(choices)}")
+                raise WishError(f"--{name} {word}: expected one of {', '.join(choices)}")
 
 
 def _depths(text: str) -> int | tuple[float, ...]:

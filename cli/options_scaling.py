@@ -1,14 +1,14 @@
-"""The scaling options of `patch`, which `validate`, `compare` and `export` take as a trial."""
+"""The scaling options of `patch`, which `validate` and `compare` take as a trial."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .values import tokens
+from .options import token_option
 
 if TYPE_CHECKING:
     from ggufrope.runs.plan import Trial
@@ -17,9 +17,9 @@ _GROUP = "Scaling"
 SCHEME_HELP = "none, linear, ntk, dynamic-ntk, ntk-by-parts, yarn, llama3, longrope or factors."
 
 
-def _option(name: str, help_: str, metavar: str, **more: Any) -> object:
+def _option(name: str, help_: str, metavar: str) -> object:
     return typer.Option(
-        name, metavar=metavar, help=help_, rich_help_panel=_GROUP, show_default=False, **more
+        name, metavar=metavar, help=help_, rich_help_panel=_GROUP, show_default=False
     )
 
 
@@ -30,18 +30,15 @@ class ScalingOptions:
     scaling: Annotated[str | None, _option("--scaling", SCHEME_HELP, "SCHEME")] = None
     target_ctx: Annotated[
         int | None,
-        _option("--target-ctx", "Context to reach: 16384 or 16k.", "TOKENS", parser=tokens),
+        token_option("--target-ctx", "Context to reach: 16384 or 16k.", _GROUP),
     ] = None
     factor: Annotated[
         float | None, _option("--factor", "Target over original context.", "FACTOR")
     ] = None
     orig_ctx: Annotated[
         int | None,
-        _option(
-            "--orig-ctx",
-            "Context the model was trained for; default: the file's.",
-            "TOKENS",
-            parser=tokens,
+        token_option(
+            "--orig-ctx", "Context the model was trained for; default: the file's.", _GROUP
         ),
     ] = None
     beta_fast: Annotated[

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .values import seconds, tokens
+from .options import option, token_option
+from .values import seconds
 
 if TYPE_CHECKING:
     from ggufrope.search import SearchPlan
 
 _WHAT, _HOW, _RUN = "What is searched", "How candidates are judged", "How it is run"
-
-
-def _option(name: str, help_: str, metavar: str, panel: str, **more: Any) -> Any:
-    return typer.Option(name, metavar=metavar, help=help_, rich_help_panel=panel, **more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,21 +23,15 @@ class SearchOptions:
 
     target_ctx: Annotated[
         int,
-        _option("--target-ctx", "Context to reach: 16384 or 16k.", "TOKENS", _WHAT, parser=tokens),
+        token_option("--target-ctx", "Context to reach: 16384 or 16k.", _WHAT),
     ]
     orig_ctx: Annotated[
         int | None,
-        _option(
-            "--orig-ctx",
-            "Context it was trained for; default: the file's.",
-            "TOKENS",
-            _WHAT,
-            parser=tokens,
-        ),
+        token_option("--orig-ctx", "Context it was trained for; default: the file's.", _WHAT),
     ] = None
     space: Annotated[
         str,
-        _option(
+        option(
             "--space",
             "longrope: every pair; longrope2: from the critical pair on; yarn: its parameters.",
             "SPACE",
@@ -49,7 +40,7 @@ class SearchOptions:
     ] = "longrope"
     attention: Annotated[
         str,
-        _option("--attention", "Attention factor: free, formula, or none (1).", "CHOICE", _WHAT),
+        option("--attention", "Attention factor: free, formula, or none (1).", "CHOICE", _WHAT),
     ] = "free"
     one_face: Annotated[
         bool,
@@ -60,45 +51,39 @@ class SearchOptions:
         ),
     ] = False
     fitness: Annotated[
-        str, _option("--fitness", "needle (answer tokens only) or perplexity.", "FITNESS", _HOW)
+        str, option("--fitness", "needle (answer tokens only) or perplexity.", "FITNESS", _HOW)
     ] = "needle"
     text: Annotated[
         Path | None,
-        _option("--text", "Text of perplexity; default: Python's help topics.", "FILE", _HOW),
+        option("--text", "Text of perplexity; default: Python's help topics.", "FILE", _HOW),
     ] = None
     samples: Annotated[
-        int, _option("--samples", "Samples at the target for each finalist.", "N", _HOW)
+        int, option("--samples", "Samples at the target for each finalist.", "N", _HOW)
     ] = 4
     screening_samples: Annotated[
-        int, _option("--screening-samples", "Samples for each candidate.", "N", _HOW)
+        int, option("--screening-samples", "Samples for each candidate.", "N", _HOW)
     ] = 2
     screening_ctx: Annotated[
         int | None,
-        _option(
-            "--screening-ctx",
-            "Context of the screening; default: the target.",
-            "TOKENS",
-            _HOW,
-            parser=tokens,
-        ),
+        token_option("--screening-ctx", "Context of the screening; default: the target.", _HOW),
     ] = None
     holdout_samples: Annotated[
-        int, _option("--holdout-samples", "Unseen samples the winner is held to.", "N", _HOW)
+        int, option("--holdout-samples", "Unseen samples the winner is held to.", "N", _HOW)
     ] = 16
     optimizer: Annotated[
-        str, _option("--optimizer", "cma, or evolution as in the paper.", "NAME", _RUN)
+        str, option("--optimizer", "cma, or evolution as in the paper.", "NAME", _RUN)
     ] = "cma"
     candidates: Annotated[
-        int, _option("--candidates", "Candidates to screen at most.", "N", _RUN)
+        int, option("--candidates", "Candidates to screen at most.", "N", _RUN)
     ] = 200
     finalists: Annotated[
-        int, _option("--finalists", "Candidates that go on to the full target.", "N", _RUN)
+        int, option("--finalists", "Candidates that go on to the full target.", "N", _RUN)
     ] = 5
     budget: Annotated[
         str | None,
-        _option("--budget", "Time for all of it: 90s, 45m, 3h.", "TIME", _RUN),
+        option("--budget", "Time for all of it: 90s, 45m, 3h.", "TIME", _RUN),
     ] = None
-    seed: Annotated[int, _option("--seed", "Seed of every choice and prompt.", "N", _RUN)] = 0
+    seed: Annotated[int, option("--seed", "Seed of every choice and prompt.", "N", _RUN)] = 0
 
     def plan(self) -> SearchPlan:
         """The plan. Raises WishError naming the option."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ggufrope.container import Strategy
 
 
@@ -22,21 +24,28 @@ def strategy_named(word: str | None) -> Strategy | None:
         raise WishError(f"--strategy {word}: expected one of {known}") from None
 
 
-def tokens(text: str) -> int:
-    """`4096` or `4k` as a number of tokens; k is 1024. WishError where it is none."""
-    from ggufrope.errors import WishError
+def tokens(option: str) -> Callable[[str], int]:
+    """How `option` reads a number of tokens: `4096` or `4k`, k being 1024.
 
-    digits, scale = text.strip().lower(), 1
-    if digits.endswith("k"):
-        digits, scale = digits[:-1], 1024
-    if not digits.isdecimal() or int(digits) == 0:
-        raise WishError(f"{text.strip()!r} is not a number of tokens, as 16384 and 16k are")
-    return int(digits) * scale
+    What it returns raises WishError where the text is none.
+    """
+
+    def parse(text: str) -> int:
+        from ggufrope.errors import WishError
+
+        digits, scale = text.strip().lower(), 1
+        if digits.endswith("k"):
+            digits, scale = digits[:-1], 1024
+        if not digits.isdecimal() or int(digits) == 0:
+            raise WishError(f"{option} {text.strip()}: expected tokens such as 16384 or 16k")
+        return int(digits) * scale
+
+    return parse
 
 
-def token_counts(text: str) -> tuple[int, ...]:
+def token_counts(text: str, option: str) -> tuple[int, ...]:
     """`4096,8k,16k` as numbers of tokens. WishError names the word that is none."""
-    return tuple(tokens(word) for word in text.split(","))
+    return tuple(map(tokens(option), text.split(",")))
 
 
 def byte_count(text: str, option: str) -> int:

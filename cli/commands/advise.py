@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from ..options import FileArgument, JsonOption
-from ..values import byte_count, tokens
+from ..options import FileArgument, JsonOption, token_option
+from ..values import byte_count
 
 
 def command(
     file: FileArgument,
     target_ctx: Annotated[
         int,
-        typer.Option(metavar="TOKENS", help="Context to reach: 16384 or 16k.", parser=tokens),
+        token_option("--target-ctx", "Context to reach: 16384 or 16k."),
     ],
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory there is, e.g. 24GiB.")

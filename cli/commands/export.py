@@ -6,8 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from ..options import FileArgument, JsonOption
-from ..values import tokens
+from ..options import FileArgument, JsonOption, token_option
 
 
 def command(
@@ -22,9 +21,7 @@ def command(
     ],
     ctx: Annotated[
         int | None,
-        typer.Option(
-            metavar="TOKENS", parser=tokens, help="Context length to run at; default: the file's."
-        ),
+        token_option("--ctx", "Context length to run at; default: the file's."),
     ] = None,
     json: JsonOption = False,
 ) -> None:

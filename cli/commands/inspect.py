@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from ..options import FileArgument, JsonOption
-from ..values import tokens
+from ..options import FileArgument, JsonOption, token_option
 
 
 def command(
     file: FileArgument,
     ctx: Annotated[
         int | None,
-        typer.Option(
-            metavar="TOKENS",
-            parser=tokens,
-            help="Context length to predict for; default: the file's.",
-        ),
+        token_option("--ctx", "Context length to predict for; default: the file's."),
     ] = None,
     json: JsonOption = False,
 ) -> None:

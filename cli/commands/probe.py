@@ -6,19 +6,14 @@ from typing import Annotated
 
 import typer
 
-from ..options import FileArgument, JsonOption
-from ..values import tokens
+from ..options import FileArgument, JsonOption, token_option
 
 
 def command(
     file: FileArgument,
     ctx: Annotated[
         int | None,
-        typer.Option(
-            metavar="TOKENS",
-            parser=tokens,
-            help="Context length to measure for; default: the file's.",
-        ),
+        token_option("--ctx", "Context length to measure for; default: the file's."),
     ] = None,
     json: JsonOption = False,
 ) -> None:

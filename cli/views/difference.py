@@ -82,14 +82,6 @@ def _value(record: KeyValue | None) -> object:
 def _tensor(tensor: TensorInfo | None) -> str | None:
     if tensor is None:
         return None
-    return f"{'×'.join(map(str, tensor.shape))} of type {_type_name(tensor.type)}"
+    from ggufrope.container.ggml import type_name
 
-
-def _type_name(number: int) -> str:
-    """ggml's name of a tensor type; its number where the `gguf` package knows none."""
-    from gguf import GGMLQuantizationType
-
-    try:
-        return str(GGMLQuantizationType(number).name)
-    except ValueError:
-        return str(number)
+    return f"{'×'.join(map(str, tensor.shape))} of type {type_name(tensor.type)}"

@@ -9,9 +9,9 @@ of a batch, or the attention scores and their mask.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from ggufrope.container import ggml
 from ggufrope.container.types import ArrayValue, Header
 from ggufrope.errors import FileError, WishError
 from ggufrope.rope.architectures import Architecture, architecture
@@ -20,22 +20,7 @@ from ggufrope.rope.llamacpp import CONTEXT_GRANULE, rotary_dimensions
 from ggufrope.rope.metadata import RopeMetadata, first_layer, per_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-CACHE_TYPES: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {
-        "f32": (1, 4),
-        "f16": (1, 2),
-        "bf16": (1, 2),
-        "q8_0": (32, 34),
-        "q5_1": (32, 24),
-        "q5_0": (32, 22),
-        "q4_1": (32, 20),
-        "q4_0": (32, 18),
-        "iq4_nl": (32, 18),
-    }
-)
-"""Cache type -> values a block, bytes a block (ggml/src/ggml-common.h)."""
+    pass
 
 BATCH_TOKENS = 512
 """llama.cpp's default n_ubatch."""
@@ -172,17 +157,17 @@ def _head_sizes(metadata: RopeMetadata, *, slides: bool) -> tuple[int, int]:
 
 
 def _row_bytes(width: int, cache_type: str) -> int:
-    if cache_type not in CACHE_TYPES:
+    if cache_type not in ggml.CACHE_TYPES:
         raise WishError(
-            f"cache type {cache_type!r} is unknown: expected one of {', '.join(CACHE_TYPES)}"
+            f"cache type {cache_type!r} is unknown: expected one of {', '.join(ggml.CACHE_TYPES)}"
         )
-    block, size = CACHE_TYPES[cache_type]
-    if width % block:
+    kind = ggml.TYPES[ggml.CACHE_TYPES[cache_type]]
+    if width % kind.block_size:
         raise WishError(
-            f"cache type {cache_type} holds blocks of {block} values, which do not divide "
-            f"this model's rows of {width}: use f16"
+            f"cache type {cache_type} holds blocks of {kind.block_size} values, which do not "
+            f"divide this model's rows of {width}: use f16"
         )
-    return width // block * size
+    return width // kind.block_size * kind.block_bytes
 
 
 def _compute_bytes(

@@ -75,7 +75,7 @@ def _tensor_findings(header: Header) -> Iterator[LayoutFinding]:
         name = tensor.name
         if len(name.encode("utf-8", "surrogateescape")) > MAX_TENSOR_NAME_BYTES:
             yield _error("long-tensor-name", name, f"tensor name {name!r} has over 63 bytes")
-        if tensor.type not in ggml.BLOCKS:
+        if tensor.type not in ggml.TYPES:
             yield _note("unknown-type", name, f"tensor {name!r} has the unknown type {tensor.type}")
         if tensor.offset != expected:
             yield _error(

@@ -1,4 +1,4 @@
-"""How many bytes tensor data takes: block sizes of the ggml types.
+"""The ggml types: their names, and how many bytes tensor data takes.
 
 Figures from ggml/src/ggml.c (`type_traits`) and ggml/src/ggml-common.h. They stand here, and not
 behind an import of `gguf`, because that import alone takes longer than reading a header; a test
@@ -8,53 +8,80 @@ holds the two against each other. A type missing here is not an error: its tenso
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 F32 = 0
-F16 = 1
 
 _K = 256
 
-BLOCKS: dict[int, tuple[int, int]] = {
-    F32: (1, 4),
-    F16: (1, 2),
-    2: (32, 18),  # Q4_0
-    3: (32, 20),  # Q4_1
-    6: (32, 22),  # Q5_0
-    7: (32, 24),  # Q5_1
-    8: (32, 34),  # Q8_0
-    9: (32, 40),  # Q8_1
-    10: (_K, 84),  # Q2_K
-    11: (_K, 110),  # Q3_K
-    12: (_K, 144),  # Q4_K
-    13: (_K, 176),  # Q5_K
-    14: (_K, 210),  # Q6_K
-    15: (_K, 292),  # Q8_K
-    16: (_K, 66),  # IQ2_XXS
-    17: (_K, 74),  # IQ2_XS
-    18: (_K, 98),  # IQ3_XXS
-    19: (_K, 50),  # IQ1_S
-    20: (32, 18),  # IQ4_NL
-    21: (_K, 110),  # IQ3_S
-    22: (_K, 82),  # IQ2_S
-    23: (_K, 136),  # IQ4_XS
-    24: (1, 1),  # I8
-    25: (1, 2),  # I16
-    26: (1, 4),  # I32
-    27: (1, 8),  # I64
-    28: (1, 8),  # F64
-    29: (_K, 56),  # IQ1_M
-    30: (1, 2),  # BF16
-    34: (_K, 54),  # TQ1_0
-    35: (_K, 66),  # TQ2_0
-    39: (32, 17),  # MXFP4
-    40: (64, 36),  # NVFP4
-    41: (128, 18),  # Q1_0
+
+class TensorType(NamedTuple):
+    """How values are stored: `block_bytes` for every `block_size` of them."""
+
+    name: str
+    block_size: int
+    block_bytes: int
+
+
+TYPES: dict[int, TensorType] = {
+    F32: TensorType("F32", 1, 4),
+    1: TensorType("F16", 1, 2),
+    2: TensorType("Q4_0", 32, 18),
+    3: TensorType("Q4_1", 32, 20),
+    6: TensorType("Q5_0", 32, 22),
+    7: TensorType("Q5_1", 32, 24),
+    8: TensorType("Q8_0", 32, 34),
+    9: TensorType("Q8_1", 32, 40),
+    10: TensorType("Q2_K", _K, 84),
+    11: TensorType("Q3_K", _K, 110),
+    12: TensorType("Q4_K", _K, 144),
+    13: TensorType("Q5_K", _K, 176),
+    14: TensorType("Q6_K", _K, 210),
+    15: TensorType("Q8_K", _K, 292),
+    16: TensorType("IQ2_XXS", _K, 66),
+    17: TensorType("IQ2_XS", _K, 74),
+    18: TensorType("IQ3_XXS", _K, 98),
+    19: TensorType("IQ1_S", _K, 50),
+    20: TensorType("IQ4_NL", 32, 18),
+    21: TensorType("IQ3_S", _K, 110),
+    22: TensorType("IQ2_S", _K, 82),
+    23: TensorType("IQ4_XS", _K, 136),
+    24: TensorType("I8", 1, 1),
+    25: TensorType("I16", 1, 2),
+    26: TensorType("I32", 1, 4),
+    27: TensorType("I64", 1, 8),
+    28: TensorType("F64", 1, 8),
+    29: TensorType("IQ1_M", _K, 56),
+    30: TensorType("BF16", 1, 2),
+    34: TensorType("TQ1_0", _K, 54),
+    35: TensorType("TQ2_0", _K, 66),
+    39: TensorType("MXFP4", 32, 17),
+    40: TensorType("NVFP4", 64, 36),
+    41: TensorType("Q1_0", 128, 18),
 }
-"""ggml type number -> (elements in a block, bytes of a block)."""
+"""By ggml's number."""
+
+CACHE_TYPES = {
+    "f32": F32,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q5_1": 7,
+    "q5_0": 6,
+    "q4_1": 3,
+    "q4_0": 2,
+    "iq4_nl": 20,
+}
+"""Numbers of the types llama.cpp's own command line accepts for a K or V cache, by name."""
+
+
+def type_name(number: int) -> str:
+    """The name of a type; its number where it is unknown."""
+    kind = TYPES.get(number)
+    return str(number) if kind is None else kind.name
 
 
 def data_length(type_: int, shape: Sequence[int]) -> int | None:
@@ -62,11 +89,12 @@ def data_length(type_: int, shape: Sequence[int]) -> int | None:
 
     `shape` is innermost first. Raises ValueError where a row is not a whole number of blocks.
     """
-    block = BLOCKS.get(type_)
-    if block is None:
+    kind = TYPES.get(type_)
+    if kind is None:
         return None
-    elements, size = block
     row = shape[0] if shape else 1
-    if row % elements:
-        raise ValueError(f"rows of {row} elements are not a multiple of the block size {elements}")
-    return prod(shape) // elements * size
+    if row % kind.block_size:
+        raise ValueError(
+            f"rows of {row} elements are not a multiple of the block size {kind.block_size}"
+        )
+    return prod(shape) // kind.block_size * kind.block_bytes

@@ -7,7 +7,7 @@ Nothing in it depends on the machine: which file a model's name means is settled
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from ..errors import WishError
 from ..evals.facts import ValueKind
@@ -23,9 +23,7 @@ Scheme: TypeAlias = Literal["file", WrittenScheme]
 CacheType: TypeAlias = Literal[
     "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"
 ]
-CACHE_TYPES: tuple[CacheType, ...] = (
-    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl",
-)  # fmt: skip
+CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
 MIN_CONTEXT = 128
 """Tokens: below, a question and its answer leave no room for a haystack."""
 

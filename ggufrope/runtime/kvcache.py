@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ggufrope.container import ggml
 from ggufrope.errors import CacheTypeError
 
 if TYPE_CHECKING:
@@ -35,20 +36,15 @@ class CacheType:
 
 
 CACHE_TYPES = {
-    name: CacheType(name=name, number=number, block_size=block_size, block_bytes=block_bytes)
-    for name, number, block_size, block_bytes in (
-        ("f32", 0, 1, 4),
-        ("f16", 1, 1, 2),
-        ("bf16", 30, 1, 2),
-        ("q8_0", 8, 32, 34),
-        ("q5_1", 7, 32, 24),
-        ("q5_0", 6, 32, 22),
-        ("q4_1", 3, 32, 20),
-        ("q4_0", 2, 32, 18),
-        ("iq4_nl", 20, 32, 18),
+    name: CacheType(
+        name=name,
+        number=number,
+        block_size=ggml.TYPES[number].block_size,
+        block_bytes=ggml.TYPES[number].block_bytes,
     )
+    for name, number in ggml.CACHE_TYPES.items()
 }
-"""The types llama.cpp's own command line accepts for a cache, by name."""
+"""The types a cache can have, by name."""
 
 
 def cache_type(name: str) -> CacheType:

@@ -53,21 +53,15 @@ def passkey(request: Request) -> Iterator[CellResult]:
 
 
 def _ask(request: Request, plan: NeedlePlan) -> Iterator[CellResult]:
-    todo = {_needle_key(cell): cell for cell in request.cells}
-    done = {_needle_key(cell) for cell in request.job.cells} - set(todo)
-    task = NeedleTask(plan)
-    request.plan_tokens(task.planned_tokens(request.model, done=done))
-    for result in task.run(
-        request.model, request.open_context, done=done, progress=request.progress
-    ):
-        yield needle_cell(todo[result.key], result)
+    for cell, result in request.answers(NeedleTask(plan), _needle_key):
+        yield _cell(cell, result)
 
 
 def _needle_key(cell: Cell) -> str:
     return f"{cell.context_tokens}/{cell.depth_percent:g}/{cell.sample}"
 
 
-def needle_cell(cell: Cell, result: NeedleResult) -> CellResult:
+def _cell(cell: Cell, result: NeedleResult) -> CellResult:
     return CellResult(
         cell=cell,
         status="ok" if result.exact.value is not None else "error",

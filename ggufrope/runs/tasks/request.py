@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from ...evals.protocol import LanguageModel, Progress
 from ...evals.texts import Text, read_text
-from ...evals.types import OpenContext
+from ...evals.types import OpenContext, Result, Task
 from ..cells import Cell, CellResult
 from ..jobs import Job
 from ..plan import KvTypes, RunPlan, Trial
+
+ResultT = TypeVar("ResultT", bound=Result)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,17 @@ class Request:
     def text(self) -> Text | None:
         """The user's text for perplexity and divergence. Raises StorageError, WishError."""
         return None if self.plan.text is None else read_text(Path(self.plan.text))
+
+    def answers(
+        self, task: Task[ResultT], key: Callable[[Cell], str]
+    ) -> Iterator[tuple[Cell, ResultT]]:
+        """Carry out `task` for the cells still to do, each with its result; `key` is how the task
+        calls a cell."""
+        todo = {key(cell): cell for cell in self.cells}
+        done = {key(cell) for cell in self.job.cells} - set(todo)
+        self.plan_tokens(task.planned_tokens(self.model, done=done))
+        for result in task.run(self.model, self.open_context, done=done, progress=self.progress):
+            yield todo[result.key], result
 
     def plan_tokens(self, count: int) -> None:
         """Tell whoever watches how many tokens will be evaluated."""

@@ -31,13 +31,8 @@ def ruler(request: Request) -> Iterator[CellResult]:
             else read_templates(Path(settings.templates)),
         )
     )
-    todo = {_key(cell): cell for cell in request.cells}
-    done = {_key(cell) for cell in request.job.cells} - set(todo)
-    request.plan_tokens(task.planned_tokens(request.model, done=done))
-    for result in task.run(
-        request.model, request.open_context, done=done, progress=request.progress
-    ):
-        yield _cell(todo[result.key], result)
+    for cell, result in request.answers(task, _key):
+        yield _cell(cell, result)
 
 
 def _key(cell: Cell) -> str:
