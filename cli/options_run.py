@@ -13,7 +13,8 @@ from .values import token_counts
 
 if TYPE_CHECKING:
     from ggufrope.evals.verdict import Thresholds
-    from ggufrope.runs.plan import RunPlan, Trial
+    from ggufrope.patching.wishes import Trial
+    from ggufrope.runs.plan import RunPlan
 
 _WHAT, _HOW, _JUDGE = "What is measured", "How it is run", "Verdict"
 

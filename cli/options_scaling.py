@@ -11,7 +11,7 @@ import typer
 from .options import token_option
 
 if TYPE_CHECKING:
-    from ggufrope.runs.plan import Trial
+    from ggufrope.patching.wishes import Trial
 
 _GROUP = "Scaling"
 SCHEME_HELP = "none, linear, ntk, dynamic-ntk, ntk-by-parts, yarn, llama3, longrope or factors."
@@ -83,7 +83,7 @@ class ScalingOptions:
         """The trial these options say; "file", the model as it stands, where they say no scheme."""
         from ggufrope.errors import WishError
         from ggufrope.patching import SCHEMES
-        from ggufrope.runs.plan import Trial
+        from ggufrope.patching.wishes import Trial
 
         if self.scaling is not None and self.scaling not in SCHEMES:
             raise WishError(f"--scaling {self.scaling}: expected one of {', '.join(SCHEMES)}")

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from ggufrope.evals import Thresholds
     from ggufrope.execution import open_subject, run
     from ggufrope.patching import Wish, apply, inspect, plan_patch
+    from ggufrope.patching.wishes import Trial
     from ggufrope.report import RunReport
-    from ggufrope.runs.plan import RunPlan, RuntimeSettings, Trial
+    from ggufrope.runs.plan import RunPlan, RuntimeSettings
     from ggufrope.runs.planfile import read_plan
     from ggufrope.runtime import Context, ContextSettings, Model
 
@@ -28,8 +29,9 @@ _HOMES = {
     "evals": ("Thresholds",),
     "execution": ("open_subject", "run"),
     "patching": ("Wish", "apply", "inspect", "plan_patch"),
+    "patching.wishes": ("Trial",),
     "report": ("RunReport",),
-    "runs.plan": ("RunPlan", "RuntimeSettings", "Trial"),
+    "runs.plan": ("RunPlan", "RuntimeSettings"),
     "runs.planfile": ("read_plan",),
     "runtime": ("Context", "ContextSettings", "Model"),
 }

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from .evals.protocol import Progress
     from .evals.types import OpenContext
     from .patching import Target
+    from .patching.wishes import Trial
     from .report import RunReport
     from .rope import RopeOverrides
     from .runs.jobs import Selection
-    from .runs.plan import KvTypes, RunPlan, RuntimeSettings, Trial
+    from .runs.plan import KvTypes, RunPlan, RuntimeSettings
     from .runs.subject import OpenSubject
     from .runs.work import OnCell
     from .runtime import Context, Model
@@ -123,7 +124,7 @@ class LlamaSubject:
     def contexts(self, trial: Trial, kv: KvTypes, *, largest: int) -> OpenContext:
         """Open contexts of this model under `trial`; see `runs.subject.Subject`."""
         from .patching import resolve, trial_overrides
-        from .runs.wishes import wish_of
+        from .patching.wishes import wish_of
 
         if self._gpu_layers is None:
             self._gpu_layers = self._fitting_layers(largest)
@@ -176,7 +177,7 @@ class LlamaSubject:
     def _copy(self, trial: Trial, target: Target) -> Model:
         """The model of a working copy that has the scheme written in."""
         from .patching import apply, plan_patch
-        from .runs.wishes import wish_of
+        from .patching.wishes import wish_of
 
         if trial not in self._models:
             folder = tempfile.TemporaryDirectory(prefix="ggufrope-trial-")

@@ -20,8 +20,8 @@ def command(
 ) -> None:
     """Show the RoPE factor tensors of a file, or extract them."""
     from ggufrope.patching import read_model
+    from ggufrope.patching.wishes import factor_format
     from ggufrope.rope.factors import format_factors
-    from ggufrope.runs.wishes import factor_format
 
     from ..files import model_path, write_new
     from ..output import console, emit_json

@@ -46,7 +46,7 @@ def command(
     from ggufrope.container import Strategy
     from ggufrope.errors import WishError
     from ggufrope.patching import apply, plan_patch
-    from ggufrope.runs.wishes import wish_of
+    from ggufrope.patching.wishes import wish_of
 
     from ..files import model_path
     from ..output import emit_json

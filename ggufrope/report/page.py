@@ -15,7 +15,7 @@ from .tables import Content, ruler_details, shown, tables
 
 if TYPE_CHECKING:
     from ..evals.verdict import Check
-    from ..runs.plan import Trial
+    from ..patching.wishes import Trial
     from .comparison import Comparison
     from .record import RunReport
 

@@ -13,8 +13,9 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from ..errors import WishError
+from ..patching.wishes import Trial
 from .cells import Cell, digest
-from .plan import KvTypes, RunPlan, TaskName, Trial
+from .plan import KvTypes, RunPlan, TaskName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,71 +13,17 @@ from ..errors import WishError
 from ..evals.facts import ValueKind
 from ..evals.ruler.specs import RULER_TASKS
 from ..evals.verdict import Thresholds
-from ..patching.wish import Scheme as WrittenScheme
+from ..patching.wishes import Trial, TrialScheme
 
 TaskName: TypeAlias = Literal[
     "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
 ]
-Scheme: TypeAlias = Literal["file", WrittenScheme]
-"""A scheme to try; "file" is the model as it stands."""
 CacheType: TypeAlias = Literal[
     "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"
 ]
 CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
 MIN_CONTEXT = 128
 """Tokens: below, a question and its answer leave no room for a haystack."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """A RoPE scaling to try, with nothing written. Fields are those of `ggufrope patch`.
-
-    What is None follows from the file: `factor` is then the largest context of the plan over the
-    original context. The scheme "file" is the model as it stands.
-    """
-
-    scheme: Scheme
-    label: str | None = field(
-        default=None, metadata={"help": "the name in reports; the scheme and factor by default"}
-    )
-    factor: float | None = field(
-        default=None, metadata={"help": "target context over original context"}
-    )
-    target_context: int | None = None
-    original_context: int | None = None
-    freq_base: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    ext_factor: float | None = None
-    attn_factor: float | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    long_factors: str | None = field(
-        default=None, metadata={"help": "a json, csv or npy file, one number a rotary pair"}
-    )
-    short_factors: str | None = None
-    from_config: str | None = field(
-        default=None, metadata={"help": "a Hugging Face config.json to take the scaling from"}
-    )
-    bake: bool = field(
-        default=False, metadata={"help": "try it as factor tensors, on a working copy"}
-    )
-    two_faced: bool = field(
-        default=False,
-        metadata={"help": "bake, and leave the model as it is up to its original context"},
-    )
-
-    @property
-    def is_file(self) -> bool:
-        """Whether this is the model as it stands."""
-        return self.scheme == "file" and self.from_config is None
-
-    @property
-    def name(self) -> str:
-        """The label, or the scheme with its factor where one is given."""
-        if self.label is not None:
-            return self.label
-        return self.scheme if self.factor is None else f"{self.scheme}-{self.factor:g}x"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +122,7 @@ class RunPlan:
     contexts: tuple[int, ...] = field(metadata={"help": "context lengths in tokens"})
     name: str = "run"
     tasks: tuple[TaskName, ...] = ("needle",)
-    scalings: tuple[Scheme | Trial, ...] = field(
+    scalings: tuple[TrialScheme | Trial, ...] = field(
         default=("file",), metadata={"help": "schemes by name, or tables with their parameters"}
     )
     kv: tuple[str, ...] = field(

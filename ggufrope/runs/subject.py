@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from ..errors import WishError
-from .plan import KvTypes, RuntimeSettings, Trial
+from ..patching.wishes import Trial
+from .plan import KvTypes, RuntimeSettings
 
 if TYPE_CHECKING:
     from ..evals.protocol import LanguageModel

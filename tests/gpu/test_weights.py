@@ -8,7 +8,8 @@ import pytest
 
 from ggufrope import RuntimeSettings, open_subject
 from ggufrope.errors import MemoryNeedError
-from ggufrope.runs.plan import KvTypes, Trial
+from ggufrope.patching.wishes import Trial
+from ggufrope.runs.plan import KvTypes
 from ggufrope.runtime import ContextSettings, Model, library
 from ggufrope.runtime.library import Device
 from ggufrope.runtime.loading import LoadOptions

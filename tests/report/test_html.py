@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ggufrope.patching.wishes import Trial
 from ggufrope.report.html import to_html
 from ggufrope.report.record import RunReport
-from ggufrope.runs.plan import Trial
 
 pytest.importorskip("jinja2", reason="the page needs jinja2, of the extra 'report'")
 pytest.importorskip("vl_convert", reason="charts need vl-convert-python, of the extra 'report'")

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufrope.errors import StorageError, WishError
+from ggufrope.patching.wishes import Trial
 from ggufrope.runs.jobs import Selection, expand
 from ggufrope.runs.models import ModelFile, resolve_models
-from ggufrope.runs.plan import KvTypes, RunPlan, Trial
+from ggufrope.runs.plan import KvTypes, RunPlan
 from ggufrope.runs.planfile import format_plan, parse_plan, plan_schema, read_plan
 from ggufrope.runs.records import decode
 

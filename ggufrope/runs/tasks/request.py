@@ -10,9 +10,10 @@ from typing import TypeAlias, TypeVar
 from ...evals.protocol import LanguageModel, Progress
 from ...evals.texts import Text, read_text
 from ...evals.types import OpenContext, Result, Task
+from ...patching.wishes import Trial
 from ..cells import Cell, CellResult
 from ..jobs import Job
-from ..plan import KvTypes, RunPlan, Trial
+from ..plan import KvTypes, RunPlan
 
 ResultT = TypeVar("ResultT", bound=Result)
 

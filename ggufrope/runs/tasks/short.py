@@ -8,8 +8,9 @@ from ...evals.divergence import DivergencePlan
 from ...evals.needle_plan import NeedlePlan
 from ...evals.shortcontext import ShortContextPlan, ShortContextTask
 from ...evals.shortcontext import short_context as sum_up
+from ...patching.wishes import Trial
 from ..cells import CellResult, Metric
-from ..plan import KvTypes, Trial
+from ..plan import KvTypes
 from .text import divergence_metrics
 
 if TYPE_CHECKING:
