@@ -44,14 +44,15 @@ def token_option(name: str, help_: str, panel: str | None = None) -> Any:
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Flatten the dataclass parameters of `command` into one parameter a field."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    # Before Python 3.11 get_type_hints hides Annotated in Optional where the default is None.
+    asked = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in asked if is_dataclass(p.annotation)}
     parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command).parameters.values():
+    for parameter in asked:
         if parameter.name in groups:
             parameters.extend(_field_parameters(groups[parameter.name]))
         else:
-            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            parameters.append(parameter)
 
     @functools.wraps(command)
     def flat(**arguments: Any) -> None:

@@ -36,13 +36,18 @@ def open_subject(path: Path, settings: RuntimeSettings) -> LlamaSubject:
 def create(plan: RunPlan, folder: Path) -> None:
     """Make the run of `plan` in `folder`, or find it there to go on with.
 
-    Raises WishError where the folder holds the run of another plan, FileError for a model.
+    Raises WishError where the folder holds the run of another plan, FileError for a model, or
+    another file of the plan's, that is not there.
     """
+    from .errors import StorageError
     from .runs.jobs import expand
     from .runs.models import resolve_models
     from .runs.store import RunStore
 
     models = resolve_models(plan.models)
+    for name in plan.files:
+        if not Path(name).is_file():
+            raise StorageError(f"{name}: no such file, though the plan names it")
     RunStore.create(folder, plan, models, expand(plan, models)).close()
 
 

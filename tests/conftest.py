@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+with suppress(ImportError):  # the GPU tests do without
+    from hypothesis import settings
+
+    # How long an example takes tells how busy the machine is, not whether the code is right.
+    settings.register_profile("ggufrope", deadline=None)
+    settings.load_profile("ggufrope")
 
 ROOT = Path(__file__).resolve().parent.parent
 

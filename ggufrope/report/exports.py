@@ -218,5 +218,6 @@ def _xml(text: str) -> str:
 def _inert(value: object) -> object:
     if not isinstance(value, str):
         return value
-    text = value.encode("utf-8", "backslashreplace").decode()
+    # Before Python 3.11 csv neither writes NUL nor reads it.
+    text = value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
     return "'" + text if text.startswith(_FORMULA_STARTS) else text

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..errors import WishError
 from .jobs import Job
 from .tasks.cache import DECODED_TOKENS, MOST_PREFILLED_TOKENS
 
@@ -43,7 +45,10 @@ def estimate(
     """What each job takes; `tokens_per_second` is the prefill speed of this machine, where known.
 
     A run's memory is that of its greediest job, its time the sum over one worker's jobs.
+    Raises WishError for a speed that is none.
     """
+    if tokens_per_second is not None and not 0 < tokens_per_second < inf:
+        raise WishError(f"a speed of {tokens_per_second:g} tokens/s: expected a number above 0")
     return tuple(
         JobEstimate(
             job=job,

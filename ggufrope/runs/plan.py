@@ -168,6 +168,15 @@ class RunPlan:
         return tuple(KvTypes.parse(text) for text in self.kv)
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Every file the plan names, its models aside."""
+        named = [self.haystack.file, self.text]
+        named += [self.ruler.squad, self.ruler.hotpotqa, self.ruler.templates]
+        for trial in self.trials:
+            named += [trial.long_factors, trial.short_factors, trial.from_config]
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+    @property
     def depth_percents(self) -> tuple[float, ...]:
         """Needle depths in percent of the context, ascending."""
         if isinstance(self.depths, tuple):

@@ -93,7 +93,7 @@ def test_hostile_strings_are_inert(make_report: Make) -> None:
         kv=("f16",),
     )
     assert json.loads(to_json(report))["models"][0]["name"] == HOSTILE
-    rows = list(csv.DictReader(io.StringIO(to_csv(report).replace("\x00", ""))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(report))))
     assert rows[0]["model"].startswith("'=cmd")
     for case in ElementTree.fromstring(to_junit(report)).iter("testcase"):
         assert "<script>" in str(case.get("classname"))

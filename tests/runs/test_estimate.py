@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from ggufrope.errors import WishError
 from ggufrope.runs.estimate import contexts_at_once, estimate, tokens_of
 from ggufrope.runs.jobs import Job, expand
 from ggufrope.runs.models import ModelFile
@@ -47,6 +48,13 @@ def test_memory_is_asked_for_at_the_longest_context() -> None:
     assert [e.memory_bytes for e in found] == [4096, 4096, 8192]
     assert found[0].seconds == found[0].tokens / 2
     assert estimate(plan, jobs, memory=lambda job, n: None)[0].seconds is None
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_speed_that_is_none(speed: float) -> None:
+    plan, jobs = jobs_of()
+    with pytest.raises(WishError, match="tokens/s"):
+        estimate(plan, jobs, memory=lambda job, n: None, tokens_per_second=speed)
 
 
 @pytest.mark.parametrize("mode", ["one-pass", "isolated"])
