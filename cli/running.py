@@ -99,9 +99,11 @@ def answering(folder: Path, *, selection: Selection | None = None, json: bool) -
 
     try:
         yield
-    finally:
-        report = stored_report(folder, selection)
-        view.answer(report, json=json)
+    except KeyboardInterrupt:
+        view.answer(stored_report(folder, selection), json=json)
+        raise
+    report = stored_report(folder, selection)
+    view.answer(report, json=json)
     if not report.passed:
         raise typer.Exit(CHECK_FAILED)
 

@@ -24,6 +24,8 @@ def command(
     from ..output import emit_json
     from ..views import doctor as view
 
+    if not json:
+        view.show_ggufrope()
     if model is None:
         found = report()
     else:

@@ -48,7 +48,9 @@ def show_matrix(jobs: tuple[JobEstimate, ...], *, json: bool) -> None:
         )
     console().print(made)
     total = f", {_duration(sum(seconds))} on one worker" if seconds else ""
-    console().print(f"{len(jobs)} jobs, at most {tokens:,} tokens{total}; nothing done")
+    console().print(
+        f"{len(jobs)} job{'s' * (len(jobs) != 1)}, at most {tokens:,} tokens{total}; nothing done"
+    )
 
 
 def _duration(seconds: float | None) -> str | None:

@@ -27,14 +27,21 @@ def payload(found: RuntimeReport) -> dict[str, Any]:
     }
 
 
+def show_ggufrope() -> None:
+    """What is known of ggufrope itself, also where there is no runtime to look at."""
+    import platform
+
+    from ggufrope import __version__
+
+    console().print(f"ggufrope {__version__} on Python {platform.python_version()}")
+
+
 def show(found: RuntimeReport) -> None:
     """Versions, devices, cache types, advice."""
-    from ggufrope import __version__
     from ggufrope.rope import source
 
     out = console()
     versions = table("part", "version")
-    row(versions, "ggufrope", __version__)
     row(versions, "llama-cpp-python", found.versions.llama_cpp_python)
     row(versions, "llama.cpp", f"{found.versions.llama_cpp} ({found.versions.commit})")
     row(versions, "architecture table", source().commit[:9])

@@ -42,7 +42,7 @@ def show(report: RunReport) -> None:
     out.print(_summary(report))
     for trouble in troubles(report):
         out.print(
-            f"{trouble.cells} cells {trouble.status}: {shown(trouble.reason)} "
+            f"{trouble.cells} cell{'s' * (trouble.cells != 1)} {trouble.status}: {shown(trouble.reason)} "
             f"({shown(trouble.where)})",
             style="yellow",
         )
