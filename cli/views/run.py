@@ -41,11 +41,9 @@ def show(report: RunReport) -> None:
     out.print(heading("summary"))
     out.print(_summary(report))
     for trouble in troubles(report):
-        out.print(
-            f"{trouble.cells} cell{'s' * (trouble.cells != 1)} {trouble.status}: {shown(trouble.reason)} "
-            f"({shown(trouble.where)})",
-            style="yellow",
-        )
+        cells = "1 cell" if trouble.cells == 1 else f"{trouble.cells} cells"
+        reason = f"{shown(trouble.reason)} ({shown(trouble.where)})"
+        out.print(f"{cells} {trouble.status}: {reason}", style="yellow")
     _show_verdict(report)
 
 
