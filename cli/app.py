@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import register
+from .commands import EXAMPLES, register
 from .errors import run
 
 
@@ -22,7 +22,7 @@ def build(asked: str | None = None) -> typer.Typer:
         name="ggufrope",
         help="Make a GGUF model reach further, prove that it did, and never break the file.",
         no_args_is_help=True,
-        add_completion=asked is None,
+        add_completion=asked not in EXAMPLES,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -17,11 +17,11 @@ EXAMPLES = {
     "advise": "ggufrope advise model.gguf --target-ctx 65536 --memory 24GiB",
     "export": "ggufrope export long.gguf --to llama-server",
     "validate": "ggufrope validate long.gguf --ctx 8k,16k,32k --kv f16,q8_0",
-    "run": "ggufrope run night.toml --dry-run",
-    "doctor": "ggufrope doctor --model model.gguf",
-    "report": "ggufrope report runs/night --html night.html --junit night.xml",
-    "search": "ggufrope search model.gguf --target-ctx 16k --budget 2h",
     "compare": "ggufrope compare model.gguf --ctx 8k,16k --scaling none,linear,ntk,yarn",
+    "search": "ggufrope search model.gguf --target-ctx 16k --budget 2h",
+    "run": "ggufrope run night.toml --dry-run",
+    "report": "ggufrope report runs/night --html night.html --junit night.xml",
+    "doctor": "ggufrope doctor --model model.gguf",
 }
 """Every command, by the name of its module, and how it is called."""
 
