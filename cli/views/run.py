@@ -38,8 +38,9 @@ def show(report: RunReport) -> None:
     out = console()
     for heatmap in heatmaps(report):
         _show_heatmap(heatmap)
-    out.print(heading("summary"))
-    out.print(_summary(report))
+    for task in dict.fromkeys(found.task for found in report.summary):
+        out.print(heading(task))
+        out.print(_summary([found for found in report.summary if found.task == task]))
     for trouble in troubles(report):
         cells = "1 cell" if trouble.cells == 1 else f"{trouble.cells} cells"
         reason = f"{shown(trouble.reason)} ({shown(trouble.where)})"
@@ -75,22 +76,18 @@ def _square(square: Square | None) -> Text:
     return Text.assemble(" ", (f" {square.probability:4.2f} {mark}", f"white on {shade}"))
 
 
-def _summary(report: RunReport) -> Table:
-    names = tuple(dict.fromkeys(m.name for found in report.summary for m in found.metrics))
-    chosen = [name for name in _COLUMNS if name in names]
-    made = table(
-        "scaling",
-        "KV",
-        "task",
-        "context",
-        *(_COLUMNS[name] for name in chosen),
-        numeric=["context", *(_COLUMNS[name] for name in chosen)],
-    )
-    for found in report.summary:
+def _summary(rows: list[SummaryRow]) -> Table:
+    """One task's rows, with the metrics it has."""
+    measured = {metric.name for found in rows for metric in found.metrics}
+    chosen = [name for name in _COLUMNS if name in measured]
+    parts = any(found.part is not None for found in rows)
+    numbers = ["context", *(_COLUMNS[name] for name in chosen)]
+    columns = ["scaling", "KV", *(["part"] if parts else []), *numbers]
+    made = table(*columns, numeric=numbers)
+    for found in rows:
         context = f"{found.context_tokens}{' (native)' if found.control else ''}"
-        cells = [_metric(found, name) for name in chosen]
-        task = found.task if found.part is None else found.part
-        row(made, found.scaling, found.kv, task, context, *cells)
+        cells = [found.scaling, found.kv, *([found.part] if parts else []), context]
+        row(made, *cells, *(_metric(found, name) for name in chosen))
     return made
 
 
@@ -117,7 +114,7 @@ def _metric(found: SummaryRow, name: str) -> str:
         if metric.low is None or metric.high is None:
             return f"{metric.value:.0%}"
         return f"{metric.value:.0%} ({100 * metric.low:.0f}-{100 * metric.high:.0f})"
-    return f"{metric.value:.3g}"
+    return f"{metric.value:,.0f}" if abs(metric.value) >= 1000 else f"{metric.value:.3g}"
 
 
 def _show_verdict(report: RunReport) -> None:
