@@ -6,8 +6,9 @@ The names of this package are what a script needs; each is imported when it is f
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ggufrope._lazy import importer
 
 if TYPE_CHECKING:
     from ggufrope.advice import advise
@@ -35,7 +36,6 @@ _HOMES = {
     "runs.planfile": ("read_plan",),
     "runtime": ("Context", "ContextSettings", "Model"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Context",
@@ -60,15 +60,12 @@ __all__ = [
     "verify",
 ]
 
+_import = importer(__name__, _HOMES)
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("ggufrope")
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+    return _import(name)

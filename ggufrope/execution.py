@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from .evals.protocol import Progress
     from .evals.types import OpenContext
-    from .patching import Target
+    from .patching import Wish
     from .patching.wishes import Trial
     from .report import RunReport
     from .rope import RopeOverrides
@@ -133,7 +133,7 @@ class LlamaSubject:
 
         if self._gpu_layers is None:
             self._gpu_layers = self._fitting_layers(largest)
-        if trial.scheme == "file" and trial.from_config is None:
+        if trial.is_file:
             return self._opener(self.model, kv, lambda n_ctx: None)
         metadata = self._stored.metadata
         original = metadata.original_context or metadata.context_length or largest
@@ -146,7 +146,7 @@ class LlamaSubject:
         in_tensors = wish.bake or wish.two_faced
         if not in_tensors and overrides(largest) is not None:
             return self._opener(self.model, kv, overrides)
-        return self._opener(self._copy(trial, target), kv, lambda n_ctx: None)
+        return self._opener(self._copy(trial, wish), kv, lambda n_ctx: None)
 
     def close(self) -> None:
         """Free the models and remove working copies."""
@@ -179,16 +179,14 @@ class LlamaSubject:
         self._cleanup.callback(model.close)
         return model
 
-    def _copy(self, trial: Trial, target: Target) -> Model:
+    def _copy(self, trial: Trial, wish: Wish) -> Model:
         """The model of a working copy that has the scheme written in."""
         from .patching import apply, plan_patch
-        from .patching.wishes import wish_of
 
         if trial not in self._models:
             folder = tempfile.TemporaryDirectory(prefix="ggufrope-trial-")
             self._cleanup.callback(folder.cleanup)
             path = Path(folder.name) / self._stored.path.name
-            wish = wish_of(trial, target_context=target.context_length)
             apply(plan_patch(self._stored.path, wish, output=path))
             self._models[trial] = self._load(path)
         return self._models[trial]

@@ -39,7 +39,8 @@ def test_what_type_checkers_see_is_what_there_is(root: Path) -> None:
         for alias in node.names
     }
     assert sorted(seen) == sorted(ggufrope.__all__)
-    assert seen == {name: f"ggufrope.{home}" for name, home in ggufrope._HOME_OF.items()}
+    homes = ggufrope._HOMES.items()
+    assert seen == {name: f"ggufrope.{home}" for home, names in homes for name in names}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -5,8 +5,9 @@ Names are imported when they are first used: showing a header must not pay for t
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ggufrope._lazy import importer
 
 if TYPE_CHECKING:
     from ggufrope.container.arrays import read_array, read_span, read_tensor
@@ -78,7 +79,6 @@ _HOMES = {
         "ValueType",
     ),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "PADDING_KEY",
@@ -133,11 +133,4 @@ __all__ = [
     "weights_digest",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = importer(__name__, _HOMES)

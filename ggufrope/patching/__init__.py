@@ -5,8 +5,9 @@ Names are imported when they are first used, as in `container`.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ggufrope._lazy import importer
 
 if TYPE_CHECKING:
     from ggufrope.patching.inspection import Inspection, StoredModel, inspect, read_model
@@ -37,7 +38,6 @@ _HOMES = {
         "resolve",
     ),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "SCHEMES",
@@ -57,11 +57,4 @@ __all__ = [
     "trial_overrides",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = importer(__name__, _HOMES)
