@@ -3,7 +3,9 @@
     python -m benchmarks.evaluation_cost MODEL.gguf
 
 Perplexity against a bare loop over the same tokens and logits; the divergence of a q8_0 cache
-against those two prefills; the one-pass needle grid against one prompt a cell.
+against such loops for both; the one-pass needle grid against the same questions to the same
+haystacks, one prompt a cell. Isolated mode, a haystack with a single fact for each cell, is shown
+beside them.
 """
 
 from __future__ import annotations
@@ -11,8 +13,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from ggufrope.evals import (
     DivergencePlan,
@@ -22,47 +28,72 @@ from ggufrope.evals import (
     OpenContext,
     PerplexityPlan,
     PerplexityTask,
-    recall,
     reference_text,
 )
-from ggufrope.evals.needle import NeedleResult
+from ggufrope.evals.needle_prompts import stops
+from ggufrope.evals.protocol import LanguageModel
 from ggufrope.evals.texts import windows_of
-from ggufrope.runtime import Context, ContextSettings, Model
+from ggufrope.execution import open_subject
+from ggufrope.patching.wishes import Trial
+from ggufrope.runs.plan import KvTypes, RuntimeSettings
+
+T = TypeVar("T")
 
 
-def seconds(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What it returns, and the seconds it took."""
     begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+    return work(), time.perf_counter() - begun
 
 
-def opener(model: Model, cache_type: str = "f16") -> OpenContext:
-    return lambda n: Context(model, ContextSettings(n_ctx=n, type_k=cache_type, type_v=cache_type))
+def bare(
+    model: LanguageModel, open_context: OpenContext, n_ctx: int, chunks: int, *, skip: int
+) -> None:
+    """The tokens of `chunks` windows and the logits of all but the first `skip`, nothing else."""
+    with closing(open_context(n_ctx)) as context:
+        windows = windows_of(model, reference_text(), n_ctx=n_ctx, step=n_ctx, most=chunks)
+        for window in windows:
+            context.rewind(0)
+            for _ in context.logits(window.tolist(), skip=skip):
+                pass
 
 
-def bare(model: Model, open_context: OpenContext, n_ctx: int, chunks: int) -> None:
-    """The tokens of `chunks` windows and the logits of their second halves, and nothing else."""
-    context = open_context(n_ctx)
-    windows = windows_of(model, reference_text(), n_ctx=n_ctx, step=n_ctx, most=chunks)
-    for window in windows:
-        context.rewind(0)
-        for _ in context.logits(window.tolist(), skip=n_ctx // 2):
-            pass
-    context.close()
+@dataclass(frozen=True)
+class Found:
+    """What became of a cell: whether the answer is exact, and its mean log-probability."""
+
+    exact: bool
+    log_probability: float
 
 
-def one_prompt_a_cell(
-    model: Model, open_context: OpenContext, plan: NeedlePlan
-) -> Iterator[NeedleResult]:
-    """Every cell of the grid on its own, in a context of its own, sharing nothing."""
-    for length in plan.all_lengths:
-        for depth in plan.depths:
-            cell = NeedlePlan(lengths=(length,), depths=(depth,), mode="isolated")
-            yield from NeedleTask(cell).run(model, open_context)
+Cells: TypeAlias = dict[str, Found]
+
+
+def in_one_pass(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
+    return {
+        result.key: Found(result.exact.value == 1, result.log_probability.value or 0.0)
+        for result in NeedleTask(plan).run(model, open_context)
+    }
+
+
+def one_prompt_a_cell(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
+    """Every question with its whole prompt, in a context of its own, sharing nothing."""
+    found: Cells = {}
+    for stop in stops(model, plan, 0):
+        for ask in stop.asks:
+            with closing(open_context(ask.cell.context_tokens)) as context:
+                context.extend(stop.trunk)
+                ((answer, *_),) = context.score([ask.branch])
+                found[ask.cell.key] = Found(answer.greedy, answer.mean_log_probability)
+    return found
 
 
 def report(name: str, found: float, bare_seconds: float) -> None:
     print(f"{name:<34}{found:8.1f} s{bare_seconds:8.1f} s   x {found / bare_seconds:.3f}")
+
+
+def isolated(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
+    return in_one_pass(model, open_context, replace(plan, mode="isolated"))
 
 
 def main() -> int:
@@ -72,35 +103,53 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--depths", type=int, default=5)
+    parser.add_argument("--scheme", default="file", help="file, yarn, ... for the longest length")
     options = parser.parse_args()
-    n_ctx, chunks = options.ctx, options.chunks
-    with Model.open(options.model) as model:
-        plain, quantized = opener(model), opener(model, "q8_0")
-        bare(model, plain, n_ctx, 1)
-        loop = seconds(lambda: bare(model, plain, n_ctx, chunks))
-        ppl = PerplexityTask(PerplexityPlan(n_ctx=n_ctx, chunks=chunks))
-        report("perplexity : bare loop", seconds(lambda: list(ppl.run(model, plain))), loop)
-
-        loop += seconds(lambda: bare(model, quantized, n_ctx, chunks))
-        kld = DivergenceTask(DivergencePlan(n_ctx=n_ctx, chunks=chunks), plain)
-        report(
-            "divergence : two bare loops", seconds(lambda: list(kld.run(model, quantized))), loop
+    n_ctx, chunks, longest = options.ctx, options.chunks, max(options.lengths)
+    with closing(open_subject(options.model, RuntimeSettings())) as subject:
+        model, trial = subject.model, Trial(scheme=options.scheme)
+        plain, quantized = (
+            subject.contexts(trial, KvTypes(k=kind, v=kind), largest=longest)
+            for kind in ("f16", "q8_0")
         )
+        read = partial(bare, model, n_ctx=n_ctx, chunks=chunks)
+        read(plain, skip=0)
+
+        _, loop = timed(lambda: read(plain, skip=0))
+        perplexity = PerplexityTask(PerplexityPlan(n_ctx=n_ctx, chunks=chunks))
+        _, took = timed(lambda: list(perplexity.run(model, plain)))
+        report("perplexity : bare loop", took, loop)
+
+        _, loops = timed(lambda: [read(each, skip=n_ctx // 2) for each in (plain, quantized)])
+        divergence = DivergenceTask(DivergencePlan(n_ctx=n_ctx, chunks=chunks), plain)
+        _, took = timed(lambda: list(divergence.run(model, quantized)))
+        report("divergence : two bare loops", took, loops)
 
         depths = tuple(100 * i / (options.depths - 1) for i in range(options.depths))
         plan = NeedlePlan(lengths=tuple(options.lengths), depths=depths)
-        grid, apart = list[NeedleResult](), list[NeedleResult]()
-        together = seconds(lambda: grid.extend(NeedleTask(plan).run(model, plain)))
-        alone = seconds(lambda: apart.extend(one_prompt_a_cell(model, plain, plan)))
-        report(f"{len(apart)} prompts : one-pass grid", alone, together)
-        for name, results in (("one-pass grid", grid), ("one prompt a cell", apart)):
-            found = recall(results)
-            print(
-                f"  {name}: {found.exact.successes}/{found.exact.n} exact, "
-                f"{found.first.successes}/{found.first.n} first among distractors, "
-                f"{found.log_probability.value:.3f} nat"
-            )
+        compare_grids(model, plain, plan)
     return 0
+
+
+def compare_grids(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> None:
+    """One pass, and beside it the other ways to fill the same grid."""
+    found: dict[str, Cells] = {}
+    took: dict[str, float] = {}
+    for way in (in_one_pass, one_prompt_a_cell, isolated):
+        name = way.__name__.replace("_", " ")
+        found[name], took[name] = timed(partial(way, model, open_context, plan))
+        cells = found[name].values()
+        report(f"{name} : in one pass", took[name], took["in one pass"])
+        print(
+            f"  {sum(cell.exact for cell in cells)}/{len(cells)} exact, "
+            f"{sum(cell.log_probability for cell in cells) / len(cells):.3f} nat"
+        )
+    alone = found["one prompt a cell"]
+    apart = max(
+        abs(cell.log_probability - alone[key].log_probability)
+        for key, cell in found["in one pass"].items()
+    )
+    print(f"  in one pass and one prompt a cell: within {apart:.4f} nat of each other")
 
 
 if __name__ == "__main__":

@@ -12,16 +12,18 @@ from ggufrope.search import SearchPlan
 
 from .search_nano import measure
 
+EVERY_TENTH = tuple(range(0, 101, 10))
 PLAN = SearchPlan(
     target_context=16_384,
-    space="longrope2",
-    candidates=60,
+    space="yarn",  # three numbers: what some dozens of evaluations can search
+    candidates=40,
     finalists=2,
-    samples=1,
+    samples=2,
+    depths=EVERY_TENTH,
     screening_samples=1,
     screening_context=12_288,
     holdout_samples=4,
-    budget_seconds=4 * 3600,
+    budget_seconds=2.5 * 3600,
 )
 
 if __name__ == "__main__":

@@ -34,10 +34,12 @@ class LlamaRuntime:
         return Model.open(path, kv_overrides=kv_overrides, gpu_layers=self.gpu_layers)
 
     def open_context(self, model: Model, n_ctx: int, rope: RopeOverrides) -> Context:
+        from ggufrope.execution import spare_cells
         from ggufrope.runtime import Context, ContextSettings
 
         settings = ContextSettings(
             n_ctx=n_ctx,
+            spare=spare_cells(model.path, n_ctx),
             rope=rope,
             type_k=self.type_k,
             type_v=self.type_v,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 OPENER = f"{__name__}:open_subject"
 _UNKNOWN_CONTEXT = 4096
+_SPARE = 512
+"""Cells for about eight questions with their distractors."""
 
 
 def open_subject(path: Path, settings: RuntimeSettings) -> LlamaSubject:
@@ -202,6 +204,7 @@ class LlamaSubject:
                 model,
                 ContextSettings(
                     n_ctx=n_ctx,
+                    spare=spare_cells(model.path, n_ctx),
                     type_k=kv.k,
                     type_v=kv.v,
                     flash_attention=self._settings.flash_attention,
@@ -213,6 +216,25 @@ class LlamaSubject:
             )
 
         return open_context
+
+
+def spare_cells(path: Path, n_ctx: int) -> int:
+    """Cells a context can have beyond `n_ctx` for questions: none where llama.cpp would then take
+    the long factors of a LongRoPE file for its short ones, or where it is not known what it does.
+    """
+    from .errors import FileError
+    from .patching import read_model
+    from .rope.architectures import architecture
+    from .rope.llamacpp import allocated_context, choose_factors
+
+    metadata = read_model(path).metadata
+    contexts = map(allocated_context, (n_ctx, n_ctx + _SPARE))
+    try:
+        arch = architecture(metadata.architecture)
+        plain, wider = (choose_factors(metadata, arch, tokens)[0] for tokens in contexts)
+    except FileError:
+        return 0
+    return _SPARE if plain is wider else 0
 
 
 def _gib(size_bytes: int) -> str:

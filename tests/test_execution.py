@@ -63,6 +63,21 @@ def test_trials_share_the_weights_and_baked_ones_get_a_copy(nano: Path) -> None:
     assert not copy.exists()
 
 
+def test_questions_have_room_beside_a_full_context_but_never_change_the_factors(nano: Path) -> None:
+    two_faced = Trial(scheme="yarn", factor=4, two_faced=True)
+    subject = open_subject(nano, RuntimeSettings())
+    try:
+        for trial, n_ctx, cells in (
+            (Trial(scheme="file"), 256, 768),
+            (two_faced, 256, 256),  # with more it would take its long factors
+            (two_faced, 512, 1024),
+        ):
+            with subject.contexts(trial, F16, largest=1024)(n_ctx) as context:
+                assert context.n_ctx == cells
+    finally:
+        subject.close()
+
+
 @pytest.mark.skipif(library.can_offload(), reason="this build of llama.cpp can use a GPU")
 @pytest.mark.parametrize("gpu_layers", ["all", "auto", 0])
 def test_without_a_gpu_no_layer_is_on_one(nano: Path, gpu_layers: str | int) -> None:

@@ -16,7 +16,7 @@ from ggufrope.container.types import ArrayValue, Header
 from ggufrope.errors import FileError, WishError
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.layers import layer_count, recurrent_layers, sliding_layers
-from ggufrope.rope.llamacpp import CONTEXT_GRANULE, rotary_dimensions
+from ggufrope.rope.llamacpp import CONTEXT_GRANULE, allocated_context, rotary_dimensions
 from ggufrope.rope.metadata import RopeMetadata, first_layer, per_layer
 
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ def kv_bytes(
     if context_tokens < 1:
         raise WishError(f"a context of {context_tokens} tokens: expected 1 or more")
     arch = architecture(metadata.architecture)
-    cells = _round_up(context_tokens)
+    cells = allocated_context(context_tokens)
     windowed = cells
     if not full_window and metadata.sliding_window:
-        windowed = min(cells, _round_up(metadata.sliding_window + BATCH_TOKENS))
+        windowed = min(cells, allocated_context(metadata.sliding_window + BATCH_TOKENS))
     total = 0
     for k_width, v_width, slides in _rows(metadata, arch):
         row = _row_bytes(k_width, k_type) + _row_bytes(v_width, v_type)
@@ -173,7 +173,7 @@ def _row_bytes(width: int, cache_type: str) -> int:
 def _compute_bytes(
     header: Header, metadata: RopeMetadata, context_tokens: int, flash_attention: bool
 ) -> int:
-    cells = _round_up(context_tokens)
+    cells = allocated_context(context_tokens)
     batch = min(BATCH_TOKENS, cells)
     width = metadata.embedding_length or 0
     logits = 4 * batch * (_vocabulary(header) + 2 * width)
@@ -189,7 +189,3 @@ def _vocabulary(header: Header) -> int:
         return tokens.count
     embedding = header.tensor("token_embd.weight")
     return embedding.shape[-1] if embedding is not None and embedding.shape else 0
-
-
-def _round_up(tokens: int) -> int:
-    return -(-tokens // CONTEXT_GRANULE) * CONTEXT_GRANULE

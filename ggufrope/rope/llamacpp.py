@@ -243,6 +243,11 @@ def _allocated(metadata: RopeMetadata, context_tokens: int | None) -> int:
     tokens = metadata.context_length if context_tokens is None else context_tokens
     if not tokens or tokens < 0:
         raise WishError(f"a context of {tokens} tokens: expected a number above 0")
+    return allocated_context(tokens)
+
+
+def allocated_context(tokens: int) -> int:
+    """The tokens of the context that llama.cpp makes where so many are asked for."""
     return -(-tokens // CONTEXT_GRANULE) * CONTEXT_GRANULE
 
 

@@ -83,7 +83,7 @@ def estimate(model: Model, settings: ContextSettings) -> int:
     heads = model.n_head_kv or model.n_head
     k = cache_type(settings.type_k).row_bytes(heads * model.head_size)
     v = cache_type(settings.type_v).row_bytes(heads * model.value_head_size)
-    return settings.n_ctx * model.n_layer * (k + v)
+    return (settings.n_ctx + settings.spare) * model.n_layer * (k + v)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 from ggufrope.errors import WishError
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.rope.keys import SCALING_TYPES
-from ggufrope.rope.llamacpp import CONTEXT_GRANULE
+from ggufrope.rope.llamacpp import CONTEXT_GRANULE, allocated_context
 from ggufrope.runtime.kvcache import cache_type
 
 _MOST_TOKENS = 2**31 - CONTEXT_GRANULE  # positions are int32
@@ -22,13 +22,15 @@ class ContextSettings:
     """What a context is made with. None, and the None of `rope`, leave the choice to llama.cpp
     and the file.
 
-    `n_ctx` counts tokens; llama.cpp rounds it up to a multiple of 256. `flash_attention` None is
-    llama.cpp's auto. `n_threads` None is every CPU this process may use. `swa_full` keeps the
-    whole history in the cache of sliding-window layers, without which nothing can be branched or
-    rewound.
+    `n_ctx` counts tokens, `spare` further cells, so that questions to a full context are evaluated
+    together and not one by one; llama.cpp rounds the sum up to a multiple of 256.
+    `flash_attention` None is llama.cpp's auto. `n_threads` None is every CPU this process may use.
+    `swa_full` keeps the whole history in the cache of sliding-window layers, without which nothing
+    can be branched or rewound.
     """
 
     n_ctx: int
+    spare: int = 0
     type_k: str = "f16"
     type_v: str = "f16"
     flash_attention: bool | None = None
@@ -49,8 +51,9 @@ def context_parameters(llama: Any, settings: ContextSettings, *, n_seq_max: int)
     n_threads = settings.n_threads
     if n_threads is None:
         n_threads = min(usable_cpus(), _MOST_THREADS)
+    cells = _within("n_ctx", _within("n_ctx", settings.n_ctx, 1) + settings.spare, 1)
     asked: dict[str, int | float | bool | None] = {
-        "n_ctx": -(-_within("n_ctx", settings.n_ctx, 1) // CONTEXT_GRANULE) * CONTEXT_GRANULE,
+        "n_ctx": allocated_context(cells),
         "n_batch": _if_given("n_batch", settings.n_batch, 2),
         "n_ubatch": _if_given("n_ubatch", settings.n_ubatch, 1),
         "n_threads": _within("n_threads", n_threads, 1, _MOST_THREADS),
