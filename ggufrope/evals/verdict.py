@@ -55,8 +55,8 @@ class Thresholds:
 class Evidence:
     """What was measured; mappings are by context length in tokens, and lack what was not asked.
 
-    `ruler` is a mean over tasks. `nll` is the mean negative log-probability of a text, `base_nll`
-    that of the base at a length it was made for, else the shortest length of `nll` stands in.
+    `ruler` is a mean over tasks. `nll` is the mean negative log-probability of a text, of which the
+    shortest length is what the others are held against.
     `short_nll` is the paired difference to the base within its context, `short_recall` the base's
     recall there and the variant's. None inside a mapping is asked for, and without a score.
     """
@@ -65,7 +65,6 @@ class Evidence:
     beats_distractors: Mapping[int, Proportion] = field(default_factory=dict)
     ruler: Mapping[int, float | None] = field(default_factory=dict)
     nll: Mapping[int, float | None] = field(default_factory=dict)
-    base_nll: float | None = None
     divergence: Mapping[int, float | None] = field(default_factory=dict)
     short_nll: Mean | None = None
     short_recall: tuple[Proportion, Proportion] | None = None
@@ -144,11 +143,11 @@ def _long_nll(evidence: Evidence, most: float | None) -> Iterator[Check]:
     if not evidence.nll:
         return
     shortest = min(evidence.nll)
-    base = evidence.nll[shortest] if evidence.base_nll is None else evidence.base_nll
+    base = evidence.nll[shortest]
     losses = {
         length: None if base is None or nll is None else nll - base
         for length, nll in evidence.nll.items()
-        if length != shortest or evidence.base_nll is not None or base is None
+        if length != shortest or base is None
     }
     yield from _at_most("long-context-nll", losses, most, unit=" nat")
 

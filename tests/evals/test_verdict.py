@@ -49,14 +49,12 @@ def test_ruler_without_a_score_at_the_shortest_fails(shortest: float | None) -> 
     assert [check.passed for check in verdict.checks] == [False, False]
 
 
-def test_long_perplexity_against_the_base_or_else_the_shortest() -> None:
+def test_long_perplexity_against_the_shortest() -> None:
     nll = {4096: 2.0, 32768: 3.5}
     own = judge(Evidence(nll=nll), Thresholds())
     assert [(check.context_tokens, check.measured, check.passed) for check in own.checks] == [
         (32768, 1.5, False)
     ]
-    based = judge(Evidence(nll=nll, base_nll=3.0), Thresholds())
-    assert [(check.measured, check.passed) for check in based.checks] == [(-1.0, True), (0.5, True)]
 
 
 def test_short_context() -> None:

@@ -146,6 +146,7 @@ def test_texts_are_read_by_every_setting_against_its_base(
     assert ("file", "f16", "divergence", 256) not in found
     assert found["file", "q8_0", "divergence", 256].value("mean_divergence") == pytest.approx(0)
     assert (found["none", "f16", "divergence", 512].value("mean_divergence") or 0) > 0.01
+    assert found["none", "f16", "divergence", 512].value("delta_p_p1") is not None
     assert dict(found["none", "f16", "divergence", 512].notes)["base"] == "file · f16"
     short = found["none", "f16", "short-context", 512]
     assert short.value("base_recall") == 1.0

@@ -83,6 +83,10 @@ def divergence_metrics(found: Divergence) -> tuple[Metric, ...]:
         ),
         estimate("delta_p", found.delta_p),
         estimate("delta_p_rms", found.delta_p_rms),
+        *(
+            Metric(name=f"delta_p_p{percent:g}", value=value)
+            for percent, value in found.delta_p_percentiles
+        ),
         estimate("same_top", found.same_top),
         estimate("nll_difference", found.nll_difference),
     )
