@@ -16,13 +16,13 @@ EVERY_TENTH = tuple(range(0, 101, 10))
 PLAN = SearchPlan(
     target_context=16_384,
     space="yarn",  # three numbers: what some dozens of evaluations can search
-    candidates=40,
+    candidates=24,
     finalists=2,
-    samples=2,
+    samples=1,
     depths=EVERY_TENTH,
     screening_samples=1,
     screening_context=12_288,
-    holdout_samples=4,
+    holdout_samples=3,
     budget_seconds=2.5 * 3600,
 )
 
