@@ -4,8 +4,7 @@
 
 Perplexity against a bare loop over the same tokens and logits; the divergence of a q8_0 cache
 against such loops for both; the one-pass needle grid against the same questions to the same
-haystacks, one prompt a cell. Isolated mode, a haystack with a single fact for each cell, is shown
-beside them.
+haystacks, one prompt a cell. With --isolated also isolated mode, a single fact to a haystack.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,6 +66,7 @@ class Found:
 
 
 Cells: TypeAlias = dict[str, Found]
+Way: TypeAlias = Callable[[LanguageModel, OpenContext, NeedlePlan], Cells]
 
 
 def in_one_pass(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
@@ -104,6 +104,7 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--depths", type=int, default=5)
     parser.add_argument("--scheme", default="file", help="file, yarn, ... for the longest length")
+    parser.add_argument("--isolated", action="store_true", help="isolated mode too")
     options = parser.parse_args()
     n_ctx, chunks, longest = options.ctx, options.chunks, max(options.lengths)
     with closing(open_subject(options.model, RuntimeSettings())) as subject:
@@ -127,15 +128,18 @@ def main() -> int:
 
         depths = tuple(100 * i / (options.depths - 1) for i in range(options.depths))
         plan = NeedlePlan(lengths=tuple(options.lengths), depths=depths)
-        compare_grids(model, plain, plan)
+        ways = (in_one_pass, one_prompt_a_cell, *([isolated] if options.isolated else []))
+        compare_grids(model, plain, plan, ways)
     return 0
 
 
-def compare_grids(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> None:
-    """One pass, and beside it the other ways to fill the same grid."""
+def compare_grids(
+    model: LanguageModel, open_context: OpenContext, plan: NeedlePlan, ways: Sequence[Way]
+) -> None:
+    """The same grid filled in several ways, the first of which is what the others are held to."""
     found: dict[str, Cells] = {}
     took: dict[str, float] = {}
-    for way in (in_one_pass, one_prompt_a_cell, isolated):
+    for way in ways:
         name = way.__name__.replace("_", " ")
         found[name], took[name] = timed(partial(way, model, open_context, plan))
         cells = found[name].values()
