@@ -104,10 +104,11 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--depths", type=int, default=5)
     parser.add_argument("--scheme", default="file", help="file, yarn, ... for the longest length")
+    parser.add_argument("--threads", type=int, help="default: every CPU")
     parser.add_argument("--isolated", action="store_true", help="isolated mode too")
     options = parser.parse_args()
     n_ctx, chunks, longest = options.ctx, options.chunks, max(options.lengths)
-    with closing(open_subject(options.model, RuntimeSettings())) as subject:
+    with closing(open_subject(options.model, RuntimeSettings(threads=options.threads))) as subject:
         model, trial = subject.model, Trial(scheme=options.scheme)
         plain, quantized = (
             subject.contexts(trial, KvTypes(k=kind, v=kind), largest=longest)
