@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = SearchPlan(
     target_context=2048,
-    candidates=120,
-    samples=6,
-    holdout_samples=24,
+    candidates=300,
+    screening_samples=8,
+    samples=40,
+    holdout_samples=200,
     depths=tuple(range(0, 101, 10)),
     budget_seconds=12 * 60,
 )

@@ -139,8 +139,8 @@ def test_baked_yarn_gives_the_logits_of_declared_yarn(
     declared = patched(nano, tmp_path, "declared", Wish(scaling="yarn", target_context=FAR))
     baked = patched(nano, tmp_path, "baked", Wish(scaling="yarn", target_context=FAR, bake=True))
     one, other = (logits(path, tokens, n_ctx=FAR) for path in (declared, baked))
-    np.testing.assert_allclose(one, other, atol=2e-2)
-    assert np.abs(one - logits(nano, tokens, n_ctx=FAR)).max() > 1
+    np.testing.assert_allclose(one, other, atol=0.1)  # the cache rounds rotated keys to f16
+    assert np.abs(one - logits(nano, tokens, n_ctx=FAR)).max() > 5
 
 
 def test_a_dead_key_changes_nothing_and_a_baked_one_does(
