@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,7 +66,6 @@ class Found:
 
 
 Cells: TypeAlias = dict[str, Found]
-Way: TypeAlias = Callable[[LanguageModel, OpenContext, NeedlePlan], Cells]
 
 
 def in_one_pass(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
@@ -76,11 +75,13 @@ def in_one_pass(model: LanguageModel, open_context: OpenContext, plan: NeedlePla
     }
 
 
-def one_prompt_a_cell(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
+def one_prompt_a_cell(
+    model: LanguageModel, open_context: OpenContext, plan: NeedlePlan, sampled: int | None = None
+) -> Cells:
     """Every question with its whole prompt, in a context of its own, sharing nothing."""
     found: Cells = {}
     for stop in stops(model, plan, 0):
-        for ask in stop.asks:
+        for ask in stop.asks[:sampled]:
             with closing(open_context(ask.cell.context_tokens)) as context:
                 context.extend(stop.trunk)
                 ((answer, *_),) = context.score([ask.branch])
@@ -105,6 +106,11 @@ def main() -> int:
     parser.add_argument("--depths", type=int, default=5)
     parser.add_argument("--scheme", default="file", help="file, yarn, ... for the longest length")
     parser.add_argument("--threads", type=int, help="default: every CPU")
+    parser.add_argument(
+        "--sampled",
+        type=int,
+        help="one prompt a cell at so many depths only: the prompts of a length are equally long",
+    )
     parser.add_argument("--isolated", action="store_true", help="isolated mode too")
     options = parser.parse_args()
     n_ctx, chunks, longest = options.ctx, options.chunks, max(options.lengths)
@@ -129,32 +135,39 @@ def main() -> int:
 
         depths = tuple(100 * i / (options.depths - 1) for i in range(options.depths))
         plan = NeedlePlan(lengths=tuple(options.lengths), depths=depths)
-        ways = (in_one_pass, one_prompt_a_cell, *([isolated] if options.isolated else []))
-        compare_grids(model, plain, plan, ways)
+        compare_grids(model, plain, plan, sampled=options.sampled, apart=options.isolated)
     return 0
 
 
 def compare_grids(
-    model: LanguageModel, open_context: OpenContext, plan: NeedlePlan, ways: Sequence[Way]
+    model: LanguageModel,
+    open_context: OpenContext,
+    plan: NeedlePlan,
+    *,
+    sampled: int | None,
+    apart: bool,
 ) -> None:
-    """The same grid filled in several ways, the first of which is what the others are held to."""
-    found: dict[str, Cells] = {}
-    took: dict[str, float] = {}
-    for way in ways:
-        name = way.__name__.replace("_", " ")
-        found[name], took[name] = timed(partial(way, model, open_context, plan))
-        cells = found[name].values()
-        report(f"{name} : in one pass", took[name], took["in one pass"])
-        print(
-            f"  {sum(cell.exact for cell in cells)}/{len(cells)} exact, "
-            f"{sum(cell.log_probability for cell in cells) / len(cells):.3f} nat"
-        )
-    alone = found["one prompt a cell"]
-    apart = max(
-        abs(cell.log_probability - alone[key].log_probability)
-        for key, cell in found["in one pass"].items()
-    )
-    print(f"  in one pass and one prompt a cell: within {apart:.4f} nat of each other")
+    """The same grid filled in several ways."""
+    grid, together = timed(lambda: in_one_pass(model, open_context, plan))
+    show("in one pass", grid)
+    alone, took = timed(lambda: one_prompt_a_cell(model, open_context, plan, sampled))
+    if sampled is not None:
+        print(f"  {len(alone)} of {len(grid)} prompts took {took:.1f} s; the others as long each")
+    report("one prompt a cell : in one pass", took * len(grid) / len(alone), together)
+    show("one prompt a cell", alone)
+    show("the same cells in one pass", {key: grid[key] for key in alone})
+    difference = max(abs(grid[key].log_probability - alone[key].log_probability) for key in alone)
+    print(f"  within {difference:.4f} nat of each other")
+    if apart:
+        facts, took = timed(lambda: isolated(model, open_context, plan))
+        report("isolated mode : in one pass", took, together)
+        show("isolated mode", facts)
+
+
+def show(name: str, cells: Cells) -> None:
+    exact = sum(cell.exact for cell in cells.values())
+    mean = sum(cell.log_probability for cell in cells.values()) / len(cells)
+    print(f"  {name}: {exact}/{len(cells)} exact, {mean:.3f} nat")
 
 
 if __name__ == "__main__":
