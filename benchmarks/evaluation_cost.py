@@ -69,6 +69,7 @@ Cells: TypeAlias = dict[str, Found]
 
 
 def in_one_pass(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
+    """The grid as the needle task fills it, in the mode of the plan."""
     return {
         result.key: Found(result.exact.value == 1, result.log_probability.value or 0.0)
         for result in NeedleTask(plan).run(model, open_context)
@@ -91,10 +92,6 @@ def one_prompt_a_cell(
 
 def report(name: str, found: float, bare_seconds: float) -> None:
     print(f"{name:<34}{found:8.1f} s{bare_seconds:8.1f} s   x {found / bare_seconds:.3f}")
-
-
-def isolated(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
-    return in_one_pass(model, open_context, replace(plan, mode="isolated"))
 
 
 def main() -> int:
@@ -159,7 +156,8 @@ def compare_grids(
     difference = max(abs(grid[key].log_probability - alone[key].log_probability) for key in alone)
     print(f"  within {difference:.4f} nat of each other")
     if apart:
-        facts, took = timed(lambda: isolated(model, open_context, plan))
+        isolated = replace(plan, mode="isolated")
+        facts, took = timed(lambda: in_one_pass(model, open_context, isolated))
         report("isolated mode : in one pass", took, together)
         show("isolated mode", facts)
 

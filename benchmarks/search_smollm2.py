@@ -12,14 +12,13 @@ from ggufrope.search import SearchPlan
 
 from .search_nano import measure
 
-EVERY_TENTH = tuple(range(0, 101, 10))
 PLAN = SearchPlan(
     target_context=16_384,
     space="yarn",  # three numbers: what some dozens of evaluations can search
     candidates=24,
     finalists=2,
     samples=1,
-    depths=EVERY_TENTH,
+    depths=tuple(range(0, 101, 10)),
     screening_samples=1,
     screening_context=12_288,
     holdout_samples=3,

@@ -35,11 +35,12 @@ class LlamaRuntime:
 
     def open_context(self, model: Model, n_ctx: int, rope: RopeOverrides) -> Context:
         from ggufrope.execution import spare_cells
+        from ggufrope.patching import read_model
         from ggufrope.runtime import Context, ContextSettings
 
         settings = ContextSettings(
             n_ctx=n_ctx,
-            spare=spare_cells(model.path, n_ctx),
+            spare=spare_cells(read_model(model.path).metadata, n_ctx),
             rope=rope,
             type_k=self.type_k,
             type_v=self.type_v,

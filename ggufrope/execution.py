@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .patching import Wish
     from .patching.wishes import Trial
     from .report import RunReport
-    from .rope import RopeOverrides
+    from .rope import RopeMetadata, RopeOverrides
     from .runs.jobs import Selection
     from .runs.plan import KvTypes, RunPlan, RuntimeSettings
     from .runs.subject import OpenSubject
@@ -164,7 +164,8 @@ class LlamaSubject:
         options = LoadOptions(
             main_gpu=self._settings.main_gpu, tensor_split=self._settings.tensor_split
         )
-        return fitting_layers(self._stored.path, ContextSettings(n_ctx=n_ctx), options)
+        settings = ContextSettings(n_ctx=n_ctx, spare=_SPARE)
+        return fitting_layers(self._stored.path, settings, options)
 
     def _load(self, path: Path) -> Model:
         from .runtime import Model
@@ -196,15 +197,18 @@ class LlamaSubject:
     def _opener(
         self, model: Model, kv: KvTypes, overrides: Callable[[int], RopeOverrides | None]
     ) -> OpenContext:
+        from .patching import read_model
         from .rope import RopeOverrides
         from .runtime import Context, ContextSettings
+
+        metadata = read_model(model.path).metadata
 
         def open_context(n_ctx: int) -> Context:
             return Context(
                 model,
                 ContextSettings(
                     n_ctx=n_ctx,
-                    spare=spare_cells(model.path, n_ctx),
+                    spare=spare_cells(metadata, n_ctx),
                     type_k=kv.k,
                     type_v=kv.v,
                     flash_attention=self._settings.flash_attention,
@@ -218,16 +222,14 @@ class LlamaSubject:
         return open_context
 
 
-def spare_cells(path: Path, n_ctx: int) -> int:
+def spare_cells(metadata: RopeMetadata, n_ctx: int) -> int:
     """Cells a context can have beyond `n_ctx` for questions: none where llama.cpp would then take
     the long factors of a LongRoPE file for its short ones, or where it is not known what it does.
     """
     from .errors import FileError
-    from .patching import read_model
     from .rope.architectures import architecture
     from .rope.llamacpp import allocated_context, choose_factors
 
-    metadata = read_model(path).metadata
     contexts = map(allocated_context, (n_ctx, n_ctx + _SPARE))
     try:
         arch = architecture(metadata.architecture)

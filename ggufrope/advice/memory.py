@@ -9,7 +9,6 @@ of a batch, or the attention scores and their mask.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ggufrope.container import ggml
 from ggufrope.container.types import ArrayValue, Header
@@ -18,9 +17,6 @@ from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.layers import layer_count, recurrent_layers, sliding_layers
 from ggufrope.rope.llamacpp import CONTEXT_GRANULE, allocated_context, rotary_dimensions
 from ggufrope.rope.metadata import RopeMetadata, first_layer, per_layer
-
-if TYPE_CHECKING:
-    pass
 
 BATCH_TOKENS = 512
 """llama.cpp's default n_ubatch."""

@@ -51,7 +51,8 @@ def context_parameters(llama: Any, settings: ContextSettings, *, n_seq_max: int)
     n_threads = settings.n_threads
     if n_threads is None:
         n_threads = min(usable_cpus(), _MOST_THREADS)
-    cells = _within("n_ctx", _within("n_ctx", settings.n_ctx, 1) + settings.spare, 1)
+    spare = settings.spare
+    cells = _within("n_ctx", settings.n_ctx, 1, _MOST_TOKENS - spare) + spare
     asked: dict[str, int | float | bool | None] = {
         "n_ctx": allocated_context(cells),
         "n_batch": _if_given("n_batch", settings.n_batch, 2),

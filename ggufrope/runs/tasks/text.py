@@ -14,7 +14,7 @@ from ..cells import Cell, CellResult, Curve, Metric
 from ..jobs import base_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from .request import Request
 
@@ -77,19 +77,17 @@ def divergence_metrics(found: Divergence) -> tuple[Metric, ...]:
     return (
         estimate("mean_divergence", found.divergence),
         Metric(name="max_divergence", value=found.divergence_max),
-        *(
-            Metric(name=f"divergence_p{percent:g}", value=value)
-            for percent, value in found.divergence_percentiles
-        ),
+        *_percentiles("divergence", found.divergence_percentiles),
         estimate("delta_p", found.delta_p),
         estimate("delta_p_rms", found.delta_p_rms),
-        *(
-            Metric(name=f"delta_p_p{percent:g}", value=value)
-            for percent, value in found.delta_p_percentiles
-        ),
+        *_percentiles("delta_p", found.delta_p_percentiles),
         estimate("same_top", found.same_top),
         estimate("nll_difference", found.nll_difference),
     )
+
+
+def _percentiles(name: str, points: Iterable[tuple[float, float]]) -> Iterator[Metric]:
+    return (Metric(name=f"{name}_p{percent:g}", value=value) for percent, value in points)
 
 
 def estimate(name: str, mean: Mean) -> Metric:
