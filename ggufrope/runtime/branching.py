@@ -1,20 +1,20 @@
 """How branches become batches: a pure plan, which a context then carries out.
 
-Every candidate answer gets a sequence of its own, forked from the trunk. The tokens of a prompt
-belong to the sequences of all its answers at once, so they are evaluated and stored once; the
-last token of an answer is only predicted, never evaluated. So one group costs
-`len(prompt) + sum(len(answer) - 1)` cells a branch, however long the trunk.
+Every candidate answer gets a sequence of its own, forked from the trunk: a prompt, then the answer
+without its last token, which is only predicted. The sequences of a group make a tree: where they
+begin alike, be it with a prompt, a part of one or of an answer too, their tokens belong to all of
+them at once and are evaluated and stored once, however long the trunk.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggufrope.errors import DecodeError, WishError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ggufrope.runtime.branch import Branch
 
@@ -55,20 +55,6 @@ class Group:
         return range(1, len(self.candidates) + 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """A branch with some or all of its answers."""
-
-    branch: int
-    first_answer: int
-    prompt: tuple[int, ...]
-    answers: tuple[tuple[int, ...], ...]
-
-    @property
-    def cells(self) -> int:
-        return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
-
-
 def plan(
     branches: Sequence[Branch], *, start: int, max_sequences: int, max_cells: int
 ) -> Iterator[Group]:
@@ -77,68 +63,84 @@ def plan(
     Raises WishError for an empty prompt or answer, DecodeError where a single answer needs more
     cells than the cache has left.
     """
-    parts = _parts(branches, start=start, max_sequences=max_sequences, max_cells=max_cells)
-    together: list[_Part] = []
-    for part in parts:
-        grown = [*together, part]
-        n_sequences = sum(len(each.answers) for each in grown)
-        if n_sequences > max_sequences or sum(each.cells for each in grown) > max_cells:
-            yield _group(together, start)
-            grown = [part]
-        together = grown
-    if together:
-        yield _group(together, start)
-
-
-def _parts(
-    branches: Sequence[Branch], *, start: int, max_sequences: int, max_cells: int
-) -> Iterator[_Part]:
-    """Each branch in as few parts as the limits allow."""
+    tree = _Tree(start)
     for index, branch in enumerate(branches):
         if not branch.prompt or not all(branch.answers):
             raise WishError(f"branch {index}: a prompt and each answer need at least one token")
-        part = _Part(branch=index, first_answer=0, prompt=branch.prompt, answers=())
-        for answer in branch.answers:
-            grown = replace(part, answers=(*part.answers, answer))
-            if part.answers and (len(grown.answers) > max_sequences or grown.cells > max_cells):
-                yield part
-                first = part.first_answer + len(part.answers)
-                grown = replace(part, first_answer=first, answers=(answer,))
-            if grown.cells > max_cells:
+        for number, answer in enumerate(branch.answers):
+            path = (*branch.prompt, *answer[:-1])
+            if len(path) > max_cells:
                 raise DecodeError(
-                    f"a question of {grown.cells} tokens does not fit after {start} tokens: the "
+                    f"a question of {len(path)} tokens does not fit after {start} tokens: the "
                     f"context has {max_cells} left; ask for a larger context"
                 )
-            part = grown
-        if part.answers:
-            yield part
-
-
-def _group(parts: Iterable[_Part], start: int) -> Group:
-    entries: list[Entry] = []
-    candidates: list[Candidate] = []
-    for part in parts:
-        first = len(candidates) + 1
-        sequences = tuple(range(first, first + len(part.answers)))
-        *unread, last = _run(part.prompt, start, sequences)
-        entries += (*(replace(entry, output=False) for entry in unread), last)
-        asked = len(entries) - 1
-        for offset, (answer, own) in enumerate(zip(part.answers, sequences, strict=True)):
-            candidates.append(
-                Candidate(
-                    branch=part.branch,
-                    answer=part.first_answer + offset,
-                    entries=(asked, *range(len(entries), len(entries) + len(answer) - 1)),
-                    tokens=answer,
-                )
+            if len(tree.candidates) == max_sequences or tree.cells_with(path) > max_cells:
+                yield tree.group()
+                tree = _Tree(start)
+            read = tree.grow(path)[len(branch.prompt) - 1 :]
+            tree.candidates.append(
+                Candidate(branch=index, answer=number, entries=tuple(read), tokens=answer)
             )
-            entries += _run(answer[:-1], start + len(part.prompt), (own,))
-    return Group(entries=tuple(entries), candidates=tuple(candidates))
+    if tree.candidates:
+        yield tree.group()
 
 
-def _run(tokens: Sequence[int], start: int, sequences: tuple[int, ...]) -> list[Entry]:
-    """Tokens one after another, all of them read."""
-    return [
-        Entry(token=token, position=start + index, sequences=sequences, output=True)
-        for index, token in enumerate(tokens)
-    ]
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A token that comes after the same tokens in all of its sequences."""
+
+    token: int
+    position: int
+    sequences: list[int]
+
+
+_ROOT = -1
+
+
+class _Tree:
+    """A group in the making: its nodes numbered in the order of evaluation."""
+
+    def __init__(self, start: int) -> None:
+        self.candidates: list[Candidate] = []
+        self._start = start
+        self._nodes: list[_Node] = []
+        self._children: dict[tuple[int, int], int] = {}  # (parent, token): child
+
+    def cells_with(self, path: Sequence[int]) -> int:
+        """How many nodes there would be with this path."""
+        return len(self._nodes) + len(path) - len(self._known(path))
+
+    def grow(self, path: Sequence[int]) -> list[int]:
+        """The nodes of the path, now in the sequence of the next candidate too."""
+        nodes = self._known(path)
+        for token in path[len(nodes) :]:
+            child = len(self._nodes)
+            self._children[nodes[-1] if nodes else _ROOT, token] = child
+            self._nodes.append(_Node(token, self._start + len(nodes), []))
+            nodes.append(child)
+        for node in nodes:
+            self._nodes[node].sequences.append(len(self.candidates) + 1)
+        return nodes
+
+    def group(self) -> Group:
+        read = {node for candidate in self.candidates for node in candidate.entries}
+        entries = (
+            Entry(
+                token=node.token,
+                position=node.position,
+                sequences=tuple(node.sequences),
+                output=number in read,
+            )
+            for number, node in enumerate(self._nodes)
+        )
+        return Group(entries=tuple(entries), candidates=tuple(self.candidates))
+
+    def _known(self, path: Sequence[int]) -> list[int]:
+        """The nodes of as much of the path as there is."""
+        nodes: list[int] = []
+        for token in path:
+            child = self._children.get((nodes[-1] if nodes else _ROOT, token))
+            if child is None:
+                break
+            nodes.append(child)
+        return nodes

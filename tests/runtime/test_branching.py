@@ -25,15 +25,43 @@ def test_a_prompt_is_shared_and_the_last_token_is_only_predicted() -> None:
     assert (second.entries, second.tokens) == ((1, 2, 3), (8, 9, 10))
 
 
+def test_what_begins_alike_is_evaluated_once() -> None:
+    branches = [
+        Branch(prompt=(1, 2, 3), answers=((4, 5, 6), (4, 5, 7), (8,))),
+        Branch(prompt=(1, 2, 9), answers=((4, 5),)),
+    ]
+    (group,) = plan(branches, start=10, max_sequences=63, max_cells=7)
+    assert [(e.token, e.position, e.sequences, e.output) for e in group.entries] == [
+        (1, 10, (1, 2, 3, 4), False),
+        (2, 11, (1, 2, 3, 4), False),
+        (3, 12, (1, 2, 3), True),
+        (4, 13, (1, 2), True),
+        (5, 14, (1, 2), True),
+        (9, 12, (4,), True),
+        (4, 13, (4,), True),
+    ]
+    assert [candidate.entries for candidate in group.candidates] == [
+        (2, 3, 4),
+        (2, 3, 4),
+        (2,),
+        (5, 6),
+    ]
+
+
 def test_groups_are_split_where_sequences_run_out() -> None:
     branch = Branch(prompt=(1,), answers=((2,), (3,), (4,)))
     groups = list(plan([branch, branch], start=0, max_sequences=2, max_cells=99))
     assert [[(c.branch, c.answer) for c in g.candidates] for g in groups] == [
         [(0, 0), (0, 1)],
-        [(0, 2)],
-        [(1, 0), (1, 1)],
-        [(1, 2)],
+        [(0, 2), (1, 0)],
+        [(1, 1), (1, 2)],
     ]
+
+
+def test_groups_are_split_where_cells_run_out() -> None:
+    branch = Branch(prompt=(1, 2), answers=((3, 4), (5, 6)))
+    groups = list(plan([branch], start=0, max_sequences=63, max_cells=3))
+    assert [[entry.token for entry in group.entries] for group in groups] == [[1, 2, 3], [1, 2, 5]]
 
 
 def test_one_that_fits_alone_nowhere_is_refused() -> None:
@@ -50,7 +78,7 @@ def test_empty_is_refused(branch: Branch) -> None:
         list(plan([branch], start=0, max_sequences=63, max_cells=99))
 
 
-tokens = st.lists(st.integers(0, 99), min_size=1, max_size=5).map(tuple)
+tokens = st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple)
 branches = st.lists(
     st.builds(Branch, prompt=tokens, answers=st.lists(tokens, max_size=4).map(tuple)), max_size=6
 )
@@ -64,6 +92,7 @@ def test_every_answer_is_asked_once_after_its_own_prompt(
     for group in plan(branches, start=7, max_sequences=max_sequences, max_cells=max_cells):
         assert len(group.entries) <= max_cells
         assert len(group.candidates) <= max_sequences
+        paths: set[tuple[int, ...]] = set()
         for sequence, candidate in zip(group.sequences, group.candidates, strict=True):
             asked.append((candidate.branch, candidate.answer))
             branch = branches[candidate.branch]
@@ -73,6 +102,8 @@ def test_every_answer_is_asked_once_after_its_own_prompt(
             assert [entry.position for entry in own] == list(range(7, 7 + len(own)))
             assert [group.entries[i] for i in candidate.entries] == own[-len(answer) :]
             assert all(entry.output for entry in own[-len(answer) :])
+            paths |= {tuple(entry.token for entry in own[: i + 1]) for i in range(len(own))}
+        assert len(group.entries) == len(paths)
     assert asked == [
         (b, a) for b, branch in enumerate(branches) for a in range(len(branch.answers))
     ]
