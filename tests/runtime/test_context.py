@@ -80,15 +80,19 @@ def test_scores_are_those_of_plain_logits(context: Context, model: Model) -> Non
 def test_branches_in_many_groups_and_batches_say_what_each_says_alone(
     architecture: str, tmp_path: Path
 ) -> None:
-    """Full-precision weights, sliding windows shorter than the trunk, batches that cut prompts."""
+    """Full-precision weights, sliding windows shorter than the trunk, batches that cut prompts
+    and what they have in common."""
     random = np.random.default_rng(3)
 
     def draw(count: int) -> tuple[int, ...]:
         return tuple(random.integers(256, size=count).tolist())
 
-    trunk = draw(60)
+    trunk, alike = draw(60), draw(20)
     branches = [
-        Branch(prompt=draw(1 + n % 9), answers=tuple(draw(1 + i) for i in range(n % 4)))
+        Branch(
+            prompt=alike[: n % 21] + draw(1 + n % 9),
+            answers=tuple(alike[: n % 3] + draw(1 + i) for i in range(n % 4)),
+        )
         for n in range(60)
     ]
     settings = ContextSettings(n_ctx=256, type_k="f32", type_v="f32", n_batch=32, n_ubatch=16)
