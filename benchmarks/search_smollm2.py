@@ -16,13 +16,13 @@ PLAN = SearchPlan(
     target_context=16_384,
     space="yarn",  # three numbers: what some dozens of evaluations can search
     candidates=24,
-    finalists=2,
+    finalists=4,
     samples=1,
     depths=tuple(range(0, 101, 10)),
     screening_samples=1,
     screening_context=12_288,
     holdout_samples=3,
-    budget_seconds=2.5 * 3600,
+    budget_seconds=5 * 3600,
 )
 
 if __name__ == "__main__":

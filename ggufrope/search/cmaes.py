@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from ggufrope.search.spaces import Space, Vector
 
-_STEP = 0.08
-"""The first step size, as a share of the logarithm of each coordinate's range."""
+_REACH = 0.08 * math.sqrt(3)
+"""How far the first candidates lie from the mean, all coordinates together, in units of the
+logarithm of each coordinate's range."""
 
 
 class CmaEs:
@@ -66,7 +67,7 @@ class CmaEs:
     def _start(self, vector: Vector) -> Any:
         return _package().CMAEvolutionStrategy(
             self._to_unit(vector),
-            _STEP,
+            _REACH / math.sqrt(len(vector)),
             {
                 "CMA_active": False,
                 "randn": lambda *shape: self._rng.standard_normal(shape),

@@ -32,6 +32,9 @@ SpaceName: TypeAlias = Literal["longrope", "longrope2", "yarn"]
 
 _LEAST_ATTENTION = 0.8
 _BETA_RATIO = 1.05
+_RAMPS = tuple((fast, slow) for slow in (1.0, 2.0, 5.0) for fast in (8.0, 16.0, 32.0))
+"""Betas of more YaRN ramps to begin with: between two good ones may lie bad ones, so that a local
+search finds only what is near a seed."""
 
 
 class Space(Protocol):
@@ -97,16 +100,27 @@ class LongRopeSpace:
 
     def seeds(self) -> tuple[Vector, ...]:
         known = baselines(self.rotation)
-        return tuple(
+        schemes = [known[name] for name in ("linear", "ntk", "yarn")]
+        schemes += [
+            Yarn(
+                factor=self.rotation.factor,
+                original_context=self.rotation.original_context,
+                beta_fast=fast,
+                beta_slow=slow,
+            )
+            for fast, slow in _RAMPS
+        ]
+        seeds = [
             self.repair(
                 _with_attention(
-                    self.rotation.relative_factors(known[name]),
+                    self.rotation.relative_factors(scheme),
                     self.attention,
-                    self.rotation.magnitude(known[name]),
+                    self.rotation.magnitude(scheme),
                 )
             )
-            for name in ("linear", "ntk", "yarn")
-        )
+            for scheme in schemes
+        ]
+        return tuple({seed.tobytes(): seed for seed in seeds}.values())
 
     def interval(self, vector: Vector, index: int) -> tuple[float, float]:
         return _between_neighbours(self, vector, index, first=0, end=self.rotation.pairs)

@@ -36,12 +36,20 @@ SPACES: list[Space] = [
 ]
 
 
-def test_longrope_seeds_are_the_known_schemes() -> None:
-    linear, ntk, yarn = LongRopeSpace(rotation=SMALL, attention="free").seeds()
+def test_longrope_seeds_begin_with_the_known_schemes() -> None:
+    linear, ntk, yarn, *_ = LongRopeSpace(rotation=SMALL, attention="free").seeds()
     assert linear == pytest.approx([4, 4, 4, 4, 1])
     assert ntk == pytest.approx([4 ** (j / 3) for j in range(4)] + [1])
     assert yarn[:4] == pytest.approx([1, 8 / 3.5, 4, 4], rel=0.5)
     assert yarn[4] == pytest.approx(1 + 0.1 * math.log(4))
+
+
+def test_longrope_seeds_go_on_with_other_ramps_each_once() -> None:
+    space = LongRopeSpace(rotation=SMOLLM2)
+    steep = Yarn(factor=2, original_context=8192, beta_fast=8, beta_slow=5)
+    ramp = space.repair(SMOLLM2.relative_factors(steep))
+    assert sum(np.array_equal(seed, ramp) for seed in space.seeds()) == 1
+    assert len({seed.tobytes() for seed in space.seeds()}) == len(space.seeds())
 
 
 def test_longrope_bounds_are_the_papers() -> None:
