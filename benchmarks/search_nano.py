@@ -35,7 +35,6 @@ PLAN = SearchPlan(
     samples=100,
     finalists=6,
     holdout_samples=200,
-    depths=tuple(range(0, 101, 10)),
     budget_seconds=12 * 60,
 )
 
@@ -56,7 +55,7 @@ def summary(result: SearchResult, *, threads: int | None) -> dict[str, Any]:
     plain["machine"] = {
         "cpus": os.cpu_count(),
         "threads": threads or os.cpu_count(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "llama_cpp_python": version("llama_cpp_python"),
         "ggufrope": version("ggufrope"),

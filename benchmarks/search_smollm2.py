@@ -18,7 +18,6 @@ PLAN = SearchPlan(
     candidates=24,
     finalists=4,
     samples=1,
-    depths=tuple(range(0, 101, 10)),
     screening_samples=1,
     screening_context=12_288,
     holdout_samples=3,

@@ -74,10 +74,12 @@ def plan(
                     f"a question of {len(path)} tokens does not fit after {start} tokens: the "
                     f"context has {max_cells} left; ask for a larger context"
                 )
-            if len(tree.candidates) == max_sequences or tree.cells_with(path) > max_cells:
+            known = tree.known(path)
+            cells = tree.cells + len(path) - len(known)
+            if len(tree.candidates) == max_sequences or cells > max_cells:
                 yield tree.group()
-                tree = _Tree(start)
-            read = tree.grow(path)[len(branch.prompt) - 1 :]
+                tree, known = _Tree(start), []
+            read = tree.grow(path, known)[len(branch.prompt) - 1 :]
             tree.candidates.append(
                 Candidate(branch=index, answer=number, entries=tuple(read), tokens=answer)
             )
@@ -106,13 +108,25 @@ class _Tree:
         self._nodes: list[_Node] = []
         self._children: dict[tuple[int, int], int] = {}  # (parent, token): child
 
-    def cells_with(self, path: Sequence[int]) -> int:
-        """How many nodes there would be with this path."""
-        return len(self._nodes) + len(path) - len(self._known(path))
+    @property
+    def cells(self) -> int:
+        return len(self._nodes)
 
-    def grow(self, path: Sequence[int]) -> list[int]:
-        """The nodes of the path, now in the sequence of the next candidate too."""
-        nodes = self._known(path)
+    def known(self, path: Sequence[int]) -> list[int]:
+        """The nodes of as much of the path as there is."""
+        nodes: list[int] = []
+        node = _ROOT
+        for token in path:
+            child = self._children.get((node, token))
+            if child is None:
+                break
+            nodes.append(child)
+            node = child
+        return nodes
+
+    def grow(self, path: Sequence[int], known: Sequence[int]) -> list[int]:
+        """The nodes of the path, of which some are `known`, in the next candidate's sequence."""
+        nodes = list(known)
         for token in path[len(nodes) :]:
             child = len(self._nodes)
             self._children[nodes[-1] if nodes else _ROOT, token] = child
@@ -134,13 +148,3 @@ class _Tree:
             for number, node in enumerate(self._nodes)
         )
         return Group(entries=tuple(entries), candidates=tuple(self.candidates))
-
-    def _known(self, path: Sequence[int]) -> list[int]:
-        """The nodes of as much of the path as there is."""
-        nodes: list[int] = []
-        for token in path:
-            child = self._children.get((nodes[-1] if nodes else _ROOT, token))
-            if child is None:
-                break
-            nodes.append(child)
-        return nodes

@@ -55,8 +55,7 @@ class SearchPlan:
     screening_samples: int = 2
     screening_context: int | None = None
     holdout_samples: int = 16
-    depths: tuple[float, ...] = (0, 25, 50, 75, 100)
-    holdout_depths: tuple[float, ...] = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+    depths: tuple[float, ...] = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
     seed: int = 0
     budget_seconds: float | None = None
     text: Text | None = None
@@ -115,18 +114,17 @@ class SearchPlan:
     def _fitness(self, lengths: tuple[int, ...], samples: int) -> Fitness:
         if self.fitness == "perplexity":
             return self._perplexity(lengths[-1], samples, held_out=False)
-        return self._needle(lengths, samples, self.depths, self.seed)
+        return self._needle(lengths, samples, self.seed)
 
     def _held_out(self, lengths: tuple[int, ...]) -> tuple[Fitness, ...]:
         samples, seed = self.holdout_samples, self.seed + _HELD_OUT
-        needle = self._needle(lengths, samples, self.holdout_depths, seed)
+        needle = self._needle(lengths, samples, seed)
         if self.fitness == "needle" and self.text is None:
             return (needle,)
         return (needle, self._perplexity(lengths[-1], samples, held_out=True))
 
-    def _needle(
-        self, lengths: tuple[int, ...], samples: int, depths: tuple[float, ...], seed: int
-    ) -> NeedleFitness:
+    def _needle(self, lengths: tuple[int, ...], samples: int, seed: int) -> NeedleFitness:
+        depths = self.depths
         return NeedleFitness(
             NeedlePlan(lengths=lengths, depths=depths, samples=samples, seed=seed, distractors=0)
         )

@@ -28,7 +28,6 @@ def test_searched_parameters_lose_less_than_yarn(nano: Path, tmp_path: Path) -> 
         samples=2,
         screening_samples=1,
         holdout_samples=4,
-        depths=tuple(range(0, 101, 10)),
         two_faced=False,
     )
     result = run_search(read_model(nano), plan, LlamaRuntime(), folder=tmp_path / "out")

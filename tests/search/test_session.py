@@ -31,7 +31,6 @@ PLAN = SearchPlan(
     screening_context=512,
     holdout_samples=3,
     depths=(0, 100),
-    holdout_depths=(50,),
 )
 
 
