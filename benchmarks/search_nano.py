@@ -1,4 +1,4 @@
-"""Factors searched for the nano model at 8 times its trained length, held against YaRN.
+"""YaRN parameters searched for the nano model at 8 times its trained length, held against YaRN.
 
     python -m benchmarks.search_nano [--out DIR] [--results FILE] [--budget SECONDS] [--threads N]
 

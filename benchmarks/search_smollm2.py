@@ -1,4 +1,4 @@
-"""Factors searched for SmolLM2-135M-Instruct at 16384 tokens, twice its original context.
+"""YaRN parameters searched for SmolLM2-135M-Instruct at 16384 tokens, twice its original context.
 
     python -m benchmarks.search_smollm2 MODEL [--out DIR] [--results FILE] [--budget SECONDS]
 

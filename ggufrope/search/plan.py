@@ -124,9 +124,10 @@ class SearchPlan:
         return (needle, self._perplexity(lengths[-1], samples, held_out=True))
 
     def _needle(self, lengths: tuple[int, ...], samples: int, seed: int) -> NeedleFitness:
-        depths = self.depths
         return NeedleFitness(
-            NeedlePlan(lengths=lengths, depths=depths, samples=samples, seed=seed, distractors=0)
+            NeedlePlan(
+                lengths=lengths, depths=self.depths, samples=samples, seed=seed, distractors=0
+            )
         )
 
     def _perplexity(self, length: int, samples: int, *, held_out: bool) -> PerplexityFitness:

@@ -99,28 +99,19 @@ class LongRopeSpace:
         return _with_attention(highest, self.attention, _most_attention(self.rotation))
 
     def seeds(self) -> tuple[Vector, ...]:
-        known = baselines(self.rotation)
-        schemes = [known[name] for name in ("linear", "ntk", "yarn")]
-        schemes += [
+        rotation, known = self.rotation, baselines(self.rotation)
+        ramps = (
             Yarn(
-                factor=self.rotation.factor,
-                original_context=self.rotation.original_context,
+                factor=rotation.factor,
+                original_context=rotation.original_context,
                 beta_fast=fast,
                 beta_slow=slow,
             )
             for fast, slow in _RAMPS
-        ]
-        seeds = [
-            self.repair(
-                _with_attention(
-                    self.rotation.relative_factors(scheme),
-                    self.attention,
-                    self.rotation.magnitude(scheme),
-                )
-            )
-            for scheme in schemes
-        ]
-        return tuple({seed.tobytes(): seed for seed in seeds}.values())
+        )
+        schemes = (known["linear"], known["ntk"], known["yarn"], *ramps)
+        seeds = map(self._vector, schemes)
+        return tuple({seed.tobytes(): seed for seed in seeds}.values())  # each once, in order
 
     def interval(self, vector: Vector, index: int) -> tuple[float, float]:
         return _between_neighbours(self, vector, index, first=0, end=self.rotation.pairs)
@@ -134,6 +125,10 @@ class LongRopeSpace:
             factors=single(vector[: self.rotation.pairs]),
             attention_factor=_attention(vector, self.attention, formula),
         )
+
+    def _vector(self, scheme: RopeScaling) -> Vector:
+        factors, magnitude = self.rotation.relative_factors(scheme), self.rotation.magnitude(scheme)
+        return self.repair(_with_attention(factors, self.attention, magnitude))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

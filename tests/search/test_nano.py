@@ -1,5 +1,5 @@
 """The claim itself, small: on a real model at 16 times its trained length, where YaRN begins to
-fail, searched parameters lose less. `benchmarks/search_nano.py` has free factors, at 8 times."""
+fail, searched parameters lose less. `benchmarks/search_nano.py` makes it larger, at 8 times."""
 
 from __future__ import annotations
 
