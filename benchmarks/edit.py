@@ -16,17 +16,12 @@ from pathlib import Path
 
 from benchmarks.measure import call, process, record, script
 from benchmarks.models import make
-from ggufrope.container import (
-    Edits,
-    Strategy,
-    TypedValue,
-    ValueType,
-    carry_out,
-    plan_rewrite,
-    plan_store,
-    read_header,
-    undo,
-)
+from ggufrope.container.reader import read_header
+from ggufrope.container.recovery import undo
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.strategies import Strategy
+from ggufrope.container.types import Edits, TypedValue, ValueType
+from ggufrope.container.writer import plan_rewrite
 
 SCALING = {
     "llama.rope.scaling.type": TypedValue(type=ValueType.STRING, value="yarn"),
@@ -36,7 +31,10 @@ SCALING = {
 
 ENGINE = """
 import sys
-from ggufrope.container import *
+from ggufrope.container.reader import read_header
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.types import Edits, TypedValue, ValueType
+from ggufrope.container.writer import plan_rewrite
 path = sys.argv[1]
 value = TypedValue(type=ValueType.STRING, value="yarn")
 edits = Edits(set={"llama.rope.scaling.type": value})

@@ -19,21 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from ggufrope.evals import (
-    DivergencePlan,
-    DivergenceTask,
-    NeedlePlan,
-    NeedleTask,
-    OpenContext,
-    PerplexityPlan,
-    PerplexityTask,
-    reference_text,
-)
-from ggufrope.evals.needle_prompts import stops
-from ggufrope.evals.protocol import LanguageModel
-from ggufrope.evals.texts import windows_of
+from ggufrope.evals.divergence import DivergencePlan, DivergenceTask
+from ggufrope.evals.needle import NeedleTask
+from ggufrope.evals.needle_prompts import NeedlePlan, stops
+from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask
+from ggufrope.evals.texts import reference_text, windows_of
+from ggufrope.evals.types import OpenContext
 from ggufrope.execution import open_subject
-from ggufrope.patching.wishes import Trial
+from ggufrope.lm import LanguageModel
+from ggufrope.patching.request import Trial
 from ggufrope.runs.plan import KvTypes, RuntimeSettings
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.measure import process, record, script
 from benchmarks.models import make
 
-READER = "import sys; from ggufrope.container import read_header; read_header(sys.argv[1])"
+READER = "import sys; from ggufrope.container.reader import read_header; read_header(sys.argv[1])"
 
 
 def main() -> None:

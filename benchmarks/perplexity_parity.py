@@ -17,8 +17,11 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import record
-from ggufrope.evals import PerplexityPlan, PerplexityTask, Text, perplexity_of, reference_text
-from ggufrope.runtime import Context, ContextSettings, Model
+from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
+from ggufrope.evals.texts import Text, reference_text
+from ggufrope.runtime.context import Context
+from ggufrope.runtime.model import Model
+from ggufrope.runtime.settings import ContextSettings
 
 
 def ours(model_path: Path, text: Text, n_ctx: int, chunks: int) -> tuple[str, float]:

@@ -15,7 +15,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope.runtime import Context, ContextSettings, Model, library
+from ggufrope.runtime import library
+from ggufrope.runtime.context import Context
+from ggufrope.runtime.model import Model
+from ggufrope.runtime.settings import ContextSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

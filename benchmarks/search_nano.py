@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from ggufrope_cli.searching import LlamaRuntime, SearchBoard, clock
 
-from ggufrope.patching import read_model
-from ggufrope.search import SearchPlan, run_search
+from ggufrope.patching.inspection import read_model
+from ggufrope.search.plan import SearchPlan
+from ggufrope.search.session import run_search
 
 if TYPE_CHECKING:
-    from ggufrope.search import SearchResult
+    from ggufrope.search.result import SearchResult
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = SearchPlan(

@@ -8,9 +8,8 @@ stopped, so the budget can be spent in parts. What it finds is written whatever 
 
 from __future__ import annotations
 
-from ggufrope.search import SearchPlan
-
-from .search_nano import measure
+from benchmarks.search_nano import measure
+from ggufrope.search.plan import SearchPlan
 
 PLAN = SearchPlan(
     target_context=16_384,

@@ -9,22 +9,28 @@ import sys
 from collections.abc import Callable
 
 from ggufrope.errors import (
+    BackendError,
     FileError,
     GgufRopeError,
-    MissingPartError,
-    RuntimeFailure,
-    WishError,
+    MissingDependencyError,
+    RequestError,
 )
 
 from .text import safe
 
+
+class OptionError(GgufRopeError):
+    """The value of an option cannot be read. Not a ValueError: Typer would word that anew."""
+
+
 CHECK_FAILED = 1
 INTERRUPTED = 130
 _CODES: tuple[tuple[type[GgufRopeError], int], ...] = (
-    (WishError, 2),
+    (OptionError, 2),
+    (RequestError, 2),
     (FileError, 3),
-    (MissingPartError, 4),
-    (RuntimeFailure, 5),
+    (MissingDependencyError, 4),
+    (BackendError, 5),
 )
 
 

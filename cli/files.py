@@ -8,7 +8,8 @@ from pathlib import Path
 
 def model_path(name: str) -> Path:
     """Locate the model called `name`; repair it, and say so, where an edit was interrupted."""
-    from ggufrope.container import locate, recover
+    from ggufrope.container.location import locate
+    from ggufrope.container.recovery import recover
 
     path = locate(name)
     repaired = recover(path)
@@ -22,12 +23,10 @@ def model_path(name: str) -> Path:
 
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that must not exist yet."""
+    from ggufrope._files import storage
     from ggufrope.errors import StorageError
 
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-    except FileExistsError as error:
-        raise StorageError(f"{path} exists already; name a new file") from error
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}") from error
+    if path.exists():
+        raise StorageError(f"{path} exists already; name a new file")
+    with storage("write", path), path.open("xb") as file:
+        file.write(data)

@@ -13,7 +13,7 @@ from .values import token_counts
 
 if TYPE_CHECKING:
     from ggufrope.evals.verdict import Thresholds
-    from ggufrope.patching.wishes import Trial
+    from ggufrope.patching.request import Trial
     from ggufrope.runs.plan import RunPlan
 
 _WHAT, _HOW, _JUDGE = "What is measured", "How it is run", "Verdict"
@@ -100,21 +100,21 @@ class RunOptions:
         float | None,
         option("--min-recall", "Least needle recall at each length [0.9].", "SHARE", _JUDGE),
     ] = None
-    min_first: Annotated[
+    min_top_ranked: Annotated[
         float | None,
-        option("--min-first", "Least share that no distractor beat.", "SHARE", _JUDGE),
+        option("--min-top-ranked", "Least share that no distractor beat.", "SHARE", _JUDGE),
     ] = None
     min_ruler_share: Annotated[
         float | None,
         option("--min-ruler-share", "Least share of the shortest mean [0.85].", "SHARE", _JUDGE),
     ] = None
-    max_short_loss: Annotated[
+    max_short_nll: Annotated[
         float | None,
-        option("--max-short-loss", "Most nat/token lost in short context [0.5].", "NAT", _JUDGE),
+        option("--max-short-nll", "Most nat/token lost in short context [0.5].", "NAT", _JUDGE),
     ] = None
-    max_long_loss: Annotated[
+    max_long_nll: Annotated[
         float | None,
-        option("--max-long-loss", "Most nat/token lost at a length [1.0].", "NAT", _JUDGE),
+        option("--max-long-nll", "Most nat/token lost at a length [1.0].", "NAT", _JUDGE),
     ] = None
     max_divergence: Annotated[
         float | None,
@@ -122,8 +122,8 @@ class RunOptions:
     ] = None
 
     def plan(self, model: str, trials: tuple[Trial, ...]) -> RunPlan:
-        """The plan for one model under `trials`. Raises WishError naming the option."""
-        from ggufrope.errors import WishError
+        """The plan for one model under `trials`. Raises RequestError naming the option."""
+        from ggufrope.errors import RequestError
         from ggufrope.runs.plan import Haystack, RulerSettings, RunPlan, RuntimeSettings
 
         words: dict[str, Any] = {
@@ -135,7 +135,7 @@ class RunOptions:
         _check_words(words)
         builtin = self.haystack in ("noise", "essay")
         if not builtin and not Path(self.haystack).is_file():
-            raise WishError(f"--haystack {self.haystack}: expected noise, essay or a text file")
+            raise RequestError(f"--haystack {self.haystack}: expected noise, essay or a text file")
         haystack = (
             Haystack(kind=cast("Any", self.haystack))
             if builtin
@@ -171,10 +171,10 @@ class RunOptions:
 
         said = {
             "recall": self.min_recall,
-            "beats_distractors": self.min_first,
+            "top_ranked": self.min_top_ranked,
             "ruler_share": self.min_ruler_share,
-            "short_nll": self.max_short_loss,
-            "long_nll": self.max_long_loss,
+            "short_context_nll": self.max_short_nll,
+            "long_context_nll": self.max_long_nll,
             "divergence": self.max_divergence,
         }
         return Thresholds(**{name: value for name, value in said.items() if value is not None})
@@ -187,7 +187,7 @@ def _name(path: Path | None) -> str | None:
 def _check_words(words: dict[str, Any]) -> None:
     from typing import get_args
 
-    from ggufrope.errors import WishError
+    from ggufrope.errors import RequestError
     from ggufrope.evals.facts import ValueKind
     from ggufrope.runs.plan import TaskName
 
@@ -200,25 +200,27 @@ def _check_words(words: dict[str, Any]) -> None:
         said = words[name]
         for word in said if isinstance(said, tuple) else (said,):
             if word not in choices:
-                raise WishError(f"--{name} {word}: expected one of {', '.join(choices)}")
+                raise RequestError(f"--{name} {word}: expected one of {', '.join(choices)}")
 
 
 def _depths(text: str) -> int | tuple[float, ...]:
-    from ggufrope.errors import WishError
+    from ggufrope.errors import RequestError
 
     if text.isdecimal():
         return int(text)
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError:
-        raise WishError(f"--depths {text}: expected a number, or percents as in 0,50,100") from None
+        raise RequestError(
+            f"--depths {text}: expected a number, or percents as in 0,50,100"
+        ) from None
 
 
 def _gpu_layers(text: str) -> Any:
-    from ggufrope.errors import WishError
+    from ggufrope.errors import RequestError
 
     if text in ("all", "auto"):
         return text
     if not text.isdecimal():
-        raise WishError(f"--gpu-layers {text}: expected all, auto or a number")
+        raise RequestError(f"--gpu-layers {text}: expected all, auto or a number")
     return int(text)

@@ -11,7 +11,7 @@ import typer
 from .options import token_option
 
 if TYPE_CHECKING:
-    from ggufrope.patching.wishes import Trial
+    from ggufrope.patching.request import Trial
 
 _GROUP = "Scaling"
 SCHEME_HELP = "none, linear, ntk, dynamic-ntk, ntk-by-parts, yarn, llama3, longrope or factors."
@@ -74,19 +74,20 @@ class ScalingOptions:
         Path | None, _option("--from-config", "Scheme of a Hugging Face config.json.", "FILE")
     ] = None
     bake: Annotated[bool, _option("--bake", "Put the scheme into factor tensors.", "")] = False
-    two_faced: Annotated[
+    keep_short_context: Annotated[
         bool,
-        _option("--two-faced", "Bake, and leave the model as it is in short contexts.", ""),
+        _option(
+            "--keep-short-context", "Bake, and leave the model as it is in short contexts.", ""
+        ),
     ] = False
 
     def trial(self) -> Trial:
         """The trial these options say; "file", the model as it stands, where they say no scheme."""
-        from ggufrope.errors import WishError
-        from ggufrope.patching import SCHEMES
-        from ggufrope.patching.wishes import Trial
+        from ggufrope.errors import RequestError
+        from ggufrope.patching.request import SCHEMES, Trial
 
         if self.scaling is not None and self.scaling not in SCHEMES:
-            raise WishError(f"--scaling {self.scaling}: expected one of {', '.join(SCHEMES)}")
+            raise RequestError(f"--scaling {self.scaling}: expected one of {', '.join(SCHEMES)}")
         said = {field.name: getattr(self, field.name) for field in fields(self)}
         renamed = {
             "scheme": said.pop("scaling") or "file",

@@ -12,7 +12,7 @@ from .options import option, token_option
 from .values import seconds
 
 if TYPE_CHECKING:
-    from ggufrope.search import SearchPlan
+    from ggufrope.search.plan import SearchPlan
 
 _WHAT, _HOW, _RUN = "What is searched", "How candidates are judged", "How it is run"
 
@@ -42,10 +42,10 @@ class SearchOptions:
         str,
         option("--attention", "Attention factor: free, formula, or none (1).", "CHOICE", _WHAT),
     ] = "free"
-    one_face: Annotated[
+    shared_factors: Annotated[
         bool,
         typer.Option(
-            "--one-face",
+            "--shared-factors",
             help="Use the factors in short contexts too; default: factors of their own.",
             rich_help_panel=_WHAT,
         ),
@@ -86,9 +86,9 @@ class SearchOptions:
     seed: Annotated[int, option("--seed", "Seed of every choice and prompt.", "N", _RUN)] = 0
 
     def plan(self) -> SearchPlan:
-        """The plan. Raises WishError naming the option."""
+        """The plan. Raises RequestError naming the option."""
         from ggufrope.evals.texts import read_text
-        from ggufrope.search import SearchPlan
+        from ggufrope.search.plan import SearchPlan
 
         return SearchPlan(
             target_context=self.target_ctx,
@@ -96,7 +96,7 @@ class SearchOptions:
             space=cast("Any", self.space),
             attention=cast("Any", self.attention),
             fitness=cast("Any", self.fitness),
-            optimiser=cast("Any", self.optimizer),
+            optimizer=cast("Any", self.optimizer),
             candidates=self.candidates,
             finalists=self.finalists,
             samples=self.samples,
@@ -106,5 +106,5 @@ class SearchOptions:
             seed=self.seed,
             budget_seconds=None if self.budget is None else seconds(self.budget, "--budget"),
             text=None if self.text is None else read_text(self.text),
-            two_faced=not self.one_face,
+            keep_short_context=not self.shared_factors,
         )

@@ -20,7 +20,7 @@ SCHEMA = 1
 
 @cache
 def console() -> Console:
-    """The console for data. Colour and width follow the terminal; nothing is parsed as markup."""
+    """The console for data. Color and width follow the terminal; nothing is parsed as markup."""
     from rich.console import Console
 
     return Console(markup=False, highlight=False, emoji=False)

@@ -10,7 +10,7 @@ from .output import talk
 from .text import safe
 
 if TYPE_CHECKING:
-    from ggufrope.runs.cells import CellResult
+    from ggufrope.evals.results import CellResult
     from ggufrope.runs.jobs import Job
 
 

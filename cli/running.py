@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ggufrope.report import RunReport
+    from ggufrope.report.record import RunReport
     from ggufrope.runs.estimate import JobEstimate
     from ggufrope.runs.jobs import Job, Selection
     from ggufrope.runs.plan import RunPlan
@@ -23,7 +23,7 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
     Without `out` the results are shown and not kept.
     """
     from ggufrope.execution import create, open_subject
-    from ggufrope.runs.work import work
+    from ggufrope.runs.driver import work
 
     from .progress import RunBar
 
@@ -51,8 +51,8 @@ def carry_out_batch(
     On Ray each of the plan's devices is one worker with a GPU; Ray says which.
     """
     from ggufrope.execution import OPENER, create
-    from ggufrope.runs.cluster import run_on_ray
-    from ggufrope.runs.processes import Slot, run_in_processes
+    from ggufrope.runs.driver import Slot, run_in_processes
+    from ggufrope.runs.ray import run_on_ray
     from ggufrope.runs.store import RunStore
 
     from .progress import CellBar
@@ -112,8 +112,8 @@ def matrix(
     plan: RunPlan, selection: Selection, *, tokens_per_second: float | None
 ) -> tuple[JobEstimate, ...]:
     """The selected jobs of `plan` and what each will take."""
-    from ggufrope.advice import memory_need
-    from ggufrope.patching import read_model
+    from ggufrope.advice.memory import memory_need
+    from ggufrope.patching.inspection import read_model
     from ggufrope.runs.estimate import contexts_at_once, estimate
     from ggufrope.runs.jobs import expand
     from ggufrope.runs.models import resolve_models
@@ -137,22 +137,12 @@ def matrix(
 
 
 def stored_report(folder: Path, selection: Selection | None = None) -> RunReport:
-    """The report of the run in `folder`, or of a part; WishError where there is none."""
-    from ggufrope.errors import WishError
-    from ggufrope.report import report_of
+    """The report of the run in `folder`, or of a part; RequestError where there is none."""
+    from ggufrope.errors import RequestError
+    from ggufrope.report.record import report_of
     from ggufrope.runs.store import RunStore
 
     if not (folder / "run.sqlite").is_file():
-        raise WishError(f"{folder}: no run is stored there")
+        raise RequestError(f"{folder}: no run is stored there")
     with RunStore(folder) as store:
         return report_of(store, selection)
-
-
-def write_report(path: Path, text: str) -> None:
-    """Write a report's file, in place of an older one."""
-    from ggufrope.errors import StorageError
-
-    try:
-        path.write_text(text, encoding="utf-8", newline="")
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}") from error

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ggufrope._format import duration
+
 from .output import talk
 from .text import safe
 
 if TYPE_CHECKING:
-    from ggufrope.rope import RopeOverrides
-    from ggufrope.runtime import Context, Model
-    from ggufrope.search import SearchProgress
+    from ggufrope.rope.effective import RopeOverrides
+    from ggufrope.runtime.context import Context
+    from ggufrope.runtime.model import Model
+    from ggufrope.search.engine import SearchProgress
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40
@@ -29,14 +32,15 @@ class LlamaRuntime:
     threads: int | None = None
 
     def load(self, path: Path, kv_overrides: Mapping[str, int | float | bool | str]) -> Model:
-        from ggufrope.runtime import Model
+        from ggufrope.runtime.model import Model
 
         return Model.open(path, kv_overrides=kv_overrides, gpu_layers=self.gpu_layers)
 
     def open_context(self, model: Model, n_ctx: int, rope: RopeOverrides) -> Context:
         from ggufrope.execution import spare_cells
-        from ggufrope.patching import read_model
-        from ggufrope.runtime import Context, ContextSettings
+        from ggufrope.patching.inspection import read_model
+        from ggufrope.runtime.context import Context
+        from ggufrope.runtime.settings import ContextSettings
 
         settings = ContextSettings(
             n_ctx=n_ctx,
@@ -81,7 +85,8 @@ class SearchBoard:
         return Text(
             safe(
                 f"{self._stage} {progress.done}/{progress.planned} · best {best} nat/token · "
-                f"{clock(progress.elapsed_seconds)} gone, {clock(progress.left_seconds)} left\n"
+                f"{duration(progress.elapsed_seconds)} gone, "
+                f"{duration(progress.left_seconds)} left\n"
                 f"{sparkline(self._losses[-_WIDTH:])}"
             )
         )
@@ -94,10 +99,3 @@ def sparkline(values: list[float]) -> str:
     low, high = min(values), max(values)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((value - low) * scale)] for value in values)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from .errors import OptionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ggufrope.container import Strategy
+    from ggufrope.container.strategies import Strategy
 
 
 def strategy_named(word: str | None) -> Strategy | None:
-    """The store strategy called `word`; WishError where there is none."""
-    from ggufrope.container import Strategy
-    from ggufrope.errors import WishError
+    """The store strategy called `word`; RequestError where there is none."""
+    from ggufrope.container.strategies import Strategy
+    from ggufrope.errors import RequestError
 
     if word is None:
         return None
@@ -21,36 +23,34 @@ def strategy_named(word: str | None) -> Strategy | None:
         return Strategy(word)
     except ValueError:
         known = ", ".join(strategy.value for strategy in Strategy)
-        raise WishError(f"--strategy {word}: expected one of {known}") from None
+        raise RequestError(f"--strategy {word}: expected one of {known}") from None
 
 
 def tokens(option: str) -> Callable[[str], int]:
     """How `option` reads a number of tokens: `4096` or `4k`, k being 1024.
 
-    What it returns raises WishError where the text is none.
+    What it returns raises OptionError where the text is none.
     """
 
     def parse(text: str) -> int:
-        from ggufrope.errors import WishError
-
         digits, scale = text.strip().lower(), 1
         if digits.endswith("k"):
             digits, scale = digits[:-1], 1024
         if not digits.isdecimal() or int(digits) == 0:
-            raise WishError(f"{option} {text.strip()}: expected tokens such as 16384 or 16k")
+            raise OptionError(f"{option} {text.strip()}: expected tokens such as 16384 or 16k")
         return int(digits) * scale
 
     return parse
 
 
 def token_counts(text: str, option: str) -> tuple[int, ...]:
-    """`4096,8k,16k` as numbers of tokens. WishError names the word that is none."""
+    """`4096,8k,16k` as numbers of tokens. OptionError names the word that is none."""
     return tuple(map(tokens(option), text.split(",")))
 
 
 def byte_count(text: str, option: str) -> int:
-    """`24GiB`, `512 MiB`, `8GB` or a plain number as bytes. WishError where it is none."""
-    from ggufrope.errors import WishError
+    """`24GiB`, `512 MiB`, `8GB` or a plain number as bytes. RequestError where it is none."""
+    from ggufrope.errors import RequestError
 
     units = {"": 1, "b": 1}
     for power, letter in enumerate("kmgt", start=1):
@@ -60,15 +60,15 @@ def byte_count(text: str, option: str) -> int:
     try:
         count = float(digits) * units[word[len(digits) :].strip()]
     except (ValueError, KeyError):
-        raise WishError(f"{option} {text}: expected a size such as 24GiB or 512MiB") from None
+        raise RequestError(f"{option} {text}: expected a size such as 24GiB or 512MiB") from None
     if not 0 < count < 2**63:
-        raise WishError(f"{option} {text}: expected a size above zero")
+        raise RequestError(f"{option} {text}: expected a size above zero")
     return int(count)
 
 
 def seconds(text: str, option: str) -> float:
-    """`90s`, `45m`, `3h` or a plain number of seconds. WishError where it is none."""
-    from ggufrope.errors import WishError
+    """`90s`, `45m`, `3h` or a plain number of seconds. RequestError where it is none."""
+    from ggufrope.errors import RequestError
 
     word = text.strip().lower()
     scale = {"s": 1, "m": 60, "h": 3600}.get(word[-1:], 0)
@@ -77,16 +77,16 @@ def seconds(text: str, option: str) -> float:
     except ValueError:
         found = 0.0
     if not 0 < found < 1e9:
-        raise WishError(f"{option} {text}: expected a time such as 90s, 45m or 3h")
+        raise RequestError(f"{option} {text}: expected a time such as 90s, 45m or 3h")
     return found
 
 
 def layers(text: str) -> int | Literal["all"]:
-    """`all` or a number of layers. WishError where it is neither."""
-    from ggufrope.errors import WishError
+    """`all` or a number of layers. RequestError where it is neither."""
+    from ggufrope.errors import RequestError
 
     if text == "all":
         return "all"
     if not text.isdecimal():
-        raise WishError(f"--gpu-layers {text}: expected all or a number")
+        raise RequestError(f"--gpu-layers {text}: expected all or a number")
     return int(text)

@@ -1,41 +1,54 @@
 """Make a GGUF model reach further, prove that it did, and never break the file.
 
-The names of this package are what a script needs; each is imported when it is first used, so that
-`import ggufrope` itself costs milliseconds. The packages below it have the rest.
+The names of this package are what a script needs. Each is imported when it is first used, so that
+`import ggufrope` itself costs milliseconds. The modules below it have the rest.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ggufrope._lazy import importer
-
 if TYPE_CHECKING:
-    from ggufrope.advice import advise
-    from ggufrope.container import locate, undo, verify
+    from ggufrope.advice.advise import advise
+    from ggufrope.container.compare import verify
+    from ggufrope.container.location import locate
+    from ggufrope.container.recovery import undo
     from ggufrope.errors import GgufRopeError
-    from ggufrope.evals import Thresholds
+    from ggufrope.evals.verdict import Thresholds
     from ggufrope.execution import open_subject, run
-    from ggufrope.patching import Wish, apply, inspect, plan_patch
-    from ggufrope.patching.wishes import Trial
-    from ggufrope.report import RunReport
-    from ggufrope.runs.plan import RunPlan, RuntimeSettings
-    from ggufrope.runs.planfile import read_plan
-    from ggufrope.runtime import Context, ContextSettings, Model
+    from ggufrope.patching.inspection import inspect
+    from ggufrope.patching.plan import apply, plan_patch
+    from ggufrope.patching.request import ScalingRequest, Trial
+    from ggufrope.report.record import RunReport
+    from ggufrope.runs.plan import RunPlan, RuntimeSettings, read_plan
+    from ggufrope.runtime.context import Context
+    from ggufrope.runtime.model import Model
+    from ggufrope.runtime.settings import ContextSettings
+    from ggufrope.search.plan import SearchPlan
+    from ggufrope.search.session import run_search
 
 _HOMES = {
-    "advice": ("advise",),
-    "container": ("locate", "undo", "verify"),
+    "advice.advise": ("advise",),
+    "container.compare": ("verify",),
+    "container.location": ("locate",),
+    "container.recovery": ("undo",),
     "errors": ("GgufRopeError",),
-    "evals": ("Thresholds",),
+    "evals.verdict": ("Thresholds",),
     "execution": ("open_subject", "run"),
-    "patching": ("Wish", "apply", "inspect", "plan_patch"),
-    "patching.wishes": ("Trial",),
-    "report": ("RunReport",),
-    "runs.plan": ("RunPlan", "RuntimeSettings"),
-    "runs.planfile": ("read_plan",),
-    "runtime": ("Context", "ContextSettings", "Model"),
+    "patching.inspection": ("inspect",),
+    "patching.plan": ("apply", "plan_patch"),
+    "patching.request": ("Trial", "ScalingRequest"),
+    "report.record": ("RunReport",),
+    "runs.plan": ("RunPlan", "RuntimeSettings", "read_plan"),
+    "runtime.context": ("Context",),
+    "runtime.model": ("Model",),
+    "runtime.settings": ("ContextSettings",),
+    "search.plan": ("SearchPlan",),
+    "search.session": ("run_search",),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Context",
@@ -45,9 +58,10 @@ __all__ = [
     "RunPlan",
     "RunReport",
     "RuntimeSettings",
+    "ScalingRequest",
+    "SearchPlan",
     "Thresholds",
     "Trial",
-    "Wish",
     "advise",
     "apply",
     "inspect",
@@ -56,16 +70,20 @@ __all__ = [
     "plan_patch",
     "read_plan",
     "run",
+    "run_search",
     "undo",
     "verify",
 ]
 
-_import = importer(__name__, _HOMES)
-
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
     if name == "__version__":
         from importlib.metadata import version
 
         return version("ggufrope")
-    return _import(name)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    setattr(sys.modules[__name__], name, value)
+    return value

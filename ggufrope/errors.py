@@ -1,20 +1,21 @@
-"""Every error ggufrope raises on purpose.
+"""Every error that ggufrope raises on purpose.
 
     GgufRopeError
-    ├── WishError             the request contradicts itself, the file or the arithmetic
-    ├── FileError             the file, or the place it lives in, is the problem
-    │   ├── MalformedError    not GGUF, truncated, or inconsistent; carries the byte offset
-    │   ├── StorageError      the operating system refused: space, permission, I/O
-    │   └── GuardError        an edit that would harm something else; carries the guard's name
-    ├── MissingPartError      an optional dependency or device is needed and absent
-    └── RuntimeFailure        llama.cpp could not do what was asked
-        ├── LoadError         the model cannot be loaded
-        ├── MemoryNeedError   the model, cache or buffers do not fit
-        ├── CacheTypeError    this build cannot run that K/V cache combination
-        └── DecodeError       evaluation of a batch failed
+    ├── RequestError               the request contradicts itself, the file or the arithmetic;
+    │                              also a ValueError
+    ├── FileError                  the file, or the place it lives in, is the problem
+    │   ├── MalformedError         not GGUF, truncated, or inconsistent; carries the byte offset
+    │   ├── StorageError           the operating system refused: space, permission, I/O
+    │   └── GuardError             an edit that would harm something else; carries the guard's name
+    ├── MissingDependencyError     an optional dependency or device is needed and absent
+    └── BackendError               the runtime could not do what it was told to
+        ├── LoadError              the model cannot be loaded
+        ├── InsufficientMemoryError   the model, its cache or its buffers do not fit
+        ├── UnsupportedCacheError  this build cannot run that K/V cache combination
+        └── DecodeError            evaluation of a batch failed
 
-A message is one line: what went wrong, where (path, key, byte offset), and what to do when
-there is something to do. The command line turns the class into an exit code, nothing else does.
+A message is one line: what went wrong, where (path, key, byte offset), and what to do when there
+is something to do. The command line turns the class into an exit code; nothing else does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class GgufRopeError(Exception):
     """Base class: catching it catches every failure ggufrope foresees."""
 
 
-class WishError(GgufRopeError):
+class RequestError(GgufRopeError, ValueError):
     """The request contradicts itself, the file it is made of, or arithmetic."""
 
 
@@ -52,25 +53,25 @@ class GuardError(FileError):
         self.guard = guard
 
 
-class MissingPartError(GgufRopeError):
+class MissingDependencyError(GgufRopeError):
     """An optional dependency, tool or device is needed and absent."""
 
 
-class RuntimeFailure(GgufRopeError):
-    """llama.cpp could not do what was asked."""
+class BackendError(GgufRopeError):
+    """The runtime could not do what it was told to."""
 
 
-class LoadError(RuntimeFailure):
+class LoadError(BackendError):
     """The model cannot be loaded."""
 
 
-class MemoryNeedError(RuntimeFailure):
+class InsufficientMemoryError(BackendError):
     """The model, its cache or its compute buffers do not fit."""
 
 
-class CacheTypeError(RuntimeFailure):
+class UnsupportedCacheError(BackendError):
     """This build of llama.cpp cannot run the K/V cache combination."""
 
 
-class DecodeError(RuntimeFailure):
+class DecodeError(BackendError):
     """Evaluation of a batch failed."""

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from .evals.protocol import Progress
-    from .evals.types import OpenContext
-    from .patching import Wish
-    from .patching.wishes import Trial
-    from .report import RunReport
-    from .rope import RopeMetadata, RopeOverrides
-    from .runs.jobs import Selection
-    from .runs.plan import KvTypes, RunPlan, RuntimeSettings
-    from .runs.subject import OpenSubject
-    from .runs.work import OnCell
-    from .runtime import Context, Model
+    from ggufrope.evals.types import OpenContext
+    from ggufrope.lm import Progress
+    from ggufrope.patching.request import ScalingRequest, Trial
+    from ggufrope.report.record import RunReport
+    from ggufrope.rope.effective import RopeOverrides
+    from ggufrope.rope.metadata import RopeMetadata
+    from ggufrope.runs.driver import OnCell
+    from ggufrope.runs.jobs import Selection
+    from ggufrope.runs.plan import KvTypes, RunPlan, RuntimeSettings
+    from ggufrope.runs.subject import OpenSubject
+    from ggufrope.runtime.context import Context
+    from ggufrope.runtime.model import Model
 
 OPENER = f"{__name__}:open_subject"
 _UNKNOWN_CONTEXT = 4096
@@ -38,13 +39,13 @@ def open_subject(path: Path, settings: RuntimeSettings) -> LlamaSubject:
 def create(plan: RunPlan, folder: Path) -> None:
     """Make the run of `plan` in `folder`, or find it there to go on with.
 
-    Raises WishError where the folder holds the run of another plan, FileError for a model, or
+    Raises RequestError where the folder holds the run of another plan, FileError for a model, or
     another file of the plan's, that is not there.
     """
-    from .errors import StorageError
-    from .runs.jobs import expand
-    from .runs.models import resolve_models
-    from .runs.store import RunStore
+    from ggufrope.errors import StorageError
+    from ggufrope.runs.jobs import expand
+    from ggufrope.runs.models import resolve_models
+    from ggufrope.runs.store import RunStore
 
     models = resolve_models(plan.models)
     for name in plan.files:
@@ -66,12 +67,12 @@ def run(
 
     The same call resumes a run that was interrupted. With a `selection` only the jobs it chooses
     are done and reported. `on_cell` is called with each cell as it finishes, `progress` with
-    tokens evaluated. A job that fails is recorded; MissingPartError is raised without
-    llama-cpp-python, WishError or FileError where the plan cannot be carried out.
+    tokens evaluated. A job that fails is recorded; MissingDependencyError is raised without
+    llama-cpp-python, RequestError or FileError where the plan cannot be carried out.
     """
-    from .report import report_of
-    from .runs.store import RunStore
-    from .runs.work import work
+    from ggufrope.report.record import report_of
+    from ggufrope.runs.driver import work
+    from ggufrope.runs.store import RunStore
 
     create(plan, folder)
     work(folder, open_subject, selection=selection, on_cell=on_cell, progress=progress)
@@ -88,7 +89,7 @@ class LlamaSubject:
     """
 
     def __init__(self, path: Path, settings: RuntimeSettings) -> None:
-        from .patching import read_model
+        from ggufrope.patching.inspection import read_model
 
         self._settings = settings
         self._stored = read_model(path)
@@ -108,7 +109,8 @@ class LlamaSubject:
     @property
     def details(self) -> dict[str, str]:
         """Versions, devices with their memory, and where the layers really went."""
-        from .runtime import library
+        from ggufrope._format import byte_size
+        from ggufrope.runtime import library
 
         versions = library.versions()
         placement = self.model.placement
@@ -122,16 +124,16 @@ class LlamaSubject:
         for device in library.devices():
             if device.kind in ("gpu", "igpu"):
                 known[device.name] = (
-                    f"{device.description}, {_gib(device.memory_total)}, "
-                    f"{_gib(weights.get(device.name, 0))} of it weights, "
-                    f"{_gib(device.memory_free)} free with the model loaded"
+                    f"{device.description}, {byte_size(device.memory_total)}, "
+                    f"{byte_size(weights.get(device.name, 0))} of it weights, "
+                    f"{byte_size(device.memory_free)} free with the model loaded"
                 )
         return known
 
     def contexts(self, trial: Trial, kv: KvTypes, *, largest: int) -> OpenContext:
         """Open contexts of this model under `trial`; see `runs.subject.Subject`."""
-        from .patching import resolve, trial_overrides
-        from .patching.wishes import wish_of
+        from ggufrope.patching.request import request_of, resolve
+        from ggufrope.patching.trial import trial_overrides
 
         if self._gpu_layers is None:
             self._gpu_layers = self._fitting_layers(largest)
@@ -139,13 +141,13 @@ class LlamaSubject:
             return self._opener(self.model, kv, lambda n_ctx: None)
         metadata = self._stored.metadata
         original = metadata.original_context or metadata.context_length or largest
-        wish = wish_of(trial, target_context=max(largest, original))
+        wish = request_of(trial, target_context=max(largest, original))
         target = resolve(wish, metadata)
 
         def overrides(n_ctx: int) -> RopeOverrides | None:
             return trial_overrides(target, metadata, context_tokens=n_ctx)
 
-        in_tensors = wish.bake or wish.two_faced
+        in_tensors = wish.bake or wish.keep_short_context
         if not in_tensors and overrides(largest) is not None:
             return self._opener(self.model, kv, overrides)
         return self._opener(self._copy(trial, wish), kv, lambda n_ctx: None)
@@ -157,9 +159,9 @@ class LlamaSubject:
 
     def _fitting_layers(self, n_ctx: int) -> int:
         """The most layers that leave room on the GPUs for an f16 cache of `n_ctx` tokens."""
-        from .runtime import ContextSettings
-        from .runtime.loading import LoadOptions
-        from .runtime.placement import fitting_layers
+        from ggufrope.runtime.loading import LoadOptions
+        from ggufrope.runtime.placement import fitting_layers
+        from ggufrope.runtime.settings import ContextSettings
 
         options = LoadOptions(
             main_gpu=self._settings.main_gpu, tensor_split=self._settings.tensor_split
@@ -168,7 +170,7 @@ class LlamaSubject:
         return fitting_layers(self._stored.path, settings, options)
 
     def _load(self, path: Path) -> Model:
-        from .runtime import Model
+        from ggufrope.runtime.model import Model
 
         if self._gpu_layers is None:
             declared = self._stored.metadata.context_length
@@ -182,9 +184,9 @@ class LlamaSubject:
         self._cleanup.callback(model.close)
         return model
 
-    def _copy(self, trial: Trial, wish: Wish) -> Model:
+    def _copy(self, trial: Trial, wish: ScalingRequest) -> Model:
         """The model of a working copy that has the scheme written in."""
-        from .patching import apply, plan_patch
+        from ggufrope.patching.plan import apply, plan_patch
 
         if trial not in self._models:
             folder = tempfile.TemporaryDirectory(prefix="ggufrope-trial-")
@@ -197,9 +199,10 @@ class LlamaSubject:
     def _opener(
         self, model: Model, kv: KvTypes, overrides: Callable[[int], RopeOverrides | None]
     ) -> OpenContext:
-        from .patching import read_model
-        from .rope import RopeOverrides
-        from .runtime import Context, ContextSettings
+        from ggufrope.patching.inspection import read_model
+        from ggufrope.rope.effective import RopeOverrides
+        from ggufrope.runtime.context import Context
+        from ggufrope.runtime.settings import ContextSettings
 
         metadata = read_model(model.path).metadata
 
@@ -226,9 +229,9 @@ def spare_cells(metadata: RopeMetadata, n_ctx: int) -> int:
     """Cells a context can have beyond `n_ctx` for questions: none where llama.cpp would then take
     the long factors of a LongRoPE file for its short ones, or where it is not known what it does.
     """
-    from .errors import FileError
-    from .rope.architectures import architecture
-    from .rope.llamacpp import allocated_context, choose_factors
+    from ggufrope.errors import FileError
+    from ggufrope.rope.architectures import architecture
+    from ggufrope.rope.llamacpp import allocated_context, choose_factors
 
     contexts = map(allocated_context, (n_ctx, n_ctx + _SPARE))
     try:
@@ -237,7 +240,3 @@ def spare_cells(metadata: RopeMetadata, n_ctx: int) -> int:
     except FileError:
         return 0
     return _SPARE if plain is wider else 0
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB"

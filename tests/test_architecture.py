@@ -3,59 +3,112 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+COMMON = {"errors", "lm", "_files", "_format", "_plain"}
+"""What every room may import; these import nothing of ours but each other."""
+
 ALLOWED: dict[str, set[str]] = {
+    **dict.fromkeys(COMMON, COMMON),
     "container": set(),
     "rope": {"container"},
-    "advice": {"container", "rope"},
     "patching": {"container", "rope"},
+    "advice": {"container", "rope"},
     "runtime": {"container", "rope"},
-    "evals": {"container", "rope", "runtime"},
-    "search": {"container", "rope", "runtime", "patching", "evals"},
-    "runs": {"container", "rope", "runtime", "patching", "evals"},
-    "report": {"container", "rope", "runtime", "patching", "evals", "search", "runs"},
+    "evals": {"container", "rope"},
+    "execution": {"container", "rope", "patching", "runtime", "evals", "runs", "report"},
+    "search": {"container", "rope", "patching", "evals"},
+    "runs": {"container", "rope", "patching", "evals"},
+    "report": {"container", "rope", "patching", "evals", "search", "runs"},
 }
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "ggufrope"
-
-
-def imported_modules(path: Path) -> Iterator[str]:
-    """Absolute names of what the module imports, also inside functions."""
-    package = ("ggufrope", *path.relative_to(LIBRARY).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            prefix = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join((*prefix, *([node.module] if node.module else [])))
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+LEAVES = {"ggufrope.rope.keys": 8, "ggufrope.evals.stats": 8, "ggufrope.runs.plan": 24}
+"""Modules of ours that importing one may load, itself and the packages above it counted."""
 
 
 def modules() -> list[Path]:
     return sorted(LIBRARY.rglob("*.py"))
 
 
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path) for path in modules()}
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """The modules that a module imports, also inside functions and for type checkers only."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import; write it out"
+            assert node.module
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from whole & NAMES
+            if not whole <= NAMES:
+                yield node.module
+
+
+def room(name: str) -> str:
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(LIBRARY)))
 def test_imports_follow_the_rule(path: Path) -> None:
-    relative = path.relative_to(LIBRARY)
-    home = relative.parts[0] if len(relative.parts) > 1 else None
+    home = room(name_of(path))
     for name in imported_modules(path):
-        parts = name.split(".")
-        assert parts[0] not in {"typer", "rich"}, f"{relative} imports {name}"
-        if parts[0] == "llama_cpp":
-            assert home == "runtime", f"only runtime may import llama_cpp, not {relative}"
-        if home and parts[0] == "ggufrope" and len(parts) > 1 and parts[1] in ALLOWED:
-            assert parts[1] == home or parts[1] in ALLOWED[home], f"{relative} imports {name}"
+        top = name.split(".")[0]
+        assert top not in {"typer", "rich"}, f"{path} imports {name}"
+        if top == "llama_cpp":
+            assert home == "runtime", f"only runtime may import llama_cpp, not {path}"
+        if home and top == "ggufrope":
+            allowed = COMMON | {home} | ALLOWED[home]
+            assert room(name) in allowed, f"{path} imports {name}"
 
 
-def test_every_package_is_in_the_table() -> None:
-    packages = {p.parent.name for p in LIBRARY.glob("*/__init__.py")}
-    assert packages <= set(ALLOWED)
+def test_every_room_is_in_the_table() -> None:
+    rooms = {room(name) for name in NAMES} - {""}
+    assert rooms <= set(ALLOWED) | COMMON
+
+
+def test_inner_packages_are_empty() -> None:
+    faces = list(LIBRARY.rglob("*/__init__.py"))
+    assert len(faces) > 5
+    for path in faces:
+        assert path.read_text() == "", f"{path}: the one public face is ggufrope itself"
+
+
+def test_there_is_no_circle() -> None:
+    """Not even of type hints: Kahn's algorithm has to take away every module."""
+    graph = {
+        name_of(path): {name for name in imported_modules(path) if name in NAMES}
+        for path in modules()
+        if name_of(path) != "ggufrope"
+    }
+    assert len(graph) > 50
+    while free := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in free:
+            del graph[name]
+    assert not graph, f"these import each other in a circle: {sorted(graph)}"
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_importing_a_leaf_costs_a_leaf(leaf: str) -> None:
+    code = f"import sys, {leaf}; print(*[m for m in sys.modules if m.startswith('ggufrope')])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    names = loaded.stdout.split()
+    assert leaf in names
+    assert len(names) <= LEAVES[leaf], f"{leaf} loads {', '.join(names)}"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(LIBRARY)))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import ast
 import re
 from pathlib import Path
 
@@ -11,18 +10,11 @@ import pytest
 import typer.main
 from ggufrope_cli.app import build
 
+import ggufrope
+
 COMMANDS = dict(sorted(typer.main.get_command(build()).commands.items()))  # type: ignore[attr-defined]
-PACKAGES = (
-    "container",
-    "rope",
-    "advice",
-    "patching",
-    "runtime",
-    "evals",
-    "search",
-    "runs",
-    "report",
-)
+LIBRARY = Path(ggufrope.__file__).parent
+MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -47,15 +39,13 @@ def test_readme_names_only_commands_that_exist(root: Path) -> None:
     assert named <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_public_names_exist_and_are_documented(package: str) -> None:
-    module = importlib.import_module(f"ggufrope.{package}")
-    assert module.__doc__
-    assert len(set(module.__all__)) == len(module.__all__) > 0
-    for name in module.__all__:
-        member = getattr(module, name)
-        if inspect.isclass(member) or inspect.isfunction(member):
-            assert member.__doc__, f"{package}.{name} has no docstring"
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_modules_and_their_public_names_are_documented(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
 def test_every_readme_path_exists(root: Path) -> None:

@@ -13,7 +13,7 @@ import typer.main
 import yaml
 from ggufrope_cli.app import build, main
 
-from ggufrope.runs.planfile import parse_plan
+from ggufrope.runs.plan import parse_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

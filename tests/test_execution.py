@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ggufrope import RunPlan, RuntimeSettings, Trial, open_subject, run
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.runs.jobs import Selection
 from ggufrope.runs.plan import KvTypes
 from ggufrope.runtime import library
@@ -27,7 +27,7 @@ def test_a_run_is_kept_and_found_again(nano: Path, tmp_path: Path) -> None:
 
 def test_another_plan_has_no_place_in_the_folder(nano: Path, tmp_path: Path) -> None:
     run(RunPlan(models=(str(nano),), contexts=(256,), depths=1), tmp_path / "run")
-    with pytest.raises(WishError):
+    with pytest.raises(RequestError):
         run(RunPlan(models=(str(nano),), contexts=(512,), depths=1), tmp_path / "run")
 
 
@@ -42,7 +42,7 @@ def test_a_share_of_a_run_is_judged_by_itself(nano: Path, tmp_path: Path) -> Non
 
 def test_a_selection_of_nothing_says_what_there_is(nano: Path, tmp_path: Path) -> None:
     plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1)
-    with pytest.raises(WishError, match=r"no job matches kv=q4_0; there are kv=f16"):
+    with pytest.raises(RequestError, match=r"no job matches kv=q4_0; there are kv=f16"):
         run(plan, tmp_path / "run", selection=Selection(only=("kv=q4_0",)))
 
 
@@ -64,13 +64,13 @@ def test_trials_share_the_weights_and_baked_ones_get_a_copy(nano: Path) -> None:
 
 
 def test_questions_have_room_beside_a_full_context_but_never_change_the_factors(nano: Path) -> None:
-    two_faced = Trial(scheme="yarn", factor=4, two_faced=True)
+    keep_short_context = Trial(scheme="yarn", factor=4, keep_short_context=True)
     subject = open_subject(nano, RuntimeSettings())
     try:
         for trial, n_ctx, cells in (
             (Trial(scheme="file"), 256, 768),
-            (two_faced, 256, 256),  # with more it would take its long factors
-            (two_faced, 512, 1024),
+            (keep_short_context, 256, 256),  # with more it would take its long factors
+            (keep_short_context, 512, 1024),
         ):
             with subject.contexts(trial, F16, largest=1024)(n_ctx) as context:
                 assert context.n_ctx == cells

@@ -13,19 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggufrope.container import (
-    Edits,
-    TypedValue,
-    ValueType,
-    carry_out,
-    plan_rewrite,
-    plan_store,
-    read_header,
-)
-from ggufrope.evals import NeedlePlan, NeedleResult, NeedleTask, recall_by_length
-from ggufrope.patching import Wish, apply, plan_patch, read_model, resolve, trial_overrides
-from ggufrope.rope import RopeOverrides
-from ggufrope.runtime import Context, ContextSettings, Model
+from ggufrope.container.reader import read_header
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.types import Edits, TypedValue, ValueType
+from ggufrope.container.writer import plan_rewrite
+from ggufrope.evals.needle import NeedleResult, NeedleTask, recall_by_length
+from ggufrope.evals.needle_prompts import NeedlePlan
+from ggufrope.patching.inspection import read_model
+from ggufrope.patching.plan import apply, plan_patch
+from ggufrope.patching.request import ScalingRequest, resolve
+from ggufrope.patching.trial import trial_overrides
+from ggufrope.rope.effective import RopeOverrides
+from ggufrope.runtime.context import Context
+from ggufrope.runtime.model import Model
+from ggufrope.runtime.settings import ContextSettings
 
 TRAINED, FAR = 256, 2048
 METHODS = ("none", "linear", "ntk", "yarn")
@@ -52,9 +53,9 @@ def ask(
     return list(NeedleTask(plan).run(model, open_context))
 
 
-def wish(method: str, length: int) -> Wish:
+def wish(method: str, length: int) -> ScalingRequest:
     target = None if method == "none" else length
-    return Wish(scaling=method, target_context=target)  # type: ignore[arg-type]
+    return ScalingRequest(scaling=method, target_context=target)  # type: ignore[arg-type]
 
 
 Results = tuple[NeedleResult, ...]
@@ -127,7 +128,7 @@ def tokens(loaded: Model) -> list[int]:
     return loaded.tokenize(text, beginning=True)[:700]
 
 
-def patched(nano: Path, folder: Path, name: str, wished: Wish) -> Path:
+def patched(nano: Path, folder: Path, name: str, wished: ScalingRequest) -> Path:
     path = folder / f"{name}.gguf"
     apply(plan_patch(nano, wished, output=path))
     return path
@@ -136,8 +137,12 @@ def patched(nano: Path, folder: Path, name: str, wished: Wish) -> Path:
 def test_baked_yarn_gives_the_logits_of_declared_yarn(
     nano: Path, tmp_path: Path, tokens: list[int]
 ) -> None:
-    declared = patched(nano, tmp_path, "declared", Wish(scaling="yarn", target_context=FAR))
-    baked = patched(nano, tmp_path, "baked", Wish(scaling="yarn", target_context=FAR, bake=True))
+    declared = patched(
+        nano, tmp_path, "declared", ScalingRequest(scaling="yarn", target_context=FAR)
+    )
+    baked = patched(
+        nano, tmp_path, "baked", ScalingRequest(scaling="yarn", target_context=FAR, bake=True)
+    )
     one, other = (logits(path, tokens, n_ctx=FAR) for path in (declared, baked))
     np.testing.assert_allclose(one, other, atol=0.1)  # the cache rounds rotated keys to f16
     assert np.abs(one - logits(nano, tokens, n_ctx=FAR)).max() > 5
@@ -146,24 +151,24 @@ def test_baked_yarn_gives_the_logits_of_declared_yarn(
 def test_a_dead_key_changes_nothing_and_a_baked_one_does(
     nano: Path, tmp_path: Path, tokens: list[int]
 ) -> None:
-    yarn = Wish(scaling="yarn", target_context=FAR)
+    yarn = ScalingRequest(scaling="yarn", target_context=FAR)
     declared = patched(nano, tmp_path, "declared", yarn)
     dead = tmp_path / "dead.gguf"
     edits = Edits(
         set={"llama.rope.scaling.yarn_beta_fast": TypedValue(type=ValueType.FLOAT32, value=4.0)}
     )
     carry_out(plan_store(declared, plan_rewrite(read_header(declared), edits), output=dead))
-    steep = Wish(scaling="yarn", target_context=FAR, beta_fast=4, bake=True)
+    steep = ScalingRequest(scaling="yarn", target_context=FAR, beta_fast=4, bake=True)
     baked = patched(nano, tmp_path, "baked", steep)
     plain = logits(declared, tokens, n_ctx=FAR)
     np.testing.assert_array_equal(plain, logits(dead, tokens, n_ctx=FAR))
     assert np.abs(plain - logits(baked, tokens, n_ctx=FAR)).max() > 0.1
 
 
-def test_a_two_faced_model_is_itself_up_to_its_original_context(
+def test_a_keep_short_context_model_is_itself_up_to_its_original_context(
     nano: Path, tmp_path: Path, tokens: list[int]
 ) -> None:
-    two = Wish(scaling="yarn", target_context=FAR, two_faced=True)
+    two = ScalingRequest(scaling="yarn", target_context=FAR, keep_short_context=True)
     path = patched(nano, tmp_path, "two", two)
     short = tokens[:TRAINED]
     np.testing.assert_array_equal(

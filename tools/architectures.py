@@ -29,7 +29,7 @@ TENSORS = {
     "LLM_TENSOR_ROPE_FACTORS_SHORT": "rope_factors_short.weight",
 }
 MLA = "multi-head latent attention: only the separate rotary part of the keys turns"
-NORMED = "keys are normalised after they rotate, which undoes any attention factor"
+NORMED = "keys are normalized after they rotate, which undoes any attention factor"
 DRAFT = "a draft model: its rotation follows the model it drafts for"
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {

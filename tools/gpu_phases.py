@@ -30,7 +30,7 @@ class Card:
 
 @dataclass(slots=True, kw_only=True)
 class Phase:
-    """`status` is "ok", "failed" or "skipped"; `gpu_percent` the mean utilisation of the busiest
+    """`status` is "ok", "failed" or "skipped"; `gpu_percent` the mean utilization of the busiest
     card, `gpu_peak_mib` the most memory in use on any, both None where nothing was seen."""
 
     name: str
@@ -133,7 +133,7 @@ def parse_cards(text: str) -> tuple[Card, ...]:
 
 
 def parse_load(text: str) -> tuple[float | None, float | None]:
-    """Mean utilisation in percent of the busiest card, and peak memory in MiB of any."""
+    """Mean utilization in percent of the busiest card, and peak memory in MiB of any."""
     percents: dict[str, list[float]] = {}
     most: float | None = None
     for line in text.splitlines():

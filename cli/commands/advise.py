@@ -22,8 +22,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Rank the ways to a target context, with reasons, memory and the commands to run next."""
-    from ggufrope.advice import advise
-    from ggufrope.patching import read_model
+    from ggufrope.advice.advise import advise
+    from ggufrope.patching.inspection import read_model
 
     from ..files import model_path
     from ..output import emit_json

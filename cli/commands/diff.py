@@ -7,7 +7,7 @@ from ..options import FileArgument, JsonOption, OtherFileArgument
 
 def command(file: FileArgument, other: OtherFileArgument, json: JsonOption = False) -> None:
     """Show what differs between two files in metadata and tensors, not in tensor bytes."""
-    from ggufrope.container import diff
+    from ggufrope.container.compare import diff
 
     from ..files import model_path
     from ..output import emit_json

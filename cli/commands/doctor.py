@@ -17,8 +17,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Show versions and devices, what this build can offload, and which cache types it can run."""
-    from ggufrope.runtime import Model
-    from ggufrope.runtime.report import report
+    from ggufrope.runtime.doctor import report
+    from ggufrope.runtime.model import Model
 
     from ..files import model_path
     from ..output import emit_json

@@ -26,7 +26,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Say the file's RoPE settings in another tool's words, and what it cannot express."""
-    from ggufrope.patching import read_model
+    from ggufrope.patching.inspection import read_model
     from ggufrope.rope.export import export
 
     from ..files import model_path

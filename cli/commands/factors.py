@@ -19,8 +19,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Show the RoPE factor tensors of a file, or extract them."""
-    from ggufrope.patching import read_model
-    from ggufrope.patching.wishes import factor_format
+    from ggufrope.patching.inspection import read_model
+    from ggufrope.patching.request import factor_format
     from ggufrope.rope.factors import format_factors
 
     from ..files import model_path, write_new

@@ -16,7 +16,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Show declared and effective RoPE, and what is wrong with it."""
-    from ggufrope.patching import inspect
+    from ggufrope.patching.inspection import inspect
 
     from ..files import model_path
     from ..output import emit_json

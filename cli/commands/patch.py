@@ -43,10 +43,10 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Write RoPE scaling into a file: to a copy, or in place."""
-    from ggufrope.container import Strategy
-    from ggufrope.errors import WishError
-    from ggufrope.patching import apply, plan_patch
-    from ggufrope.patching.wishes import wish_of
+    from ggufrope.container.strategies import Strategy
+    from ggufrope.errors import RequestError
+    from ggufrope.patching.plan import apply, plan_patch
+    from ggufrope.patching.request import request_of
 
     from ..files import model_path
     from ..output import emit_json
@@ -55,10 +55,10 @@ def command(
     from ..views import patching as view
 
     if (output is None) is not in_place:
-        raise WishError("say where the result goes: -o OUT for a copy, or --in-place")
+        raise RequestError("say where the result goes: -o OUT for a copy, or --in-place")
     plan = plan_patch(
         model_path(file),
-        wish_of(scaling.trial()),
+        request_of(scaling.trial()),
         output=output,
         strategy=strategy_named(strategy),
         force=force or (),

@@ -18,8 +18,9 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Measure the rotation in every layer; exit 1 where it is not as predicted."""
-    from ggufrope.patching import inspect
-    from ggufrope.runtime import Model, probe
+    from ggufrope.patching.inspection import inspect
+    from ggufrope.runtime import probe
+    from ggufrope.runtime.model import Model
 
     from ..errors import CHECK_FAILED
     from ..files import model_path

@@ -28,22 +28,24 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Show the stored results of a run, write them in other forms, or compare two runs."""
-    from ggufrope.report import compare, to_csv, to_junit
+    from ggufrope._files import write_whole
+    from ggufrope.report.comparison import compare
+    from ggufrope.report.exports import to_csv, to_junit
     from ggufrope.report.html import to_html
 
     from ..errors import CHECK_FAILED
-    from ..running import stored_report, write_report
+    from ..running import stored_report
     from ..views import comparison
     from ..views import run as view
 
     report = stored_report(folder)
     earlier = None if against is None else compare(stored_report(against), report)
     if html is not None:
-        write_report(html, to_html(report, against=earlier))
+        write_whole(html, to_html(report, against=earlier))
     if junit is not None:
-        write_report(junit, to_junit(report))
+        write_whole(junit, to_junit(report))
     if csv is not None:
-        write_report(csv, to_csv(report))
+        write_whole(csv, to_csv(report))
     if json or not (html or junit or csv):
         view.answer(report, against=earlier, json=json)
     if earlier is not None:

@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Carry out a plan, each job in a process of its own; the same call resumes it."""
     from ggufrope.runs.jobs import Selection
-    from ggufrope.runs.planfile import read_plan
+    from ggufrope.runs.plan import read_plan
 
     from .. import running
     from ..views import batch

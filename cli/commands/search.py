@@ -38,9 +38,9 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Search RoPE factors, or YaRN's parameters, for a longer context; nothing is retrained."""
-    from ggufrope.patching import read_model
+    from ggufrope.patching.inspection import read_model
     from ggufrope.runs.plan import KvTypes
-    from ggufrope.search import run_search
+    from ggufrope.search.session import run_search
 
     from ..files import model_path
     from ..output import emit_json

@@ -18,7 +18,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Take the last in-place edit of a file back, bit for bit."""
-    from ggufrope.container import undo
+    from ggufrope.container.recovery import undo
 
     from ..files import model_path
     from ..output import console, emit_json

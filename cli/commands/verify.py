@@ -9,7 +9,7 @@ from ..options import FileArgument, JsonOption, OtherFileArgument
 
 def command(file: FileArgument, other: OtherFileArgument, json: JsonOption = False) -> None:
     """Hash the tensors two files share; exit 1 unless all their bytes are equal."""
-    from ggufrope.container import verify
+    from ggufrope.container.compare import verify
 
     from ..errors import CHECK_FAILED
     from ..files import model_path

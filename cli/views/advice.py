@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ggufrope._format import byte_size
+
 from ..output import console
-from .parts import heading, row, shown, size, table
+from .parts import heading, row, shown, table
 
 if TYPE_CHECKING:
-    from ggufrope.advice import Advice
+    from ggufrope.advice.advise import Advice
 
 _RISKS = {"none": "green", "low": "green", "moderate": "yellow", "high": "red"}
 
@@ -57,5 +59,5 @@ def show(advice: Advice) -> None:
     for need in advice.memory:
         kv = need.k_type if need.k_type == need.v_type else f"{need.k_type}/{need.v_type}"
         parts = (need.weight_bytes, need.kv_bytes, need.compute_bytes, need.total_bytes)
-        row(made, kv, *map(size, parts))
+        row(made, kv, *map(byte_size, parts))
     out.print(made)

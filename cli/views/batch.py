@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ggufrope._format import byte_size, duration
+
 from ..output import console, emit_json
-from .parts import row, size, table
+from .parts import row, table
 
 if TYPE_CHECKING:
     from ggufrope.runs.estimate import JobEstimate
@@ -37,25 +39,17 @@ def show_matrix(jobs: tuple[JobEstimate, ...], *, json: bool) -> None:
     columns = ("job", "cells", "tokens", "memory", "time")
     made = table(*columns, numeric=columns[1:])
     for entry in jobs:
-        memory = None if entry.memory_bytes is None else size(entry.memory_bytes)
+        memory = None if entry.memory_bytes is None else byte_size(entry.memory_bytes)
         row(
             made,
             entry.job.label,
             len(entry.job.cells),
             f"{entry.tokens:,}",
             memory,
-            _duration(entry.seconds),
+            None if entry.seconds is None else duration(entry.seconds),
         )
     console().print(made)
-    total = f", {_duration(sum(seconds))} on one worker" if seconds else ""
+    total = f", {duration(sum(seconds))} on one worker" if seconds else ""
     console().print(
         f"{len(jobs)} job{'s' * (len(jobs) != 1)}, at most {tokens:,} tokens{total}; nothing done"
     )
-
-
-def _duration(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02}m" if hours else f"{minutes}m {rest:02}s"

@@ -8,7 +8,7 @@ from ..output import console
 from .parts import heading, row, shown, table
 
 if TYPE_CHECKING:
-    from ggufrope.report import Comparison
+    from ggufrope.report.comparison import Comparison
 
 
 def show(found: Comparison) -> None:

@@ -8,7 +8,8 @@ from ..output import console
 from .parts import row, shown, table
 
 if TYPE_CHECKING:
-    from ggufrope.container import Difference, KeyValue, TensorInfo, Verification
+    from ggufrope.container.compare import Difference, Verification
+    from ggufrope.container.types import KeyValue, TensorInfo
 
 
 def payload(found: Difference) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def show_verification(found: Verification) -> None:
 
 def _value(record: KeyValue | None) -> object:
     """A scalar as it is; an array in words, unless it is short and decoded."""
-    from ggufrope.container import ArrayValue
+    from ggufrope.container.types import ArrayValue
 
     if record is None or not isinstance(record.value, ArrayValue):
         return None if record is None else record.value

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ggufrope._format import byte_size
+
 from ..output import console
-from .parts import heading, row, shown, size, table
+from .parts import heading, row, shown, table
 
 if TYPE_CHECKING:
-    from ggufrope.runtime.report import RuntimeReport
+    from ggufrope.runtime.doctor import RuntimeReport
 
 
 def payload(found: RuntimeReport) -> dict[str, Any]:
     """The JSON of `doctor`."""
-    from ggufrope.rope import source
+    from ggufrope.rope.architectures import source
 
     return {
         "versions": found.versions,
@@ -38,7 +40,7 @@ def show_ggufrope() -> None:
 
 def show(found: RuntimeReport) -> None:
     """Versions, devices, cache types, advice."""
-    from ggufrope.rope import source
+    from ggufrope.rope.architectures import source
 
     out = console()
     versions = table("part", "version")
@@ -55,8 +57,8 @@ def show(found: RuntimeReport) -> None:
     devices = table("device", "kind", "description", "free", "total", numeric=["free", "total"])
     for device in found.devices:
         free = found.free_bytes.get(device.name, device.memory_free)
-        cells = (device.name, device.kind, device.description, size(free))
-        row(devices, *cells, size(device.memory_total))
+        cells = (device.name, device.kind, device.description, byte_size(free))
+        row(devices, *cells, byte_size(device.memory_total))
     out.print(devices)
     out.print(f"offload to a GPU: {'yes' if found.can_offload else 'no'}")
     if found.caches:
@@ -79,7 +81,7 @@ def _show_caches(found: RuntimeReport) -> None:
 
 def _matches(found: RuntimeReport) -> bool:
     """Whether the installed llama.cpp is the one the architecture table was made from."""
-    from ggufrope.rope import source
+    from ggufrope.rope.architectures import source
 
     commit = found.versions.commit.partition("-")[0]  # a package build calls itself "-dirty"
     return bool(commit) and source().commit.startswith(commit)

@@ -9,19 +9,19 @@ from ..output import console
 from .parts import row, table
 
 if TYPE_CHECKING:
-    from ggufrope.rope import FactorTensor
     from ggufrope.rope.factors import FactorSet
+    from ggufrope.rope.metadata import FactorTensor
 
 
 def factor_set(tensors: tuple[FactorTensor, ...]) -> FactorSet:
-    """The arrays of a file as a set; WishError where the file has none."""
-    from ggufrope.errors import WishError
+    """The arrays of a file as a set; RequestError where the file has none."""
+    from ggufrope.errors import RequestError
     from ggufrope.rope.factors import FactorSet
     from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 
     arrays = {t.name: tuple(t.values.tolist()) for t in tensors if t.values is not None}
     if not arrays:
-        raise WishError("the file has no factor tensors to extract")
+        raise RequestError("the file has no factor tensors to extract")
     return FactorSet(
         factors=arrays.get(ROPE_FREQS),
         long=arrays.get(ROPE_FACTORS_LONG),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ggufrope._format import byte_size
+
 from ..output import console
 from ..text import one_line
-from .parts import finding_lines, heading, ranges, row, shown, size, table
+from .parts import finding_lines, heading, ranges, row, shown, table
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from ggufrope.patching import Inspection
-    from ggufrope.rope import EffectiveRope, LayerGroup
+    from ggufrope.patching.inspection import Inspection
+    from ggufrope.rope.effective import EffectiveRope, LayerGroup
 
 _SOURCE_STYLES = {
     "file": "green",
@@ -74,7 +76,8 @@ def _title(inspection: Inspection) -> Text:
     return Text.assemble(
         (one_line(name if isinstance(name, str) else inspection.model.path.name), "bold"),
         f"  {one_line(inspection.model.metadata.architecture, 30)}"
-        f" · {len(header.tensors)} tensors · {size(header.file_size)} · GGUF v{header.version}",
+        f" · {len(header.tensors)} tensors · {byte_size(header.file_size)} · GGUF "
+        f"v{header.version}",
     )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from ggufrope._format import byte_size
+
 from ..output import console
-from .parts import finding_lines, heading, row, shown, size, table
+from .parts import finding_lines, heading, row, shown, table
 
 if TYPE_CHECKING:
-    from ggufrope.patching import PatchPlan, PatchReceipt
+    from ggufrope.patching.plan import PatchPlan, PatchReceipt
 
 
 def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def show_plan(plan: PatchPlan) -> None:
 def show_dry_run(plan: PatchPlan) -> None:
     """How it would be stored."""
     console().print(
-        f"\ndry run: would write {size(plan.bytes_written)} to {shown(plan.output)} "
+        f"\ndry run: would write {byte_size(plan.bytes_written)} to {shown(plan.output)} "
         f"({plan.strategy.value}); nothing written"
     )
     _show_rejected(plan.rejected)
@@ -72,7 +74,7 @@ def show_dry_run(plan: PatchPlan) -> None:
 def show_receipt(receipt: PatchReceipt) -> None:
     """How it was stored, and how to take it back."""
     console().print(
-        f"\nwrote {size(receipt.bytes_written)} to {shown(receipt.path)} "
+        f"\nwrote {byte_size(receipt.bytes_written)} to {shown(receipt.path)} "
         f"({receipt.strategy.value}), read back and compared"
     )
     _show_rejected(receipt.rejected)

@@ -12,7 +12,7 @@ from ..output import console
 from .parts import heading, ranges, row, shown, table
 
 if TYPE_CHECKING:
-    from ggufrope.rope import EffectiveRope
+    from ggufrope.rope.effective import EffectiveRope
     from ggufrope.runtime.probe import Agreement, Probe, ProbeLayer
 
 
@@ -67,7 +67,7 @@ def _slowest(inverse_frequencies: Any) -> float | None:
 
 
 def _alike(layers: tuple[ProbeLayer, ...]) -> Iterator[list[ProbeLayer]]:
-    """Neighbouring layers whose slowest pair and magnitude are the same to three digits."""
+    """Neighboring layers whose slowest pair and magnitude are the same to three digits."""
 
     def key(layer: ProbeLayer) -> tuple[object, ...]:
         slowest = _slowest(layer.inverse_frequencies)

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from ggufrope.report import Comparison, RunReport
+    from ggufrope.evals.results import Metric
+    from ggufrope.report.comparison import Comparison
+    from ggufrope.report.record import RunReport
     from ggufrope.report.summary import SummaryRow
     from ggufrope.report.views import Heatmap, Square
-    from ggufrope.runs.cells import Metric
 
 _SHADES = ("#7f1d1d", "#b45309", "#a16207", "#4d7c0f", "#15803d", "#047857")
 
@@ -24,7 +25,7 @@ _SHADES = ("#7f1d1d", "#b45309", "#a16207", "#4d7c0f", "#15803d", "#047857")
 def answer(report: RunReport, *, against: Comparison | None = None, json: bool) -> None:
     """Print the whole report: for a script, or for a person."""
     if json:
-        from ggufrope.report import to_json
+        from ggufrope.report.exports import to_json
 
         sys.stdout.write(to_json(report, against=against))
     else:
@@ -93,7 +94,7 @@ def _summary(rows: list[SummaryRow]) -> Table:
 
 _COLUMNS = {
     "recall": "recall",
-    "beats_distractors": "first",
+    "top_ranked": "first",
     "log_probability": "nat/token",
     "score": "score",
     "perplexity": "perplexity",
@@ -110,7 +111,7 @@ def _metric(found: SummaryRow, name: str) -> str:
     metric: Metric | None = found.metric(name)
     if metric is None or metric.value is None:
         return "—"
-    if name in ("recall", "beats_distractors"):
+    if name in ("recall", "top_ranked"):
         if metric.low is None or metric.high is None:
             return f"{metric.value:.0%}"
         return f"{metric.value:.0%} ({100 * metric.low:.0f}-{100 * metric.high:.0f})"

@@ -6,15 +6,18 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ggufrope._format import duration
+
 from ..output import console, talk
-from ..searching import clock, sparkline
+from ..searching import sparkline
 from .parts import heading, row, shown, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ggufrope.search import Comparison, SearchResult
+    from ggufrope.search.holdout import Comparison
+    from ggufrope.search.result import SearchResult
 
 
 def payload(result: SearchResult) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def show(result: SearchResult, folder: Path) -> None:
         row(curves, curve.name, line, curve.factors[0], curve.factors[-1], curve.magnitude)
     out.print(curves)
     screened = [step.loss for step in result.history if step.stage == "screening"]
-    out.print(f"{len(screened)} candidates screened in {clock(result.seconds)}, all told:")
+    out.print(f"{len(screened)} candidates screened in {duration(result.seconds)}, all told:")
     out.print(f"  {sparkline(_thinned(screened))}")
     out.print(heading("conclusion"))
     out.print(shown(result.conclusion), style="bold green" if result.won else "bold yellow")

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from ggufrope._format import byte_size
 from ggufrope.advice.memory import MemoryNeed, longest_context, memory_need
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.keys import ROPE_FACTORS_LONG
 from ggufrope.rope.layers import layer_kinds
@@ -64,18 +65,21 @@ def advise(
 ) -> Advice:
     """Rank the ways to run the model at `target_context` tokens.
 
-    `memory_bytes` is what the device has; `file` is how commands name the model. Raises WishError
+    `memory_bytes` is what the device has; `file` is how commands name the model. Raises
+    RequestError
     where nothing rotates or the lengths make no sense, FileError where the file would not load.
     """
     arch = architecture(metadata.architecture)
     context = metadata.context_length
     if not context:
-        raise WishError(f"{metadata.key('context_length')} is missing: nothing to measure against")
+        raise RequestError(
+            f"{metadata.key('context_length')} is missing: nothing to measure against"
+        )
     if target_context < 1:
-        raise WishError(f"target context {target_context}: expected 1 token or more")
+        raise RequestError(f"target context {target_context}: expected 1 token or more")
     kinds = set(layer_kinds(metadata, arch))
     if not kinds & {"global", "sliding-window"}:
-        raise WishError(
+        raise RequestError(
             f"no layer of this {arch.name} model rotates: it has no RoPE to scale, and its reach "
             "is what it was trained for"
         )
@@ -145,8 +149,8 @@ class _Plan:
             ranked = [self.linear(), self.yarn(), self.ntk()]
         elif self.metadata.scaling_type != "yarn" and self.ratio <= NTK_REACH:
             ranked = [self.ntk(), self.yarn(), self.linear()]
-        if self.arch.two_faced and self.metadata.tensor(ROPE_FACTORS_LONG) is None:
-            ranked.insert(1, self.two_faced())
+        if self.arch.has_long_short_factors and self.metadata.tensor(ROPE_FACTORS_LONG) is None:
+            ranked.insert(1, self.keep_short_context())
             if self.ratio > YARN_REACH:
                 ranked.insert(0, self.searched())
         return ranked
@@ -184,7 +188,7 @@ class _Plan:
         reason = (
             "the model was trained with linear scaling: a larger factor is more of the same"
             if reached
-            else "hardly works without training: every position moves closer to its neighbour"
+            else "hardly works without training: every position moves closer to its neighbor"
         )
         return Option(
             method="linear",
@@ -194,7 +198,7 @@ class _Plan:
             commands=self._commands("linear"),
         )
 
-    def two_faced(self) -> Option:
+    def keep_short_context(self) -> Option:
         return Option(
             method="YaRN in long factors only",
             scaling=Yarn(factor=self.ratio, original_context=self.original, attention_factor=1.0),
@@ -204,7 +208,7 @@ class _Plan:
                 "YaRN's magnitude is left out, as it would act on both faces",
             ),
             short_context_risk="none",
-            commands=self._commands("yarn", "--two-faced"),
+            commands=self._commands("yarn", "--keep-short-context"),
         )
 
     def searched(self) -> Option:
@@ -244,7 +248,7 @@ def _steps(original: int, target: int) -> list[int]:
 def _holds(header: Header, metadata: RopeMetadata, k_type: str, v_type: str) -> bool:
     try:
         memory_need(header, metadata, context_tokens=1, k_type=k_type, v_type=v_type)
-    except WishError:
+    except RequestError:
         return False
     return True
 
@@ -277,17 +281,14 @@ def _warnings(
             )
             rest = f"the longest context that fits is {reach} tokens"
             warnings.append(
-                f"no cache type fits: {best.k_type}/{best.v_type} needs {_gib(best.total_bytes)} "
-                f"of {_gib(memory_bytes)}; {rest if reach else 'no context at all fits'}"
+                f"no cache type fits: {best.k_type}/{best.v_type} needs "
+                f"{byte_size(best.total_bytes)} "
+                f"of {byte_size(memory_bytes)}; {rest if reach else 'no context at all fits'}"
             )
         elif fitting[0] is not memory[0]:
             first = fitting[0]
             warnings.append(
-                f"f16 does not fit {_gib(memory_bytes)}: use a {first.k_type}/{first.v_type} "
-                f"cache, {_gib(first.total_bytes)} in all"
+                f"f16 does not fit {byte_size(memory_bytes)}: use a {first.k_type}/{first.v_type} "
+                f"cache, {byte_size(first.total_bytes)} in all"
             )
     return warnings
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

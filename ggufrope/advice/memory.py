@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggufrope.container import ggml
+from ggufrope.container.ggml import CACHE_TYPES
 from ggufrope.container.types import ArrayValue, Header
-from ggufrope.errors import FileError, WishError
+from ggufrope.errors import FileError, RequestError
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.layers import layer_count, recurrent_layers, sliding_layers
 from ggufrope.rope.llamacpp import CONTEXT_GRANULE, allocated_context, rotary_dimensions
@@ -51,7 +51,7 @@ def memory_need(
     """Estimate the memory of one context of one sequence.
 
     `full_window` keeps whole contexts in sliding-window layers, as llama_context_default_params
-    has it and llama-server does not. Raises WishError for an unknown cache type, or one whose
+    has it and llama-server does not. Raises RequestError for an unknown cache type, or one whose
     block does not divide a row.
     """
     return MemoryNeed(
@@ -80,7 +80,7 @@ def kv_bytes(
 ) -> int:
     """Bytes of the K and V caches of a context of one sequence."""
     if context_tokens < 1:
-        raise WishError(f"a context of {context_tokens} tokens: expected 1 or more")
+        raise RequestError(f"a context of {context_tokens} tokens: expected 1 or more")
     arch = architecture(metadata.architecture)
     cells = allocated_context(context_tokens)
     windowed = cells
@@ -152,18 +152,18 @@ def _head_sizes(metadata: RopeMetadata, *, slides: bool) -> tuple[int, int]:
     return k_size, v_size
 
 
-def _row_bytes(width: int, cache_type: str) -> int:
-    if cache_type not in ggml.CACHE_TYPES:
-        raise WishError(
-            f"cache type {cache_type!r} is unknown: expected one of {', '.join(ggml.CACHE_TYPES)}"
+def _row_bytes(width: int, name: str) -> int:
+    if name not in CACHE_TYPES:
+        raise RequestError(
+            f"cache type {name!r} is unknown: expected one of {', '.join(CACHE_TYPES)}"
         )
-    kind = ggml.TYPES[ggml.CACHE_TYPES[cache_type]]
+    kind = CACHE_TYPES[name]
     if width % kind.block_size:
-        raise WishError(
-            f"cache type {cache_type} holds blocks of {kind.block_size} values, which do not "
+        raise RequestError(
+            f"cache type {name} holds blocks of {kind.block_size} values, which do not "
             f"divide this model's rows of {width}: use f16"
         )
-    return width // kind.block_size * kind.block_bytes
+    return kind.row_bytes(width)
 
 
 def _compute_bytes(

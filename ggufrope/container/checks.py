@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ggufrope.container import ggml
-from ggufrope.container.layout import MAX_TENSOR_NAME_BYTES, data_end
 from ggufrope.container.reader import aligned
 from ggufrope.container.types import ArrayValue, ValueType
+from ggufrope.container.writer import MAX_TENSOR_NAME_BYTES, data_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

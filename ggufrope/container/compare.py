@@ -11,9 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from ggufrope.container.arrays import read_array, read_span
-from ggufrope.container.files import storage
-from ggufrope.container.reader import read_header
+from ggufrope._files import storage
+from ggufrope.container.reader import read_array, read_header, read_span
 from ggufrope.container.types import ArrayValue, KeyValue, TensorInfo, ValueType
 from ggufrope.errors import StorageError
 

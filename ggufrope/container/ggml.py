@@ -7,8 +7,11 @@ holds the two against each other. A type missing here is not an error: its tenso
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
+
+from ggufrope.errors import UnsupportedCacheError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,18 +67,60 @@ TYPES: dict[int, TensorType] = {
 }
 """By ggml's number."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheType:
+    """How cache rows are stored: `block_bytes` for every `block_size` values.
+
+    `number` is the ggml type, ggml/include/ggml.h.
+    """
+
+    name: str
+    number: int
+    block_size: int
+    block_bytes: int
+
+    @property
+    def quantized(self) -> bool:
+        return self.block_size > 1
+
+    def row_bytes(self, width: int) -> int:
+        """Return the bytes of a row of `width` values, a multiple of the block size."""
+        return width // self.block_size * self.block_bytes
+
+
+def _cache_type(name: str, number: int) -> CacheType:
+    kind = TYPES[number]
+    return CacheType(
+        name=name, number=number, block_size=kind.block_size, block_bytes=kind.block_bytes
+    )
+
+
 CACHE_TYPES = {
-    "f32": F32,
-    "f16": 1,
-    "bf16": 30,
-    "q8_0": 8,
-    "q5_1": 7,
-    "q5_0": 6,
-    "q4_1": 3,
-    "q4_0": 2,
-    "iq4_nl": 20,
+    name: _cache_type(name, number)
+    for name, number in (
+        ("f32", F32),
+        ("f16", 1),
+        ("bf16", 30),
+        ("q8_0", 8),
+        ("q5_1", 7),
+        ("q5_0", 6),
+        ("q4_1", 3),
+        ("q4_0", 2),
+        ("iq4_nl", 20),
+    )
 }
-"""Numbers of the types llama.cpp's own command line accepts for a K or V cache, by name."""
+"""The types that llama.cpp's own command line accepts for a K or V cache, by name."""
+
+
+def cache_type(name: str) -> CacheType:
+    """Return the cache type called `name`. Raises UnsupportedCacheError where there is none."""
+    try:
+        return CACHE_TYPES[name]
+    except KeyError:
+        raise UnsupportedCacheError(
+            f"unknown cache type {name!r}; known: {', '.join(CACHE_TYPES)}"
+        ) from None
 
 
 def type_name(number: int) -> str:

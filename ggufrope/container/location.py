@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from ggufrope.errors import StorageError, WishError
+from ggufrope.errors import RequestError, StorageError
 
 _OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
 
@@ -18,7 +18,7 @@ _OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
 def locate(name: str) -> Path:
     """The path of the model called `name`. A plain path is returned as given, unchecked.
 
-    Raises WishError where an `ollama:` or `hf:` name has the wrong form, StorageError where
+    Raises RequestError where an `ollama:` or `hf:` name has the wrong form, StorageError where
     nothing of that name is on disk.
     """
     scheme, colon, rest = name.partition(":")
@@ -34,7 +34,9 @@ def _ollama(name: str) -> Path:
     model, _, tag = name.partition(":")
     parts = [part for part in model.split("/") if part]
     if not parts or len(parts) > 3 or ".." in parts:
-        raise WishError(f"ollama:{name}: expected ollama:NAME, ollama:NAME:TAG or ollama:USER/NAME")
+        raise RequestError(
+            f"ollama:{name}: expected ollama:NAME, ollama:NAME:TAG or ollama:USER/NAME"
+        )
     if len(parts) == 1:
         parts.insert(0, "library")
     host = parts.pop(0) if len(parts) == 3 else "registry.ollama.ai"
@@ -55,7 +57,7 @@ def _hugging_face(name: str) -> Path:
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     if not (owner and repository and file) or ".." in Path(name).parts:
-        raise WishError(f"hf:{name}: expected hf:OWNER/REPO/FILE")
+        raise RequestError(f"hf:{name}: expected hf:OWNER/REPO/FILE")
     folder = _hub_cache() / f"models--{owner}--{repository}"
     snapshots = folder / "snapshots"
     try:

@@ -8,28 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from ggufrope.container.build import built, keep_attributes
-from ggufrope.container.composition import Composition, piece_length
-from ggufrope.container.files import (
+from ggufrope._files import storage
+from ggufrope.container.filesystem import (
     LOCAL,
     FileLayer,
     RefusedError,
+    journal_path,
+    lock,
+    partial_path,
+    record_path,
     require_room,
-    storage,
+    undo_path,
     write_all,
 )
-from ggufrope.container.guard import check_guards
+from ggufrope.container.guards import check_guards
 from ggufrope.container.journal import commit, holds, read_record
-from ggufrope.container.locks import lock
+from ggufrope.container.newfile import built, keep_attributes
+from ggufrope.container.pieces import Composition, piece_length
 from ggufrope.container.reader import parse_header
-from ggufrope.container.siblings import journal_path, partial_path, record_path, undo_path
 from ggufrope.container.types import Header
-from ggufrope.errors import StorageError, WishError
+from ggufrope.errors import RequestError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from ggufrope.container.records import Record
+    from ggufrope.container.journal import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +77,18 @@ def undo(
 ) -> UndoReceipt:
     """Takes the last in-place edit of the file back, bit for bit, its time of change included.
 
-    Raises WishError where there is none or the file has changed since, GuardError as an edit does.
+    Raises RequestError where there is none or the file has changed since, GuardError as an edit
+    does.
     """
     check_guards(path, force)
     path = Path(path).resolve()
     if not undo_path(path).exists():
-        raise WishError(f"there is no edit of {path} to undo")
+        raise RequestError(f"there is no edit of {path} to undo")
     with storage("undo the edit of", path), files.open(path, "r+b") as file:
         lock(file, path)
         record = read_record(files, undo_path(path))
         if not _is_new(files, file, record):
-            raise WishError(f"{path} was changed after the edit that could be undone")
+            raise RequestError(f"{path} was changed after the edit that could be undone")
         files.replace(undo_path(path), journal_path(path))
         files.sync_directory(path.parent)
         if record.kind == "patched":

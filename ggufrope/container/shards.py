@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope.container.edits import Edits, TypedValue
 from ggufrope.container.reader import read_header
-from ggufrope.container.types import Header
-from ggufrope.errors import MalformedError, WishError
+from ggufrope.container.types import Edits, Header, TypedValue
+from ggufrope.errors import MalformedError, RequestError
 
 if TYPE_CHECKING:
     import os
@@ -67,7 +66,7 @@ class ModelFiles:
 def open_model(path: str | os.PathLike[str]) -> ModelFiles:
     """The model whose only or first file is at `path`.
 
-    Raises WishError for a later file of a split model, MalformedError where the files do not
+    Raises RequestError for a later file of a split model, MalformedError where the files do not
     belong together, and what `read_header` raises.
     """
     path = Path(path)
@@ -84,7 +83,7 @@ def open_model(path: str | os.PathLike[str]) -> ModelFiles:
         )
     paths = _sibling_paths(path, match["prefix"], count)
     if number != 0 or path != paths[0]:
-        raise WishError(f"{path} is not the first file of its model; name {paths[0].name}")
+        raise RequestError(f"{path} is not the first file of its model; name {paths[0].name}")
     others = (Shard(path=other, header=read_header(other)) for other in paths[1:])
     model = ModelFiles(shards=(first, *others))
     _check(model, count)
@@ -94,13 +93,13 @@ def open_model(path: str | os.PathLike[str]) -> ModelFiles:
 def sibling_paths(first: Path, count: int) -> tuple[Path, ...]:
     """The paths of a model of `count` files whose first is `first`.
 
-    Raises WishError where several files cannot be named after it.
+    Raises RequestError where several files cannot be named after it.
     """
     if count == 1:
         return (first,)
     match = _NAME.fullmatch(first.name)
     if match is None or (int(match["number"]), int(match["count"])) != (1, count):
-        raise WishError(
+        raise RequestError(
             f"{first}: the model is split in {count} files; name the first of the new ones "
             f"NAME-00001-of-{count:05}.gguf"
         )
@@ -115,22 +114,22 @@ def distribute(model: ModelFiles, edits: Edits) -> tuple[tuple[Shard, Edits], ..
     """Edits of a model as edits of its files: only those that change, later files first.
 
     Keys belong to the first file, which is also where new tensors go; tensors that exist are
-    edited where they are. The count of all tensors is kept right. Raises WishError where a tensor
-    is not there or its new name is taken.
+    edited where they are. The count of all tensors is kept right. Raises RequestError where a
+    tensor is not there or its new name is taken.
     """
     if len(model.shards) == 1:
         return ((model.shards[0], edits),)
     if edits.remove & {SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS}:
-        raise WishError("the split.* keys hold the files of a split model together")
+        raise RequestError("the split.* keys hold the files of a split model together")
     names = [tensor.name for tensor in model.tensors]
     unknown = (edits.remove_tensors | edits.rename_tensors.keys()) - set(names)
     if unknown:
-        raise WishError(f"there is no tensor {min(unknown)!r} to remove or rename")
+        raise RequestError(f"there is no tensor {min(unknown)!r} to remove or rename")
     kept = [name for name in names if name not in edits.remove_tensors]
     left = [edits.rename_tensors.get(name, name) for name in kept]
     twice = [name for name, times in Counter(left).items() if times > 1]
     if twice:
-        raise WishError(f"two tensors would be named {twice[0]!r}")
+        raise RequestError(f"two tensors would be named {twice[0]!r}")
     added = [name for name in edits.put_tensors if name not in left]
     parts = [_part(shard, edits, added if n == 0 else ()) for n, shard in enumerate(model.shards)]
     counted = model.header.find(SPLIT_TENSORS)

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from ggufrope.container.composition import Rewrite
-from ggufrope.container.files import LOCAL, FileLayer, RefusedError, require_room, storage
-from ggufrope.container.guard import check_guards, check_names
-from ggufrope.container.ladder import (
+from ggufrope._files import storage
+from ggufrope.container.filesystem import (
+    LOCAL,
+    UNSUPPORTED,
+    FileLayer,
+    RefusedError,
+    journal_path,
+    lock,
+    partial_path,
+    require_room,
+    undo_path,
+    write_all,
+)
+from ggufrope.container.guards import check_guards, check_names
+from ggufrope.container.journal import commit, draw_up, holds, write_journal
+from ggufrope.container.newfile import built, keep_attributes, prove_header, prove_pieces
+from ggufrope.container.pieces import Rewrite, copied, settle
+from ggufrope.container.recovery import roll_back
+from ggufrope.container.strategies import (
     CARRY_LIMIT,
     INSIDE,
     Rejection,
@@ -19,15 +35,146 @@ from ggufrope.container.ladder import (
     ways_beside,
     ways_inside,
 )
-from ggufrope.container.locks import lock
-from ggufrope.container.overwrite import overwrite
-from ggufrope.container.siblings import journal_path
-from ggufrope.container.supplant import supplant
-from ggufrope.container.types import Header
-from ggufrope.errors import GuardError, StorageError, WishError
+from ggufrope.container.types import Header, Span
+from ggufrope.errors import GuardError, RequestError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from ggufrope.container.journal import Record
+    from ggufrope.container.pieces import Piece
+
+
+# Carries out an edit inside the file: journal, insertion, patches, proof, commit.
+
+
+def overwrite(
+    files: FileLayer,
+    file: BinaryIO,
+    path: Path,
+    rewrite: Rewrite,
+    way: Way,
+    progress: Callable[[int, int], None] | None,
+) -> Header:
+    """Turns the open, locked file into what `way` leads to and returns its new header.
+
+    Whatever goes wrong after the first change is taken back at once; where even that fails,
+    `recover` finds the journal. Raises RefusedError where another strategy must be used.
+    """
+    kept, patches = settle(way.composition.pieces, way.insertion)
+    if not patches and way.composition.size == rewrite.source.file_size:
+        return rewrite.source
+    with storage("read", path):
+        record = draw_up(
+            files,
+            file,
+            kind="patched",
+            header=rewrite.source,
+            composition=way.composition,
+            kept=kept,
+            patches=patches,
+            insertion=way.insertion,
+        )
+        contents = [(patch.offset, _content(files, file, patch.piece)) for patch in patches]
+    write_journal(files, path, record)
+    try:
+        with storage("write", path):
+            _apply(files, file, contents, record, progress)
+        if not (holds(record.new_seal, files, file) and holds(record.samples, files, file)):
+            raise StorageError(f"proof failed, {path} was not as planned and was taken back")
+        header = prove_header(file, rewrite, way.composition, path)
+    except BaseException:
+        with suppress(OSError, StorageError):
+            roll_back(files, file, path, record)
+        raise
+    commit(files, path)
+    return header
+
+
+def _content(files: FileLayer, file: BinaryIO, piece: Piece) -> bytes:
+    return files.read(file, piece.offset, piece.length) if isinstance(piece, Span) else piece
+
+
+def _apply(
+    files: FileLayer,
+    file: BinaryIO,
+    contents: Sequence[tuple[int, bytes]],
+    record: Record,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """The insertion durably first: sizes then tell how far an interrupted edit has come."""
+    if record.insertion is not None:
+        try:
+            files.insert_range(file, record.insertion.offset, record.insertion.length)
+        except OSError as error:
+            if error.errno in UNSUPPORTED:
+                raise RefusedError(error.strerror) from error
+            raise
+        files.sync(file)
+    total = sum(len(content) for _, content in contents)
+    done = 0
+    for offset, content in contents:
+        write_all(files, file, offset, content)
+        done += len(content)
+        if progress is not None:
+            progress(done, total)
+    if os.fstat(file.fileno()).st_size > record.new_size:
+        files.resize(file, record.new_size)
+    files.sync(file)
+
+
+# Carries out an edit by a new file: shared or copied, proved, then renamed into its place.
+
+
+def supplant(
+    files: FileLayer,
+    source: BinaryIO,
+    target: Path,
+    rewrite: Rewrite,
+    way: Way,
+    *,
+    in_place: bool,
+    journaled: bool,
+    progress: Callable[[int, int], None] | None,
+    whole_proof: bool,
+) -> Header:
+    """Writes `target` from the open, locked `source` and returns its header.
+
+    The new file has its name only once it is whole, proved and durable. Raises
+    RefusedError where blocks cannot be shared after all.
+    """
+    clone = way.strategy is Strategy.CLONE
+    with built(files, source, target, way.composition, clone=clone, progress=progress) as file:
+        prove_pieces(files, source, file, way.composition, target, whole=whole_proof)
+        header = prove_header(file, rewrite, way.composition, target)
+        with storage("write", target):
+            keep_attributes(source, file, owner=in_place)
+            files.sync(file)
+        if journaled:
+            record = draw_up(
+                files,
+                source,
+                kind="replaced",
+                header=rewrite.source,
+                composition=way.composition,
+                kept=copied(way.composition.pieces),
+            )
+            write_journal(files, target, record)
+        try:
+            with storage("put in place", target):
+                files.replace(partial_path(target), target)
+        except BaseException:
+            if journaled:
+                files.remove(journal_path(target))
+            raise
+        with storage("sync", target.parent):
+            files.sync_directory(target.parent)
+            if journaled:
+                commit(files, target)
+            elif in_place:
+                # What could be undone is not what stands here any more.
+                files.remove(undo_path(target))
+    return header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +234,7 @@ def plan_store(
     """How `rewrite` of the file at `path` is stored: as `output`, or in place where that is None.
 
     Without `strategy` the cheapest that applies is taken. Nothing is written. `force` names the
-    guards to override. Raises WishError, GuardError or StorageError where it cannot be done.
+    guards to override. Raises RequestError, GuardError or StorageError where it cannot be done.
     """
     source = Path(path).resolve()
     if output is None:
@@ -170,7 +317,7 @@ def _choose(
         return plan
     reasons = "; ".join(each.reason for each in rejected) or "only a copy makes a new file"
     wanted = "any strategy" if requested is None else f"strategy {requested.value!r}"
-    raise WishError(f"{wanted} cannot store this edit of {source}: {reasons}")
+    raise RequestError(f"{wanted} cannot store this edit of {source}: {reasons}")
 
 
 def _ways(
@@ -247,6 +394,6 @@ def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
     if not target.exists():
         return
     if source.samefile(target):
-        raise WishError(f"{target} is the input itself; edit it in place instead")
+        raise RequestError(f"{target} is the input itself; edit it in place instead")
     if "exists" not in force:
         raise GuardError(f"{target} exists already; force 'exists' to replace it", guard="exists")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import cycle
 from random import Random
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 
 NOISE = (
     " The river runs down to the sea.",
@@ -24,11 +24,11 @@ NOISE = (
 
 _SUBJECTS = (
     "the teacher",
-    "a neighbour",
+    "a neighbor",
     "the council",
     "my grandmother",
     "the old doctor",
-    "every traveller",
+    "every traveler",
     "the eldest child",
     "a stranger",
     "our village",
@@ -132,9 +132,9 @@ def essay(rng: Random) -> Iterator[str]:
 def from_text(text: str) -> Iterator[str]:
     """The sentences of `text`, from its start, round and round.
 
-    Raises WishError where the text has no words.
+    Raises RequestError where the text has no words.
     """
     sentences = [" " + s.strip() for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
     if not sentences:
-        raise WishError("the haystack text is empty; give a file with at least one sentence")
+        raise RequestError("the haystack text is empty; give a file with at least one sentence")
     return cycle(sentences)

@@ -15,13 +15,13 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufrope.errors import RuntimeFailure, WishError
+from ggufrope.errors import BackendError, RequestError
 from ggufrope.evals.logprobs import Comparison, Logits, compare
-from ggufrope.evals.metrics import Mean, mean, percentiles
-from ggufrope.evals.protocol import LanguageContext, LanguageModel, Progress
-from ggufrope.evals.schedule import Trunk
+from ggufrope.evals.stats import Mean, mean, percentiles
 from ggufrope.evals.texts import Text, reference_text, windows_of
+from ggufrope.evals.trunk import Trunk
 from ggufrope.evals.types import NOT_FINITE, OpenContext, Score
+from ggufrope.lm import LanguageContext, LanguageModel, Progress
 
 DIVERGENCE_POINTS = (50.0, 90.0, 99.0, 99.9)
 DELTA_P_POINTS = (1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0)
@@ -31,7 +31,7 @@ DELTA_P_POINTS = (1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0)
 class DivergencePlan:
     """Read at most `chunks` chunks of `n_ctx` tokens of `text`, or of Python's help topics.
 
-    Raises WishError where the numbers make no sense.
+    Raises RequestError where the numbers make no sense.
     """
 
     n_ctx: int
@@ -40,9 +40,9 @@ class DivergencePlan:
 
     def __post_init__(self) -> None:
         if self.n_ctx < 4:
-            raise WishError(f"divergence needs a context of at least 4 tokens, got {self.n_ctx}")
+            raise RequestError(f"divergence needs a context of at least 4 tokens, got {self.n_ctx}")
         if self.chunks is not None and self.chunks < 1:
-            raise WishError(f"divergence needs at least one chunk, got {self.chunks}")
+            raise RequestError(f"divergence needs at least one chunk, got {self.chunks}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class DivergenceTask:
         return str(self.plan.n_ctx)
 
     def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
-        """Tokens both contexts will evaluate. Raises WishError where the text is too short."""
+        """Tokens both contexts will evaluate. Raises RequestError where the text is too short."""
         if self.key in done:
             return 0
         return sum(2 * len(window) for window in self._windows(model))
@@ -119,7 +119,7 @@ class DivergenceTask:
                 try:
                     contexts = base.move_to(()), variant.move_to(())
                     found = _joined(_read(*contexts, window, progress))
-                except RuntimeFailure as failure:
+                except BackendError as failure:
                     base.discard()
                     variant.discard()
                     failures.append(str(failure))
@@ -201,7 +201,7 @@ def _read(
     )
     for a, b in pairs:
         if a.shape != b.shape:
-            raise WishError(
+            raise RequestError(
                 f"the two models cannot be compared: vocabularies of {a.shape[1]} and "
                 f"{b.shape[1]} tokens"
             )

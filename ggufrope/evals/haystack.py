@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, TypeAlias
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.evals import corpus
-from ggufrope.evals.protocol import LanguageModel
+from ggufrope.lm import LanguageModel
 
 HaystackKind: TypeAlias = Literal["noise", "essay", "text"]
 _EMPTY_SENTENCES_ALLOWED = 1000
@@ -41,13 +41,13 @@ class Filler:
                 self._known[sentence] = tuple(self._model.tokenize(sentence))
             if self._known[sentence]:
                 return self._known[sentence]
-        raise WishError("this model's vocabulary has no tokens for the haystack's text")
+        raise RequestError("this model's vocabulary has no tokens for the haystack's text")
 
 
 def sentences(kind: HaystackKind, rng: Random, text: str | None) -> Iterator[str]:
     """The haystack of that kind; `text` is what "text" goes round.
 
-    Raises WishError for "text" with nothing to read, or an unknown kind.
+    Raises RequestError for "text" with nothing to read, or an unknown kind.
     """
     if kind == "noise":
         return corpus.noise(rng)
@@ -55,7 +55,7 @@ def sentences(kind: HaystackKind, rng: Random, text: str | None) -> Iterator[str
         return corpus.essay(rng)
     if kind == "text":
         return corpus.from_text(text or "")
-    raise WishError(f"unknown haystack {kind!r}: expected noise, essay or text")
+    raise RequestError(f"unknown haystack {kind!r}: expected noise, essay or text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,12 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 
-from ggufrope.errors import RuntimeFailure
-from ggufrope.evals.metrics import Mean, Proportion, mean, proportion
-from ggufrope.evals.needle_plan import NeedleCell, NeedlePlan
-from ggufrope.evals.needle_prompts import Ask, Stop, stops
-from ggufrope.evals.protocol import AnswerScore, LanguageModel, Progress
-from ggufrope.evals.schedule import Trunk, branch_tokens, common_prefix
+from ggufrope.errors import BackendError
+from ggufrope.evals.needle_prompts import Ask, NeedleCell, NeedlePlan, Stop, stops
+from ggufrope.evals.stats import Mean, Proportion, mean, proportion
+from ggufrope.evals.trunk import Trunk, branch_tokens, common_prefix
 from ggufrope.evals.types import NOT_FINITE, OpenContext, Score
+from ggufrope.lm import AnswerScore, LanguageModel, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,7 @@ class NeedleTask:
         return "passkey" if self.plan.wording == "passkey" else "needle"
 
     def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
-        """Tokens a run will evaluate. Raises WishError where a length has no room for a fact."""
+        """Tokens a run will evaluate. Raises RequestError where a length has no room for a fact."""
         total = 0
         before: tuple[int, ...] = ()
         for stop in self._stops(model, done):
@@ -81,7 +80,7 @@ class NeedleTask:
             for stop in self._stops(model, done):
                 try:
                     scores = trunk.score(stop.trunk, [ask.branch for ask in stop.asks])
-                except RuntimeFailure as failure:
+                except BackendError as failure:
                     trunk.discard()
                     yield from (_failed(ask, str(failure)) for ask in stop.asks)
                     continue

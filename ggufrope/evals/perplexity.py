@@ -16,12 +16,12 @@ from math import exp, fsum, inf, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufrope.errors import RuntimeFailure, WishError
+from ggufrope.errors import BackendError, RequestError
 from ggufrope.evals.logprobs import log_probabilities
-from ggufrope.evals.protocol import LanguageContext, LanguageModel, Progress
-from ggufrope.evals.schedule import Trunk
 from ggufrope.evals.texts import Text, reference_text, windows_of
+from ggufrope.evals.trunk import Trunk
 from ggufrope.evals.types import NOT_FINITE, OpenContext, Score
+from ggufrope.lm import LanguageContext, LanguageModel, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class PerplexityPlan:
     With `curve` the first half of a chunk is scored too, for the curve alone: the value stays that
     of the second half. The curve has `buckets` points.
 
-    Raises WishError where the numbers make no sense.
+    Raises RequestError where the numbers make no sense.
     """
 
     n_ctx: int
@@ -44,16 +44,16 @@ class PerplexityPlan:
 
     def __post_init__(self) -> None:
         if self.n_ctx < 4:
-            raise WishError(f"perplexity needs a context of at least 4 tokens, got {self.n_ctx}")
+            raise RequestError(f"perplexity needs a context of at least 4 tokens, got {self.n_ctx}")
         if self.chunks is not None and self.chunks < 1:
-            raise WishError(f"perplexity needs at least one chunk, got {self.chunks}")
+            raise RequestError(f"perplexity needs at least one chunk, got {self.chunks}")
         if self.stride is not None and not 1 <= self.stride < self.n_ctx:
-            raise WishError(
+            raise RequestError(
                 f"a sliding window's stride lies between 1 and the context of {self.n_ctx} "
                 f"tokens, got {self.stride}"
             )
         if not 1 <= self.buckets <= self.n_ctx:
-            raise WishError(f"a curve has 1 to {self.n_ctx} points, got {self.buckets}")
+            raise RequestError(f"a curve has 1 to {self.n_ctx} points, got {self.buckets}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ class PerplexityTask:
         return "perplexity"
 
     def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
-        """Tokens a run will evaluate. Raises WishError where the text is too short."""
+        """Tokens a run will evaluate. Raises RequestError where the text is too short."""
         return sum(len(window.tokens) for window in self._windows(model, done))
 
     def run(
@@ -137,7 +137,7 @@ class PerplexityTask:
             for window in self._windows(model, done):
                 try:
                     scored = _read(trunk.move_to(()), window, progress)
-                except RuntimeFailure as failure:
+                except BackendError as failure:
                     trunk.discard()
                     yield self._unscored(window, str(failure))
                 else:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufrope.errors import MissingPartError, StorageError, WishError
-from ggufrope.evals.protocol import LanguageModel
+from ggufrope import _files
+from ggufrope.errors import MissingDependencyError, RequestError
+from ggufrope.lm import LanguageModel
 
 _UNSURE_TOKENS = 64
 
@@ -33,12 +34,12 @@ def reference_text() -> Text:
     """The topics of Python's own help, about 110,000 tokens of technical English.
 
     Every machine has it, but each version of Python its own: record the hash. Raises
-    MissingPartError where this Python was installed without it.
+    MissingDependencyError where this Python was installed without it.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise MissingPartError(
+        raise MissingDependencyError(
             "this Python has no pydoc_data.topics to read; give a text file"
         ) from None
     return Text(source="pydoc_data.topics", content="\n\n".join(topics[k] for k in sorted(topics)))
@@ -47,18 +48,11 @@ def reference_text() -> Text:
 def read_text(path: Path) -> Text:
     """A user's text file, UTF-8.
 
-    Raises StorageError where it cannot be read, WishError where it is empty or not text.
+    Raises StorageError where it cannot be read, RequestError where it is empty or not text.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise WishError(
-            f"{path}: not UTF-8 text (at byte {error.start}); convert it or give another file"
-        ) from None
+    content = _files.read_text(path)
     if not content.strip():
-        raise WishError(f"{path}: the text is empty")
+        raise RequestError(f"{path}: the text is empty")
     return Text(source=path.name, content=content)
 
 
@@ -68,7 +62,7 @@ def tokens_of(
     """The tokens of a text, or its first `at_most`; BOS first where the vocabulary adds one.
 
     No more of the text is tokenized than it takes, and as if it had been in whole. Raises
-    WishError where the text has fewer than `at_least`.
+    RequestError where the text has fewer than `at_least`.
     """
     characters = len(text.content) if at_most is None else 8 * at_most
     while True:
@@ -79,7 +73,7 @@ def tokens_of(
             break
         characters *= 2
     if len(tokens) < at_least:
-        raise WishError(
+        raise RequestError(
             f"the text {text.source} is too short: {at_least} tokens are needed, it has "
             f"{len(tokens)}; give a longer text or a shorter context"
         )
@@ -91,7 +85,7 @@ def windows_of(
 ) -> Iterator[NDArray[np.int64]]:
     """Windows of `n_ctx` tokens, `step` apart, `most` of them or as many as the text has.
 
-    The first token of each becomes BOS where the vocabulary adds one. Raises WishError where
+    The first token of each becomes BOS where the vocabulary adds one. Raises RequestError where
     the text has not one window.
     """
     at_most = None if most is None else n_ctx + (most - 1) * step

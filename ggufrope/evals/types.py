@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
-from ggufrope.evals.protocol import LanguageContext, LanguageModel, Progress
+from ggufrope.lm import LanguageContext, LanguageModel, Progress
 
 OpenContext: TypeAlias = Callable[[int], LanguageContext]
 """Opens a context of that many tokens; whatever else is set about it is closed over. The task
-closes what it opens. May raise any RuntimeFailure, which becomes the reason of unscored cells."""
+closes what it opens. May raise any BackendError, which becomes the reason of unscored cells."""
 
 NOT_FINITE = "the model's logits are not finite numbers"
 """The reason of a score that a model gone wrong has not got."""
@@ -64,7 +64,7 @@ class Task(Protocol[R_co]):
     def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
         """Tokens that `run` will report to `progress`, known before the first is evaluated.
 
-        Raises WishError where the plan cannot be carried out with this tokenizer.
+        Raises RequestError where the plan cannot be carried out with this tokenizer.
         """
         ...
 
@@ -78,7 +78,7 @@ class Task(Protocol[R_co]):
     ) -> Iterator[R_co]:
         """Yield each result as it is known, but for the keys in `done`.
 
-        A RuntimeFailure becomes the reason of the cells it concerns; WishError is raised before
+        A BackendError becomes the reason of the cells it concerns; RequestError is raised before
         anything is evaluated.
         """
         ...

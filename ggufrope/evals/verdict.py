@@ -10,32 +10,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
-from ggufrope.errors import WishError
-from ggufrope.evals.metrics import Mean, Proportion
+from ggufrope.errors import RequestError
+from ggufrope.evals.stats import Mean, Proportion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
     """Where a check passes. Shares lie between 0 and 1, differences are in nat per token.
 
-    Raises WishError for a number out of range.
+    Raises RequestError for a number out of range.
     """
 
     recall: float | None = field(
         default=0.9, metadata={"help": "least share of needles answered exactly, at each length"}
     )
-    beats_distractors: float | None = field(
+    top_ranked: float | None = field(
         default=None, metadata={"help": "least share of needles no distractor beat, at each length"}
     )
     ruler_share: float | None = field(
         default=0.85,
         metadata={"help": "least RULER-style mean, as a share of the shortest length's"},
     )
-    short_nll: float | None = field(
+    short_context_nll: float | None = field(
         default=0.5,
         metadata={"help": "most nat per token lost to the original within its own context"},
     )
-    long_nll: float | None = field(
+    long_context_nll: float | None = field(
         default=1.0, metadata={"help": "most nat per token lost at a length to the base at its own"}
     )
     divergence: float | None = field(
@@ -45,10 +45,10 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name in (item.name for item in fields(self)):
             value = getattr(self, name)
-            share = name in ("recall", "beats_distractors", "ruler_share")
+            share = name in ("recall", "top_ranked", "ruler_share")
             if value is not None and not 0 <= value <= (1 if share else float("inf")):
                 span = "between 0 and 1" if share else "0 or more"
-                raise WishError(f"the threshold {name} must be {span}, got {value:g}")
+                raise RequestError(f"the threshold {name} must be {span}, got {value:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +57,16 @@ class Evidence:
 
     `ruler` is a mean over tasks. `nll` is the mean negative log-probability of a text, of which the
     shortest length is what the others are held against.
-    `short_nll` is the paired difference to the base within its context, `short_recall` the base's
-    recall there and the variant's. None inside a mapping is asked for, and without a score.
+    `short_context_nll` is the paired difference to the base within its context, `short_recall` the
+    base's recall there and the variant's. None inside a mapping is asked for, and without a score.
     """
 
     recall: Mapping[int, Proportion] = field(default_factory=dict)
-    beats_distractors: Mapping[int, Proportion] = field(default_factory=dict)
+    top_ranked: Mapping[int, Proportion] = field(default_factory=dict)
     ruler: Mapping[int, float | None] = field(default_factory=dict)
     nll: Mapping[int, float | None] = field(default_factory=dict)
     divergence: Mapping[int, float | None] = field(default_factory=dict)
-    short_nll: Mean | None = None
+    short_context_nll: Mean | None = None
     short_recall: tuple[Proportion, Proportion] | None = None
 
 
@@ -107,15 +107,16 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
 
 def _checks(evidence: Evidence, at: Thresholds) -> Iterator[Check]:
     yield from _at_least("recall", _shares(evidence.recall), at.recall)
-    yield from _at_least(
-        "beats-distractors", _shares(evidence.beats_distractors), at.beats_distractors
-    )
+    yield from _at_least("top_ranked", _shares(evidence.top_ranked), at.top_ranked)
     yield from _ruler(evidence.ruler, at.ruler_share)
-    yield from _long_nll(evidence, at.long_nll)
+    yield from _long_nll(evidence, at.long_context_nll)
     yield from _at_most("divergence", evidence.divergence, at.divergence, unit=" nat")
-    if evidence.short_nll is not None:
+    if evidence.short_context_nll is not None:
         yield from _at_most(
-            "short-context-nll", {0: evidence.short_nll.value}, at.short_nll, unit=" nat"
+            "short_context_nll",
+            {0: evidence.short_context_nll.value},
+            at.short_context_nll,
+            unit=" nat",
         )
     if evidence.short_recall is not None:
         yield _short_recall(*evidence.short_recall)
@@ -136,7 +137,7 @@ def _ruler(measured: Mapping[int, float | None], share: float | None) -> Iterato
         for length, score in measured.items()
         if length != shortest or not own
     }
-    yield from _at_least("ruler-share", shares, share)
+    yield from _at_least("ruler_share", shares, share)
 
 
 def _long_nll(evidence: Evidence, most: float | None) -> Iterator[Check]:
@@ -149,7 +150,7 @@ def _long_nll(evidence: Evidence, most: float | None) -> Iterator[Check]:
         for length, nll in evidence.nll.items()
         if length != shortest or base is None
     }
-    yield from _at_most("long-context-nll", losses, most, unit=" nat")
+    yield from _at_most("long_context_nll", losses, most, unit=" nat")
 
 
 def _short_recall(base: Proportion, variant: Proportion) -> Check:
@@ -157,13 +158,13 @@ def _short_recall(base: Proportion, variant: Proportion) -> Check:
     measured, known = variant.value, base.value
     passed = measured is not None and (base.low is None or (variant.high or 0) >= base.low)
     if measured is None:
-        reason = "short-context-recall: nothing was scored"
+        reason = "short_context_recall: nothing was scored"
     else:
         told = f"{known:.1%}" if known is not None else "not known"
         word = "is not" if passed else "is"
-        reason = f"short-context-recall: {measured:.1%}, the original's {told}: {word} worse"
+        reason = f"short_context_recall: {measured:.1%}, the original's {told}: {word} worse"
     return Check(
-        name="short-context-recall",
+        name="short_context_recall",
         context_tokens=None,
         measured=measured,
         threshold=base.low,

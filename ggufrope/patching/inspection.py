@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggufrope.container import Header, ModelFiles, open_model, read_tensor
+from ggufrope.container.reader import read_tensor
+from ggufrope.container.shards import ModelFiles, open_model
+from ggufrope.container.types import Header
 from ggufrope.errors import FileError
-from ggufrope.rope import EffectiveRope, RopeMetadata, RopeOverrides, effective, read_metadata
+from ggufrope.rope.effective import EffectiveRope, RopeOverrides
 from ggufrope.rope.keys import FACTOR_TENSORS, KEYS
 from ggufrope.rope.lint import Finding, lint
+from ggufrope.rope.llamacpp import effective
+from ggufrope.rope.metadata import RopeMetadata, read_metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +47,8 @@ class Inspection:
 
 
 def read_model(path: Path) -> StoredModel:
-    """Read the headers and factor tensors of a model. Raises FileError, or WishError where `path`
-    is a later file of a split model."""
+    """Read the headers and factor tensors of a model. Raises FileError, or RequestError where
+    `path` is a later file of a split model."""
     import numpy as np
 
     files = open_model(path)
@@ -64,7 +68,7 @@ def inspect(
     """Declared and effective RoPE of the file, and every finding about it.
 
     `context_tokens` is the context to predict for, the file's own by default. Raises FileError
-    where the file is no model, WishError where the context or an override makes no sense.
+    where the file is no model, RequestError where the context or an override makes no sense.
     """
     model = read_model(path)
     rotation: EffectiveRope | None = None

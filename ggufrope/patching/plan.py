@@ -12,38 +12,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ggufrope.container import (
-    Edits,
-    ModelFiles,
-    Rejection,
-    StorePlan,
-    Strategy,
-    TensorData,
-    TypedValue,
-    carry_out,
-    distribute,
-    float_tensor,
-    open_model,
-    plan_rewrite,
-    plan_store,
-    sibling_paths,
-    tensor_digests,
-    weights_digest,
-)
-from ggufrope.errors import WishError
+from ggufrope.container.compare import tensor_digests, weights_digest
+from ggufrope.container.shards import ModelFiles, distribute, open_model, sibling_paths
+from ggufrope.container.store import StorePlan, carry_out, plan_store
+from ggufrope.container.strategies import Rejection, Strategy
+from ggufrope.container.types import Edits, TensorData, TypedValue, float_tensor
+from ggufrope.container.writer import plan_rewrite
+from ggufrope.errors import RequestError
 from ggufrope.patching.inspection import StoredModel, read_model
-from ggufrope.patching.wish import Target, Wish, resolve
-from ggufrope.rope import EffectiveRope, FactorTensor, RopeMetadata, effective
-from ggufrope.rope.edits import Expression, Ignored
-from ggufrope.rope.expression import express
+from ggufrope.patching.request import ScalingRequest, Target, resolve
+from ggufrope.rope.effective import EffectiveRope
+from ggufrope.rope.encode import Expression, Ignored, express
 from ggufrope.rope.keys import KEYS
 from ggufrope.rope.lint import Finding, lint
+from ggufrope.rope.llamacpp import effective
+from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggufrope.container import ByteOrder, Shard
+    from ggufrope.container.shards import Shard
+    from ggufrope.container.types import ByteOrder
 
 Shown: TypeAlias = int | float | bool | str | None
 Progress: TypeAlias = Callable[[int, int], None]
@@ -114,7 +104,7 @@ class PatchReceipt:
 
 def plan_patch(
     path: Path,
-    wish: Wish,
+    wish: ScalingRequest,
     *,
     output: Path | None = None,
     strategy: Strategy | None = None,
@@ -124,16 +114,16 @@ def plan_patch(
     """Plan to make the model at `path` what `wish` says: as `output`, or in place where None.
 
     Of a split model, `output` names the first file. `reserve` leaves that many bytes of header
-    space for later edits. Raises WishError where the wish contradicts itself, the file or the
+    space for later edits. Raises RequestError where the wish contradicts itself, the file or the
     architecture, FileError where the file or the place it is stored forbids it; nothing is written
     either way.
     """
     model = read_model(path)
-    target, expression = express_wish(wish, model.metadata)
+    target, expression = encode_request(wish, model.metadata)
     edits = _edits(expression, model.header.byte_order)
     changed = describe(edits, model)
     if not changed and reserve is None:
-        raise WishError(f"{path}: already declares exactly this; there is nothing to change")
+        raise RequestError(f"{path}: already declares exactly this; there is nothing to change")
     wanted = patched(model.metadata, expression)
     stores = tuple(
         plan_store(
@@ -203,7 +193,7 @@ def _files(
         yield shard, parts.get(shard.path, (shard, Edits()))[1], target
 
 
-def express_wish(wish: Wish, metadata: RopeMetadata) -> tuple[Target, Expression]:
+def encode_request(wish: ScalingRequest, metadata: RopeMetadata) -> tuple[Target, Expression]:
     """The scheme `wish` comes to on this model, and the keys and tensors that say it."""
     target = resolve(wish, metadata)
     if target.freq_base is not None:
@@ -213,7 +203,7 @@ def express_wish(wish: Wish, metadata: RopeMetadata) -> tuple[Target, Expression
         metadata,
         context_length=target.context_length,
         baked=wish.bake,
-        two_faced=wish.two_faced,
+        keep_short_context=wish.keep_short_context,
     )
     if target.freq_base is None or metadata.key("freq_base") in expression.keys:
         return target, expression

@@ -10,14 +10,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ggufrope.errors import FileError, WishError
-from ggufrope.rope import RopeMetadata, RopeOverrides, architecture, effective, frequencies
-from ggufrope.rope.llamacpp import rotary_dimensions
-from ggufrope.rope.resolution import file_base, number
-from ggufrope.rope.trial import try_out
+from ggufrope.errors import FileError, RequestError
+from ggufrope.rope.architectures import architecture
+from ggufrope.rope.effective import RopeOverrides
+from ggufrope.rope.frequencies import frequencies
+from ggufrope.rope.llamacpp import effective, file_base, number, rotary_dimensions
+from ggufrope.rope.metadata import RopeMetadata
+from ggufrope.rope.overrides import try_out
 
 if TYPE_CHECKING:
-    from ggufrope.patching.wish import Target
+    from ggufrope.patching.request import Target
 
 TOLERANCE = 1e-5
 """Relative; llama.cpp computes in float32."""
@@ -38,7 +40,7 @@ def trial_overrides(
         overrides = try_out(target.scaling, rebased, context_tokens=context_tokens).overrides
         overrides = replace(overrides, freq_base=overrides.freq_base or base)
         predicted = effective(metadata, context_tokens=context_tokens, overrides=overrides)
-    except (FileError, WishError):
+    except (FileError, RequestError):
         return None
     exact = all(
         abs(group.magnitude / wanted.magnitude - 1) <= TOLERANCE

@@ -1,6 +1,6 @@
 """Views as Vega-Lite specifications, drawn to SVG by vl-convert with no browser and no network.
 
-Colours are CSS variables of the page, so that one drawing serves light, dark and print.
+Colors are CSS variables of the page, so that one drawing serves light, dark and print.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..errors import MissingPartError
+from ggufrope.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .views import Heatmap, Series, Speed, Tradeoff
+    from ggufrope.report.views import Heatmap, Series, Speed, Tradeoff
 
 Spec: TypeAlias = dict[str, Any]
 
 STEPS = (0.02, 0.1, 0.3, 0.6, 0.9)
-"""Limits between the colours of a heatmap: the probability given to the answer."""
+"""Limits between the colors of a heatmap: the probability given to the answer."""
 _HEAT = tuple(f"var(--heat-{i})" for i in range(len(STEPS) + 1))
 _ON_HEAT = tuple(f"var(--on-heat-{i})" for i in range(len(STEPS) + 1))
 _SERIES = tuple(f"var(--series-{i})" for i in range(8))
@@ -50,7 +50,7 @@ _CONFIG: Spec = {
 
 
 def heatmap(view: Heatmap) -> Spec:
-    """Length × depth, coloured by the answer's probability, misses marked."""
+    """Length × depth, colored by the answer's probability, misses marked."""
     values = [
         {
             "context": tokens(square.context_tokens),
@@ -80,7 +80,7 @@ def heatmap(view: Heatmap) -> Spec:
         "data": {"values": values},
         "width": {"step": 42},
         "height": {"step": 22},
-        # The marks on the squares have colours of their own.
+        # The marks on the squares have colors of their own.
         "resolve": {"scale": {"color": "independent"}},
         "encoding": {
             "x": {**contexts, "axis": {**quiet, "labelAngle": 0}},
@@ -111,7 +111,7 @@ def heatmap(view: Heatmap) -> Spec:
 
 
 def lines(series: Sequence[Series], *, x: str, y: str, logarithmic: bool = False) -> Spec:
-    """One line a setting: scalings by colour, cache types by dash."""
+    """One line a setting: scalings by color, cache types by dash."""
     values = [
         {"x": px, "y": py, "scaling": one.scaling, "kv": one.kv}
         for one in series
@@ -186,12 +186,12 @@ def tradeoff(points: Sequence[Tradeoff]) -> Spec:
         "scale": {"zero": True, "nice": True},
     }
     y_axis = {"tickCount": 5, "domain": False, "ticks": False}
-    colour = _colour("scaling", scalings)
+    color = _colour("scaling", scalings)
     return {
         "data": {"values": values},
         "width": 560,
         "height": 260,
-        "encoding": {"x": x, "color": colour},
+        "encoding": {"x": x, "color": color},
         "layer": [
             {
                 "transform": [{"filter": "isValid(datum.low)"}],
@@ -254,11 +254,11 @@ def bars(speeds: Sequence[Speed]) -> Spec:
 
 
 def draw(spec: Spec) -> str:
-    """A specification as an SVG element. Raises MissingPartError without vl-convert."""
+    """A specification as an SVG element. Raises MissingDependencyError without vl-convert."""
     try:
         import vl_convert
     except ImportError as error:
-        raise MissingPartError(
+        raise MissingDependencyError(
             "charts need vl-convert-python: pip install 'ggufrope[report]'"
         ) from error
     schema = "https://vega.github.io/schema/vega-lite/v5.json"
@@ -282,12 +282,12 @@ def tokens(count: int) -> str:
     return f"{count // 1024}k" if count >= 1024 and count % 1024 == 0 else str(count)
 
 
-def _by_probability(colours: Sequence[str], *, otherwise: str) -> Spec:
+def _by_probability(colors: Sequence[str], *, otherwise: str) -> Spec:
     return {
         "condition": {"test": "!isValid(datum.probability)", "value": otherwise},
         "field": "probability",
         "type": "quantitative",
-        "scale": {"type": "threshold", "domain": list(STEPS), "range": list(colours)},
+        "scale": {"type": "threshold", "domain": list(STEPS), "range": list(colors)},
         "legend": None,
     }
 

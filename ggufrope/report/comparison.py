@@ -7,23 +7,22 @@ needles lost tells more than two overlapping intervals.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import comb
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ..evals.metrics import Z_95, mean
-from .summary import SHARES
+from ggufrope.evals.stats import ALPHA, mean, sign_test
+from ggufrope.report.summary import SHARES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..runs.cells import Cell, CellResult, Metric
-    from .record import RunReport
+    from ggufrope.evals.results import Cell, CellResult, Metric
+    from ggufrope.report.record import RunReport
 
 BETTER: Mapping[str, int] = MappingProxyType(
     {
         "recall": 1,
-        "beats_distractors": 1,
+        "top_ranked": 1,
         "log_probability": 1,
         "score": 1,
         "same_top": 1,
@@ -36,7 +35,6 @@ BETTER: Mapping[str, int] = MappingProxyType(
     }
 )
 """The metrics compared, and which way is better."""
-ALPHA = 0.05
 NOISE = 0.1
 """Share by which a number without an interval, a speed say, must change to count."""
 
@@ -127,13 +125,6 @@ def compare(before: RunReport, after: RunReport) -> Comparison:
     )
 
 
-def sign_test(lost: int, gained: int) -> float:
-    """The exact two-sided p-value of so uneven a split, if either were as likely (McNemar)."""
-    n = lost + gained
-    tail: float = sum(comb(n, i) for i in range(min(lost, gained) + 1)) / (1 << n)
-    return min(1.0, 2 * tail)
-
-
 def _scored(report: RunReport, model: str | None) -> dict[Cell, CellResult]:
     return {
         replace(r.cell, model=model or r.cell.model, control=False): r
@@ -160,9 +151,7 @@ def _change(
     elif name in SHARES:
         significant = sign_test(lost, gained) < ALPHA
     else:
-        difference = mean(b - a for a, b in pairs)
-        error = difference.standard_error
-        significant = error is not None and abs(difference.value or 0) > Z_95 * error
+        significant = mean(b - a for a, b in pairs).differs
     return Change(
         model=row.model,
         scaling=row.scaling,

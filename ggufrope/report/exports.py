@@ -10,29 +10,29 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from ..runs import records
-from ..runs.cells import Cell, CellResult, Metric
+from ggufrope._plain import Plain, encode
+from ggufrope.evals.results import Cell, CellResult, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .comparison import Comparison
-    from .record import RunReport
-    from .summary import SummaryRow
+    from ggufrope.report.comparison import Comparison
+    from ggufrope.report.record import RunReport
+    from ggufrope.report.summary import SummaryRow
 
 _AXES = tuple(Cell.__dataclass_fields__)
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[str, records.Plain]:
+def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[str, Plain]:
     """The report as JSON has it; absent values are null, metrics an object by name."""
     return {
         "schema": report.schema,
         "name": report.plan.name,
         "created": report.created.isoformat(timespec="seconds"),
         "complete": report.complete,
-        "plan": records.encode(report.plan),
+        "plan": encode(report.plan),
         "models": [
             {**asdict(model.file), "details": dict(model.file.details), "sha256": model.sha256}
             for model in report.models
@@ -124,7 +124,7 @@ def to_junit(report: RunReport) -> str:
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _comparison_plain(found: Comparison) -> dict[str, records.Plain]:
+def _comparison_plain(found: Comparison) -> dict[str, Plain]:
     return {
         "changes": [asdict(change) | {"worse": change.worse} for change in found.changes],
         "differences": [asdict(difference) for difference in found.differences],
@@ -134,11 +134,11 @@ def _comparison_plain(found: Comparison) -> dict[str, records.Plain]:
     }
 
 
-def _row_plain(row: SummaryRow) -> dict[str, records.Plain]:
+def _row_plain(row: SummaryRow) -> dict[str, Plain]:
     return {**asdict(row), "metrics": _metrics_plain(row.metrics)}
 
 
-def _cell_plain(result: CellResult) -> dict[str, records.Plain]:
+def _cell_plain(result: CellResult) -> dict[str, Plain]:
     return {
         **asdict(result),
         "metrics": _metrics_plain(result.metrics),
@@ -147,7 +147,7 @@ def _cell_plain(result: CellResult) -> dict[str, records.Plain]:
     }
 
 
-def _metrics_plain(metrics: Iterable[Metric]) -> dict[str, records.Plain]:
+def _metrics_plain(metrics: Iterable[Metric]) -> dict[str, Plain]:
     return {
         metric.name: {k: v for k, v in asdict(metric).items() if k != "name"} for metric in metrics
     }

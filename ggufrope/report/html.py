@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from ..errors import MissingPartError
-from . import charts
-from .page import page
+from ggufrope.errors import MissingDependencyError
+from ggufrope.report import charts
+from ggufrope.report.page import page
 
 if TYPE_CHECKING:
-    from .comparison import Comparison
-    from .record import RunReport
+    from ggufrope.report.comparison import Comparison
+    from ggufrope.report.record import RunReport
 
 _BIDI = {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
@@ -19,13 +19,13 @@ _BIDI = {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x20
 def to_html(report: RunReport, *, against: Comparison | None = None) -> str:
     """The report as one HTML document, `against` an earlier run where one is given.
 
-    Raises MissingPartError without the `report` extra.
+    Raises MissingDependencyError without the `report` extra.
     """
     try:
         import jinja2
         from markupsafe import Markup
     except ImportError as error:
-        raise MissingPartError("HTML needs jinja2: pip install 'ggufrope[report]'") from error
+        raise MissingDependencyError("HTML needs jinja2: pip install 'ggufrope[report]'") from error
 
     def printable(value: object) -> object:
         """Text that shows as what it is: no undecodable bytes, no reordering of what is around."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..evals.metrics import Mean, Proportion
-from ..evals.verdict import Evidence, Thresholds, Verdict, judge
+from ggufrope.evals.stats import Mean, Proportion
+from ggufrope.evals.verdict import Evidence, Thresholds, Verdict, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..runs.cells import Metric
-    from .summary import SummaryRow
+    from ggufrope.evals.results import Metric
+    from ggufrope.report.summary import SummaryRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def _evidence(rows: list[SummaryRow]) -> Evidence:
     short = next((row for row in judged if row.task == "short-context"), None)
     return Evidence(
         recall=_least(needles, "recall"),
-        beats_distractors=_least(needles, "beats_distractors"),
+        top_ranked=_least(needles, "top_ranked"),
         ruler=_ruler(judged),
         nll={row.context_tokens: _value(row, "nll") for row in judged if row.task == "perplexity"},
         divergence={
@@ -58,7 +58,7 @@ def _evidence(rows: list[SummaryRow]) -> Evidence:
             for row in judged
             if row.task == "divergence"
         },
-        short_nll=None if short is None else _mean(short, "nll_difference"),
+        short_context_nll=None if short is None else _mean(short, "nll_difference"),
         short_recall=None
         if short is None or short.metric("base_recall") is None
         else (_share(short, "base_recall"), _share(short, "recall")),

@@ -9,15 +9,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..runs.planfile import format_plan
-from . import charts, views
-from .tables import Content, ruler_details, shown, tables
+from ggufrope._format import duration
+from ggufrope.report import charts, views
+from ggufrope.report.tables import Content, ruler_details, shown, tables
+from ggufrope.runs.plan import format_plan
 
 if TYPE_CHECKING:
-    from ..evals.verdict import Check
-    from ..patching.wishes import Trial
-    from .comparison import Comparison
-    from .record import RunReport
+    from ggufrope.evals.verdict import Check
+    from ggufrope.patching.request import Trial
+    from ggufrope.report.comparison import Comparison
+    from ggufrope.report.record import RunReport
 
 Draw: TypeAlias = Callable[[charts.Spec], str]
 """A chart's specification to markup."""
@@ -147,7 +148,7 @@ def _lead(report: RunReport) -> str:
     planned = sum(len(entry.job.cells) for entry in report.jobs)
     names = ", ".join(model.file.name for model in report.models)
     return (
-        f"{names}. {scored} of {planned} cells measured in {_duration(seconds)}, "
+        f"{names}. {scored} of {planned} cells measured in {duration(seconds)}, "
         f"up to {max(report.plan.contexts):,} tokens."
     )
 
@@ -256,10 +257,3 @@ def _model_facts(model: Any) -> list[tuple[str, str]]:
 def _distinct(workers: Iterable[Any]) -> list[Any]:
     """One worker of each environment."""
     return list({worker.environment: worker for worker in workers}.values())
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} min {rest} s"

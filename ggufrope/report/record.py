@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
 
-from ..runs.cells import CellResult
-from ..runs.jobs import Selection
-from ..runs.plan import RunPlan
-from ..runs.store import JobRecord, ModelRecord, RunStore, WorkerRecord
-from .judging import SettingVerdict, judge_settings
-from .summary import SummaryRow, summarize
+from ggufrope.evals.results import CellResult
+from ggufrope.report.judging import SettingVerdict, judge_settings
+from ggufrope.report.summary import SummaryRow, summarize
+from ggufrope.runs.jobs import Selection
+from ggufrope.runs.plan import RunPlan
+from ggufrope.runs.store import JobRecord, ModelRecord, RunStore, WorkerRecord
 
 SCHEMA: Literal[1] = 1
 
@@ -47,7 +47,7 @@ class RunReport:
 
 def report_of(store: RunStore, selection: Selection | None = None) -> RunReport:
     """The report of a stored run, as far as it has come, or of the part of it that `selection`
-    chooses, which is then the whole. Raises StorageError, WishError as the selection does."""
+    chooses, which is then the whole. Raises StorageError, RequestError as the selection does."""
     plan, jobs, cells = store.plan, store.jobs(), store.results()
     if selection is not None:
         chosen = {job.id for job in selection.choose(tuple(entry.job for entry in jobs))}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..evals.metrics import Z_95, mean, proportion
-from ..runs.cells import CellResult, Metric
+from ggufrope.evals.results import CellResult, Metric, estimate
+from ggufrope.evals.stats import mean, proportion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SHARES = frozenset({"recall", "beats_distractors"})
+SHARES = frozenset({"recall", "top_ranked"})
 """Metrics that are 0 or 1 in a cell, and so a share, with Wilson's interval, over cells."""
 
 
@@ -79,13 +79,4 @@ def _combine(name: str, results: list[CellResult]) -> Metric:
         share = proportion(round(sum(values)), len(values))
         return Metric(name=name, value=share.value, low=share.low, high=share.high, n=share.n)
     average = mean(values)
-    if average.value is None or average.standard_error is None:
-        return Metric(name=name, value=average.value, n=average.n)
-    half = Z_95 * average.standard_error
-    return Metric(
-        name=name,
-        value=average.value,
-        low=average.value - half,
-        high=average.value + half,
-        n=average.n,
-    )
+    return estimate(name, average)

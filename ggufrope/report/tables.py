@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..evals.ruler import CHAT_THRESHOLD
-from ..runs.cells import Metric
-from . import charts, views
-from .summary import SHARES
+from ggufrope.evals.results import Metric
+from ggufrope.evals.ruler.scoring import CHAT_THRESHOLD
+from ggufrope.report import charts, views
+from ggufrope.report.summary import SHARES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .record import RunReport
-    from .summary import SummaryRow
+    from ggufrope.report.record import RunReport
+    from ggufrope.report.summary import SummaryRow
 
 Content: TypeAlias = dict[str, Any]
 """Plain values for the template."""

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING
 
-from ..evals.ruler import effective_length, effective_length_by_share
-from ..runs.cells import CellResult, Metric
-from ..runs.tasks.text import CURVE
+from ggufrope.evals.results import CellResult, Metric
+from ggufrope.evals.ruler.scoring import effective_length, effective_length_by_share
+from ggufrope.runs.tasks.text import CURVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .record import RunReport
-    from .summary import SummaryRow
+    from ggufrope.report.record import RunReport
+    from ggufrope.report.summary import SummaryRow
 
 HEATMAP_TASKS = ("needle", "passkey")
 BYTES_PER_TOKEN = "cache_bytes_per_token"

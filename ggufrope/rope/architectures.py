@@ -102,7 +102,7 @@ class Architecture:
         return (tensor == ROPE_FREQS) == (scaling_type != "longrope")
 
     @property
-    def two_faced(self) -> bool:
+    def has_long_short_factors(self) -> bool:
         """Whether it chooses between long and short factors by the length of the context."""
         return self.loads_factors and {ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT} <= set(self.tensors)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.rope.architectures import RopeType
 from ggufrope.rope.frequencies import Array
 from ggufrope.rope.keys import SCALING_TYPES
@@ -37,22 +37,22 @@ class RopeOverrides:
 
     def __post_init__(self) -> None:
         if self.scaling_type is not None and self.scaling_type not in SCALING_TYPES:
-            raise WishError(
+            raise RequestError(
                 f"scaling type {self.scaling_type!r} is unknown: expected one of "
                 + ", ".join(SCALING_TYPES)
             )
         if self.freq_base is not None and not (
             math.isfinite(self.freq_base) and self.freq_base > 1
         ):
-            raise WishError(f"freq_base {self.freq_base:g} must be a finite number above 1")
+            raise RequestError(f"freq_base {self.freq_base:g} must be a finite number above 1")
         for name in ("freq_scale", "yarn_orig_ctx"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise WishError(f"{name} {value:g} must be a finite number above 0")
+                raise RequestError(f"{name} {value:g} must be a finite number above 0")
         for name in ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise WishError(f"{name} {value:g} must be a finite number, 0 or more")
+                raise RequestError(f"{name} {value:g} must be a finite number, 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +97,8 @@ class EffectiveRope:
     caveat: str | None = None
 
     def group(self, layer: int) -> LayerGroup:
-        """The group that `layer` belongs to; WishError where the model has no such layer."""
+        """The group that `layer` belongs to; RequestError where the model has no such layer."""
         for group in self.groups:
             if layer in group.layers:
                 return group
-        raise WishError(f"layer {layer} is not one of the model's")
+        raise RequestError(f"layer {layer} is not one of the model's")

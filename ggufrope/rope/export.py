@@ -6,13 +6,12 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from ggufrope.errors import WishError
-from ggufrope.rope.edits import SCALING_FIELDS
+from ggufrope.errors import RequestError
 from ggufrope.rope.effective import RopeOverrides
+from ggufrope.rope.encode import SCALING_FIELDS
 from ggufrope.rope.huggingface import to_config
-from ggufrope.rope.recognition import Recognised, recognise
+from ggufrope.rope.overrides import Recognized, command_flags, recognize, try_out
 from ggufrope.rope.scaling import Linear, Unscaled, Yarn
-from ggufrope.rope.trial import command_flags, try_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,39 +38,41 @@ def export(metadata: RopeMetadata, tool: Tool, *, context_tokens: int | None = N
     """Say in the words of `tool` what the file's settings amount to, for `context_tokens`.
 
     The llama.cpp tools read the file's settings by themselves; for them the text gives the same
-    to a file that lacks them. Raises WishError where no one scheme says it or `tool` is unknown.
+    to a file that lacks them. Raises RequestError where no one scheme says it or `tool` is unknown.
     """
     if tool not in _WRITERS:
-        raise WishError(f"cannot export to {tool!r}: expected one of {', '.join(get_args(Tool))}")
+        raise RequestError(
+            f"cannot export to {tool!r}: expected one of {', '.join(get_args(Tool))}"
+        )
     tokens = context_tokens or metadata.context_length
     if not tokens:
-        raise WishError("the file names no context length: give one")
-    text, inexpressible = _WRITERS[tool](recognise(metadata), metadata, tokens)
+        raise RequestError("the file names no context length: give one")
+    text, inexpressible = _WRITERS[tool](recognize(metadata), metadata, tokens)
     return Export(tool=tool, text=text, inexpressible=tuple(inexpressible))
 
 
 _Written: TypeAlias = "tuple[str, list[str]]"
 
 
-def _run_time(found: Recognised, metadata: RopeMetadata) -> tuple[RopeOverrides, list[str]]:
+def _run_time(found: Recognized, metadata: RopeMetadata) -> tuple[RopeOverrides, list[str]]:
     """Context parameters for a file of the model that has none of the settings."""
     unset = dict.fromkeys(SCALING_FIELDS)
     bare = replace(metadata, factor_tensors=(), freq_base=found.base, **unset)  # type: ignore[arg-type]
     try:
         trial = try_out(found.scaling, bare)
-    except WishError as error:
+    except RequestError as error:
         return RopeOverrides(), [f"{error}; a patched file needs no flags"]
     lost = [f"{i.parameter} {i.value:.6g}: {i.reason}; {i.instead}" for i in trial.ignored]
     return replace(trial.overrides, freq_base=found.base), lost
 
 
-def _llama_server(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Written:
+def _llama_server(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
     overrides, lost = _run_time(found, metadata)
     flags = " ".join(("--ctx-size", str(tokens), *command_flags(overrides)))
     return f"llama-server --model MODEL.gguf {flags}", lost
 
 
-def _llama_cpp_python(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Written:
+def _llama_cpp_python(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
     overrides, lost = _run_time(found, metadata)
     arguments: dict[str, Any] = {"model_path": "MODEL.gguf", "n_ctx": tokens}
     if overrides.scaling_type is not None:
@@ -92,7 +93,7 @@ def _llama_cpp_python(found: Recognised, metadata: RopeMetadata, tokens: int) ->
     return f"Llama({inner})", lost
 
 
-def _huggingface(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Written:
+def _huggingface(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
     parameters, lost = _parameters(found)
     if parameters is None:
         return "{}", lost
@@ -100,7 +101,7 @@ def _huggingface(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Wri
     return json.dumps(fields, indent=2), lost
 
 
-def _vllm(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Written:
+def _vllm(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
     parameters, lost = _parameters(found)
     if parameters is None:
         return f"vllm serve MODEL --max-model-len {tokens}", lost
@@ -110,7 +111,7 @@ def _vllm(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Written:
     return f"vllm serve MODEL --max-model-len {tokens} --hf-overrides '{given}'", lost
 
 
-def _ollama(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Written:
+def _ollama(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
     lost = []
     if not isinstance(found.scaling, Unscaled):
         name = type(found.scaling).__name__
@@ -118,7 +119,7 @@ def _ollama(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Written:
     return f"FROM ./MODEL.gguf\nPARAMETER num_ctx {tokens}", lost
 
 
-def _koboldcpp(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Written:
+def _koboldcpp(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
     command = f"koboldcpp --model MODEL.gguf --contextsize {tokens}"
     match found.scaling:
         case Unscaled():
@@ -129,7 +130,7 @@ def _koboldcpp(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Writt
     return command, [f"{name}: --ropeconfig knows a scale and a base only; it reads the file's own"]
 
 
-def _axolotl(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Written:
+def _axolotl(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
     parameters, lost = _parameters(found)
     lines = [f"sequence_len: {tokens}"]
     if parameters is not None:
@@ -139,11 +140,11 @@ def _axolotl(found: Recognised, metadata: RopeMetadata, tokens: int) -> _Written
     return "\n".join(lines), lost
 
 
-def _parameters(found: Recognised) -> tuple[dict[str, Any] | None, list[str]]:
+def _parameters(found: Recognized) -> tuple[dict[str, Any] | None, list[str]]:
     """`rope_parameters` as transformers has them, and what they leave out."""
     try:
         parameters = to_config(found.scaling, base=found.base)
-    except WishError as error:
+    except RequestError as error:
         return None, [f"{error}: use the GGUF file itself"]
     lost = []
     if isinstance(found.scaling, Yarn) and found.scaling.ext_factor != 1:
@@ -151,7 +152,7 @@ def _parameters(found: Recognised) -> tuple[dict[str, Any] | None, list[str]]:
     return parameters, lost
 
 
-_WRITERS: dict[str, Callable[[Recognised, RopeMetadata, int], _Written]] = {
+_WRITERS: dict[str, Callable[[Recognized, RopeMetadata, int], _Written]] = {
     "llama-server": _llama_server,
     "llama-cpp-python": _llama_cpp_python,
     "huggingface": _huggingface,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.rope.scaling import check_factors
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def parse_factors(data: bytes, *, form: FactorFormat, name: str) -> FactorSet:
     json: a list, or an object with factors, long_factor and short_factor in any of their
     spellings, also inside rope_scaling or rope_parameters. csv: one number a line, or two or more
     columns with a header (pair, long, short). npy: a vector, or two rows, long and short. Raises
-    WishError where it is none of these or a value is no finite number above 0.
+    RequestError where it is none of these or a value is no finite number above 0.
     """
     readers = {"json": _from_json, "csv": _from_csv, "npy": _from_npy}
     found = readers[form](data, name)
@@ -48,7 +48,9 @@ def parse_factors(data: bytes, *, form: FactorFormat, name: str) -> FactorSet:
         if values is not None:
             check_factors(f"{name}: {label}", values)
     if found == FactorSet():
-        raise WishError(f"{name} holds no factors: expected factors, long_factor or short_factor")
+        raise RequestError(
+            f"{name} holds no factors: expected factors, long_factor or short_factor"
+        )
     return found
 
 
@@ -68,7 +70,7 @@ def format_factors(factors: FactorSet, *, form: FactorFormat) -> bytes:
         lines += [",".join([str(j), *map(repr, row)]) for j, row in enumerate(rows)]
         return ("\n".join(lines) + "\n").encode()
     if factors.factors is None and (factors.long is None or factors.short is None):
-        raise WishError("npy holds one array, or long and short together: write json or csv")
+        raise RequestError("npy holds one array, or long and short together: write json or csv")
     stream = io.BytesIO()
     array = np.array(list(present.values()) if factors.factors is None else factors.factors)
     np.save(stream, array, allow_pickle=False)
@@ -84,11 +86,11 @@ def _from_json(data: bytes, name: str) -> FactorSet:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise WishError(f"{name} is not JSON: {error}") from error
+        raise RequestError(f"{name} is not JSON: {error}") from error
     if isinstance(content, list):
         return FactorSet(factors=_numbers(content, name))
     if not isinstance(content, Mapping):
-        raise WishError(f"{name} holds a {type(content).__name__}: expected a list or an object")
+        raise RequestError(f"{name} holds a {type(content).__name__}: expected a list or an object")
     for inner in ("rope_parameters", "rope_scaling"):
         if isinstance(content.get(inner), Mapping):
             content = content[inner]
@@ -108,15 +110,15 @@ def _from_csv(data: bytes, name: str) -> FactorSet:
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise WishError(f"{name} is not text: {error}") from error
+        raise RequestError(f"{name} is not text: {error}") from error
     rows = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
     if not rows:
-        raise WishError(f"{name} is empty: expected one number a line")
+        raise RequestError(f"{name} is empty: expected one number a line")
     header, body = _header(rows)
     width = len(header)
     for number, row in enumerate(body, start=len(rows) - len(body) + 1):
         if len(row) != width:
-            raise WishError(f"{name} line {number} has {len(row)} cells: expected {width}")
+            raise RequestError(f"{name} line {number} has {len(row)} cells: expected {width}")
     columns = {label: [row[i] for row in body] for i, label in enumerate(header)}
     return _named(columns, name)
 
@@ -140,19 +142,19 @@ def _from_npy(data: bytes, name: str) -> FactorSet:
         array = np.load(io.BytesIO(data), allow_pickle=False)
         values = np.asarray(array, dtype=np.float64)
     except (ValueError, TypeError, EOFError, OSError) as error:
-        raise WishError(f"{name} is no npy array of numbers: {error}") from error
+        raise RequestError(f"{name} is no npy array of numbers: {error}") from error
     if values.ndim == 1:
         return FactorSet(factors=tuple(values.tolist()))
     if values.ndim == 2 and len(values) == 2:
         return FactorSet(long=tuple(values[0].tolist()), short=tuple(values[1].tolist()))
-    raise WishError(
+    raise RequestError(
         f"{name} has shape {values.shape}: expected a vector, or two rows long and short"
     )
 
 
 def _numbers(values: object, where: str) -> tuple[float, ...]:
     if not isinstance(values, list):
-        raise WishError(f"{where} is a {type(values).__name__}: expected a list of numbers")
+        raise RequestError(f"{where} is a {type(values).__name__}: expected a list of numbers")
     numbers = []
     for index, value in enumerate(values):
         try:
@@ -160,6 +162,6 @@ def _numbers(values: object, where: str) -> tuple[float, ...]:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if math.isnan(number):
-            raise WishError(f"{where}[{index}] is {value!r}: expected a number")
+            raise RequestError(f"{where}[{index}] is {value!r}: expected a number")
         numbers.append(number)
     return tuple(numbers)

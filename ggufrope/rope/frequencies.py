@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.rope.scaling import (
     DynamicNtk,
     FrequencyFactors,
@@ -44,13 +44,13 @@ def frequencies(
     """Inverse frequencies and magnitude of `scaling` over `n_rot` rotary dimensions.
 
     `context_tokens` is the length of the context in use, which LongRoPE and dynamic NTK depend
-    on; None means one within the original context. Raises WishError where `n_rot` or `base` is
+    on; None means one within the original context. Raises RequestError where `n_rot` or `base` is
     no setting of RoPE, or factors are not one a pair.
     """
     if n_rot < 2 or n_rot % 2:
-        raise WishError(f"rotary dimension {n_rot} must be even and at least 2")
+        raise RequestError(f"rotary dimension {n_rot} must be even and at least 2")
     if not (math.isfinite(base) and base > 1):
-        raise WishError(f"RoPE base {base:g} must be a finite number above 1")
+        raise RequestError(f"RoPE base {base:g} must be a finite number above 1")
     plain = plain_frequencies(n_rot, base)
     match scaling:
         case Unscaled():
@@ -85,7 +85,7 @@ def frequencies(
             turning = np.arange(n_rot // 2) < int(fraction * n_rot // 2)
             proportional = np.where(turning, plain / factor, 0.0)
             return Frequencies(inverse_frequencies=proportional, magnitude=1.0)
-    raise WishError(f"{type(scaling).__name__} is not a RoPE scaling scheme")
+    raise RequestError(f"{type(scaling).__name__} is not a RoPE scaling scheme")
 
 
 def plain_frequencies(n_rot: int, base: float) -> Array:
@@ -96,11 +96,11 @@ def plain_frequencies(n_rot: int, base: float) -> Array:
 def ntk_base(base: float, factor: float, n_rot: int) -> float:
     """The NTK-aware base, at which the slowest pair is slowed exactly `factor` times."""
     if n_rot < 4:
-        raise WishError(f"NTK-aware scaling needs a rotary dimension of 4 or more, not {n_rot}")
+        raise RequestError(f"NTK-aware scaling needs a rotary dimension of 4 or more, not {n_rot}")
     try:
         return float(base * factor ** (n_rot / (n_rot - 2)))
     except OverflowError:
-        raise WishError(f"a base of {base:g} cannot be stretched {factor:g} times") from None
+        raise RequestError(f"a base of {base:g} cannot be stretched {factor:g} times") from None
 
 
 def dynamic_growth(scaling: DynamicNtk, context_tokens: int | None) -> float:
@@ -185,7 +185,7 @@ def _by_turns(
 
 def _divided(plain: Array, factors: tuple[float, ...]) -> Array:
     if len(factors) != len(plain):
-        raise WishError(
+        raise RequestError(
             f"{len(factors)} frequency factors for {len(plain)} rotary pairs: "
             "one a pair of rotary dimensions is needed"
         )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.rope.scaling import (
     DynamicNtk,
     FrequencyFactors,
@@ -52,9 +52,9 @@ class ConfigRope:
 
 
 def from_config(config: Mapping[str, Any]) -> ConfigRope:
-    """Read a decoded config.json; WishError names the path of a field that makes no sense."""
+    """Read a decoded config.json; RequestError names the path of a field that makes no sense."""
     if not isinstance(config, Mapping):
-        raise WishError(f"config is a {type(config).__name__}: expected a JSON object")
+        raise RequestError(f"config is a {type(config).__name__}: expected a JSON object")
     text = _Fields(_text_config(config), "")
     parameters, path = _parameters(text)
     whole, sliding = _by_layer_type(parameters, path)
@@ -71,7 +71,8 @@ def from_config(config: Mapping[str, Any]) -> ConfigRope:
 
 
 def to_config(scaling: RopeScaling, *, base: float) -> dict[str, Any]:
-    """`rope_parameters` of a config.json for `scaling`; WishError where transformers has none."""
+    """`rope_parameters` of a config.json for `scaling`; RequestError where transformers has
+    none."""
     fields: dict[str, Any] = {"rope_theta": base}
     match scaling:
         case Unscaled():
@@ -106,7 +107,7 @@ def to_config(scaling: RopeScaling, *, base: float) -> dict[str, Any]:
             return {"rope_type": "proportional", **part, **fields}
         case NtkAware() | NtkByParts() | FrequencyFactors():
             pass
-    raise WishError(f"transformers has no rope_type for {type(scaling).__name__}")
+    raise RequestError(f"transformers has no rope_type for {type(scaling).__name__}")
 
 
 class _Fields:
@@ -129,9 +130,9 @@ class _Fields:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise WishError(f"{self.name(name)} is {value!r}: expected a number")
+                raise RequestError(f"{self.name(name)} is {value!r}: expected a number")
             if not math.isfinite(value):
-                raise WishError(f"{self.name(name)} is {value}: expected a finite number")
+                raise RequestError(f"{self.name(name)} is {value}: expected a finite number")
             return float(value)
         return None
 
@@ -140,19 +141,19 @@ class _Fields:
         value = self.number(*names)
         if value is not None and not (value.is_integer() and value > 0):
             found = next(name for name in names if name in self)
-            raise WishError(f"{self.name(found)} is {value:g}: expected a whole number above 0")
+            raise RequestError(f"{self.name(found)} is {value:g}: expected a whole number above 0")
         return None if value is None else int(value)
 
     def required(self, *names: str) -> float:
         value = self.number(*names)
         if value is None:
-            raise WishError(f"{self.name(names[0])} is missing")
+            raise RequestError(f"{self.name(names[0])} is missing")
         return value
 
     def factors(self, name: str) -> tuple[float, ...]:
         value = self.values.get(name)
         if not isinstance(value, list | tuple):
-            raise WishError(f"{self.name(name)} is {_brief(value)}: expected a list of numbers")
+            raise RequestError(f"{self.name(name)} is {_brief(value)}: expected a list of numbers")
         items = _Fields({str(index): item for index, item in enumerate(value)}, self.name(name))
         return tuple(items.required(str(index)) for index in range(len(value)))
 
@@ -169,7 +170,7 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
             return _text_config({**config, name: None, **inner})
     known = ("hidden_size", "n_embd", "max_position_embeddings", "rope_theta", "rope_scaling")
     if not any(name in config for name in (*known, "rope_parameters")):
-        raise WishError(
+        raise RequestError(
             "this JSON has none of the fields of a model's config.json "
             f"({', '.join(known)}): is it another file?"
         )
@@ -182,7 +183,7 @@ def _parameters(text: _Fields) -> tuple[Mapping[str, Any], str]:
         if value is None:
             continue
         if not isinstance(value, Mapping):
-            raise WishError(f"{name} is {_brief(value)}: expected an object")
+            raise RequestError(f"{name} is {_brief(value)}: expected an object")
         if value:
             return value, name
     return {}, "rope_parameters"
@@ -196,7 +197,9 @@ def _by_layer_type(parameters: Mapping[str, Any], path: str) -> tuple[_Fields, _
     sliding = nested.get("sliding_attention")
     whole = nested.get("full_attention")
     if whole is None:
-        raise WishError(f"{path} is nested but has no full_attention: {', '.join(sorted(nested))}")
+        raise RequestError(
+            f"{path} is nested but has no full_attention: {', '.join(sorted(nested))}"
+        )
     return _Fields(whole, f"{path}.full_attention"), (
         None if sliding is None else _Fields(sliding, f"{path}.sliding_attention")
     )
@@ -245,7 +248,7 @@ def _scaling(text: _Fields, parameters: _Fields) -> RopeScaling:
                 fraction=parameters.number("partial_rotary_factor") or 1.0,
                 factor=parameters.number("factor") or 1.0,
             )
-    raise WishError(
+    raise RequestError(
         f"{parameters.name('rope_type')} is {kind!r}: expected default, linear, dynamic, yarn, "
         "longrope, llama3 or proportional"
     )
@@ -256,7 +259,7 @@ def _yarn(text: _Fields, parameters: _Fields) -> Yarn:
     factor = parameters.number("factor")
     truncate = parameters.values.get("truncate", True)
     if not isinstance(truncate, bool):
-        raise WishError(f"{parameters.name('truncate')} is {truncate!r}: expected true or false")
+        raise RequestError(f"{parameters.name('truncate')} is {truncate!r}: expected true or false")
     return Yarn(
         factor=_ratio(text, original) if factor is None else factor,
         original_context=original,
@@ -290,14 +293,14 @@ def _original(text: _Fields, parameters: _Fields) -> int:
     name = "original_max_position_embeddings"
     found = text.count(name) or parameters.count(name) or text.count("max_position_embeddings")
     if found is None:
-        raise WishError(f"{parameters.name(name)} is missing, and max_position_embeddings too")
+        raise RequestError(f"{parameters.name(name)} is missing, and max_position_embeddings too")
     return found
 
 
 def _ratio(text: _Fields, original: int) -> float:
     length = text.count("max_position_embeddings")
     if length is None:
-        raise WishError("without a factor, max_position_embeddings is needed, and is missing")
+        raise RequestError("without a factor, max_position_embeddings is needed, and is missing")
     return max(length / original, 1.0)
 
 

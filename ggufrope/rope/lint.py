@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from ggufrope.errors import FileError
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.factors import first_descent
-from ggufrope.rope.keys import (
-    ROPE_FACTORS_LONG,
-    ROPE_FACTORS_SHORT,
-    ROPE_FREQS,
-    SCALING_TYPES,
-)
+from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, SCALING_TYPES
 from ggufrope.rope.layers import layer_kinds
 from ggufrope.rope.llamacpp import rotary_dimensions
 
@@ -216,7 +211,7 @@ def _factor_tensors(metadata: RopeMetadata, arch: Architecture) -> Iterator[Find
     if len(faces) == 1:
         missing = ROPE_FACTORS_SHORT if ROPE_FACTORS_LONG in faces else ROPE_FACTORS_LONG
         yield _warning(
-            "one-face",
+            "lone-factors",
             missing,
             f"{missing} is missing: on that side of the original context nothing is scaled",
         )

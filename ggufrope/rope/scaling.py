@@ -2,7 +2,7 @@
 
 A scheme turns the inverse frequencies of plain RoPE, θ_j = base^(-2j/n_rot), into others, and may
 scale the rotated vectors by a magnitude. `frequencies.py` does the arithmetic. A scheme that
-exists is a scheme that makes sense: construction raises WishError on anything else.
+exists is a scheme that makes sense: construction raises RequestError on anything else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 
 MAX_FACTOR = 10_000.0
 """No scheme is of use beyond; a larger number is a length in tokens given by mistake."""
@@ -117,7 +117,7 @@ class Llama3:
         _check_positive("low_freq_factor", self.low_freq_factor)
         _check_positive("high_freq_factor", self.high_freq_factor)
         if self.high_freq_factor <= self.low_freq_factor:
-            raise WishError(
+            raise RequestError(
                 f"high_freq_factor {self.high_freq_factor:g} must be above "
                 f"low_freq_factor {self.low_freq_factor:g}"
             )
@@ -141,7 +141,7 @@ class LongRope:
         check_factors("long_factors", self.long_factors)
         check_factors("short_factors", self.short_factors)
         if len(self.long_factors) != len(self.short_factors):
-            raise WishError(
+            raise RequestError(
                 f"long_factors has {len(self.long_factors)} values and short_factors "
                 f"{len(self.short_factors)}: both need one a pair of rotary dimensions"
             )
@@ -150,7 +150,7 @@ class LongRope:
             _check_factor(self.factor)
         _check_optional_positive("attention_factor", self.attention_factor)
         if self.factor is None and self.attention_factor is None:
-            raise WishError("LongRoPE needs a factor or an attention_factor for its magnitude")
+            raise RequestError("LongRoPE needs a factor or an attention_factor for its magnitude")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,22 +192,23 @@ RopeScaling: TypeAlias = (
 
 
 def check_factors(name: str, factors: tuple[float, ...]) -> None:
-    """Raise WishError, naming the first bad index, unless all `factors` are finite and positive."""
+    """Raise RequestError, naming the first bad index, unless all `factors` are finite and
+    positive."""
     if not factors:
-        raise WishError(f"{name} is empty: one value a pair of rotary dimensions is needed")
+        raise RequestError(f"{name} is empty: one value a pair of rotary dimensions is needed")
     for index, factor in enumerate(factors):
         if not (math.isfinite(factor) and factor > 0):
-            raise WishError(f"{name}[{index}] is {factor:g}: expected a finite number above 0")
+            raise RequestError(f"{name}[{index}] is {factor:g}: expected a finite number above 0")
 
 
 def _check_factor(factor: float) -> None:
     if not (math.isfinite(factor) and factor >= 1):
-        raise WishError(
+        raise RequestError(
             f"factor {factor:g} is not a context extension: expected the ratio of the target to "
             "the original context, 1 or more"
         )
     if factor > MAX_FACTOR:
-        raise WishError(
+        raise RequestError(
             f"factor {factor:g} is above {MAX_FACTOR:g}: expected the ratio of the target to the "
             "original context, not a length in tokens"
         )
@@ -215,24 +216,24 @@ def _check_factor(factor: float) -> None:
 
 def _check_context(tokens: int) -> None:
     if tokens < 2:
-        raise WishError(f"original_context {tokens} must be a number of tokens, 2 or more")
+        raise RequestError(f"original_context {tokens} must be a number of tokens, 2 or more")
 
 
 def _check_betas(fast: float, slow: float) -> None:
     _check_positive("beta_fast", fast)
     _check_positive("beta_slow", slow)
     if fast <= slow:
-        raise WishError(f"beta_fast {fast:g} must be above beta_slow {slow:g}")
+        raise RequestError(f"beta_fast {fast:g} must be above beta_slow {slow:g}")
 
 
 def _check_range(name: str, value: float, *, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise WishError(f"{name} {value:g} is out of range: expected {low:g} to {high:g}")
+        raise RequestError(f"{name} {value:g} is out of range: expected {low:g} to {high:g}")
 
 
 def _check_positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
-        raise WishError(f"{name} {value:g} must be a finite number above 0")
+        raise RequestError(f"{name} {value:g} must be a finite number above 0")
 
 
 def _check_optional_positive(name: str, value: float | None, *, or_zero: bool = False) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..errors import WishError
-from .jobs import Job
-from .tasks.cache import DECODED_TOKENS, MOST_PREFILLED_TOKENS
+from ggufrope.errors import RequestError
+from ggufrope.runs.jobs import Job
+from ggufrope.runs.tasks.cache import DECODED_TOKENS, MOST_PREFILLED_TOKENS
 
 if TYPE_CHECKING:
-    from .plan import RunPlan
+    from ggufrope.runs.plan import RunPlan
 
 Memory: TypeAlias = Callable[["Job", int], "int | None"]
 """Bytes that a job needs in a context of so many tokens, None where that cannot be told."""
@@ -45,10 +45,10 @@ def estimate(
     """What each job takes; `tokens_per_second` is the prefill speed of this machine, where known.
 
     A run's memory is that of its greediest job, its time the sum over one worker's jobs.
-    Raises WishError for a speed that is none.
+    Raises RequestError for a speed that is none.
     """
     if tokens_per_second is not None and not 0 < tokens_per_second < inf:
-        raise WishError(f"a speed of {tokens_per_second:g} tokens/s: expected a number above 0")
+        raise RequestError(f"a speed of {tokens_per_second:g} tokens/s: expected a number above 0")
     return tuple(
         JobEstimate(
             job=job,

@@ -7,20 +7,32 @@ no hole in a report. Order and identity depend on the plan and the files alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ..errors import WishError
-from ..patching.wishes import Trial
-from .cells import Cell, digest
-from .plan import KvTypes, RunPlan, TaskName
+from ggufrope._plain import encode
+from ggufrope.errors import RequestError
+from ggufrope.evals.results import Cell
+from ggufrope.patching.request import Trial
+from ggufrope.runs.plan import KvTypes, RunPlan, TaskName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .models import ModelFile
+    from ggufrope.runs.models import ModelFile
+
+
+# What is measured, cell by cell: where a cell lies in the matrix, and what came of it.
+
+
+def digest(content: object) -> str:
+    """16 hexadecimal digits of SHA-256 over a record's canonical JSON."""
+    text = json.dumps(encode(content), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,26 +66,28 @@ class Selection:
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard <= self.shards:
-            raise WishError(f"shard {self.shard}/{self.shards}: expected I/N with I from 1 to N")
+            raise RequestError(f"shard {self.shard}/{self.shards}: expected I/N with I from 1 to N")
         for term in self.only:
             axis, equals, _ = term.partition("=")
             if not equals or axis not in _AXES:
-                raise WishError(f"only {term!r}: expected AXIS=PATTERN, AXIS of {', '.join(_AXES)}")
+                raise RequestError(
+                    f"only {term!r}: expected AXIS=PATTERN, AXIS of {', '.join(_AXES)}"
+                )
 
     @classmethod
     def parse(cls, only: tuple[str, ...] = (), shard: str | None = None) -> Selection:
-        """From the words of a command line; `shard` is I/N. Raises WishError."""
+        """From the words of a command line; `shard` is I/N. Raises RequestError."""
         if shard is None:
             return cls(only=only)
         index, _, count = shard.partition("/")
         if not (index.isdecimal() and count.isdecimal()):
-            raise WishError(f"shard {shard!r}: expected I/N, as in 1/4")
+            raise RequestError(f"shard {shard!r}: expected I/N, as in 1/4")
         return cls(only=only, shard=int(index), shards=int(count))
 
     def choose(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
         """The selected jobs, in order. Terms on one axis add up, axes narrow each other.
 
-        Raises WishError where no job matches the terms; a share may well be empty.
+        Raises RequestError where no job matches the terms; a share may well be empty.
         """
         wanted: dict[str, list[str]] = {}
         for term in self.only:
@@ -89,7 +103,9 @@ class Selection:
         ]
         if self.only and not matching:
             there = {f"{axis}={_AXES[axis](job)}": None for axis in wanted for job in jobs}
-            raise WishError(f"no job matches {' '.join(self.only)}; there are {', '.join(there)}")
+            raise RequestError(
+                f"no job matches {' '.join(self.only)}; there are {', '.join(there)}"
+            )
         return tuple(matching[self.shard - 1 :: self.shards])
 
 

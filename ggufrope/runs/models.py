@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from ..container import Scalar, read_header
-from ..container.location import locate
-from ..errors import StorageError, WishError
-from ..rope import read_metadata
-from ..rope.keys import KEYS
+from ggufrope._files import sha256_of
+from ggufrope.container.location import locate
+from ggufrope.container.reader import read_header
+from ggufrope.container.types import Scalar
+from ggufrope.errors import RequestError, StorageError
+from ggufrope.rope.keys import KEYS
+from ggufrope.rope.metadata import read_metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ def identify(name: str, path: Path) -> ModelFile:
 def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tuple[ModelFile, ...]:
     """The models that `names` mean: globs expanded in order of their names, duplicates refused.
 
-    Raises WishError where a glob matches nothing or two names mean one file, StorageError where
+    Raises RequestError where a glob matches nothing or two names mean one file, StorageError where
     a file is not there; what `identify` raises goes through.
     """
     paths = [found for name in names for found in _expand(name)]
@@ -67,25 +68,10 @@ def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tup
         if not path.is_file():
             raise StorageError(f"{name}: no such file")
         if earlier := seen.get(path.resolve()):
-            raise WishError(f"{name} is the same file as {earlier}; name it once")
+            raise RequestError(f"{name} is the same file as {earlier}; name it once")
         seen[path.resolve()] = name
     labels = _labels([name for name, _ in paths])
     return tuple(identify(label, path) for label, (_, path) in zip(labels, paths, strict=True))
-
-
-def sha256_of(path: Path, length: int | None = None) -> str:
-    """SHA-256, in hexadecimal, of a file or of its first `length` bytes. Raises StorageError."""
-    sha256 = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    try:
-        left = path.stat().st_size if length is None else length
-        with path.open("rb", buffering=0) as stream:
-            while left and (count := stream.readinto(buffer[:left])):
-                sha256.update(buffer[:count])
-                left -= count
-    except OSError as error:
-        raise StorageError(f"{path}: cannot read: {error.strerror}") from error
-    return sha256.hexdigest()
 
 
 def _expand(name: str) -> Iterator[tuple[str, Path]]:
@@ -94,7 +80,7 @@ def _expand(name: str) -> Iterator[tuple[str, Path]]:
         return
     matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # the pattern may be absolute
     if not matches:
-        raise WishError(f"models: {name!r} matches no file")
+        raise RequestError(f"models: {name!r} matches no file")
     yield from ((match, Path(match)) for match in matches)
 
 

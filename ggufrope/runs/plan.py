@@ -6,14 +6,22 @@ Nothing in it depends on the machine: which file a model's name means is settled
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from ..errors import WishError
-from ..evals.facts import ValueKind
-from ..evals.ruler.specs import RULER_TASKS
-from ..evals.verdict import Thresholds
-from ..patching.wishes import Trial, TrialScheme
+from ggufrope._files import read_text
+from ggufrope._plain import Plain, decode, encode, json_schema
+from ggufrope.errors import RequestError
+from ggufrope.evals.facts import ValueKind
+from ggufrope.evals.ruler.specs import RULER_TASKS
+from ggufrope.evals.verdict import Thresholds
+from ggufrope.patching.request import Trial, TrialScheme
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 TaskName: TypeAlias = Literal[
     "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
@@ -35,12 +43,12 @@ class KvTypes:
 
     @classmethod
     def parse(cls, text: str) -> KvTypes:
-        """`K`, for both, or `K/V`. Raises WishError for an unknown type."""
+        """`K`, for both, or `K/V`. Raises RequestError for an unknown type."""
         k, _, v = text.partition("/")
         v = v or k
         for name in (k, v):
             if name not in CACHE_TYPES:
-                raise WishError(
+                raise RequestError(
                     f"unknown KV cache type {name!r} in {text!r}; "
                     f"expected K or K/V of {', '.join(CACHE_TYPES)}"
                 )
@@ -59,7 +67,7 @@ class Haystack:
 
     def __post_init__(self) -> None:
         if (self.kind == "text") != (self.file is not None):
-            raise WishError(
+            raise RequestError(
                 'a haystack of kind "text" needs a file, and only that kind takes one: '
                 f"kind is {self.kind!r}, file is {self.file!r}"
             )
@@ -67,7 +75,7 @@ class Haystack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RulerSettings:
-    """Which RULER-style tasks, and the files they need. Raises WishError for an unknown one."""
+    """Which RULER-style tasks, and the files they need. Raises RequestError for an unknown one."""
 
     tasks: tuple[str, ...] = field(
         default=(), metadata={"help": "by RULER's names; none: all there is data for"}
@@ -82,7 +90,9 @@ class RulerSettings:
         known = [spec.name for spec in RULER_TASKS]
         for name in self.tasks:
             if name not in known:
-                raise WishError(f"unknown RULER task {name!r}; expected some of {', '.join(known)}")
+                raise RequestError(
+                    f"unknown RULER task {name!r}; expected some of {', '.join(known)}"
+                )
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -154,7 +164,7 @@ class RunPlan:
     def __post_init__(self) -> None:
         problems = [*self._empty(), *self._repeated(), *self._out_of_range()]
         if problems:
-            raise WishError("; ".join(problems))
+            raise RequestError("; ".join(problems))
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -227,7 +237,7 @@ class RunPlan:
         for text in self.kv:
             try:
                 KvTypes.parse(text)
-            except WishError as error:
+            except RequestError as error:
                 problems.append(str(error))
         if self.tasks and "divergence" in self.tasks and self._is_base_alone():
             problems.append(
@@ -237,3 +247,53 @@ class RunPlan:
 
     def _is_base_alone(self) -> bool:
         return set(self.kv) == {"f16"} and all(trial.is_file for trial in self.trials)
+
+
+# Plans as TOML files, and the JSON Schema that lets an editor complete them.
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_plan(path: Path) -> RunPlan:
+    """The plan in a TOML file.
+
+    Raises StorageError where the file cannot be read, RequestError where it is not TOML (with line
+    and column) or not a plan (with every problem, and the nearest known key for an unknown one).
+    """
+    return parse_plan(read_text(path), where=str(path))
+
+
+def parse_plan(text: str, *, where: str = "plan") -> RunPlan:
+    """The plan in TOML `text`; `where` is what messages call it. Raises RequestError."""
+    try:
+        plain = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RequestError(f"{where}: not TOML: {error}") from error
+    return decode(RunPlan, plain, where=where)
+
+
+def format_plan(plan: RunPlan) -> str:
+    """TOML that `parse_plan` reads back to an equal plan."""
+    plain = encode(plan)
+    tables = {name: value for name, value in plain.items() if isinstance(value, dict)}
+    lines = [f"{name} = {_toml(value)}" for name, value in plain.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def plan_schema() -> dict[str, Plain]:
+    """The JSON Schema of a plan file; `plan.schema.json` in this package holds it for editors."""
+    return json_schema(RunPlan, title="A ggufrope run plan")
+
+
+def _toml(value: Plain) -> str:
+    """A value on one line. JSON's strings, numbers and lists are TOML's, but for U+007F."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

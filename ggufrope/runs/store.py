@@ -11,25 +11,150 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ..errors import FileError, StorageError, WishError
-from .cells import CellResult
-from .database import TABLES, connect, dump, load, transaction
-from .jobs import Job
-from .liveness import is_alive
-from .models import ModelFile
-from .planfile import format_plan, read_plan
+from ggufrope._plain import T, decode, encode
+from ggufrope.errors import FileError, RequestError, StorageError
+from ggufrope.evals.results import CellResult
+from ggufrope.runs.jobs import Job
+from ggufrope.runs.models import ModelFile
+from ggufrope.runs.plan import format_plan, read_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from .plan import RunPlan
+    from ggufrope.runs.plan import RunPlan
+
+
+# Whether a worker is alive, told by a lock that the operating system drops when it dies.
+#
+# Process ids come round again and heartbeats need clocks; a locked file needs neither: it is free
+# exactly when its holder is gone, however it went.
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+class LifeLine:
+    """Held by a worker for as long as it lives: `folder`/`name`.alive, locked."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._path = folder / f"{name}.alive"
+        try:
+            folder.mkdir(exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StorageError(f"{self._path}: cannot create: {error.strerror}") from error
+        _try_lock(self._descriptor)
+
+    def __enter__(self) -> LifeLine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go: the worker is no more."""
+        os.close(self._descriptor)
+        self._path.unlink(missing_ok=True)
+
+
+def is_alive(folder: Path, name: str) -> bool:
+    """Whether the worker `name` still holds its life line."""
+    try:
+        descriptor = os.open(folder / f"{name}.alive", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# The run's SQLite database: its tables, and how records go in and come out.
+
+TABLES = """
+CREATE TABLE run (format INTEGER NOT NULL, created REAL NOT NULL);
+CREATE TABLE models (
+    ordinal INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL, sha256 TEXT
+);
+CREATE TABLE jobs (
+    ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, model TEXT NOT NULL, body TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'pending', worker TEXT, deaths INTEGER NOT NULL DEFAULT 0,
+    reason TEXT, started REAL, ended REAL
+);
+CREATE TABLE cells (
+    job TEXT NOT NULL REFERENCES jobs (id), number INTEGER NOT NULL, status TEXT NOT NULL,
+    body TEXT NOT NULL, PRIMARY KEY (job, number)
+);
+CREATE TABLE workers (id TEXT PRIMARY KEY, body TEXT NOT NULL, started REAL NOT NULL);
+"""
+
+
+def connect(path: Path, *, wal: bool = True) -> sqlite3.Connection:
+    """Open the database. Raises StorageError."""
+    try:
+        database = sqlite3.connect(path, timeout=60, isolation_level=None)
+        if wal:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+    except sqlite3.Error as error:
+        raise StorageError(f"{path}: cannot open the run's database: {error}") from error
+    return database
+
+
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing, and nobody else writes meanwhile."""
+    try:
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise StorageError(f"the run's database cannot be written: {error}") from error
+
+
+def dump(record: object) -> str:
+    """Return a record as JSON."""
+    return json.dumps(encode(record), allow_nan=False)
+
+
+def load(kind: type[T], body: str) -> T:
+    """Return the record that a row's JSON holds. Raises RequestError."""
+    return decode(kind, json.loads(body), where="the run's database")
+
 
 FORMAT = 1
 MAX_DEATHS = 3
@@ -90,7 +215,7 @@ class RunStore:
     ) -> RunStore:
         """The run of `plan` in `folder`, made there or, where it is there already, opened again.
 
-        Raises WishError where the folder holds another run, StorageError where it cannot be
+        Raises RequestError where the folder holds another run, StorageError where it cannot be
         written.
         """
         path = folder / "run.sqlite"
@@ -351,7 +476,7 @@ class RunStore:
         rows = self._database.execute("SELECT id FROM jobs ORDER BY ordinal")
         stored = tuple(identity for (identity,) in rows)
         if stored != tuple(job.id for job in jobs):
-            raise WishError(
+            raise RequestError(
                 f"{self.folder} holds another run: its plan or its model files differ "
                 f"({len(stored)} jobs there, {len(jobs)} here); give another folder, or delete it"
             )

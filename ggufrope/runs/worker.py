@@ -1,4 +1,4 @@
-"""A worker process: `python -m ggufrope.runs.worker`, started by `processes` with JSON on argv.
+"""A worker process: `python -m ggufrope.runs.worker`, started by the driver with JSON on argv.
 
 It lives no longer than its parent: standard input is a pipe from it, and its end is the end.
 """
@@ -11,23 +11,20 @@ import sys
 import threading
 from pathlib import Path
 
-from ..errors import GgufRopeError
-from . import records
-from .jobs import Selection
-from .store import RunStore
-from .subject import opener
-from .work import work
-
-CANNOT_GO_ON = 3
-"""Exit status where the worker itself failed, not a job; the last line on stderr says how."""
+from ggufrope._plain import Plain, decode
+from ggufrope.errors import GgufRopeError
+from ggufrope.runs.driver import CANNOT_GO_ON, work
+from ggufrope.runs.jobs import Selection
+from ggufrope.runs.store import RunStore
+from ggufrope.runs.subject import opener
 
 
-def main(arguments: dict[str, records.Plain]) -> int:
+def main(arguments: dict[str, Plain]) -> int:
     """Take part in the run that `arguments` name, until nothing is left; the exit status."""
     folder, name = Path(arguments["folder"]), arguments["worker"]
     threading.Thread(target=_die_with_parent, args=(folder, name), daemon=True).start()
     try:
-        selection = records.decode(Selection, arguments["selection"])
+        selection = decode(Selection, arguments["selection"])
         work(folder, opener(arguments["opener"]), selection=selection, worker=name)
     except GgufRopeError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggufrope.errors import (
-    CacheTypeError,
+    BackendError,
     DecodeError,
-    MemoryNeedError,
-    RuntimeFailure,
-    WishError,
+    InsufficientMemoryError,
+    RequestError,
+    UnsupportedCacheError,
 )
-from ggufrope.runtime import kvcache, library, memory
-from ggufrope.runtime.branch import AnswerScore, Branch, Progress, Tokens
-from ggufrope.runtime.branching import Group, plan
-from ggufrope.runtime.decoding import decode, log_probabilities_of, output_logits
+from ggufrope.lm import AnswerScore, Branch, Progress, Tokens
+from ggufrope.runtime import library, memory
+from ggufrope.runtime.batch import Group, decode, log_probabilities_of, output_logits, plan
 from ggufrope.runtime.loading import buffers, ran_out_of_memory
+from ggufrope.runtime.memory import why_not
 from ggufrope.runtime.settings import ContextSettings, context_parameters
+from ggufrope.runtime.sizing import allocated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -49,22 +50,23 @@ class Context:
     def __init__(self, model: Model, settings: ContextSettings) -> None:
         """Allocate cache and buffers.
 
-        Raises CacheTypeError for a cache pair this model cannot run, MemoryNeedError where it
-        does not fit, WishError for impossible numbers, RuntimeFailure for anything else.
+        Raises UnsupportedCacheError for a cache pair this model cannot run,
+        InsufficientMemoryError where it
+        does not fit, RequestError for impossible numbers, BackendError for anything else.
         """
         self._handle: Any = None
         self._library = library.load()
-        refused = kvcache.why_not(
+        refused = why_not(
             model, settings.type_k, settings.type_v, flash_attention=settings.flash_attention
         )
         if refused:
-            raise CacheTypeError(f"{model.path.name}: {refused}")
+            raise UnsupportedCacheError(f"{model.path.name}: {refused}")
         parameters = context_parameters(self._library, settings, n_seq_max=model.n_sequences)
         memory.require_fit(model, settings)
         with library.capture() as log:
             handle = self._library.llama_init_from_model(model.handle, parameters)
         if not handle:
-            failure = MemoryNeedError if ran_out_of_memory(log) else RuntimeFailure
+            failure = InsufficientMemoryError if ran_out_of_memory(log) else BackendError
             raise failure(
                 f"{model.path.name}: no context of {settings.n_ctx} tokens with K "
                 f"{settings.type_k} and V {settings.type_v}: {log.reason or 'no reason given'}"
@@ -74,7 +76,7 @@ class Context:
         self._position = 0
         self.model = model
         self.settings = settings
-        self.cache = kvcache.allocated(log)
+        self.cache = allocated(log)
         self.buffers = (*buffers(log, "KV"), *buffers(log, "compute"), *buffers(log, "output"))
         self.log = tuple(log.lines)
         model.adopt(self)
@@ -103,7 +105,7 @@ class Context:
     def handle(self) -> Any:
         """The `llama_context *`, for the other modules of the runtime."""
         if self._handle is None:
-            raise RuntimeFailure("the context was closed")
+            raise BackendError("the context was closed")
         return self._handle
 
     @property
@@ -164,11 +166,13 @@ class Context:
     def rewind(self, position: int) -> None:
         """Forget the trunk's tokens from `position` on.
 
-        Raises WishError for a position beyond the trunk, DecodeError where the model keeps a
+        Raises RequestError for a position beyond the trunk, DecodeError where the model keeps a
         recurrent state or the cache only the sliding window.
         """
         if not 0 <= position <= self._position:
-            raise WishError(f"cannot rewind to {position}: the trunk has {self._position} tokens")
+            raise RequestError(
+                f"cannot rewind to {position}: the trunk has {self._position} tokens"
+            )
         if position == self._position:
             return
         if position > 0:
@@ -189,7 +193,7 @@ class Context:
     def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:
         """Score every answer of every branch; the trunk is left as it was.
 
-        Raises WishError for an empty prompt or answer, DecodeError where one does not fit.
+        Raises RequestError for an empty prompt or answer, DecodeError where one does not fit.
         """
         self._require_history()
         groups = plan(
@@ -213,7 +217,7 @@ class Context:
         self._require_history()
         self._require_room(len(prompt))
         if not prompt:
-            raise WishError("generation needs a prompt of at least one token")
+            raise RequestError("generation needs a prompt of at least one token")
         answer: list[int] = []
         position, given = self._position, prompt
         with self._forked([1]):
@@ -297,7 +301,7 @@ class Context:
         given = np.array(tokens, dtype=np.int32)
         outside = (given < 0) | (given >= self.model.n_vocab)
         if outside.any():
-            raise WishError(
+            raise RequestError(
                 f"token {given[outside][0]} is not in the vocabulary of {self.model.n_vocab}"
             )
         return given

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ggufrope.errors import DecodeError, WishError
-from ggufrope.runtime.branch import AnswerScore, Branch, Progress, Tokens
-from ggufrope.runtime.decoding import log_probabilities_of
+from ggufrope.errors import DecodeError, RequestError
+from ggufrope.lm import AnswerScore, Branch, Progress, Tokens
+from ggufrope.runtime.batch import log_probabilities_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -139,7 +139,7 @@ class FakeContext:
     def rewind(self, position: int) -> None:
         """Forget the trunk's tokens from `position` on."""
         if not 0 <= position <= self.position:
-            raise WishError(f"cannot rewind to {position}: the trunk has {self.position} tokens")
+            raise RequestError(f"cannot rewind to {position}: the trunk has {self.position} tokens")
         del self._trunk[position:]
 
     def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:
@@ -155,7 +155,7 @@ class FakeContext:
         self._count_call()
         self._require_room(len(prompt))
         if not prompt:
-            raise WishError("generation needs a prompt of at least one token")
+            raise RequestError("generation needs a prompt of at least one token")
         tokens = [*self._trunk, *prompt]
         start = len(tokens)
         while len(tokens) - start < max_tokens and len(tokens) <= self.n_ctx:
@@ -200,7 +200,7 @@ class FakeContext:
 
     def _score(self, prompt: Tokens, answer: Tokens) -> AnswerScore:
         if not prompt or not answer:
-            raise WishError("a prompt and each answer need at least one token")
+            raise RequestError("a prompt and each answer need at least one token")
         self._require_room(len(prompt) + len(answer) - 1)
         before = [*self._trunk, *prompt]
         logits = np.stack(

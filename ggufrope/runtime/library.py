@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ggufrope.errors import MissingPartError
+from ggufrope.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,24 +114,24 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
 
 @cache
 def load() -> ModuleType:
-    """The module `llama_cpp.llama_cpp`: llama.cpp's C functions, initialised, its log captured.
+    """The module `llama_cpp.llama_cpp`: llama.cpp's C functions, initialized, its log captured.
 
-    Raises MissingPartError where llama-cpp-python is absent, broken, or older than what the
+    Raises MissingDependencyError where llama-cpp-python is absent, broken, or older than what the
     structures here were written for.
     """
     try:
         library = importlib.import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:
-        raise MissingPartError(
+        raise MissingDependencyError(
             f"this needs llama-cpp-python, which is not installed: {INSTALL_COMMAND}"
         ) from error
     except (ImportError, OSError, RuntimeError) as error:
-        raise MissingPartError(
+        raise MissingDependencyError(
             f"llama-cpp-python is installed but does not load ({error}); "
             f"reinstall it: {INSTALL_COMMAND}"
         ) from error
     if not hasattr(library, "llama_version"):
-        raise MissingPartError(
+        raise MissingDependencyError(
             f"llama-cpp-python {_package_version()} is too old, {OLDEST_VERSION} or newer is "
             f"needed: {INSTALL_COMMAND}"
         )

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ggufrope.container import read_header
-from ggufrope.errors import LoadError, MemoryNeedError, MissingPartError, WishError
+from ggufrope.container.reader import read_header
+from ggufrope.errors import InsufficientMemoryError, LoadError, MissingDependencyError, RequestError
 from ggufrope.rope.keys import SCALING_TYPES
 from ggufrope.runtime import library
-from ggufrope.runtime.interrupt import deferred_interrupt
+from ggufrope.runtime.batch import deferred_interrupt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +72,7 @@ def load(
     _refuse_what_aborts(path, options.kv_overrides)
     llama = library.load()
     if options.wants_gpu and not library.can_offload():
-        raise MissingPartError(
+        raise MissingDependencyError(
             f"this build of llama.cpp cannot use a GPU; one that can: "
             f"{library.CUDA_INSTALL_COMMAND}"
         )
@@ -107,7 +107,7 @@ def load(
         raise _load_error(path, log)
     try:
         _refuse_ignored(options.kv_overrides, log)
-    except WishError:
+    except RequestError:
         llama.llama_model_free(handle)
         raise
     return handle, log
@@ -130,16 +130,16 @@ def _refuse_what_aborts(path: Path, overrides: Mapping[str, OverrideValue]) -> N
     key = f"{header.architecture}.rope.scaling.type"
     word = overrides.get(key, header.get(key))
     if isinstance(word, str) and word not in SCALING_TYPES:
-        raise (WishError if key in overrides else LoadError)(
+        raise (RequestError if key in overrides else LoadError)(
             f"{path.name}: {key} is {word!r}; llama.cpp knows only {', '.join(SCALING_TYPES)} "
             f"and aborts on any other word"
         )
 
 
-def _load_error(path: Path, log: Log) -> LoadError | MemoryNeedError:
+def _load_error(path: Path, log: Log) -> LoadError | InsufficientMemoryError:
     reason = log.reason or "it gave no reason"
     if ran_out_of_memory(log):
-        return MemoryNeedError(f"{path}: not enough memory for the weights: {reason}")
+        return InsufficientMemoryError(f"{path}: not enough memory for the weights: {reason}")
     return LoadError(f"{path}: llama.cpp cannot load it: {reason}")
 
 
@@ -147,7 +147,7 @@ def _refuse_ignored(overrides: Mapping[str, OverrideValue], log: Log) -> None:
     """llama.cpp only warns when an override has the wrong type, and goes on without it."""
     ignored = log.search(r"Bad metadata override type for key '(.+)', expected (\w+) but got (\w+)")
     for line in ignored:
-        raise WishError(
+        raise RequestError(
             f"{line[1]}={overrides[line[1]]}: llama.cpp wants type {line[2]} here, not {line[3]}, "
             f"and would ignore the override"
         )
@@ -172,14 +172,14 @@ def _override_array(llama: Any, overrides: Mapping[str, OverrideValue]) -> Any:
 def _short(text: str, key: str) -> bytes:
     encoded = text.encode()
     if len(encoded) > _OVERRIDE_BYTES:
-        raise WishError(f"override of {key}: over {_OVERRIDE_BYTES} bytes, the most it can have")
+        raise RequestError(f"override of {key}: over {_OVERRIDE_BYTES} bytes, the most it can have")
     return encoded
 
 
 def _tensor_split(llama: Any, proportions: tuple[float, ...]) -> Any:
     most = int(llama.llama_max_devices())
     if len(proportions) > most or min(proportions) < 0 or not sum(proportions):
-        raise WishError(
+        raise RequestError(
             f"tensor split {proportions}: must be at most {most} shares, none negative, not all 0"
         )
     return (ctypes.c_float * most)(*proportions)

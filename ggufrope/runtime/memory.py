@@ -7,20 +7,106 @@ process while the cache is cleared.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope.errors import MemoryNeedError
-from ggufrope.runtime import kvcache, library
+from ggufrope._format import byte_size
+from ggufrope.container.ggml import cache_type
+from ggufrope.errors import InsufficientMemoryError
+from ggufrope.runtime import library
 from ggufrope.runtime.loading import Buffer
-from ggufrope.runtime.rehearsal import rehearse
+from ggufrope.runtime.settings import ContextSettings
+from ggufrope.runtime.sizing import Cache, Rehearsal, rehearse_handle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ggufrope.runtime.model import Model
-    from ggufrope.runtime.settings import ContextSettings
+
+
+# K/V cache types: what a token costs in each, and which pairs llama.cpp can run.
+
+
+def why_not(
+    model: Model, type_k: str, type_v: str, *, flash_attention: bool | None = None
+) -> str | None:
+    """Why this model cannot run the pair, by llama.cpp's rules; None where nothing forbids it.
+
+    The rules are those of `llama_init_from_model` (src/llama-context.cpp): a quantized V needs
+    flash attention, and the block must divide the head (without flash attention nobody checks,
+    and ggml aborts).
+    """
+    k, v = cache_type(type_k), cache_type(type_v)
+    if v.quantized and flash_attention is False:
+        return f"V cache {v.name} is quantized, which needs flash attention, and that is off"
+    for letter, kind, head in (("K", k, model.head_size), ("V", v, model.value_head_size)):
+        if kind.quantized and head % kind.block_size:
+            return (
+                f"{letter} cache {kind.name} has blocks of {kind.block_size} values, which do not "
+                f"divide the head size {head}"
+            )
+    return None
+
+
+def estimated_cache_bytes(model: Model, settings: ContextSettings) -> int:
+    """Bytes of a context's cache, as if every layer had the heads of the first."""
+    heads = model.n_head_kv or model.n_head
+    k = cache_type(settings.type_k).row_bytes(heads * model.head_size)
+    v = cache_type(settings.type_v).row_bytes(heads * model.value_head_size)
+    return (settings.n_ctx + settings.spare) * model.n_layer * (k + v)
+
+
+# Contexts that are sized but not made: what they would take, and whether they could run.
+#
+# llama.cpp itself is asked: contexts of a model without weights go through every size and every
+# operation, and allocate nothing.
+
+_SMALL = ContextSettings(n_ctx=256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSupport:
+    """Whether a pair of cache types runs on a model; `refusal` says why not.
+
+    `falls_back` is True where the pair makes operations leave the GPU that f16 leaves there,
+    which runs but is slow.
+    """
+
+    type_k: str
+    type_v: str
+    refusal: str | None
+    falls_back: bool
+    cache: Cache | None
+
+
+def rehearse(model: Model, settings: ContextSettings) -> Rehearsal:
+    """Size a context of `settings`, and free it again. Raises what making one would for numbers
+    that cannot be."""
+    return rehearse_handle(model.unallocated, settings, n_seq_max=model.n_sequences)
+
+
+def cache_support(
+    model: Model, type_k: str, type_v: str, *, flash_attention: bool | None = None
+) -> CacheSupport:
+    """Whether the pair runs on this model with this build; raises UnsupportedCacheError for a type
+    that does not exist."""
+    refusal = why_not(model, type_k, type_v, flash_attention=flash_attention)
+    plain = replace(_SMALL, flash_attention=flash_attention)
+    found = None
+    if refusal is None:
+        found = rehearse(model, replace(plain, type_k=type_k, type_v=type_v))
+        refusal = found.refusal
+    return CacheSupport(
+        type_k=type_k,
+        type_v=type_v,
+        refusal=refusal,
+        falls_back=found is not None
+        and refusal is None
+        and found.graph_splits > rehearse(model, plain).graph_splits,
+        cache=None if found is None else found.cache,
+    )
+
 
 _CPU = "CPU"
 _SMALLEST = 256
@@ -42,11 +128,11 @@ def free_memory() -> dict[str, int]:
 def context_need(model: Model, settings: ContextSettings) -> tuple[Buffer, ...]:
     """Cache, compute and output buffers a context would take, one total a device.
 
-    Raises MemoryNeedError where llama.cpp cannot even size it.
+    Raises InsufficientMemoryError where llama.cpp cannot even size it.
     """
     rehearsal = rehearse(model, settings)
     if rehearsal.refusal is not None:
-        raise MemoryNeedError(
+        raise InsufficientMemoryError(
             f"{model.path.name}: llama.cpp cannot size a context of {settings.n_ctx} tokens: "
             f"{rehearsal.refusal}"
         )
@@ -56,9 +142,9 @@ def context_need(model: Model, settings: ContextSettings) -> tuple[Buffer, ...]:
 def require_fit(
     model: Model, settings: ContextSettings, free: Mapping[str, int] | None = None
 ) -> None:
-    """MemoryNeedError where a context does not fit into `free` (None: what is free now), with
-    the largest that would and the cache types that would make it fit."""
-    estimate = kvcache.estimate(model, settings)
+    """InsufficientMemoryError where a context does not fit into `free` (None: what is free now),
+    with the largest that would and the cache types that would make it fit."""
+    estimate = estimated_cache_bytes(model, settings)
     if free is None:
         if estimate < _CHECKED_BYTES:
             return
@@ -75,16 +161,16 @@ def require_fit(
         remedies.append(f"{largest} tokens would fit")
     for kind in _SMALLER_CACHES:
         smaller = replace(settings, type_k=kind, type_v=kind)
-        if kvcache.estimate(model, smaller) > _BEYOND_DOUBT * sum(free.values()):
+        if estimated_cache_bytes(model, smaller) > _BEYOND_DOUBT * sum(free.values()):
             continue
-        runs = kvcache.why_not(model, kind, kind, flash_attention=settings.flash_attention) is None
+        runs = why_not(model, kind, kind, flash_attention=settings.flash_attention) is None
         if runs and _lacking(context_need(model, smaller), free) is None:
             remedies.append(f"K and V in {kind} would make it fit")
             break
-    raise MemoryNeedError(
+    raise InsufficientMemoryError(
         f"{model.path.name}: a context of {settings.n_ctx} tokens with K {settings.type_k} and V "
-        f"{settings.type_v} needs {_gib(lacking.size_bytes)} on {lacking.device}, where "
-        f"{_gib(free.get(lacking.device, 0))} are free; "
+        f"{settings.type_v} needs {byte_size(lacking.size_bytes)} on {lacking.device}, where "
+        f"{byte_size(free.get(lacking.device, 0))} are free; "
         + (", or ".join(remedies) or "no length would fit")
     )
 
@@ -92,7 +178,11 @@ def require_fit(
 def largest_context(model: Model, settings: ContextSettings, free: Mapping[str, int]) -> int:
     """The most tokens, a multiple of 256, that fit into `free` up to `settings.n_ctx`; 0 where
     none do."""
-    most = _BEYOND_DOUBT * sum(free.values()) // kvcache.estimate(model, replace(settings, n_ctx=1))
+    most = (
+        _BEYOND_DOUBT
+        * sum(free.values())
+        // estimated_cache_bytes(model, replace(settings, n_ctx=1))
+    )
     low, high = 0, min(-(-settings.n_ctx // _SMALLEST), most // _SMALLEST)
     while low < high:
         middle = (low + high + 1) // 2
@@ -125,7 +215,3 @@ def _left_in_control_group() -> int | None:
         return int(limit) - current
     except (OSError, ValueError):
         return None
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB"

@@ -7,11 +7,13 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ggufrope.container import open_model, read_header
-from ggufrope.errors import MemoryNeedError
+from ggufrope._format import byte_size
+from ggufrope.container.reader import read_header
+from ggufrope.container.shards import open_model
+from ggufrope.errors import InsufficientMemoryError
 from ggufrope.runtime import library
 from ggufrope.runtime.loading import Buffer, LoadOptions, load
-from ggufrope.runtime.rehearsal import rehearse_handle
+from ggufrope.runtime.sizing import rehearse_handle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,13 +45,14 @@ def weights_need(path: Path, options: LoadOptions) -> tuple[Buffer, ...]:
 def require_weights_fit(
     path: Path, options: LoadOptions, free: Mapping[str, int] | None = None
 ) -> None:
-    """MemoryNeedError where a device in `free` (None: the GPUs) has too little for its weights."""
+    """InsufficientMemoryError where a device in `free` (None: the GPUs) has too little for its
+    weights."""
     free = free_on_gpus() if free is None else free
     for need in weights_need(path, options) if free else ():
         if need.size_bytes > free.get(need.device, need.size_bytes):
-            raise MemoryNeedError(
-                f"{path.name}: its layers for {need.device} take {need.size_bytes / 2**30:.1f} "
-                f"GiB, where {free[need.device] / 2**30:.1f} GiB are free: put fewer there"
+            raise InsufficientMemoryError(
+                f"{path.name}: its layers for {need.device} take {byte_size(need.size_bytes)}, "
+                f"where {byte_size(free[need.device])} are free: put fewer there"
             )
 
 

@@ -10,19 +10,137 @@ rotated values against a second context that does not scale.
 
 from __future__ import annotations
 
+import ctypes
+import re
+import struct
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufrope.errors import RuntimeFailure
+from ggufrope.errors import BackendError
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime import library
+from ggufrope.runtime.batch import decode
 from ggufrope.runtime.context import Context
-from ggufrope.runtime.decoding import decode
-from ggufrope.runtime.keyrows import cache_layers, key_rows
 from ggufrope.runtime.settings import ContextSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+# The keys of one cached token, read back out of a sequence's saved state.
+#
+# The layout is that of `llama_kv_cache::state_write` (src/llama-kv-cache.cpp); what precedes it is
+# the magic and the sequence (src/llama-context.cpp). A model with sliding-window layers writes two
+# caches one after the other, first that of its other layers. The state does not say which layers a
+# cache holds; the log of its construction does.
+
+_MAGIC_AND_SEQUENCE = 8
+_F32 = 0
+_LAYER_LINE = re.compile(r"^llama_kv_cache: layer +(\d+): (dev =|filtered|does not have KV)")
+
+
+def cache_layers(log_lines: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The layers of each cache that a context's debug log says were made, in their order."""
+    caches: list[list[int]] = []
+    previous = None
+    for line in log_lines:
+        found = _LAYER_LINE.match(line)
+        if not found:
+            continue
+        layer = int(found[1])
+        if previous is None or layer <= previous:
+            caches.append([])
+        if found[2] == "dev =":
+            caches[-1].append(layer)
+        previous = layer
+    return tuple(map(tuple, caches))
+
+
+def key_rows(
+    handle: Any, sequence: int, caches: Sequence[Sequence[int]], *, cell_extra: int
+) -> dict[int, NDArray[np.float32]]:
+    """The K row of the one token in `sequence`, by layer, each `[kv_heads * head_size]`.
+
+    `cell_extra` is the bytes a cell has beside position and sequences: 12 with M-RoPE. Raises
+    BackendError where the state is not laid out as this was written for.
+    """
+    state = _Reader(_state(handle, sequence))
+    state.skip(_MAGIC_AND_SEQUENCE)
+    rows: dict[int, NDArray[np.float32]] = {}
+    for layers in caches:
+        state.expect("streams", 1)
+        state.expect("cells", 1)
+        state.skip(4)  # position
+        state.expect("sequences of the cell", 1)
+        state.skip(cell_extra + 4)
+        transposed = state.word()
+        state.expect("layers", len(layers))
+        for layer in layers:
+            rows[layer] = state.row()
+        for _ in layers:
+            state.skip_value_row(transposed=bool(transposed))
+    return rows
+
+
+def _state(handle: Any, sequence: int) -> bytes:
+    llama = library.load()
+    size = llama.llama_state_seq_get_size(handle, sequence)
+    buffer = (ctypes.c_uint8 * size)()
+    if llama.llama_state_seq_get_data(handle, buffer, size, sequence) != size:
+        raise BackendError("llama.cpp did not give the state of a sequence")
+    return bytes(buffer)
+
+
+class _Reader:
+    """Walks the state; anything unexpected means another version of llama.cpp wrote it."""
+
+    def __init__(self, state: bytes) -> None:
+        self._state = state
+        self._offset = 0
+
+    def word(self) -> int:
+        return int(self._take("<i"))
+
+    def expect(self, what: str, value: int) -> None:
+        found = self.word()
+        if found != value:
+            raise BackendError(
+                f"the saved state has {found} {what} where {value} was expected: this version of "
+                f"llama.cpp lays it out differently"
+            )
+
+    def skip(self, count: int) -> None:
+        self._offset += count
+
+    def row(self) -> NDArray[np.float32]:
+        self.expect("as the type of K", _F32)
+        size = int(self._take("<Q"))
+        start = self._offset
+        self.skip(size)
+        return np.frombuffer(self._state[start : self._offset], dtype=np.float32)
+
+    def skip_value_row(self, *, transposed: bool) -> None:
+        self.skip(4)  # type
+        if transposed:
+            element = self.word()
+            self.skip(element * self.word())
+        else:
+            size = int(self._take("<Q"))
+            self.skip(size)
+
+    def _take(self, layout: str) -> Any:
+        try:
+            (value,) = struct.unpack_from(layout, self._state, self._offset)
+        except struct.error:
+            raise BackendError(
+                "the saved state ends early: this version of llama.cpp lays it out differently"
+            ) from None
+        self._offset += struct.calcsize(layout)
+        return value
+
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,6 +151,7 @@ if TYPE_CHECKING:
     Keys: TypeAlias = NDArray[np.float32]
 
 PairStyle: TypeAlias = Literal["norm", "neox"]
+
 
 # enum llama_rope_type, include/llama.h
 _PAIR_STYLES: dict[int, PairStyle] = {0: "norm", 2: "neox", 8: "neox", 40: "neox"}
@@ -95,7 +214,7 @@ def probe(
     """Measure the rotation in a context of `context_tokens` (None: the file's) under `rope`.
 
     The length matters only for models with long and short factors, and a small context stands in
-    for a large one on the same side of the original length. Raises RuntimeFailure where the method
+    for a large one on the same side of the original length. Raises BackendError where the method
     does not apply, and says why.
     """
     pairs = _require_applicable(model)
@@ -145,21 +264,21 @@ def compare(measured: Probe, predicted: EffectiveRope, *, tolerance: float = 1e-
 
 
 def _require_applicable(model: Model) -> PairStyle:
-    """The pair style; RuntimeFailure, with the reason, where keys cannot tell the rotation."""
+    """The pair style; BackendError, with the reason, where keys cannot tell the rotation."""
     llama = library.load()
     name = f"{model.path.name} ({model.architecture})"
     style = _PAIR_STYLES.get(int(llama.llama_model_rope_type(model.handle)))
     if style is None:
-        raise RuntimeFailure(f"{name}: the architecture has no rotary embedding to measure")
+        raise BackendError(f"{name}: the architecture has no rotary embedding to measure")
     if llama.llama_model_has_encoder(model.handle):
-        raise RuntimeFailure(f"{name}: an encoder keeps no keys to measure")
+        raise BackendError(f"{name}: an encoder keeps no keys to measure")
     if model.metadata(f"{model.architecture}.attention.kv_lora_rank"):
-        raise RuntimeFailure(
+        raise BackendError(
             f"{name}: multi-head latent attention caches compressed keys, which the probe "
             f"cannot tell apart"
         )
     if llama.llama_model_is_recurrent(model.handle):
-        raise RuntimeFailure(f"{name}: a recurrent model keeps no keys to measure")
+        raise BackendError(f"{name}: a recurrent model keeps no keys to measure")
     return style
 
 
@@ -240,7 +359,7 @@ def _rotary_width(model: Model, layer: int, keys: Keys, pairs: PairStyle) -> tup
         for n_rot in (*_reported(model, "n_rot", "n_rot_swa"), head_size):
             if n_rot <= head_size and _is_rotation(heads, n_rot, pairs):
                 return head_size, n_rot
-    raise RuntimeFailure(
+    raise BackendError(
         f"{model.path.name}: in layer {layer} the keys of one token at two positions are not "
         f"rotations of each other, so the probe does not apply to {model.architecture}"
     )

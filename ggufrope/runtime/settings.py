@@ -6,11 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ggufrope.errors import WishError
+from ggufrope.container.ggml import cache_type
+from ggufrope.errors import RequestError
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.rope.keys import SCALING_TYPES
 from ggufrope.rope.llamacpp import CONTEXT_GRANULE, allocated_context
-from ggufrope.runtime.kvcache import cache_type
 
 _MOST_TOKENS = 2**31 - CONTEXT_GRANULE  # positions are int32
 _MOST_THREADS = 512  # GGML_MAX_N_THREADS, ggml/include/ggml.h
@@ -46,7 +46,7 @@ def context_parameters(llama: Any, settings: ContextSettings, *, n_seq_max: int)
     """A `llama_context_params`: llama.cpp's defaults, changed only in what was asked for.
 
     There are `n_seq_max` sequences, or fewer in small batches, each of which llama.cpp wants to
-    have room for one token of every sequence. Raises WishError for a number it cannot take.
+    have room for one token of every sequence. Raises RequestError for a number it cannot take.
     """
     n_threads = settings.n_threads
     if n_threads is None:
@@ -99,7 +99,7 @@ def _rope_parameters(rope: RopeOverrides) -> dict[str, int | float | None]:
 
 def _within(name: str, value: int, least: int, most: int = _MOST_TOKENS) -> int:
     if not least <= value <= most:
-        raise WishError(f"{name}={value}: must be from {least} to {most}")
+        raise RequestError(f"{name}={value}: must be from {least} to {most}")
     return value
 
 

@@ -11,20 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from ggufrope.errors import WishError
-from ggufrope.evals import OpenContext
-from ggufrope.evals.protocol import Branch, LanguageContext, LanguageModel
-from ggufrope.rope import FrequencyFactors, RopeOverrides, RopeScaling, Yarn, architecture
-from ggufrope.rope.resolution import yarn_file_magnitude
-from ggufrope.rope.trial import try_out
+from ggufrope.errors import RequestError
+from ggufrope.evals.types import OpenContext
+from ggufrope.lm import Branch, LanguageContext, LanguageModel
+from ggufrope.rope.architectures import architecture
+from ggufrope.rope.effective import RopeOverrides
+from ggufrope.rope.llamacpp import yarn_file_magnitude
+from ggufrope.rope.overrides import try_out
+from ggufrope.rope.scaling import FrequencyFactors, RopeScaling, Yarn
 from ggufrope.search.overlay import FactorFile, factor_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ggufrope.patching import StoredModel
-    from ggufrope.search.rotation import Rotation
+    from ggufrope.patching.inspection import StoredModel
+    from ggufrope.search.spaces import Rotation
 
 _PROOF_TEXT = "One and two and three and four and five and six and seven. " * 4
 _PROOF_CONTEXT = 256
@@ -70,7 +72,7 @@ def open_bench(
 ) -> FactorBench[ModelT] | OverrideBench[ModelT]:
     """The bench for a model's architecture; working files go to `folder`.
 
-    Raises StorageError where the folder has no room, RuntimeFailure where the model does not load.
+    Raises StorageError where the folder has no room, BackendError where the model does not load.
     """
     if architecture(model.metadata.architecture).loads_factors:
         return FactorBench(factor_file(model, folder), model, rotation, runtime)
@@ -111,7 +113,7 @@ class FactorBench(Generic[ModelT]):
     def _subject(self, magnitude: float) -> Subject:
         model = self._model
         if model is None:
-            raise WishError("the bench was closed")
+            raise RequestError("the bench was closed")
         # Neither the file's scaling nor its attention factor: the candidate is all there is.
         rope = RopeOverrides(
             scaling_type="none",

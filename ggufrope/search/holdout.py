@@ -7,12 +7,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ggufrope.evals.metrics import Z_95, Mean, Proportion, mean, proportion
+from ggufrope.evals.stats import Mean, Proportion, mean, proportion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ggufrope.search.fitness import CellLoss, Evaluation
+    from ggufrope.search.evaluate import CellLoss, Evaluation
 
 Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 
@@ -70,20 +70,8 @@ def paired(one: Sequence[CellLoss], other: Sequence[CellLoss]) -> Difference:
     ours, theirs = _by_sample(one), _by_sample(other)
     found = mean(ours[sample] - theirs[sample] for sample in ours)
     value = found.value if found.value is not None else math.nan
-    half = student_95(found.n - 1) * (found.standard_error or 0.0) if found.n > 1 else math.inf
-    return Difference(value=value, low=value - half, high=value + half, samples=found.n)
-
-
-def student_95(degrees: int) -> float:
-    """The 97.5th percentile of Student's t (Cornish and Fisher's expansion, 1 % off at 3)."""
-    z, v = Z_95, float(degrees)
-    terms = (
-        z,
-        (z**3 + z) / (4 * v),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3),
-    )
-    return math.fsum(terms)
+    low, high = found.interval or (-math.inf, math.inf)
+    return Difference(value=value, low=low, high=high, samples=found.n)
 
 
 def _standing(name: str, cells: Sequence[CellLoss]) -> Standing:

@@ -16,28 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope.container import (
-    ByteOrder,
-    Edits,
-    TypedValue,
-    ValueType,
-    carry_out,
-    float_tensor,
-    plan_rewrite,
-    plan_store,
-)
-from ggufrope.container.encode import encode_key_value, encode_tensor_info
-from ggufrope.container.files import storage
+from ggufrope._files import storage
+from ggufrope.container.pieces import encode_key_value, encode_tensor_info
 from ggufrope.container.shards import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
-from ggufrope.errors import StorageError, WishError
-from ggufrope.rope import architecture
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.types import ByteOrder, Edits, TypedValue, ValueType, float_tensor
+from ggufrope.container.writer import plan_rewrite
+from ggufrope.errors import RequestError, StorageError
+from ggufrope.rope.architectures import architecture
 from ggufrope.rope.keys import FACTOR_TENSORS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ggufrope.rope.llamacpp import rotary_dimensions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ggufrope.patching import StoredModel
+    from ggufrope.patching.inspection import StoredModel
 
 _ALIGNMENT = 32
 _VERSION = 3
@@ -56,9 +49,9 @@ class FactorFile:
     files: tuple[Path, ...]
 
     def write(self, factors: Sequence[float]) -> None:
-        """Make these the values of every factor tensor. Raises StorageError, WishError."""
+        """Make these the values of every factor tensor. Raises StorageError, RequestError."""
         if len(factors) != self.pairs:
-            raise WishError(f"{len(factors)} factors for {self.pairs} rotary pairs")
+            raise RequestError(f"{len(factors)} factors for {self.pairs} rotary pairs")
         data = float_tensor(factors, self.byte_order).data
         for path, offset in self.places:
             with storage("write", path), path.open("r+b", buffering=0) as stream:

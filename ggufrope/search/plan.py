@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from ggufrope.errors import WishError
-from ggufrope.evals.needle_plan import NeedlePlan
+from ggufrope.errors import RequestError
+from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan
 from ggufrope.evals.texts import Text, reference_text
-from ggufrope.search.fitness import Fitness, FitnessName, NeedleFitness, PerplexityFitness
-from ggufrope.search.optimisers import OptimiserName
-from ggufrope.search.rotation import Attention, Rotation
-from ggufrope.search.spaces import SpaceName
+from ggufrope.search.evaluate import Fitness, FitnessName, NeedleFitness, PerplexityFitness
+from ggufrope.search.optimizers import OptimizerName
+from ggufrope.search.spaces import Attention, Rotation, SpaceName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +23,7 @@ _CHOICES = {
     "space": SpaceName,
     "attention": Attention,
     "fitness": FitnessName,
-    "optimiser": OptimiserName,
+    "optimizer": OptimizerName,
 }
 
 
@@ -37,10 +36,10 @@ class SearchPlan:
     `samples` samples at the target. `budget_seconds` ends the screening early enough for the rest.
     The winner is measured against YaRN on `holdout_samples` others. A sample is a haystack with
     needles at `depths` percent, or a chunk of `text` (None: Python's help topics). With
-    `two_faced` the model keeps factors of its own up to its original context, which are searched
-    for where the attention factor would harm it there.
+    `keep_short_context` the model keeps factors of its own up to its original context, which are
+    searched for where the attention factor would harm it there.
 
-    Raises WishError where the numbers make no sense.
+    Raises RequestError where the numbers make no sense.
     """
 
     target_context: int
@@ -48,7 +47,7 @@ class SearchPlan:
     space: SpaceName = "longrope"
     attention: Attention = "free"
     fitness: FitnessName = "needle"
-    optimiser: OptimiserName = "cma"
+    optimizer: OptimizerName = "cma"
     candidates: int = 200
     finalists: int = 5
     samples: int = 4
@@ -59,12 +58,12 @@ class SearchPlan:
     seed: int = 0
     budget_seconds: float | None = None
     text: Text | None = None
-    two_faced: bool = True
+    keep_short_context: bool = True
 
     def __post_init__(self) -> None:
         problems = tuple(self._problems())
         if problems:
-            raise WishError("; ".join(problems))
+            raise RequestError("; ".join(problems))
 
     def _problems(self) -> Iterator[str]:
         for name, kind in _CHOICES.items():
@@ -100,7 +99,7 @@ class SearchPlan:
         return self._fitness((self.target_context,), self.samples)
 
     def short(self, rotation: Rotation) -> Fitness:
-        """Within the original context, for the short face."""
+        """Within the original context, for the short factors."""
         return self._fitness(_short_lengths(rotation), self.samples)
 
     def holdout(self) -> tuple[Fitness, ...]:

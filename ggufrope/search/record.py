@@ -12,12 +12,12 @@ import os
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ggufrope import rope
-from ggufrope.container.files import storage
-from ggufrope.container.locks import lock
-from ggufrope.errors import StorageError, WishError
-from ggufrope.rope import RopeScaling
-from ggufrope.search.fitness import CellLoss, Evaluation
+from ggufrope._files import storage
+from ggufrope.container.filesystem import lock
+from ggufrope.errors import RequestError, StorageError
+from ggufrope.rope import scaling
+from ggufrope.rope.scaling import RopeScaling
+from ggufrope.search.evaluate import CellLoss, Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ class Record:
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         """Begin a record, or take up the one that is there.
 
-        `identity` is all that the losses depend on, as JSON has it. Raises WishError where the
+        `identity` is all that the losses depend on, as JSON has it. Raises RequestError where the
         record is of another search, StorageError where it cannot be read or written, or another
         process has it open.
         """
@@ -123,7 +123,7 @@ class Record:
             self._write(mine)
             return
         if lines[0] != mine:
-            raise WishError(
+            raise RequestError(
                 f"{self._path} is the record of another search: {_difference(lines[0], mine)}; "
                 "give another folder, or the same options to go on with it"
             )
@@ -159,7 +159,7 @@ def encode_scheme(scheme: RopeScaling) -> dict[str, Any]:
 
 def decode_scheme(plain: dict[str, Any]) -> RopeScaling:
     """The scheme `encode_scheme` was given."""
-    kind = getattr(rope, plain["scheme"])
+    kind = getattr(scaling, plain["scheme"])
     values = {field.name: plain[field.name] for field in fields(kind)}
     scheme: RopeScaling = kind(
         **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

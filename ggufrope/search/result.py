@@ -6,18 +6,19 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ggufrope.rope import RopeScaling, Yarn, architecture
-from ggufrope.rope.trial import command_flags, try_out
+from ggufrope.rope.architectures import architecture
+from ggufrope.rope.overrides import command_flags, try_out
+from ggufrope.rope.scaling import RopeScaling, Yarn
 from ggufrope.search.engine import WINNER, YARN, Found
 from ggufrope.search.holdout import Comparison, Standing
 from ggufrope.search.record import Candidate, encode_scheme
-from ggufrope.search.rotation import Rotation, baselines
+from ggufrope.search.spaces import Rotation, baselines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ggufrope.patching import StoredModel
+    from ggufrope.patching.inspection import StoredModel
 
 SCHEMA = 1
 
@@ -99,7 +100,7 @@ def result_of(
             _curve(name, scheme, rotation)
             for name, scheme in {WINNER: found.winner, **known}.items()
         ),
-        short=None if found.short is None else _curve("short face", found.short, rotation),
+        short=None if found.short is None else _curve("short factors", found.short, rotation),
         holdout=found.holdout,
         gate=found.gate,
         gate_passed=all(each.difference.verdict != "worse" for each in found.gate),

@@ -14,21 +14,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufrope.container.files import storage
-from ggufrope.errors import WishError
-from ggufrope.rope import RopeScaling, architecture
+from ggufrope._files import storage, write_whole
+from ggufrope.errors import RequestError
+from ggufrope.rope.architectures import architecture
 from ggufrope.rope.factors import FactorSet, format_factors
+from ggufrope.rope.scaling import RopeScaling
 from ggufrope.search.bench import Runtime, open_bench
-from ggufrope.search.engine import search
-from ggufrope.search.judge import Judge, Watch
+from ggufrope.search.engine import Judge, Watch, search
 from ggufrope.search.record import Record
 from ggufrope.search.result import SearchResult, result_of
-from ggufrope.search.rotation import Rotation, rotation_of
+from ggufrope.search.spaces import Rotation, rotation_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ggufrope.patching import StoredModel
+    from ggufrope.patching.inspection import StoredModel
     from ggufrope.search.plan import SearchPlan
 
 RECORD, FACTORS, RESULT = "search.jsonl", "factors.json", "result.json"
@@ -50,13 +50,13 @@ def run_search(
 
     `working` is where working files go, the system's temporary folder where None. `settings` are
     those of the runtime that losses depend on, such as cache types. Raises
-    WishError where the model, the plan or an older record in `folder` do not fit together,
-    StorageError where a folder cannot be used, RuntimeFailure where the runtime fails; what was
+    RequestError where the model, the plan or an older record in `folder` do not fit together,
+    StorageError where a folder cannot be used, BackendError where the runtime fails; what was
     finished by then is kept, and `folder` has the best factors so far.
     """
     arch = architecture(model.metadata.architecture)
     if not arch.loads_factors and plan.space != "yarn":
-        raise WishError(
+        raise RequestError(
             f"llama.cpp loads no factor tensors for {arch.name}: search with the space yarn, "
             "whose result is run-time flags"
         )
@@ -82,7 +82,7 @@ def run_search(
             plan,
             rotation,
             Judge(bench, record, watch),
-            two_faced=plan.two_faced and arch.two_faced,
+            keep_short_context=plan.keep_short_context and arch.has_long_short_factors,
             keep=keep,
         )
         keep(found.winner, found.short)
@@ -95,7 +95,7 @@ def run_search(
             factors_path=folder / FACTORS,
             live=bench.live,
         )
-    _write(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
+    write_whole(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
     return result
 
 
@@ -106,7 +106,7 @@ def write_factors(
     factors = FactorSet(long=rotation.absolute_factors(long))
     if short is not None:
         factors = replace(factors, short=rotation.absolute_factors(short))
-    _write(path, format_factors(factors, form="json").decode())
+    write_whole(path, format_factors(factors, form="json").decode())
 
 
 def identity(model: StoredModel, plan: SearchPlan, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -142,11 +142,3 @@ def _working_folder(parent: Path | None) -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix="ggufrope-search-", dir=parent)
     with folder as name:
         yield Path(name)
-
-
-def _write(path: Path, text: str) -> None:
-    """In one piece, in place of what was there."""
-    partial = path.with_name(f".{path.name}.partial")
-    with storage("write", path):
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)

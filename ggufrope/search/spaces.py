@@ -1,4 +1,4 @@
-"""What is searched: the numbers an optimiser may choose, and the scheme they come to.
+"""What is searched: the numbers an optimizer may choose, and the scheme they come to.
 
 A space is a box with a constraint. Its vectors are float64 `[n]`, every coordinate positive; the
 last one is the attention factor where that is free.
@@ -8,24 +8,142 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufrope.errors import WishError
-from ggufrope.rope import FrequencyFactors, RopeScaling, Unscaled, Yarn
-from ggufrope.search.rotation import (
-    Attention,
-    Rotation,
-    baselines,
-    longrope_attention,
-    single,
-    yarn_attention,
-)
+from ggufrope.errors import RequestError
+from ggufrope.patching.request import ScalingRequest, resolve
+from ggufrope.rope.architectures import architecture
+from ggufrope.rope.encode import bake
+from ggufrope.rope.frequencies import yarn_mscale
+from ggufrope.rope.keys import ROPE_FACTORS_SHORT, ROPE_FREQS
+from ggufrope.rope.llamacpp import file_base, number, rotary_dimensions
+from ggufrope.rope.metadata import RopeMetadata
+from ggufrope.rope.scaling import FrequencyFactors, Linear, NtkAware, RopeScaling, Unscaled, Yarn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+
+# The rotation a search starts from, and the known schemes it is measured against.
+
+Attention: TypeAlias = Literal["formula", "free", "none"]
+"""The attention factor: what the space's paper prescribes, searched for as well, or left at 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """`n_rot` rotary dimensions turning at plain RoPE of `base`, slowed by `native` factors where
+    the model was trained with some; contexts in tokens, the original one before any scaling."""
+
+    n_rot: int
+    base: float
+    original_context: int
+    target_context: int
+    native: tuple[float, ...] | None = None
+
+    @property
+    def pairs(self) -> int:
+        return self.n_rot // 2
+
+    @property
+    def factor(self) -> float:
+        return self.target_context / self.original_context
+
+    def critical_pair(self, turns: float = 1.0) -> int:
+        """The first pair that turns fewer than `turns` times within the original context:
+        ⌈d/2 · log_base(L0 / 2π·turns)⌉ (LongRoPE2, equation 5)."""
+        length = self.original_context / (2 * math.pi * turns)
+        pair = math.ceil(self.pairs * math.log(max(length, 1.0)) / math.log(self.base))
+        return min(pair, self.pairs - 1)
+
+    def relative_factors(self, scaling: RopeScaling) -> NDArray[np.float64]:
+        """What `scaling` divides each pair's own frequency by, `[n_rot/2]`."""
+        baked = bake(scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context)
+        return baked.factors
+
+    def absolute_factors(self, scaling: RopeScaling) -> tuple[float, ...]:
+        """The factor tensor of `scaling`: on top of the native factors, as float32 holds it."""
+        factors = self.relative_factors(scaling) * (1.0 if self.native is None else self.native)
+        return single(factors)
+
+    def magnitude(self, scaling: RopeScaling) -> float:
+        """What `scaling` multiplies rotated queries and keys by."""
+        baked = bake(scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context)
+        return baked.attention_factor
+
+
+def rotation_of(
+    metadata: RopeMetadata, *, target_context: int, original_context: int | None = None
+) -> Rotation:
+    """The rotation of the model that declares `metadata`.
+
+    Raises RequestError where the target is not above the original context, FileError where the file
+    does not rotate or llama.cpp does not know its architecture.
+    """
+    wish = ScalingRequest(
+        scaling="yarn", target_context=target_context, original_context=original_context
+    )
+    target = resolve(wish, metadata)
+    if target.context_length <= target.original_context:
+        raise RequestError(
+            f"the target of {target_context} tokens is not above the original context of "
+            f"{target.original_context}: there is nothing to search for"
+        )
+    arch = architecture(metadata.architecture)
+    n_rot = rotary_dimensions(metadata, arch)
+    if n_rot < 4:
+        raise RequestError(
+            f"{arch.name} rotates {n_rot} dimensions: there is nothing to search for"
+        )
+    return Rotation(
+        n_rot=n_rot,
+        base=number(file_base(metadata, arch)),
+        original_context=target.original_context,
+        target_context=target.context_length,
+        native=_native(metadata),
+    )
+
+
+def baselines(rotation: Rotation) -> Mapping[str, RopeScaling]:
+    """The schemes a searched one is compared with, by name."""
+    factor, original = rotation.factor, rotation.original_context
+    return MappingProxyType(
+        {
+            "unscaled": Unscaled(),
+            "linear": Linear(factor=factor),
+            "ntk": NtkAware(factor=factor),
+            "yarn": Yarn(factor=factor, original_context=original),
+        }
+    )
+
+
+def single(values: NDArray[np.float64]) -> tuple[float, ...]:
+    """Values as float32 holds them, so that what is tried is what is written."""
+    return tuple(np.asarray(values, dtype=np.float32).astype(np.float64).tolist())
+
+
+def longrope_attention(rotation: Rotation) -> float:
+    """sqrt(1 + ln s / ln L0) (LongRoPE, section 3.3)."""
+    return math.sqrt(1 + math.log(rotation.factor) / math.log(rotation.original_context))
+
+
+def yarn_attention(rotation: Rotation) -> float:
+    """1 + 0.1 ln s (YaRN, equation 22)."""
+    return yarn_mscale(rotation.factor)
+
+
+def _native(metadata: RopeMetadata) -> tuple[float, ...] | None:
+    """The factors in use up to the original context, where the file has any."""
+    for name in (ROPE_FREQS, ROPE_FACTORS_SHORT):
+        tensor = metadata.tensor(name)
+        if tensor is not None and tensor.values is not None:
+            return tuple(tensor.values.tolist())
+    return None
+
 
 Vector: TypeAlias = NDArray[np.float64]
 SpaceName: TypeAlias = Literal["longrope", "longrope2", "yarn"]
@@ -64,17 +182,18 @@ class Space(Protocol):
 
 
 def make_space(name: SpaceName, rotation: Rotation, attention: Attention) -> Space:
-    """The space called `name`. Raises WishError where there is none."""
+    """The space called `name`. Raises RequestError where there is none."""
     if name == "longrope":
         return LongRopeSpace(rotation=rotation, attention=attention)
     if name == "longrope2":
         return LongRope2Space(rotation=rotation, attention=attention)
     if name == "yarn":
         return YarnSpace(rotation=rotation, attention=attention)
-    raise WishError(f"unknown space {name!r}: expected longrope, longrope2 or yarn")
+    raise RequestError(f"unknown space {name!r}: expected longrope, longrope2 or yarn")
 
 
 def contains(space: Space, vector: Vector) -> bool:
+    """Return whether a vector keeps the constraints of a space."""
     return bool(np.allclose(space.repair(vector), vector, rtol=1e-12, atol=0))
 
 
@@ -114,7 +233,7 @@ class LongRopeSpace:
         return tuple({seed.tobytes(): seed for seed in seeds}.values())  # each once, in order
 
     def interval(self, vector: Vector, index: int) -> tuple[float, float]:
-        return _between_neighbours(self, vector, index, first=0, end=self.rotation.pairs)
+        return _between_neighbors(self, vector, index, first=0, end=self.rotation.pairs)
 
     def repair(self, vector: Vector) -> Vector:
         return _repaired(self, vector, first=0, end=self.rotation.pairs)
@@ -166,7 +285,7 @@ class LongRope2Space:
         )
 
     def interval(self, vector: Vector, index: int) -> tuple[float, float]:
-        return _between_neighbours(self, vector, index, first=1, end=self._end)
+        return _between_neighbors(self, vector, index, first=1, end=self._end)
 
     def repair(self, vector: Vector) -> Vector:
         return _repaired(self, vector, first=1, end=self._end)
@@ -238,7 +357,7 @@ class YarnSpace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShortSpace:
-    """The short face: factors around 1, non-decreasing, under the attention factor that the long
+    """The short factors: factors around 1, non-decreasing, under the attention factor that the long
     face has settled on, because a file holds one for both."""
 
     rotation: Rotation
@@ -257,7 +376,7 @@ class ShortSpace:
         return (self.repair(self.rotation.relative_factors(Unscaled())),)
 
     def interval(self, vector: Vector, index: int) -> tuple[float, float]:
-        return _between_neighbours(self, vector, index, first=0, end=self.rotation.pairs)
+        return _between_neighbors(self, vector, index, first=0, end=self.rotation.pairs)
 
     def repair(self, vector: Vector) -> Vector:
         return _repaired(self, vector, first=0, end=self.rotation.pairs)
@@ -282,7 +401,7 @@ def _attention(vector: Vector, attention: Attention, formula: float) -> float:
     return formula if attention == "formula" else 1.0
 
 
-def _between_neighbours(
+def _between_neighbors(
     space: Space, vector: Vector, index: int, *, first: int, end: int
 ) -> tuple[float, float]:
     """The interval of a coordinate where those from `first` to `end` do not decrease."""

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggufrope.advice import advise
+from ggufrope.advice.advise import advise
 from ggufrope.container.types import Header, Span, TensorInfo
-from ggufrope.errors import WishError
-from ggufrope.rope import FactorTensor, RopeMetadata
-from ggufrope.rope.expression import express
+from ggufrope.errors import RequestError
+from ggufrope.rope.encode import express
+from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 
 GIB = 1 << 30
 MODEL = RopeMetadata(
@@ -112,7 +112,7 @@ def test_memory_names_the_cache_that_fits() -> None:
     found = advise(HEADER, MODEL, target_context=32768, memory_bytes=int(1.6 * GIB))
     sizes = [need.total_bytes for need in found.memory]
     assert sizes == sorted(sizes, reverse=True)
-    assert any("f16 does not fit 1.60 GiB: use a q8_0/q8_0 cache" in w for w in found.warnings)
+    assert any("f16 does not fit 1.6 GiB: use a q8_0/q8_0 cache" in w for w in found.warnings)
     small = advise(HEADER, MODEL, target_context=32768, memory_bytes=int(1.35 * GIB))
     assert any("the longest context that fits is" in warning for warning in small.warnings)
     tiny = advise(HEADER, MODEL, target_context=32768, memory_bytes=GIB)
@@ -128,5 +128,5 @@ def test_memory_names_the_cache_that_fits() -> None:
     ],
 )
 def test_what_cannot_be_advised(fields: dict[str, Any], target: int, message: str) -> None:
-    with pytest.raises(WishError, match=message):
+    with pytest.raises(RequestError, match=message):
         advise(HEADER, replace(MODEL, **fields), target_context=target)

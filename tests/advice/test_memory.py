@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ggufrope.advice import kv_bytes, longest_context, memory_need
+from ggufrope.advice.memory import kv_bytes, longest_context, memory_need
 from ggufrope.container.types import ArrayValue, Header, KeyValue, Span, TensorInfo, ValueType
-from ggufrope.errors import FileError, WishError
-from ggufrope.rope import RopeMetadata
+from ggufrope.errors import FileError, RequestError
+from ggufrope.rope.metadata import RopeMetadata
 
 MIB = 1 << 20
 NOWHERE = Span(offset=0, length=0)
@@ -111,9 +111,9 @@ def test_contexts_are_rounded_up_as_allocated() -> None:
 @pytest.mark.parametrize(
     ("fields", "given", "error", "message"),
     [
-        ({}, {"k_type": "q2_k"}, WishError, "cache type 'q2_k' is unknown"),
-        ({"key_length": 80}, {"k_type": "q8_0"}, WishError, "do not divide this model's rows"),
-        ({}, {"context_tokens": 0}, WishError, "a context of 0 tokens"),
+        ({}, {"k_type": "q2_k"}, RequestError, "cache type 'q2_k' is unknown"),
+        ({"key_length": 80}, {"k_type": "q8_0"}, RequestError, "do not divide this model's rows"),
+        ({}, {"context_tokens": 0}, RequestError, "a context of 0 tokens"),
         ({"head_count": None}, {}, FileError, "head_count are both missing"),
     ],
 )

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.make import build
-
-from .conftest import Call
+from tests.cli.conftest import Call
 
 
 def test_json_has_the_words_of_the_contract(cli: Call, llama: Path) -> None:

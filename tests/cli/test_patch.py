@@ -7,8 +7,7 @@ import gguf
 import pytest
 
 from fixtures.make import build
-
-from .conftest import Call
+from tests.cli.conftest import Call
 
 YARN = ("--scaling", "yarn", "--target-ctx", "2048")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.make import build
-
-from .conftest import Call
+from tests.cli.conftest import Call
 
 QUICK = (
     *("--target-ctx", "1k", "--candidates", "8", "--finalists", "1", "--samples", "1"),

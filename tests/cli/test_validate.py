@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from .conftest import Call
+from tests.cli.conftest import Call
 
 GRID = ("--depths", "3", "--haystack", "noise", "--threads", "1")
 

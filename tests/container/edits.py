@@ -6,24 +6,18 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ggufrope.container import (
-    Edits,
-    Strategy,
-    TypedValue,
-    ValueType,
-    carry_out,
-    float_tensor,
-    plan_rewrite,
-    plan_store,
-    read_header,
-)
+from ggufrope.container.reader import read_header
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.strategies import Strategy
+from ggufrope.container.types import Edits, TypedValue, ValueType, float_tensor
+from ggufrope.container.writer import plan_rewrite
 from tests.container.writer import STRING, Model, Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ggufrope.container import StorePlan
-    from ggufrope.container.files import FileLayer
+    from ggufrope.container.filesystem import FileLayer
+    from ggufrope.container.store import StorePlan
 
 
 def blocky_model(order: str = "<") -> Model:

@@ -7,7 +7,7 @@ import os
 import random
 from typing import TYPE_CHECKING, BinaryIO
 
-from ggufrope.container.files import FileLayer
+from ggufrope.container.filesystem import FileLayer
 
 if TYPE_CHECKING:
     from pathlib import Path

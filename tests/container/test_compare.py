@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.container import diff, read_header, tensor_digests, verify, weights_digest
+from ggufrope.container.compare import diff, tensor_digests, verify, weights_digest
+from ggufrope.container.reader import read_header
 from tests.container.writer import Tensor, small_model
 
 if TYPE_CHECKING:

@@ -14,7 +14,10 @@ from tempfile import TemporaryDirectory
 import pytest
 from gguf import GGUFReader
 
-from ggufrope.container import carry_out, plan_rewrite, plan_store, read_header, recover, undo
+from ggufrope.container.reader import read_header
+from ggufrope.container.recovery import recover, undo
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import StorageError
 from tests.container.edits import CASES, Case, plan, prepare
 from tests.container.faults import CapableFiles, FaultyFiles, Stop

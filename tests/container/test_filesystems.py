@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.container import (
-    Edits,
-    Strategy,
-    carry_out,
-    plan_rewrite,
-    plan_store,
-    read_header,
-    undo,
-)
-from ggufrope.container.files import LOCAL
+from ggufrope.container.filesystem import LOCAL
+from ggufrope.container.reader import read_header
+from ggufrope.container.recovery import undo
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.strategies import Strategy
+from ggufrope.container.types import Edits
+from ggufrope.container.writer import plan_rewrite
 from tests.container.edits import CASES, SCALING, Case, plan, prepare
 from tests.container.writer import Model, Tensor
 

@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.container import (
-    Edits,
-    Strategy,
-    carry_out,
-    check_guards,
-    find_guards,
-    plan_rewrite,
-    plan_store,
-    read_header,
-    recover,
-    undo,
-)
+from ggufrope.container.guards import check_guards, find_guards
+from ggufrope.container.reader import read_header
+from ggufrope.container.recovery import recover, undo
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.strategies import Strategy
+from ggufrope.container.types import Edits
+from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import GuardError, StorageError
 from tests.container.edits import SCALING, u32
 from tests.container.writer import small_model

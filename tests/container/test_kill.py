@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from gguf import GGUFReader
 
-from ggufrope.container import read_header, recover, tensor_digests, weights_digest
+from ggufrope.container.compare import tensor_digests, weights_digest
+from ggufrope.container.reader import read_header
+from ggufrope.container.recovery import recover
 from tests.container.edits import blocky_model
 from tests.container.writer import Tensor
 
@@ -22,7 +24,12 @@ ROUNDS = 12
 
 EDITOR = """
 import sys
-from ggufrope.container import *
+from ggufrope.container.reader import read_header
+from ggufrope.container.recovery import recover, undo
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.strategies import Strategy
+from ggufrope.container.types import Edits, TypedValue, ValueType
+from ggufrope.container.writer import plan_rewrite
 
 path, strategy = sys.argv[1], sys.argv[2] or None
 number = 0

@@ -10,22 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope.container import (
-    Edits,
-    Strategy,
-    carry_out,
-    distribute,
-    float_tensor,
-    open_model,
-    plan_rewrite,
-    plan_store,
-    read_array,
-    read_header,
-    read_tensor,
-    recover,
-    undo,
-)
-from ggufrope.container.types import ArrayValue
+from ggufrope.container.reader import read_array, read_header, read_tensor
+from ggufrope.container.recovery import recover, undo
+from ggufrope.container.shards import distribute, open_model
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.strategies import Strategy
+from ggufrope.container.types import ArrayValue, Edits, float_tensor
+from ggufrope.container.writer import plan_rewrite
 from tests.container.edits import text, u32
 from tests.container.faults import FaultyFiles, Stop
 from tests.container.writer import Model, Tensor

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ggufrope.container.location import locate
-from ggufrope.errors import StorageError, WishError
+from ggufrope.errors import RequestError, StorageError
 
 
 @pytest.fixture
@@ -75,5 +75,5 @@ def test_hugging_face_absent(hub: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ollama:", "ollama:../x", "hf:owner/repo", "hf:a/../../b/c"])
 def test_malformed_names(name: str) -> None:
-    with pytest.raises(WishError, match="expected"):
+    with pytest.raises(RequestError, match="expected"):
         locate(name)

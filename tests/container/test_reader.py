@@ -8,22 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.container import (
-    ArrayValue,
-    ValueType,
-    layout_findings,
-    parse_header,
-    read_array,
-    read_header,
-    read_tensor,
-)
+from ggufrope.container.checks import layout_findings
+from ggufrope.container.reader import parse_header, read_array, read_header, read_tensor
+from ggufrope.container.types import ArrayValue, ValueType
 from ggufrope.errors import MalformedError, StorageError
 from tests.container.writer import ARRAY, STRING, Model, Tensor, small_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ggufrope.container import Header
+    from ggufrope.container.types import Header
 
 MINIMAL = b"GGUF\x03\0\0\0" + bytes(8) + b"\x01" + bytes(7)
 KEY = b"\x03\0\0\0\0\0\0\0a.b"
@@ -150,7 +144,7 @@ def test_absurd_shape(shape: tuple[int, ...]) -> None:
         parse(Model(tensors=[Tensor("t", shape, bytes(64), 2)]).encoded())
 
 
-def test_unknown_tensor_type_reaches_to_its_neighbour() -> None:
+def test_unknown_tensor_type_reaches_to_its_neighbor() -> None:
     model = Model(
         tensors=[
             Tensor("a", (3,), bytes(70), 999),

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ggufrope.container import (
+from ggufrope.container.filesystem import FileLayer
+from ggufrope.container.reader import read_header, read_tensor
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.types import (
     PADDING_KEY,
     ArrayValue,
     Edits,
@@ -17,15 +20,10 @@ from ggufrope.container import (
     TensorData,
     TypedValue,
     ValueType,
-    carry_out,
     float_tensor,
-    plan_rewrite,
-    plan_store,
-    read_header,
-    read_tensor,
 )
-from ggufrope.container.files import FileLayer
-from ggufrope.errors import GuardError, StorageError, WishError
+from ggufrope.container.writer import plan_rewrite
+from ggufrope.errors import GuardError, RequestError, StorageError
 from tests.container.writer import Model, Tensor, small_model
 
 if TYPE_CHECKING:
@@ -184,13 +182,13 @@ U8 = ValueType.UINT8
 )
 def test_impossible_wishes(tmp_path: Path, edits: Edits) -> None:
     header = read_header(written(tmp_path, small_model()))
-    with pytest.raises(WishError) as caught:
+    with pytest.raises(RequestError) as caught:
         plan_rewrite(header, edits)
     assert "\n" not in str(caught.value)
 
 
 def test_factors_beyond_f32() -> None:
-    with pytest.raises(WishError, match="F32"):
+    with pytest.raises(RequestError, match="F32"):
         float_tensor([1.0, 1e300], "<")
 
 
@@ -200,7 +198,7 @@ def test_output_must_not_be_the_input(tmp_path: Path) -> None:
     link.hardlink_to(path)
     rewrite = plan_rewrite(read_header(path), Edits())
     for output in (path, tmp_path / "." / "m.gguf", link):
-        with pytest.raises(WishError, match="is the input itself"):
+        with pytest.raises(RequestError, match="is the input itself"):
             plan_store(path, rewrite, output=output)
 
 

@@ -6,23 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.container import (
-    Edits,
-    carry_out,
-    distribute,
-    float_tensor,
-    open_model,
-    plan_rewrite,
-    plan_store,
-)
-from ggufrope.errors import MalformedError, StorageError, WishError
+from ggufrope.container.shards import distribute, open_model
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.types import Edits, float_tensor
+from ggufrope.container.writer import plan_rewrite
+from ggufrope.errors import MalformedError, RequestError, StorageError
 from tests.container.edits import u32
 from tests.container.writer import Model, Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ggufrope.container import ModelFiles
+    from ggufrope.container.shards import ModelFiles
 
 UINT16, INT32 = 2, 5
 
@@ -111,13 +106,13 @@ def test_nothing_to_edit_touches_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_edits_that_would_break_the_model(tmp_path: Path, edits: Edits, says: str) -> None:
-    with pytest.raises(WishError, match=says):
+    with pytest.raises(RequestError, match=says):
         distribute(open_model(split(tmp_path)), edits)
 
 
 def test_a_later_file_is_not_the_model(tmp_path: Path) -> None:
     split(tmp_path)
-    with pytest.raises(WishError, match=r"name m-00001-of-00003\.gguf"):
+    with pytest.raises(RequestError, match=r"name m-00001-of-00003\.gguf"):
         open_model(tmp_path / "m-00002-of-00003.gguf")
 
 

@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 from gguf import GGUFReader
 
-from ggufrope.container import (
-    Edits,
-    Strategy,
-    carry_out,
-    plan_rewrite,
-    plan_store,
-    read_header,
-    read_tensor,
-    recover,
-    undo,
-)
-from ggufrope.container.files import LOCAL
-from ggufrope.errors import StorageError, WishError
+from ggufrope.container.filesystem import LOCAL
+from ggufrope.container.reader import read_header, read_tensor
+from ggufrope.container.recovery import recover, undo
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.strategies import Strategy
+from ggufrope.container.types import Edits
+from ggufrope.container.writer import plan_rewrite
+from ggufrope.errors import RequestError, StorageError
 from tests.container.edits import CASES, SCALING, Case, blocky_model, plan, prepare, u32
 from tests.container.faults import CapableFiles, CloningFiles
 
@@ -152,7 +147,7 @@ def test_nothing_to_change_writes_nothing(tmp_path: Path) -> None:
     assert made.bytes_written == 0
     carry_out(made)
     assert names(tmp_path) == {"m.gguf"}
-    with pytest.raises(WishError, match="no edit"):
+    with pytest.raises(RequestError, match="no edit"):
         undo(path)
 
 
@@ -164,7 +159,7 @@ def test_undo_refuses_what_changed_since(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(b"token 5")] ^= 1
     path.write_bytes(data)
-    with pytest.raises(WishError, match="changed after the edit"):
+    with pytest.raises(RequestError, match="changed after the edit"):
         undo(path)
     assert path.read_bytes() == data
 
@@ -232,10 +227,10 @@ def test_an_impossible_strategy_says_why(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     case = Case("", Edits(set=SCALING), Strategy.OVERWRITE, requested=True)
     prepare(path, case)
-    with pytest.raises(WishError, match=r"'overwrite' cannot store .* the header needs"):
+    with pytest.raises(RequestError, match=r"'overwrite' cannot store .* the header needs"):
         plan(path, case, CapableFiles())
     rewrite = plan_rewrite(read_header(path), Edits())
-    with pytest.raises(WishError, match="only a copy makes a new file"):
+    with pytest.raises(RequestError, match="only a copy makes a new file"):
         plan_store(path, rewrite, output=tmp_path / "o.gguf", strategy=Strategy.GROW)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from ggufrope.errors import MemoryNeedError
-from ggufrope.evals import OpenContext, Task
+from ggufrope.errors import InsufficientMemoryError
+from ggufrope.evals.types import OpenContext, Task
 from ggufrope.runtime.fake import FakeContext, FakeModel
 
 
@@ -46,6 +46,6 @@ def refusing(message: str) -> OpenContext:
     """Opens nothing."""
 
     def refuse(n_ctx: int) -> FakeContext:
-        raise MemoryNeedError(message)
+        raise InsufficientMemoryError(message)
 
     return refuse

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.evals.divergence import DivergencePlan, DivergenceTask, summary
 from ggufrope.evals.logprobs import Comparison
 from ggufrope.evals.needle import NeedleTask
-from ggufrope.evals.needle_plan import NeedlePlan
+from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
-from ggufrope.evals.protocol import LanguageContext
 from ggufrope.evals.types import OpenContext
+from ggufrope.lm import LanguageContext
 from ggufrope.runtime.fake import FakeContext, FakeModel
 from tests.evals.bench import Bench, refusing
 from tests.evals.test_perplexity import TEXT
@@ -137,7 +137,7 @@ def test_logits_that_are_no_numbers_have_no_score() -> None:
 
 def test_other_vocabularies_are_refused() -> None:
     bench = Bench()
-    with pytest.raises(WishError, match="vocabularies of 5000 and 4096 tokens"):
+    with pytest.raises(RequestError, match="vocabularies of 5000 and 4096 tokens"):
         bench.run(DivergenceTask(PLAN, opener(FakeModel(n_vocab=5000))))
 
 
@@ -146,5 +146,5 @@ def test_other_vocabularies_are_refused() -> None:
     [({"n_ctx": 3}, "at least 4 tokens"), ({"n_ctx": 64, "chunks": 0}, "at least one chunk")],
 )
 def test_nonsense_is_refused(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(WishError, match=message):
+    with pytest.raises(RequestError, match=message):
         DivergencePlan(**settings)

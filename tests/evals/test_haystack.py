@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.evals import corpus
 from ggufrope.evals.facts import ADJECTIVES, NOUNS
 from ggufrope.evals.haystack import Filler, Insert, sentences, weave
@@ -64,7 +64,7 @@ def test_same_seed_same_haystack() -> None:
 
 
 def test_text_without_words_is_refused() -> None:
-    with pytest.raises(WishError, match="haystack text is empty"):
+    with pytest.raises(RequestError, match="haystack text is empty"):
         sentences("text", Random(1), " \n ")
 
 
@@ -73,5 +73,5 @@ def test_a_vocabulary_without_the_words_is_refused() -> None:
         def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
             return []
 
-    with pytest.raises(WishError, match="vocabulary has no tokens"):
+    with pytest.raises(RequestError, match="vocabulary has no tokens"):
         Filler(Mute(), corpus.noise(Random(1)))[0]

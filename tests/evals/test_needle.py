@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ggufrope.errors import WishError
-from ggufrope.evals import NeedlePlan, NeedleTask, passkey_plan, recall, recall_by_length
-from ggufrope.evals.needle_prompts import stops
+from ggufrope.errors import RequestError
+from ggufrope.evals.needle import NeedleTask, recall, recall_by_length
+from ggufrope.evals.needle_prompts import NeedlePlan, passkey_plan, stops
 from ggufrope.runtime.fake import FakeModel
 from tests.evals.bench import Bench, refusing
 
@@ -189,17 +189,19 @@ def test_passkey() -> None:
     ],
 )
 def test_contradictions_are_refused(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(WishError, match=message):
+    with pytest.raises(RequestError, match=message):
         NeedlePlan(**{"lengths": LENGTHS, "depths": DEPTHS, **settings})  # type: ignore[arg-type]
 
 
 def test_a_length_without_room_is_refused_before_anything_runs() -> None:
     bench = Bench()
-    with pytest.raises(WishError, match="30 tokens is too short: one fact and its question take"):
+    with pytest.raises(
+        RequestError, match="30 tokens is too short: one fact and its question take"
+    ):
         bench.run(NeedleTask(NeedlePlan(lengths=(30, 512), depths=DEPTHS)))
     assert not bench.contexts
 
 
 def test_an_unknown_haystack_is_refused() -> None:
-    with pytest.raises(WishError, match="unknown haystack 'hay'"):
+    with pytest.raises(RequestError, match="unknown haystack 'hay'"):
         Bench().run(NeedleTask(plan(haystack="hay")))

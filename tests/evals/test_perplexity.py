@@ -7,7 +7,7 @@ from math import exp, sqrt
 import numpy as np
 import pytest
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
 from ggufrope.evals.texts import Text
 from ggufrope.runtime.fake import FakeModel
@@ -126,7 +126,7 @@ def test_no_context_no_value() -> None:
 
 def test_a_text_too_short_names_needed_and_found() -> None:
     task = PerplexityTask(PerplexityPlan(n_ctx=4096, text=TEXT))
-    with pytest.raises(WishError, match="sky is too short: 4096 tokens are needed, it has 602"):
+    with pytest.raises(RequestError, match="sky is too short: 4096 tokens are needed, it has 602"):
         task.planned_tokens(FakeModel())
 
 
@@ -140,5 +140,5 @@ def test_a_text_too_short_names_needed_and_found() -> None:
     ],
 )
 def test_nonsense_is_refused(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(WishError, match=message):
+    with pytest.raises(RequestError, match=message):
         PerplexityPlan(**settings)

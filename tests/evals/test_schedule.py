@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.evals.schedule import common_prefix, lay_out
+from ggufrope.evals.trunk import common_prefix, lay_out
 
 
 def test_one_length_has_a_place_for_every_depth() -> None:

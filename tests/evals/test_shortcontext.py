@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.evals.divergence import DivergencePlan
-from ggufrope.evals.needle_plan import NeedlePlan
-from ggufrope.evals.shortcontext import ShortContextPlan, ShortContextTask, short_context
+from ggufrope.evals.needle_prompts import NeedlePlan
+from ggufrope.evals.short_context import ShortContextPlan, ShortContextTask, short_context
 from ggufrope.runtime.fake import FakeModel
 from tests.evals.bench import Bench
 from tests.evals.test_divergence import opener
@@ -39,5 +39,5 @@ def test_it_goes_on_where_it_was_left() -> None:
 
 
 def test_beyond_the_original_context_is_refused() -> None:
-    with pytest.raises(WishError, match="512 tokens goes beyond the original context of 500"):
+    with pytest.raises(RequestError, match="512 tokens goes beyond the original context of 500"):
         ShortContextPlan(original_context=500, divergence=PLAN.divergence, needle=NEEDLES)

@@ -8,18 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggufrope.evals import (
-    DivergencePlan,
-    DivergenceTask,
-    NeedlePlan,
-    NeedleTask,
-    OpenContext,
-    PerplexityPlan,
-    PerplexityTask,
-    perplexity_of,
-)
-from ggufrope.evals.needle_prompts import stops
-from ggufrope.runtime import Context, ContextSettings, Model
+from ggufrope.evals.divergence import DivergencePlan, DivergenceTask
+from ggufrope.evals.needle import NeedleTask
+from ggufrope.evals.needle_prompts import NeedlePlan, stops
+from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
+from ggufrope.evals.types import OpenContext
+from ggufrope.runtime.context import Context
+from ggufrope.runtime.model import Model
+from ggufrope.runtime.settings import ContextSettings
 
 GRID = NeedlePlan(lengths=(192, 320), depths=(0, 100), distractors=2)
 

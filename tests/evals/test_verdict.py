@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ggufrope.errors import WishError
-from ggufrope.evals.metrics import mean, proportion
+from ggufrope.errors import RequestError
+from ggufrope.evals.stats import mean, proportion
 from ggufrope.evals.verdict import Evidence, Thresholds, judge
 
 
@@ -59,13 +59,13 @@ def test_long_perplexity_against_the_shortest() -> None:
 
 def test_short_context() -> None:
     worse = Evidence(
-        short_nll=mean([0.6, 0.8]), short_recall=(proportion(40, 40), proportion(10, 40))
+        short_context_nll=mean([0.6, 0.8]), short_recall=(proportion(40, 40), proportion(10, 40))
     )
     verdict = judge(worse, Thresholds())
     assert [check.passed for check in verdict.checks] == [False, False]
     assert verdict.reasons == (
-        "short-context-nll: 0.7 nat, at most 0.5 is allowed",
-        "short-context-recall: 25.0%, the original's 100.0%: is worse",
+        "short_context_nll: 0.7 nat, at most 0.5 is allowed",
+        "short_context_recall: 25.0%, the original's 100.0%: is worse",
     )
     within_chance = Evidence(short_recall=(proportion(10, 10), proportion(9, 10)))
     assert judge(within_chance, Thresholds()).passed
@@ -80,8 +80,8 @@ def test_a_threshold_of_none_is_not_applied() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"recall": 90.0}, {"short_nll": -1.0}, {"ruler_share": float("nan")}]
+    "settings", [{"recall": 90.0}, {"short_context_nll": -1.0}, {"ruler_share": float("nan")}]
 )
 def test_thresholds_out_of_range_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(WishError, match=f"the threshold {next(iter(settings))} must be"):
+    with pytest.raises(RequestError, match=f"the threshold {next(iter(settings))} must be"):
         Thresholds(**settings)

@@ -18,19 +18,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufrope.container import (
-    Edits,
-    Span,
-    TypedValue,
-    ValueType,
-    cursor,
-    layout_findings,
-    parse_header,
-    plan_rewrite,
-    reader,
-)
-from ggufrope.container.composition import compose
-from ggufrope.errors import MalformedError, WishError
+from ggufrope.container import reader
+from ggufrope.container.checks import layout_findings
+from ggufrope.container.pieces import compose
+from ggufrope.container.reader import parse_header
+from ggufrope.container.types import Edits, Span, TypedValue, ValueType
+from ggufrope.container.writer import plan_rewrite
+from ggufrope.errors import MalformedError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +32,7 @@ if TYPE_CHECKING:
 
 CORPUS = Path(__file__).parent / "corpus"
 MAX_INPUT = 4096
-TRACED = {reader.__file__, cursor.__file__}
+TRACED = {reader.__file__}
 
 TOKENS = (
     b"GGUF",
@@ -65,7 +59,7 @@ def one_input(data: bytes) -> None:
     layout_findings(header)
     try:
         rewrite = plan_rewrite(header, Edits())
-    except WishError:
+    except RequestError:
         return
     same = compose(rewrite, padding=rewrite.standing_padding)
     assert materialized(same.pieces, data) == data

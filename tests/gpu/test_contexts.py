@@ -11,11 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from ggufrope import Context, ContextSettings, Model, inspect
-from ggufrope.errors import MemoryNeedError
+from ggufrope.errors import InsufficientMemoryError
 from ggufrope.runtime.library import Device
-from ggufrope.runtime.memory import context_need, require_fit
+from ggufrope.runtime.memory import cache_support, context_need, require_fit
 from ggufrope.runtime.probe import compare, probe
-from ggufrope.runtime.rehearsal import cache_support
 
 MIB = 1024 * 1024
 TEXT = "Long ago, in a valley between two rivers, there stood a mill that never stopped." * 4
@@ -82,7 +81,9 @@ def test_a_cache_that_does_not_fit_is_refused_by_the_name_of_the_gpu(
     model: Model, gpus: tuple[Device, ...]
 ) -> None:
     free = {gpu.name: 8 * MIB for gpu in gpus} | {"CPU": 2**40}
-    with pytest.raises(MemoryNeedError, match=rf"on {gpus[0].name}, where 0.0 GiB are free"):
+    with pytest.raises(
+        InsufficientMemoryError, match=rf"on {gpus[0].name}, where 0.0 GiB are free"
+    ):
         require_fit(model, ContextSettings(n_ctx=65536), free)
 
 

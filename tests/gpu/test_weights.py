@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from ggufrope import RuntimeSettings, open_subject
-from ggufrope.errors import MemoryNeedError
-from ggufrope.patching.wishes import Trial
+from ggufrope.errors import InsufficientMemoryError
+from ggufrope.patching.request import Trial
 from ggufrope.runs.plan import KvTypes
-from ggufrope.runtime import ContextSettings, Model, library
+from ggufrope.runtime import library
 from ggufrope.runtime.library import Device
 from ggufrope.runtime.loading import LoadOptions
+from ggufrope.runtime.model import Model
 from ggufrope.runtime.placement import fitting_layers, free_on_gpus, weights_need
-
-from .conftest import LAYERS
+from ggufrope.runtime.settings import ContextSettings
+from tests.gpu.conftest import LAYERS
 
 MIB = 1024 * 1024
 
@@ -70,7 +71,7 @@ def test_a_tensor_split_shares_the_model_out(model_path: Path, gpus: tuple[Devic
 
 def test_weights_that_do_not_fit_are_refused_and_take_nothing(too_large: Path) -> None:
     before = free_on_gpus()
-    with pytest.raises(MemoryNeedError, match=r"GiB are free: put fewer there"):
+    with pytest.raises(InsufficientMemoryError, match=r"GiB are free: put fewer there"):
         Model.open(too_large)
     for name, free in free_on_gpus().items():
         assert free == pytest.approx(before[name], abs=256 * MIB)

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from fixtures.make import build
-from ggufrope.container import Strategy, undo
-from ggufrope.errors import GuardError, WishError
-from ggufrope.patching import Wish, apply, inspect, plan_patch, read_model
+from ggufrope.container.recovery import undo
+from ggufrope.container.strategies import Strategy
+from ggufrope.errors import GuardError, RequestError
+from ggufrope.patching.inspection import inspect, read_model
+from ggufrope.patching.plan import apply, plan_patch
+from ggufrope.patching.request import ScalingRequest
 
-YARN = Wish(scaling="yarn", target_context=2048)
+YARN = ScalingRequest(scaling="yarn", target_context=2048)
 
 
 @pytest.fixture
@@ -76,19 +79,19 @@ def test_in_place_and_back(llama: Path) -> None:
 
 def test_a_second_patch_replaces_the_first(llama: Path, tmp_path: Path) -> None:
     apply(plan_patch(llama, YARN))
-    apply(plan_patch(llama, Wish(scaling="none")))
+    apply(plan_patch(llama, ScalingRequest(scaling="none")))
     metadata = read_model(llama).metadata
     assert (metadata.scaling_type, metadata.factor, metadata.context_length) == ("none", None, 512)
 
 
 def test_nothing_to_change_is_said(llama: Path) -> None:
     apply(plan_patch(llama, YARN))
-    with pytest.raises(WishError, match="nothing to change"):
+    with pytest.raises(RequestError, match="nothing to change"):
         plan_patch(llama, YARN)
 
 
 def test_dead_parameters_are_named_and_not_written(llama: Path) -> None:
-    plan = plan_patch(llama, Wish(scaling="yarn", target_context=2048, beta_fast=8))
+    plan = plan_patch(llama, ScalingRequest(scaling="yarn", target_context=2048, beta_fast=8))
     assert [(item.parameter, item.value) for item in plan.ignored] == [("yarn_beta_fast", 8)]
     assert plan.flags == ("--yarn-beta-fast", "8")
     assert not any("beta" in edit.key for edit in plan.edits)
@@ -96,7 +99,7 @@ def test_dead_parameters_are_named_and_not_written(llama: Path) -> None:
 
 def test_baking_puts_them_into_factors(llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    wish = Wish(scaling="yarn", target_context=2048, beta_fast=8, bake=True)
+    wish = ScalingRequest(scaling="yarn", target_context=2048, beta_fast=8, bake=True)
     plan = plan_patch(llama, wish, output=out)
     assert plan.ignored == ()
     apply(plan)
@@ -108,19 +111,19 @@ def test_baking_puts_them_into_factors(llama: Path, tmp_path: Path) -> None:
 
 def test_an_architecture_without_factors_refuses_to_bake(tmp_path: Path) -> None:
     qwen2 = build("qwen2", tmp_path / "qwen2.gguf", context=512)[0]
-    with pytest.raises(WishError, match=r"no such factor tensors for qwen2.*--yarn-beta-fast"):
-        plan_patch(qwen2, Wish(scaling="yarn", target_context=2048, bake=True))
+    with pytest.raises(RequestError, match=r"no such factor tensors for qwen2.*--yarn-beta-fast"):
+        plan_patch(qwen2, ScalingRequest(scaling="yarn", target_context=2048, bake=True))
 
 
 def test_a_new_base_is_written_beside_the_scheme(llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    apply(plan_patch(llama, Wish(scaling="none", freq_base=50000.0), output=out))
+    apply(plan_patch(llama, ScalingRequest(scaling="none", freq_base=50000.0), output=out))
     assert keys(out)["llama.rope.freq_base"] == 50000.0
 
 
 def test_reserved_space_makes_the_next_edit_cheap(llama: Path) -> None:
     apply(plan_patch(llama, YARN, reserve=4096))
-    plan = plan_patch(llama, Wish(scaling="yarn", target_context=4096, attn_factor=1.2))
+    plan = plan_patch(llama, ScalingRequest(scaling="yarn", target_context=4096, attn_factor=1.2))
     assert plan.strategy is Strategy.RESERVE
     assert plan.bytes_written < 4096 * 2
 

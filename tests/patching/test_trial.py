@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from fixtures.make import build
-from ggufrope.patching import Wish, apply, inspect, plan_patch, read_model, resolve, trial_overrides
+from ggufrope.patching.inspection import inspect, read_model
+from ggufrope.patching.plan import apply, plan_patch
+from ggufrope.patching.request import ScalingRequest, resolve
+from ggufrope.patching.trial import trial_overrides
 
 CONTEXT = 2048
 
@@ -20,7 +23,7 @@ def llama(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["none", "linear", "ntk", "yarn"])
 def test_a_trial_equals_the_patch(llama: Path, tmp_path: Path, scheme: str) -> None:
-    wish = Wish(scaling=scheme, target_context=CONTEXT)  # type: ignore[arg-type]
+    wish = ScalingRequest(scaling=scheme, target_context=CONTEXT)  # type: ignore[arg-type]
     metadata = read_model(llama).metadata
     overrides = trial_overrides(resolve(wish, metadata), metadata, context_tokens=CONTEXT)
     assert overrides is not None
@@ -37,7 +40,7 @@ def test_a_trial_equals_the_patch(llama: Path, tmp_path: Path, scheme: str) -> N
 
 def test_betas_that_a_file_cannot_say_are_tried_all_the_same(llama: Path) -> None:
     metadata = read_model(llama).metadata
-    wish = Wish(scaling="yarn", target_context=CONTEXT, beta_fast=8)
+    wish = ScalingRequest(scaling="yarn", target_context=CONTEXT, beta_fast=8)
     overrides = trial_overrides(resolve(wish, metadata), metadata, context_tokens=CONTEXT)
     assert overrides is not None
     assert overrides.yarn_beta_fast == 8
@@ -46,14 +49,14 @@ def test_betas_that_a_file_cannot_say_are_tried_all_the_same(llama: Path) -> Non
 @pytest.mark.parametrize(
     "wish",
     [
-        Wish(scaling="yarn", target_context=CONTEXT, attn_factor=1.5),
-        Wish(scaling="ntk-by-parts", target_context=CONTEXT),
-        Wish(scaling="llama3", target_context=CONTEXT),
-        Wish(scaling="factors", factor=4, long_factors=(2.0,) * 16),
+        ScalingRequest(scaling="yarn", target_context=CONTEXT, attn_factor=1.5),
+        ScalingRequest(scaling="ntk-by-parts", target_context=CONTEXT),
+        ScalingRequest(scaling="llama3", target_context=CONTEXT),
+        ScalingRequest(scaling="factors", factor=4, long_factors=(2.0,) * 16),
     ],
     ids=lambda wish: wish.scaling,
 )
-def test_what_context_parameters_cannot_say(llama: Path, wish: Wish) -> None:
+def test_what_context_parameters_cannot_say(llama: Path, wish: ScalingRequest) -> None:
     metadata = read_model(llama).metadata
     assert trial_overrides(resolve(wish, metadata), metadata, context_tokens=CONTEXT) is None
 
@@ -62,13 +65,13 @@ def test_a_magnitude_in_the_file_shows_through_every_parameter(tmp_path: Path) -
     settings = {"rope.scaling.type": "yarn", "rope.scaling.attn_factor": 1.3}
     path = build("llama", tmp_path / "m.gguf", context=512, keys=settings)[0]
     metadata = read_model(path).metadata
-    target = resolve(Wish(scaling="none"), metadata)
+    target = resolve(ScalingRequest(scaling="none"), metadata)
     assert trial_overrides(target, metadata, context_tokens=512) is None
 
 
 def test_dynamic_ntk_follows_the_context(llama: Path) -> None:
     metadata = read_model(llama).metadata
-    target = resolve(Wish(scaling="dynamic-ntk", target_context=CONTEXT), metadata)
+    target = resolve(ScalingRequest(scaling="dynamic-ntk", target_context=CONTEXT), metadata)
     short = trial_overrides(target, metadata, context_tokens=512)
     long = trial_overrides(target, metadata, context_tokens=CONTEXT)
     assert short is not None

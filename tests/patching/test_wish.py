@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from ggufrope.errors import WishError
-from ggufrope.patching import Target, Wish, resolve
-from ggufrope.rope import (
+from ggufrope.errors import RequestError
+from ggufrope.patching.request import ScalingRequest, Target, resolve
+from ggufrope.rope.huggingface import from_config
+from ggufrope.rope.metadata import RopeMetadata
+from ggufrope.rope.scaling import (
     DynamicNtk,
     FrequencyFactors,
     Linear,
@@ -17,11 +19,9 @@ from ggufrope.rope import (
     LongRope,
     NtkAware,
     NtkByParts,
-    RopeMetadata,
     Unscaled,
     Yarn,
 )
-from ggufrope.rope.huggingface import from_config
 
 
 def declared(**fields: Any) -> RopeMetadata:
@@ -36,62 +36,65 @@ LONG = (1.0, 2.0)
 @pytest.mark.parametrize(
     ("wish", "scaling"),
     [
-        (Wish(scaling="none"), Unscaled()),
-        (Wish(scaling="linear", target_context=32768), Linear(factor=4)),
-        (Wish(scaling="linear", factor=4), Linear(factor=4)),
-        (Wish(scaling="ntk", factor=2.5), NtkAware(factor=2.5)),
-        (Wish(scaling="dynamic-ntk", factor=2), DynamicNtk(factor=2, original_context=8192)),
+        (ScalingRequest(scaling="none"), Unscaled()),
+        (ScalingRequest(scaling="linear", target_context=32768), Linear(factor=4)),
+        (ScalingRequest(scaling="linear", factor=4), Linear(factor=4)),
+        (ScalingRequest(scaling="ntk", factor=2.5), NtkAware(factor=2.5)),
         (
-            Wish(scaling="ntk-by-parts", factor=2, beta_fast=16),
+            ScalingRequest(scaling="dynamic-ntk", factor=2),
+            DynamicNtk(factor=2, original_context=8192),
+        ),
+        (
+            ScalingRequest(scaling="ntk-by-parts", factor=2, beta_fast=16),
             NtkByParts(factor=2, original_context=8192, beta_fast=16),
         ),
         (
-            Wish(scaling="yarn", target_context=16384, attn_factor=1.5, beta_slow=2),
+            ScalingRequest(scaling="yarn", target_context=16384, attn_factor=1.5, beta_slow=2),
             Yarn(factor=2, original_context=8192, attention_factor=1.5, beta_slow=2),
         ),
         (
-            Wish(scaling="llama3", factor=8, low_freq_factor=2, high_freq_factor=8),
+            ScalingRequest(scaling="llama3", factor=8, low_freq_factor=2, high_freq_factor=8),
             Llama3(factor=8, original_context=8192, low_freq_factor=2, high_freq_factor=8),
         ),
         (
-            Wish(scaling="longrope", factor=2, long_factors=LONG),
+            ScalingRequest(scaling="longrope", factor=2, long_factors=LONG),
             LongRope(long_factors=LONG, short_factors=(1.0, 1.0), original_context=8192, factor=2),
         ),
         (
-            Wish(scaling="factors", factor=2, long_factors=LONG, attn_factor=1.1),
+            ScalingRequest(scaling="factors", factor=2, long_factors=LONG, attn_factor=1.1),
             FrequencyFactors(factors=LONG, attention_factor=1.1),
         ),
     ],
-    ids=lambda value: value.scaling if isinstance(value, Wish) else "",
+    ids=lambda value: value.scaling if isinstance(value, ScalingRequest) else "",
 )
-def test_schemes(wish: Wish, scaling: object) -> None:
+def test_schemes(wish: ScalingRequest, scaling: object) -> None:
     assert resolve(wish, PLAIN).scaling == scaling
 
 
 def test_a_target_settles_context_and_original() -> None:
-    target = resolve(Wish(scaling="yarn", target_context=16384), PLAIN)
+    target = resolve(ScalingRequest(scaling="yarn", target_context=16384), PLAIN)
     assert (target.original_context, target.context_length) == (8192, 16384)
 
 
 def test_a_factor_settles_the_target() -> None:
-    assert resolve(Wish(scaling="linear", factor=4), PLAIN).context_length == 32768
+    assert resolve(ScalingRequest(scaling="linear", factor=4), PLAIN).context_length == 32768
 
 
 def test_a_shorter_target_than_the_factor_reaches_is_kept() -> None:
-    target = resolve(Wish(scaling="yarn", factor=4, target_context=20000), PLAIN)
+    target = resolve(ScalingRequest(scaling="yarn", factor=4, target_context=20000), PLAIN)
     assert target.context_length == 20000
     assert target.scaling == Yarn(factor=4, original_context=8192)
 
 
 def test_an_already_scaled_file_starts_from_its_original() -> None:
     scaled = declared(context_length=16384, original_context=8192, factor=2.0, scaling_type="yarn")
-    target = resolve(Wish(scaling="yarn", target_context=32768), scaled)
+    target = resolve(ScalingRequest(scaling="yarn", target_context=32768), scaled)
     assert target.scaling == Yarn(factor=4, original_context=8192)
 
 
 def test_none_restores_the_original_context() -> None:
     scaled = declared(context_length=16384, original_context=8192, factor=2.0, scaling_type="yarn")
-    assert resolve(Wish(scaling="none"), scaled) == Target(
+    assert resolve(ScalingRequest(scaling="none"), scaled) == Target(
         scaling=Unscaled(), original_context=8192, context_length=8192, freq_base=None
     )
 
@@ -99,39 +102,48 @@ def test_none_restores_the_original_context() -> None:
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        (Wish(), "say which scheme"),
-        (Wish(scaling="yarn"), "say how far"),
-        (Wish(scaling="yarn", target_context=4096), "below the original context of 8192"),
-        (Wish(scaling="yarn", factor=2, target_context=32768), "takes 8192 tokens to 16384"),
-        (Wish(scaling="yarn", factor=0), "factor 0 "),
-        (Wish(scaling="yarn", factor=-1), "factor -1 "),
-        (Wish(scaling="linear", factor=math.nan), "factor nan "),
-        (Wish(scaling="linear", factor=math.inf), "factor inf "),
-        (Wish(scaling="linear", factor=1e9), "above 10000"),
-        (Wish(scaling="linear", factor=2, beta_fast=8), "--beta-fast: no such parameter"),
-        (Wish(scaling="none", factor=2), "--factor: no such parameter"),
-        (Wish(scaling="ntk", factor=2, attn_factor=1.0), "--attn-factor: no such parameter"),
-        (Wish(scaling="yarn", factor=2, long_factors=LONG), "--long-factors: no such"),
-        (Wish(scaling="longrope", factor=2), "needs --long-factors"),
-        (Wish(scaling="yarn", factor=2, original_context=0), "--orig-ctx 0"),
-        (Wish(scaling="none", freq_base=math.nan), "--freq-base nan"),
-        (Wish(scaling="none", freq_base=0.5), "--freq-base 0.5"),
-        (Wish(scaling="yarn", factor=2, beta_fast=1, beta_slow=4), "beta_fast 1 must be above"),
+        (ScalingRequest(), "say which scheme"),
+        (ScalingRequest(scaling="yarn"), "say how far"),
+        (ScalingRequest(scaling="yarn", target_context=4096), "below the original context of 8192"),
+        (
+            ScalingRequest(scaling="yarn", factor=2, target_context=32768),
+            "takes 8192 tokens to 16384",
+        ),
+        (ScalingRequest(scaling="yarn", factor=0), "factor 0 "),
+        (ScalingRequest(scaling="yarn", factor=-1), "factor -1 "),
+        (ScalingRequest(scaling="linear", factor=math.nan), "factor nan "),
+        (ScalingRequest(scaling="linear", factor=math.inf), "factor inf "),
+        (ScalingRequest(scaling="linear", factor=1e9), "above 10000"),
+        (ScalingRequest(scaling="linear", factor=2, beta_fast=8), "--beta-fast: no such parameter"),
+        (ScalingRequest(scaling="none", factor=2), "--factor: no such parameter"),
+        (
+            ScalingRequest(scaling="ntk", factor=2, attn_factor=1.0),
+            "--attn-factor: no such parameter",
+        ),
+        (ScalingRequest(scaling="yarn", factor=2, long_factors=LONG), "--long-factors: no such"),
+        (ScalingRequest(scaling="longrope", factor=2), "needs --long-factors"),
+        (ScalingRequest(scaling="yarn", factor=2, original_context=0), "--orig-ctx 0"),
+        (ScalingRequest(scaling="none", freq_base=math.nan), "--freq-base nan"),
+        (ScalingRequest(scaling="none", freq_base=0.5), "--freq-base 0.5"),
+        (
+            ScalingRequest(scaling="yarn", factor=2, beta_fast=1, beta_slow=4),
+            "beta_fast 1 must be above",
+        ),
     ],
 )
-def test_contradictions_are_refused(wish: Wish, message: str) -> None:
-    with pytest.raises(WishError, match=message):
+def test_contradictions_are_refused(wish: ScalingRequest, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         resolve(wish, PLAIN)
 
 
 def test_a_file_scaled_from_nobody_knows_what() -> None:
-    with pytest.raises(WishError, match=r"already scaled by 4 .* give --orig-ctx"):
-        resolve(Wish(scaling="yarn", factor=2), declared(factor=4.0))
+    with pytest.raises(RequestError, match=r"already scaled by 4 .* give --orig-ctx"):
+        resolve(ScalingRequest(scaling="yarn", factor=2), declared(factor=4.0))
 
 
 def test_a_file_without_a_context_length() -> None:
-    with pytest.raises(WishError, match="no context length; give --orig-ctx"):
-        resolve(Wish(scaling="yarn", factor=2), declared(context_length=None))
+    with pytest.raises(RequestError, match="no context length; give --orig-ctx"):
+        resolve(ScalingRequest(scaling="yarn", factor=2), declared(context_length=None))
 
 
 CONFIG = {
@@ -148,7 +160,7 @@ CONFIG = {
 
 
 def test_a_config_says_everything() -> None:
-    assert resolve(Wish(given=from_config(CONFIG)), PLAIN) == Target(
+    assert resolve(ScalingRequest(given=from_config(CONFIG)), PLAIN) == Target(
         scaling=Yarn(factor=4, original_context=8192),
         original_context=8192,
         context_length=32768,
@@ -157,11 +169,11 @@ def test_a_config_says_everything() -> None:
 
 
 def test_a_config_and_a_scheme_contradict() -> None:
-    with pytest.raises(WishError, match="leave out --factor, --scaling"):
-        resolve(Wish(given=from_config(CONFIG), scaling="yarn", factor=2), PLAIN)
+    with pytest.raises(RequestError, match="leave out --factor, --scaling"):
+        resolve(ScalingRequest(given=from_config(CONFIG), scaling="yarn", factor=2), PLAIN)
 
 
 def test_a_config_of_another_model() -> None:
     other = from_config(CONFIG | {"num_attention_heads": 4})
-    with pytest.raises(WishError, match="another model: head size 16, the file has 32"):
-        resolve(Wish(given=other), PLAIN)
+    with pytest.raises(RequestError, match="another model: head size 16, the file has 32"):
+        resolve(ScalingRequest(given=other), PLAIN)

@@ -13,29 +13,19 @@ from gguf import GGUFReader, GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ggufrope.container import (
-    ArrayValue,
-    Edits,
-    TensorData,
-    TypedValue,
-    ValueType,
-    carry_out,
-    layout_findings,
-    parse_header,
-    plan_rewrite,
-    plan_store,
-    read_array,
-    read_header,
-    read_tensor,
-    undo,
-)
-from ggufrope.errors import MalformedError, WishError
+from ggufrope.container.checks import layout_findings
+from ggufrope.container.reader import parse_header, read_array, read_header, read_tensor
+from ggufrope.container.recovery import undo
+from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.types import ArrayValue, Edits, TensorData, TypedValue, ValueType
+from ggufrope.container.writer import plan_rewrite
+from ggufrope.errors import MalformedError, RequestError
 from tests.container.faults import CapableFiles
 from tests.container.writer import ARRAY, STRING
 from tests.property.strategies import SCALARS, models, scalars
 
 if TYPE_CHECKING:
-    from ggufrope.container import Header
+    from ggufrope.container.types import Header
     from tests.container.writer import Model
 
 settings.register_profile(
@@ -251,5 +241,5 @@ def check_tensors(model: Model, wish: Edits, path: Path, header: Header) -> None
 @pytest.mark.parametrize("text", ["\ud800", "a\udfff"])
 def test_strings_that_are_no_bytes_are_refused(text: str) -> None:
     header = parse(b"GGUF\x03\0\0\0" + bytes(16))
-    with pytest.raises(WishError):
+    with pytest.raises(RequestError):
         plan_rewrite(header, Edits(set={"k": TypedValue(type=ValueType(STRING), value=text)}))

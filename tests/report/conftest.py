@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ggufrope.evals.results import Cell, CellResult, Curve, Metric
 from ggufrope.report.record import RunReport, report_of
-from ggufrope.runs.cells import Cell, CellResult, Curve, Metric
 from ggufrope.runs.jobs import Job, expand
 from ggufrope.runs.models import ModelFile
 from ggufrope.runs.plan import RunPlan
@@ -38,7 +38,7 @@ def result_of(cell: Cell) -> CellResult:
             status="ok",
             metrics=(
                 Metric(name="recall", value=float(log_probability > -1.2)),
-                Metric(name="beats_distractors", value=float(log_probability > -2)),
+                Metric(name="top_ranked", value=float(log_probability > -2)),
                 Metric(name="log_probability", value=log_probability),
             ),
             notes=(("needle", "The secret number is 7."), ("answer", "7")),

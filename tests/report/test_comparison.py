@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from ggufrope.report.comparison import compare, sign_test
+from ggufrope.evals.results import CellResult, Metric
+from ggufrope.report.comparison import compare
 from ggufrope.report.exports import to_plain
 from ggufrope.report.html import to_html
 from ggufrope.report.record import RunReport
-from ggufrope.runs.cells import CellResult, Metric
 
 Make = Callable[..., RunReport]
 
@@ -23,14 +23,6 @@ def changed(report: RunReport, change: Callable[[CellResult], CellResult]) -> Ru
 def with_value(result: CellResult, name: str, value: float) -> CellResult:
     metrics = tuple(replace(m, value=value) if m.name == name else m for m in result.metrics)
     return replace(result, metrics=metrics)
-
-
-@pytest.mark.parametrize(
-    ("lost", "gained", "p"),
-    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (6, 0, 0.03125), (0, 6, 0.03125), (8, 2, 0.109375)],
-)
-def test_the_sign_test_is_exact(lost: int, gained: int, p: float) -> None:
-    assert sign_test(lost, gained) == pytest.approx(p)
 
 
 def test_a_run_against_itself_has_no_change_that_counts(make_report: Make) -> None:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ggufrope.evals.metrics import proportion
+from ggufrope.evals.stats import proportion
 from ggufrope.report.exports import to_csv, to_json, to_junit
 from ggufrope.report.record import RunReport
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope.patching.wishes import Trial
+from ggufrope.patching.request import Trial
 from ggufrope.report.html import to_html
 from ggufrope.report.record import RunReport
 
@@ -110,14 +110,14 @@ def test_hostile_strings_are_text(make_report: Make) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not here: apt-get install chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_draws_it(make_report: Make, tmp_path: Path, scheme: str) -> None:
-    """The corner is the theme's paper; a heatmap's colours are on the page; no script ran."""
+    """The corner is the theme's paper; a heatmap's colors are on the page; no script ran."""
     source, picture = tmp_path / "page.html", tmp_path / "page.png"
     source.write_text(to_html(make_report(name=HOSTILE)), encoding="utf-8")
     preference = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
     browse(f"--screenshot={picture}", "--window-size=1200,2600", preference, source, tmp_path)
-    colours = colours_of(picture)
-    assert ((20, 24, 28) if scheme == "dark" else (255, 255, 255)) == colours[0]
-    assert ((76, 194, 174) if scheme == "dark" else (15, 107, 96)) in colours
+    colors = colors_of(picture)
+    assert ((20, 24, 28) if scheme == "dark" else (255, 255, 255)) == colors[0]
+    assert ((76, 194, 174) if scheme == "dark" else (15, 107, 96)) in colors
     assert "<title>taken" not in browse("--dump-dom", source, tmp_path)
 
 
@@ -138,9 +138,9 @@ def browse(*arguments: object) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def colours_of(picture: Path) -> list[tuple[int, ...]]:
-    """The distinct colours of a picture, that of its corner first."""
+def colors_of(picture: Path) -> list[tuple[int, ...]]:
+    """The distinct colors of a picture, that of its corner first."""
     image = pytest.importorskip("PIL.Image", reason="pictures are read with pillow")
     with image.open(picture) as opened:
         pixels = opened.convert("RGB")
-    return [pixels.getpixel((0, 0)), *(colour for _, colour in pixels.getcolors(1 << 24))]
+    return [pixels.getpixel((0, 0)), *(color for _, color in pixels.getcolors(1 << 24))]

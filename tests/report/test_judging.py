@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from ggufrope.evals.results import Metric
 from ggufrope.evals.verdict import Thresholds
 from ggufrope.report.judging import judge_settings
 from ggufrope.report.summary import SummaryRow
-from ggufrope.runs.cells import Metric
 
 
 def row(

@@ -15,7 +15,7 @@ from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ggufrope.rope.edits import Expression
+    from ggufrope.rope.encode import Expression
 
 NOWHERE = Span(offset=0, length=0)
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ggufrope.errors import FileError
-from ggufrope.rope import Architecture, architecture, architectures, source
+from ggufrope.rope.architectures import Architecture, architecture, architectures, source
 from ggufrope.rope.keys import FACTOR_TENSORS, KEYS, ROPE_FACTORS_LONG, ROPE_FREQS
 
 

@@ -11,28 +11,26 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from ggufrope.errors import WishError
-from ggufrope.rope import (
+from ggufrope.errors import RequestError
+from ggufrope.rope.effective import RopeOverrides
+from ggufrope.rope.encode import Expression, express
+from ggufrope.rope.export import Tool, export
+from ggufrope.rope.frequencies import frequencies
+from ggufrope.rope.huggingface import from_config
+from ggufrope.rope.llamacpp import effective
+from ggufrope.rope.metadata import RopeMetadata
+from ggufrope.rope.overrides import command_flags, recognize, try_out
+from ggufrope.rope.scaling import (
     DynamicNtk,
     FrequencyFactors,
     Linear,
     Llama3,
     LongRope,
     NtkAware,
-    RopeMetadata,
-    RopeOverrides,
     RopeScaling,
     Unscaled,
     Yarn,
-    effective,
-    frequencies,
 )
-from ggufrope.rope.edits import Expression
-from ggufrope.rope.export import Tool, export
-from ggufrope.rope.expression import express
-from ggufrope.rope.huggingface import from_config
-from ggufrope.rope.recognition import recognise
-from ggufrope.rope.trial import command_flags, try_out
 
 Metadata = Callable[..., RopeMetadata]
 Applied = Callable[[Expression, RopeMetadata], RopeMetadata]
@@ -59,24 +57,24 @@ RUN_TIME: list[RopeScaling] = [
 
 
 @pytest.mark.parametrize("scaling", SCHEMES, ids=lambda s: type(s).__name__)
-def test_what_was_written_is_recognised(
+def test_what_was_written_is_recognized(
     metadata: Metadata, applied: Applied, scaling: RopeScaling
 ) -> None:
     before = metadata()
-    found = recognise(applied(express(scaling, before), before))
+    found = recognize(applied(express(scaling, before), before))
     assert found.base == 10000.0
     assert found.scaling == scaling
 
 
 def test_an_attention_factor_alone_is_not_lost(metadata: Metadata) -> None:
-    found = recognise(metadata(attn_factor=1.5)).scaling
+    found = recognize(metadata(attn_factor=1.5)).scaling
     assert found == FrequencyFactors(factors=(1.0,) * 32, attention_factor=1.5)
 
 
 def test_factors_under_a_factor_have_no_name(metadata: Metadata) -> None:
     model = metadata(factor=2.0, factors={"rope_freqs.weight": np.ones(32)})
-    with pytest.raises(WishError, match="no scheme with a name"):
-        recognise(model)
+    with pytest.raises(RequestError, match="no scheme with a name"):
+        recognize(model)
 
 
 @pytest.mark.parametrize("scaling", RUN_TIME, ids=lambda s: type(s).__name__)
@@ -94,7 +92,7 @@ def test_a_trial_says_what_it_cannot(metadata: Metadata) -> None:
     wish = Yarn(factor=4.0, original_context=2048, attention_factor=1.0, truncate=False)
     ignored = try_out(wish, metadata()).ignored
     assert [item.parameter for item in ignored] == ["attention_factor", "truncate"]
-    with pytest.raises(WishError, match="lives in factor tensors"):
+    with pytest.raises(RequestError, match="lives in factor tensors"):
         try_out(SCHEMES[-1], metadata())
 
 
@@ -180,12 +178,12 @@ def test_what_a_tool_cannot_say_is_said(metadata: Metadata, applied: Applied) ->
 
 
 def test_an_unknown_tool_is_refused(metadata: Metadata) -> None:
-    with pytest.raises(WishError, match="cannot export to 'word'"):
+    with pytest.raises(RequestError, match="cannot export to 'word'"):
         export(metadata(), "word")  # type: ignore[arg-type]
 
 
 def test_factor_values_are_needed(metadata: Metadata) -> None:
     model = metadata(factors={"rope_freqs.weight": np.ones(32)})
     unread = replace(model.factor_tensors[0], values=None)
-    with pytest.raises(WishError, match="were not read"):
-        recognise(replace(model, factor_tensors=(unread,)))
+    with pytest.raises(RequestError, match="were not read"):
+        recognize(replace(model, factor_tensors=(unread,)))

@@ -8,10 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ggufrope.container import TypedValue
-from ggufrope.container.types import ValueType
-from ggufrope.errors import WishError
-from ggufrope.rope import (
+from ggufrope.container.types import TypedValue, ValueType
+from ggufrope.errors import RequestError
+from ggufrope.rope.architectures import architectures
+from ggufrope.rope.encode import Expression, express
+from ggufrope.rope.frequencies import frequencies
+from ggufrope.rope.llamacpp import effective
+from ggufrope.rope.metadata import RopeMetadata
+from ggufrope.rope.scaling import (
     DynamicNtk,
     FrequencyFactors,
     Linear,
@@ -20,16 +24,10 @@ from ggufrope.rope import (
     NtkAware,
     NtkByParts,
     Proportional,
-    RopeMetadata,
     RopeScaling,
     Unscaled,
     Yarn,
-    architectures,
-    effective,
-    frequencies,
 )
-from ggufrope.rope.edits import Expression
-from ggufrope.rope.expression import express
 
 Metadata = Callable[..., RopeMetadata]
 Applied = Callable[[Expression, RopeMetadata], RopeMetadata]
@@ -109,7 +107,7 @@ def test_baked_metadata_does_the_same(
     same_rotation(after, scaling, base=10000.0, context_tokens=8192)
 
 
-@pytest.mark.parametrize("name", [n for n in LOADING if architectures()[n].two_faced])
+@pytest.mark.parametrize("name", [n for n in LOADING if architectures()[n].has_long_short_factors])
 def test_longrope_on_both_sides_of_its_original_context(
     metadata: Metadata, applied: Applied, name: str
 ) -> None:
@@ -124,7 +122,7 @@ def test_two_faces_leave_the_short_one_as_it_was(metadata: Metadata, applied: Ap
     native = np.geomspace(1, 8, 32).astype(np.float32).astype(np.float64)
     before = metadata(factors={"rope_freqs.weight": native}, attn_factor=1.2)
     wish = Yarn(factor=4.0, original_context=2048)
-    expression = express(wish, before, two_faced=True, context_length=8192)
+    expression = express(wish, before, keep_short_context=True, context_length=8192)
     after = applied(expression, before)
     for tokens in (512, 2048):
         old, new = (effective(m, context_tokens=tokens).groups[0] for m in (before, after))
@@ -187,7 +185,9 @@ def test_dead_betas_are_never_written_silently(metadata: Metadata) -> None:
 def test_factors_are_refused_with_what_works_instead(
     metadata: Metadata, scaling: RopeScaling
 ) -> None:
-    with pytest.raises(WishError, match=r"no such factor tensors for qwen2.*--rope-scaling yarn"):
+    with pytest.raises(
+        RequestError, match=r"no such factor tensors for qwen2.*--rope-scaling yarn"
+    ):
         express(scaling, metadata("qwen2"))
 
 
@@ -228,7 +228,7 @@ def test_tensors_that_the_new_type_refuses_are_taken_out(
 
 
 def test_factors_for_another_head_size_are_refused(metadata: Metadata) -> None:
-    with pytest.raises(WishError, match="31 frequency factors for 32 rotary pairs"):
+    with pytest.raises(RequestError, match="31 frequency factors for 32 rotary pairs"):
         express(FrequencyFactors(factors=RISING[1:]), metadata())
 
 

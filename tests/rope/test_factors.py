@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
 from ggufrope.rope.factors import (
     FactorFormat,
     FactorSet,
@@ -77,7 +77,7 @@ def test_npy_vectors_and_pairs() -> None:
 def test_what_is_no_factors_is_one_clear_line(
     data: str | bytes, form: FactorFormat, message: str
 ) -> None:
-    with pytest.raises(WishError, match=message) as error:
+    with pytest.raises(RequestError, match=message) as error:
         parse(data, form)
     assert "\n" not in str(error.value)
 
@@ -95,12 +95,12 @@ def test_what_is_written_is_read(factors: tuple[float, ...], form: FactorFormat)
 def test_any_bytes_give_factors_or_the_domain_error(data: bytes, form: FactorFormat) -> None:
     try:
         parse(data, form)
-    except WishError:
+    except RequestError:
         return
 
 
 def test_one_face_does_not_fit_npy() -> None:
-    with pytest.raises(WishError, match="npy holds one array"):
+    with pytest.raises(RequestError, match="npy holds one array"):
         format_factors(FactorSet(long=(1.0,)), form="npy")
 
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.errors import WishError
-from ggufrope.rope import (
+from ggufrope.errors import RequestError
+from ggufrope.rope.frequencies import frequencies, yarn_kept
+from ggufrope.rope.huggingface import from_config
+from ggufrope.rope.scaling import (
     DynamicNtk,
     FrequencyFactors,
     Linear,
@@ -22,10 +24,7 @@ from ggufrope.rope import (
     Proportional,
     Unscaled,
     Yarn,
-    frequencies,
 )
-from ggufrope.rope.frequencies import yarn_kept
-from ggufrope.rope.huggingface import from_config
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "golden" / "rope.json").read_text("utf-8"))
 CASES = [
@@ -123,12 +122,12 @@ def test_proportional_leaves_the_other_pairs_still() -> None:
 
 @pytest.mark.parametrize(("n_rot", "base"), [(0, 1e4), (3, 1e4), (64, 1.0), (64, math.nan)])
 def test_settings_that_are_no_rope_are_refused(n_rot: int, base: float) -> None:
-    with pytest.raises(WishError):
+    with pytest.raises(RequestError):
         frequencies(Unscaled(), n_rot=n_rot, base=base)
 
 
 def test_factors_for_another_head_size_are_refused() -> None:
-    with pytest.raises(WishError, match="2 frequency factors for 32 rotary pairs"):
+    with pytest.raises(RequestError, match="2 frequency factors for 32 rotary pairs"):
         frequencies(FrequencyFactors(factors=(1.0, 2.0)), n_rot=64, base=1e4)
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from ggufrope.errors import WishError
-from ggufrope.rope import (
+from ggufrope.errors import RequestError
+from ggufrope.rope.huggingface import from_config, to_config
+from ggufrope.rope.scaling import (
     DynamicNtk,
     FrequencyFactors,
     Linear,
@@ -18,7 +19,6 @@ from ggufrope.rope import (
     Unscaled,
     Yarn,
 )
-from ggufrope.rope.huggingface import from_config, to_config
 
 
 def config(**fields: Any) -> dict[str, Any]:
@@ -117,14 +117,14 @@ def test_rotary_dimensions(fields: dict[str, Any], n_rot: int) -> None:
     ],
 )
 def test_errors_name_the_field(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(WishError, match=message):
+    with pytest.raises(RequestError, match=message):
         from_config(config(**fields))
 
 
 def test_json_that_is_no_config() -> None:
-    with pytest.raises(WishError, match=r"none of the fields of a model's config\.json"):
+    with pytest.raises(RequestError, match=r"none of the fields of a model's config\.json"):
         from_config({"vocab": {"a": 1}})
-    with pytest.raises(WishError, match="expected a JSON object"):
+    with pytest.raises(RequestError, match="expected a JSON object"):
         from_config([1, 2])  # type: ignore[arg-type]
 
 
@@ -156,5 +156,5 @@ def test_what_is_written_is_read(scaling: RopeScaling) -> None:
     ids=lambda s: type(s).__name__,
 )
 def test_schemes_that_transformers_lacks(scaling: RopeScaling) -> None:
-    with pytest.raises(WishError, match="transformers has no rope_type for"):
+    with pytest.raises(RequestError, match="transformers has no rope_type for"):
         to_config(scaling, base=1e4)

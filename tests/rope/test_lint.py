@@ -8,20 +8,14 @@ import numpy as np
 import pytest
 
 from ggufrope.container.types import Header, ValueType
-from ggufrope.rope import (
-    Linear,
-    NtkAware,
-    RopeMetadata,
-    RopeScaling,
-    Yarn,
-    architectures,
-    lint,
-    read_metadata,
-)
-from ggufrope.rope.expression import express
+from ggufrope.rope.architectures import architectures
+from ggufrope.rope.encode import express
+from ggufrope.rope.lint import lint
+from ggufrope.rope.metadata import RopeMetadata, read_metadata
+from ggufrope.rope.scaling import Linear, NtkAware, RopeScaling, Yarn
 
 if TYPE_CHECKING:
-    from ggufrope.rope.edits import Expression
+    from ggufrope.rope.encode import Expression
 
 Metadata = Callable[..., RopeMetadata]
 YARN: dict[str, Any] = {
@@ -67,7 +61,7 @@ ONES = np.ones(32)
         ("llama", {"factors": {FREQS: np.zeros(32)}}, "factor-value", "error"),
         ("llama", {"factors": {FREQS: np.linspace(2, 1, 32)}}, "factor-descent", "warning"),
         ("falcon-h1", {"factors": {FREQS: ONES}}, "unused-factor-tensor", "warning"),
-        ("phi3", {"factors": {LONG: ONES}}, "one-face", "warning"),
+        ("phi3", {"factors": {LONG: ONES}}, "lone-factors", "warning"),
         ("llama", {"factors": {FREQS: ONES, LONG: ONES}}, "shadowed-factors", "warning"),
         ("llama", {"scaling_type": "longrope"}, "longrope-without-factors", "warning"),
         (

@@ -13,21 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufrope.container.types import ValueType
-from ggufrope.errors import FileError, GgufRopeError, WishError
-from ggufrope.rope import (
-    EffectiveRope,
-    Linear,
-    RopeMetadata,
-    RopeOverrides,
-    Unscaled,
-    Yarn,
-    architectures,
-    effective,
-    frequencies,
-    lint,
-)
+from ggufrope.errors import FileError, GgufRopeError, RequestError
+from ggufrope.rope.architectures import architectures
+from ggufrope.rope.effective import EffectiveRope, RopeOverrides
+from ggufrope.rope.frequencies import frequencies
 from ggufrope.rope.keys import KEYS, SCALING_TYPES
 from ggufrope.rope.layers import sliding_layers
+from ggufrope.rope.lint import lint
+from ggufrope.rope.llamacpp import effective
+from ggufrope.rope.metadata import RopeMetadata
+from ggufrope.rope.scaling import Linear, Unscaled, Yarn
 
 Metadata = Callable[..., RopeMetadata]
 YARN: dict[str, Any] = {"scaling_type": "yarn", "factor": 4.0, "original_context": 2048}
@@ -286,7 +281,7 @@ def test_an_unknown_architecture_is_named(metadata: Metadata) -> None:
     ],
 )
 def test_overrides_that_llama_cpp_would_take_for_unset_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(WishError, match=next(iter(fields)).replace("_", "[_ ]")):
+    with pytest.raises(RequestError, match=next(iter(fields)).replace("_", "[_ ]")):
         RopeOverrides(**fields)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from ggufrope.container.types import ArrayValue, Header, Span, Value, ValueType
 from ggufrope.errors import MalformedError
-from ggufrope.rope import RopeMetadata, read_metadata
 from ggufrope.rope.keys import KEYS
+from ggufrope.rope.metadata import RopeMetadata, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable

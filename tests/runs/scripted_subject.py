@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ggufrope.errors import CacheTypeError, DecodeError, MissingPartError
+from ggufrope.errors import DecodeError, MissingDependencyError, UnsupportedCacheError
 from ggufrope.runtime.fake import FakeContext, FakeModel
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ScriptedSubject:
 
         def open_context(n_ctx):
             if self._script.get("refuses") in (kv.k, kv.v):
-                raise CacheTypeError(f"this build cannot run {kv}")
+                raise UnsupportedCacheError(f"this build cannot run {kv}")
             # Tokens are shared, and how far back one looks is not.
             model = FakeModel(horizon=int(horizon) if forgetful else None)
             model._tokens, model._pieces = self.model._tokens, self.model._pieces
@@ -84,4 +84,4 @@ def open_subject(path: Path, runtime):
 
 
 def open_nothing(path: Path, runtime):
-    raise MissingPartError("llama-cpp-python is not installed: pip install ggufrope[llama]")
+    raise MissingDependencyError("llama-cpp-python is not installed: pip install ggufrope[llama]")

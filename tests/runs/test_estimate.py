@@ -8,13 +8,13 @@ from types import ModuleType
 
 import pytest
 
-from ggufrope.errors import WishError
+from ggufrope.errors import RequestError
+from ggufrope.runs.driver import work
 from ggufrope.runs.estimate import contexts_at_once, estimate, tokens_of
 from ggufrope.runs.jobs import Job, expand
 from ggufrope.runs.models import ModelFile
 from ggufrope.runs.plan import RunPlan
 from ggufrope.runs.store import RunStore
-from ggufrope.runs.work import work
 
 MODEL = ModelFile(name="m", path="m.gguf", file_size=1, header_sha256="")
 
@@ -53,7 +53,7 @@ def test_memory_is_asked_for_at_the_longest_context() -> None:
 @pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_speed_that_is_none(speed: float) -> None:
     plan, jobs = jobs_of()
-    with pytest.raises(WishError, match="tokens/s"):
+    with pytest.raises(RequestError, match="tokens/s"):
         estimate(plan, jobs, memory=lambda job, n: None, tokens_per_second=speed)
 
 

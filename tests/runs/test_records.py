@@ -7,13 +7,13 @@ from typing import Literal
 
 import pytest
 
-from ggufrope.errors import WishError
-from ggufrope.runs.records import decode, encode, json_schema
+from ggufrope._plain import decode, encode, json_schema
+from ggufrope.errors import RequestError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inner:
-    colour: Literal["red", "green"] = "red"
+    color: Literal["red", "green"] = "red"
     size: float | None = None
 
 
@@ -29,11 +29,11 @@ class Outer:
 
     def __post_init__(self) -> None:
         if self.name == "forbidden":
-            raise WishError("that name is forbidden")
+            raise RequestError("that name is forbidden")
 
 
 def problems(plain: object) -> str:
-    with pytest.raises(WishError) as caught:
+    with pytest.raises(RequestError) as caught:
         decode(Outer, plain, where="x.toml")
     return str(caught.value)
 
@@ -43,7 +43,7 @@ def test_a_record_survives_the_round_trip() -> None:
         name="n",
         counts=(1, 2),
         pair=(3, 4.5),
-        inner=Inner(colour="green", size=1.5),
+        inner=Inner(color="green", size=1.5),
         either=(0.5, 1.0),
         mixed=("a", Inner()),
         switch=True,
@@ -52,7 +52,7 @@ def test_a_record_survives_the_round_trip() -> None:
 
 
 def test_absent_values_are_left_out_and_numbers_that_are_none_become_null() -> None:
-    assert encode(Inner()) == {"colour": "red"}
+    assert encode(Inner()) == {"color": "red"}
     assert encode((float("nan"), float("inf"), 1.0)) == [None, None, 1.0]
 
 
@@ -79,8 +79,8 @@ def test_a_whole_number_will_do_where_a_number_is_wanted_but_not_the_reverse() -
         ({"name": "n", "pair": [1]}, "pair must have 2 items, found 1"),
         ({"name": "n", "inner": 1}, "inner must be a table, found 1"),
         (
-            {"name": "n", "inner": {"colour": "gren"}},
-            "inner.colour must be one of red, green, found 'gren'; did you mean 'green'?",
+            {"name": "n", "inner": {"color": "gren"}},
+            "inner.color must be one of red, green, found 'gren'; did you mean 'green'?",
         ),
         ({"name": "n", "either": "x"}, "either must be a whole number or a list, found 'x'"),
         ({"name": "n", "either": ["x"]}, "either[0] must be a number, found 'x'"),
@@ -94,8 +94,8 @@ def test_a_problem_is_named_with_its_place(plain: object, message: str) -> None:
 
 
 def test_every_problem_is_told_at_once() -> None:
-    message = problems({"cuonts": [], "inner": {"colour": 1, "sise": 2}})
-    for part in ("cuonts", "name is missing", "inner.colour", "'inner.sise'; did you mean 'size'"):
+    message = problems({"cuonts": [], "inner": {"color": 1, "sise": 2}})
+    for part in ("cuonts", "name is missing", "inner.color", "'inner.sise'; did you mean 'size'"):
         assert part in message
 
 
@@ -107,4 +107,4 @@ def test_the_schema_says_what_is_accepted() -> None:
     assert properties["name"] == {"type": "string", "description": "what it is called"}
     assert properties["counts"] == {"type": "array", "items": {"type": "integer"}, "default": []}
     assert properties["either"]["anyOf"][1] == {"type": "array", "items": {"type": "number"}}
-    assert properties["inner"]["properties"]["colour"]["enum"] == ["red", "green"]
+    assert properties["inner"]["properties"]["color"]["enum"] == ["red", "green"]

@@ -16,17 +16,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.errors import MissingPartError, StorageError, WishError
+from ggufrope.errors import MissingDependencyError, RequestError, StorageError
+from ggufrope.runs.driver import Slot, run_in_processes, work
 from ggufrope.runs.jobs import Selection
-from ggufrope.runs.liveness import LifeLine, is_alive
-from ggufrope.runs.processes import Slot, run_in_processes
-from ggufrope.runs.store import MAX_DEATHS, RunStore
-from ggufrope.runs.work import work
+from ggufrope.runs.store import MAX_DEATHS, LifeLine, RunStore, is_alive
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from ggufrope.runs.cells import CellResult
+    from ggufrope.evals.results import CellResult
 
 Start = Callable[..., Path]
 LONG_ROUND = "".join(f" {a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst")
@@ -195,7 +193,7 @@ def test_a_missing_part_ends_the_run_and_leaves_the_job_free(
     start: Start, scripted: ModuleType
 ) -> None:
     folder = start("")
-    with pytest.raises(MissingPartError, match="pip install"):
+    with pytest.raises(MissingDependencyError, match="pip install"):
         work(folder, scripted.open_nothing)
     assert states(folder) == ["pending"]
 
@@ -210,9 +208,9 @@ def test_a_shard_does_its_share_only(start: Start, scripted: ModuleType) -> None
 def test_a_folder_holds_one_run(start: Start) -> None:
     folder = start("")
     assert start("") == folder
-    with pytest.raises(WishError, match="holds another run"):
+    with pytest.raises(RequestError, match="holds another run"):
         start("", contexts=(256,))
-    with pytest.raises(WishError, match="its plan or its model files differ"):
+    with pytest.raises(RequestError, match="its plan or its model files differ"):
         start("forgets 256")
 
 
@@ -277,14 +275,13 @@ def test_a_job_that_runs_out_of_memory_fails_alone(start: Start, scripted: Modul
 
 
 def test_workers_that_cannot_work_end_the_run(start: Start, scripted: ModuleType) -> None:
-    with pytest.raises(MissingPartError, match="pip install"):
+    with pytest.raises(MissingDependencyError, match="pip install"):
         run_in_processes(start(""), "scripted_subject:open_nothing")
 
 
 PARENT = """
 from pathlib import Path
-from ggufrope.runs.processes import run_in_processes
-from ggufrope.runs.work import work
+from ggufrope.runs.driver import run_in_processes, work
 from scripted_subject import open_subject
 import sys
 folder = Path(sys.argv[1])

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.errors import DecodeError, WishError
-from ggufrope.runtime.branch import Branch
-from ggufrope.runtime.branching import plan
+from ggufrope.errors import DecodeError, RequestError
+from ggufrope.lm import Branch
+from ggufrope.runtime.batch import plan
 
 
 def test_a_prompt_is_shared_and_the_last_token_is_only_predicted() -> None:
@@ -74,7 +74,7 @@ def test_one_that_fits_alone_nowhere_is_refused() -> None:
     "branch", [Branch(prompt=(), answers=((1,),)), Branch(prompt=(1,), answers=((),))]
 )
 def test_empty_is_refused(branch: Branch) -> None:
-    with pytest.raises(WishError, match="branch 0"):
+    with pytest.raises(RequestError, match="branch 0"):
         list(plan([branch], start=0, max_sequences=63, max_cells=99))
 
 

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from fixtures.make import build
-from ggufrope.errors import CacheTypeError, DecodeError, RuntimeFailure, WishError
+from ggufrope.errors import BackendError, DecodeError, RequestError, UnsupportedCacheError
+from ggufrope.lm import Branch
 from ggufrope.rope.effective import RopeOverrides
-from ggufrope.runtime import Branch, Context, ContextSettings, Model
+from ggufrope.runtime.context import Context
+from ggufrope.runtime.model import Model
+from ggufrope.runtime.settings import ContextSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,9 +143,9 @@ def test_what_does_not_fit_is_refused(context: Context, model: Model) -> None:
 
 
 def test_numbers_that_are_no_tokens_are_refused(context: Context, model: Model) -> None:
-    with pytest.raises(WishError, match=f"token {model.n_vocab} is not"):
+    with pytest.raises(RequestError, match=f"token {model.n_vocab} is not"):
         context.extend([1, model.n_vocab])
-    with pytest.raises(WishError, match="cannot rewind to 1"):
+    with pytest.raises(RequestError, match="cannot rewind to 1"):
         context.rewind(1)
 
 
@@ -189,7 +192,7 @@ def test_every_cache_type_runs(model: Model, kind: str) -> None:
 
 
 def test_the_cache_is_as_large_as_its_types_say(model: Model) -> None:
-    from ggufrope.runtime.kvcache import CACHE_TYPES
+    from ggufrope.container.ggml import CACHE_TYPES
 
     settings = ContextSettings(n_ctx=1024, n_threads=1, type_k="q8_0", type_v="f16")
     with Context(model, settings) as context:
@@ -201,7 +204,7 @@ def test_the_cache_is_as_large_as_its_types_say(model: Model) -> None:
 
 def test_a_quantized_v_needs_flash_attention(model: Model) -> None:
     settings = ContextSettings(n_ctx=256, n_threads=1, type_v="q8_0", flash_attention=False)
-    with pytest.raises(CacheTypeError, match="flash attention"):
+    with pytest.raises(UnsupportedCacheError, match="flash attention"):
         Context(model, settings)
 
 
@@ -216,19 +219,19 @@ def test_a_quantized_v_needs_flash_attention(model: Model) -> None:
     ],
 )
 def test_impossible_numbers_are_refused(model: Model, settings: ContextSettings) -> None:
-    with pytest.raises(WishError, match="must be"):
+    with pytest.raises(RequestError, match="must be"):
         Context(model, settings)
 
 
 def test_an_unknown_cache_type_is_refused(model: Model) -> None:
-    with pytest.raises(CacheTypeError, match="'q3_0'; there are f32"):
+    with pytest.raises(UnsupportedCacheError, match="'q3_0'; known: f32"):
         Context(model, ContextSettings(n_ctx=256, n_threads=1, type_k="q3_0"))
 
 
 def test_closing_the_model_closes_its_contexts(smollm2: Path) -> None:
     with Model.open(smollm2) as model:
         context = Context(model, F32)
-    with pytest.raises(RuntimeFailure, match="closed"):
+    with pytest.raises(BackendError, match="closed"):
         context.extend([1])
 
 

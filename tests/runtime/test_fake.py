@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.errors import DecodeError, WishError
-from ggufrope.evals.protocol import Branch, LanguageContext, LanguageModel
+from ggufrope.errors import DecodeError, RequestError
+from ggufrope.lm import Branch, LanguageContext, LanguageModel
 from ggufrope.runtime.fake import FakeContext, FakeModel
 
 FACT = "The secret of the red fox is 1234567."
@@ -86,7 +86,7 @@ def test_limits_are_those_of_a_real_context() -> None:
         context.extend([5] * 5)
     with pytest.raises(DecodeError, match="the context holds 4"):
         context.score([Branch(prompt=(5, 5, 5), answers=((5, 5, 5),))])
-    with pytest.raises(WishError, match="cannot rewind to 1"):
+    with pytest.raises(RequestError, match="cannot rewind to 1"):
         context.rewind(1)
 
 

@@ -8,11 +8,13 @@ import gguf
 import pytest
 
 from fixtures.make import build
-from ggufrope.errors import CacheTypeError
-from ggufrope.runtime import Context, ContextSettings, Model
-from ggufrope.runtime.kvcache import CACHE_TYPES
-from ggufrope.runtime.rehearsal import cache_support
-from ggufrope.runtime.report import report
+from ggufrope.container.ggml import CACHE_TYPES
+from ggufrope.errors import UnsupportedCacheError
+from ggufrope.runtime.context import Context
+from ggufrope.runtime.doctor import report
+from ggufrope.runtime.memory import cache_support
+from ggufrope.runtime.model import Model
+from ggufrope.runtime.settings import ContextSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +36,7 @@ def test_pairs_that_divide_the_head_run_and_others_are_refused(tmp_path: Path) -
             assert found.refusal is not None
             assert "do not divide the head size 48" in found.refusal
         assert cache_support(model, "bf16", "f32").refusal is None
-        with pytest.raises(CacheTypeError, match="head size 48"):
+        with pytest.raises(UnsupportedCacheError, match="head size 48"):
             Context(model, ContextSettings(n_ctx=256, type_v="q4_0"))
 
 

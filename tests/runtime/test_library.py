@@ -17,7 +17,7 @@ def run(code: str) -> str:
 
 def test_importing_the_runtime_does_not_load_llama_cpp() -> None:
     assert "False" in run(
-        "import sys, ggufrope.runtime, ggufrope.runtime.fake, ggufrope.runtime.probe\n"
+        "import sys, ggufrope.runtime.context, ggufrope.runtime.fake, ggufrope.runtime.probe\n"
         "print('llama_cpp' in sys.modules)"
     )
 
@@ -25,10 +25,10 @@ def test_importing_the_runtime_does_not_load_llama_cpp() -> None:
 def test_without_llama_cpp_python_the_error_has_the_command() -> None:
     said = run(
         "import sys; sys.modules['llama_cpp'] = None\n"
-        "from ggufrope.errors import MissingPartError\n"
+        "from ggufrope.errors import MissingDependencyError\n"
         "from ggufrope.runtime import library\n"
         "try: library.versions()\n"
-        "except MissingPartError as error: print(error)"
+        "except MissingDependencyError as error: print(error)"
     )
     assert 'pip install "ggufrope[llama]"' in said
     assert len(said.splitlines()) == 1
@@ -41,17 +41,17 @@ def test_a_broken_llama_cpp_python_is_told_from_an_absent_one() -> None:
         "    def find_spec(self, name, *_):\n"
         "        if name == 'llama_cpp.llama_cpp': raise OSError('libllama.so: cannot open')\n"
         "sys.meta_path.insert(0, Broken()); sys.modules['llama_cpp'].__path__ = []\n"
-        "from ggufrope.errors import MissingPartError\n"
+        "from ggufrope.errors import MissingDependencyError\n"
         "from ggufrope.runtime import library\n"
         "try: library.load()\n"
-        "except MissingPartError as error: print(error)"
+        "except MissingDependencyError as error: print(error)"
     )
     assert "does not load (libllama.so: cannot open)" in said
 
 
 def test_nothing_reaches_stderr(smollm2: object) -> None:
     code = (
-        "from ggufrope.runtime import Context, ContextSettings, Model\n"
+        "from ggufrope import Context, ContextSettings, Model\n"
         f"with Model.open({str(smollm2)!r}) as model:\n"
         "    with Context(model, ContextSettings(n_ctx=256)) as context: context.extend([5])"
     )
@@ -69,7 +69,7 @@ def test_it_says_what_it_is() -> None:
 
 
 def test_captures_nest_and_lines_are_whole(smollm2: object) -> None:
-    from ggufrope.runtime import Model
+    from ggufrope.runtime.model import Model
 
     with library.capture() as outer, library.capture() as inner:
         Model.open(str(smollm2)).close()

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.errors import MemoryNeedError
-from ggufrope.runtime import Context, ContextSettings, Model, library
+from ggufrope.errors import InsufficientMemoryError
+from ggufrope.runtime import library
+from ggufrope.runtime.context import Context
 from ggufrope.runtime.loading import LoadOptions
 from ggufrope.runtime.memory import context_need, free_memory, largest_context, require_fit
+from ggufrope.runtime.model import Model
 from ggufrope.runtime.placement import fitting_layers, require_weights_fit, weights_need
+from ggufrope.runtime.settings import ContextSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,16 +41,18 @@ def test_what_does_not_fit_is_refused_with_what_would(model: Model) -> None:
     free = {"CPU": 256 * MIB}
     largest = largest_context(model, settings, free)
     assert 0 < largest < 8192
-    with pytest.raises(MemoryNeedError, match=f"0.2 GiB are free; {largest} tokens would fit, or"):
+    with pytest.raises(
+        InsufficientMemoryError, match=f"256.0 MiB are free; {largest} tokens would fit, or"
+    ):
         require_fit(model, settings, free)
     require_fit(model, ContextSettings(n_ctx=largest), free)
-    with pytest.raises(MemoryNeedError):
+    with pytest.raises(InsufficientMemoryError):
         require_fit(model, ContextSettings(n_ctx=largest + 256), free)
     require_fit(model, ContextSettings(n_ctx=8192, type_k="q4_0", type_v="q4_0"), free)
 
 
 def test_where_nothing_fits_it_says_so(model: Model) -> None:
-    with pytest.raises(MemoryNeedError, match="no length would fit"):
+    with pytest.raises(InsufficientMemoryError, match="no length would fit"):
         require_fit(model, ContextSettings(n_ctx=512), {"CPU": MIB})
 
 
@@ -55,7 +60,9 @@ def test_where_nothing_fits_it_says_so(model: Model) -> None:
 def test_a_context_beyond_any_memory_is_refused_before_it_is_made(model: Model, n_ctx: int) -> None:
     if free_memory()["CPU"] > 600 * 2**30:
         pytest.skip("this machine has the memory")
-    with pytest.raises(MemoryNeedError, match=f"a context of {n_ctx} tokens .* tokens would fit"):
+    with pytest.raises(
+        InsufficientMemoryError, match=f"a context of {n_ctx} tokens .* tokens would fit"
+    ):
         Context(model, ContextSettings(n_ctx=n_ctx))
 
 
@@ -64,7 +71,7 @@ def test_weights_are_counted_where_they_would_go(smollm2: Path, model: Model) ->
     assert [buffer.device for buffer in need] == ["CPU"]
     assert need[0].size_bytes == pytest.approx(model.size_bytes, rel=1e-3)
     require_weights_fit(smollm2, LoadOptions(gpu_layers=0), {"CPU": 93 * MIB})
-    with pytest.raises(MemoryNeedError, match="put fewer there"):
+    with pytest.raises(InsufficientMemoryError, match="put fewer there"):
         require_weights_fit(smollm2, LoadOptions(gpu_layers=0), {"CPU": 90 * MIB})
 
 

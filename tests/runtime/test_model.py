@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from fixtures.make import build
-from ggufrope.errors import FileError, LoadError, MissingPartError, WishError
-from ggufrope.runtime import Model, library
+from ggufrope.errors import FileError, LoadError, MissingDependencyError, RequestError
+from ggufrope.runtime import library
+from ggufrope.runtime.model import Model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,17 +60,17 @@ def test_overrides_take_effect_and_change_no_file(smollm2: Path) -> None:
 
 
 def test_an_override_llama_cpp_would_ignore_is_refused(smollm2: Path) -> None:
-    with pytest.raises(WishError, match=r"rope.freq_base=1: .*wants type float"):
+    with pytest.raises(RequestError, match=r"rope.freq_base=1: .*wants type float"):
         Model.open(smollm2, kv_overrides={"llama.rope.freq_base": 1})
 
 
 def test_a_scaling_type_that_aborts_is_refused(smollm2: Path) -> None:
-    with pytest.raises(WishError, match="aborts"):
+    with pytest.raises(RequestError, match="aborts"):
         Model.open(smollm2, kv_overrides={"llama.rope.scaling.type": "su"})
 
 
 def test_an_override_too_long_is_refused(smollm2: Path) -> None:
-    with pytest.raises(WishError, match="127 bytes"):
+    with pytest.raises(RequestError, match="127 bytes"):
         Model.open(smollm2, kv_overrides={"general.name": "x" * 128})
 
 
@@ -98,7 +99,7 @@ def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
 @pytest.mark.skipif(library.can_offload(), reason="this build of llama.cpp can use a GPU")
 @pytest.mark.parametrize("wish", [{"gpu_layers": 3}, {"main_gpu": 0}, {"tensor_split": (1.0, 2.0)}])
 def test_a_gpu_that_is_not_there_is_missing(smollm2: Path, wish: dict[str, Any]) -> None:
-    with pytest.raises(MissingPartError, match="GGML_CUDA"):
+    with pytest.raises(MissingDependencyError, match="GGML_CUDA"):
         Model.open(smollm2, **wish)
 
 

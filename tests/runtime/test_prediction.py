@@ -15,9 +15,9 @@ import pytest
 from fixtures.architectures import ARCHITECTURES
 from fixtures.make import build
 from ggufrope.errors import LoadError
-from ggufrope.patching import inspect
+from ggufrope.patching.inspection import inspect
 from ggufrope.rope.effective import RopeOverrides
-from ggufrope.runtime import Model
+from ggufrope.runtime.model import Model
 from ggufrope.runtime.probe import compare, probe
 
 if TYPE_CHECKING:

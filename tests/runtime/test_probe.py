@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fixtures.make import build
-from ggufrope.errors import RuntimeFailure
+from ggufrope.errors import BackendError
 from ggufrope.rope.effective import EffectiveRope, LayerGroup, RopeOverrides
-from ggufrope.runtime import Model
+from ggufrope.runtime.model import Model
 from ggufrope.runtime.probe import Probe, compare, probe
 
 if TYPE_CHECKING:
@@ -193,5 +193,5 @@ def test_a_measurement_is_held_against_a_prediction(tmp_path: Path) -> None:
 
 def test_where_keys_tell_nothing_it_says_so(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf", keys={"attention.kv_lora_rank": 16})
-    with Model.open(path) as model, pytest.raises(RuntimeFailure, match="latent attention"):
+    with Model.open(path) as model, pytest.raises(BackendError, match="latent attention"):
         probe(model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import gguf
 import numpy as np
 
-from ggufrope.container import read_header, read_tensor
+from ggufrope.container.reader import read_header, read_tensor
 from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FREQS
 from ggufrope.runtime.fake import FakeContext, FakeModel
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ggufrope.rope import RopeOverrides
+    from ggufrope.rope.effective import RopeOverrides
 
 ORIGINAL, TARGET, N_ROT = 256, 1024, 16
 HIDDEN = tuple(np.geomspace(1.0, 3.0, N_ROT // 2).tolist())

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope.evals.protocol import Branch, LanguageModel
-from ggufrope.patching import StoredModel, read_model
-from ggufrope.rope import FrequencyFactors, RopeOverrides, RopeScaling
-from ggufrope.runtime import Context, ContextSettings, Model
+from ggufrope.lm import Branch, LanguageModel
+from ggufrope.patching.inspection import StoredModel, read_model
+from ggufrope.rope.effective import RopeOverrides
+from ggufrope.rope.scaling import FrequencyFactors, RopeScaling
+from ggufrope.runtime.context import Context
+from ggufrope.runtime.model import Model
+from ggufrope.runtime.settings import ContextSettings
 from ggufrope.search.bench import Bench, FactorBench, OverrideBench, open_bench
-from ggufrope.search.rotation import Rotation, baselines, rotation_of
+from ggufrope.search.spaces import Rotation, baselines, rotation_of
 
 TEXT = "The river runs down to the sea, and the road goes on. " * 8
 

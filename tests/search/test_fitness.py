@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.errors import RuntimeFailure, WishError
-from ggufrope.evals.needle_plan import NeedlePlan
+from ggufrope.errors import BackendError, RequestError
+from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan
 from ggufrope.evals.texts import Text
-from ggufrope.rope import RopeScaling, Unscaled
+from ggufrope.rope.scaling import RopeScaling, Unscaled
 from ggufrope.runtime.fake import FakeContext, FakeModel
 from ggufrope.search.bench import Subject
-from ggufrope.search.fitness import (
+from ggufrope.search.evaluate import (
     CellLoss,
     Evaluation,
     NeedleFitness,
@@ -24,8 +24,8 @@ from ggufrope.search.fitness import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ggufrope.evals.protocol import LanguageModel
     from ggufrope.evals.types import OpenContext
+    from ggufrope.lm import LanguageModel
 
 NEEDLE = NeedleFitness(NeedlePlan(lengths=(300,), depths=(0, 50, 100), samples=2, distractors=0))
 
@@ -114,11 +114,11 @@ def test_perplexity_is_of_the_second_half_of_each_chunk() -> None:
 
 def test_text_shorter_than_a_sample_is_one_clear_line() -> None:
     fitness = PerplexityFitness(PerplexityPlan(n_ctx=64, text=Text(source="t", content="a b c")))
-    with pytest.raises(WishError, match="the text t is too short"):
+    with pytest.raises(RequestError, match="the text t is too short"):
         evaluate(Unscaled(), fitness, OneModel(FakeModel()))
 
 
 @pytest.mark.parametrize("fitness", [NEEDLE, PerplexityFitness(PerplexityPlan(n_ctx=64, chunks=1))])
 def test_a_failure_of_the_runtime_ends_the_evaluation(fitness: NeedleFitness) -> None:
-    with pytest.raises(RuntimeFailure, match="as asked of call 1"):
+    with pytest.raises(BackendError, match="as asked of call 1"):
         evaluate(Unscaled(), fitness, OneModel(FakeModel(), failing_calls=(1,)))

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ggufrope.search.fitness import CellLoss, Evaluation
-from ggufrope.search.holdout import compare, paired, student_95
-
-
-@pytest.mark.parametrize(
-    ("degrees", "expected"), [(3, 3.182), (5, 2.571), (7, 2.365), (15, 2.131), (30, 2.042)]
-)
-def test_students_t_is_that_of_the_tables(degrees: int, expected: float) -> None:
-    assert student_95(degrees) == pytest.approx(expected, rel=0.01)
+from ggufrope.search.evaluate import CellLoss, Evaluation
+from ggufrope.search.holdout import compare, paired
 
 
 def cells(*by_sample: tuple[float, float]) -> tuple[CellLoss, ...]:
@@ -36,8 +29,21 @@ def test_difference_is_paired_by_sample() -> None:
     # Differences of sample means -1, -2, -3, -2: standard error 0.408, t(3) = 3.182.
     assert found.value == pytest.approx(-2)
     assert found.samples == 4
-    assert (found.low, found.high) == pytest.approx((-3.299, -0.701), abs=0.02)
+    assert (found.low, found.high) == pytest.approx((-3.2992, -0.7008), abs=1e-4)
     assert found.verdict == "better"
+
+
+def test_two_samples_have_the_interval_of_one_degree_of_freedom() -> None:
+    found = paired(cells((1, 1), (2, 2)), cells((2, 2), (5, 5)))
+    # Differences -1 and -3: standard error 1, t(1) = 12.706.
+    assert (found.low, found.high) == pytest.approx((-14.7062, 10.7062), abs=1e-4)
+    assert found.verdict == "undecided"
+
+
+def test_one_sample_decides_nothing() -> None:
+    found = paired(cells((1, 1)), cells((9, 9)))
+    assert (found.low, found.high) == (float("-inf"), float("inf"))
+    assert found.verdict == "undecided"
 
 
 def test_verdicts() -> None:

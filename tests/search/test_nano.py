@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ggufrope.patching import read_model
-from ggufrope.search import SearchPlan, Standing, run_search
-
-from .test_bench import LlamaRuntime
+from ggufrope.patching.inspection import read_model
+from ggufrope.search.holdout import Standing
+from ggufrope.search.plan import SearchPlan
+from ggufrope.search.session import run_search
+from tests.search.test_bench import LlamaRuntime
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ def test_searched_parameters_lose_less_than_yarn(nano: Path, tmp_path: Path) -> 
         samples=2,
         screening_samples=1,
         holdout_samples=4,
-        two_faced=False,
+        keep_short_context=False,
     )
     result = run_search(read_model(nano), plan, LlamaRuntime(), folder=tmp_path / "out")
     searched, yarn = result.holdout[0].standings

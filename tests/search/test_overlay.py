@@ -9,11 +9,10 @@ import gguf
 import numpy as np
 import pytest
 
-from ggufrope.errors import StorageError, WishError
-from ggufrope.patching import read_model
+from ggufrope.errors import RequestError, StorageError
+from ggufrope.patching.inspection import read_model
 from ggufrope.search.overlay import FactorFile, factor_file
-
-from .standin import N_ROT, write_model
+from tests.search.standin import N_ROT, write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,7 +128,7 @@ def test_a_split_model_gets_one_shard_more(tmp_path: Path, folder: Path) -> None
 
 def test_a_wrong_number_of_factors_is_refused(tmp_path: Path, folder: Path) -> None:
     file = factor_file(read_model(write_model(tmp_path / "m.gguf")), folder)
-    with pytest.raises(WishError, match="3 factors for 8 rotary pairs"):
+    with pytest.raises(RequestError, match="3 factors for 8 rotary pairs"):
         file.write((1.0, 2.0, 3.0))
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ggufrope.errors import StorageError, WishError
-from ggufrope.rope import FrequencyFactors, RopeScaling, Unscaled, Yarn
-from ggufrope.search.fitness import CellLoss, Evaluation
+from ggufrope.errors import RequestError, StorageError
+from ggufrope.rope.scaling import FrequencyFactors, RopeScaling, Unscaled, Yarn
+from ggufrope.search.evaluate import CellLoss, Evaluation
 from ggufrope.search.record import Record, decode_scheme, encode_scheme
 
 if TYPE_CHECKING:
@@ -80,14 +80,14 @@ def test_two_searches_do_not_share_a_record(path: Path) -> None:
 
 def test_another_search_is_refused_with_what_differs(path: Path) -> None:
     begun(path)
-    with pytest.raises(WishError, match=r"another search: seed was 1; give another folder"):
+    with pytest.raises(RequestError, match=r"another search: seed was 1; give another folder"):
         Record(path, {**IDENTITY, "seed": 2})
 
 
 @pytest.mark.parametrize("content", [b"not json\n", b"[]\n", b'{"schema":1}\n'])
 def test_a_file_that_is_no_record_is_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises((StorageError, WishError), match=r"search\.jsonl"):
+    with pytest.raises((StorageError, RequestError), match=r"search\.jsonl"):
         Record(path, IDENTITY)
     assert path.read_bytes() == content
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ggufrope.errors import RuntimeFailure, StorageError, WishError
-from ggufrope.patching import read_model
-from ggufrope.rope import Yarn
+from ggufrope.errors import BackendError, RequestError, StorageError
+from ggufrope.patching.inspection import read_model
 from ggufrope.rope.factors import parse_factors
+from ggufrope.rope.scaling import Yarn
 from ggufrope.runtime.fake import FakeContext
-from ggufrope.search import SearchPlan, SearchProgress, SearchResult, run_search
-
-from .standin import HIDDEN, ORIGINAL, TARGET, StandInModel, StandInRuntime, write_model
+from ggufrope.search.engine import SearchProgress
+from ggufrope.search.plan import SearchPlan
+from ggufrope.search.result import SearchResult
+from ggufrope.search.session import run_search
+from tests.search.standin import HIDDEN, ORIGINAL, TARGET, StandInModel, StandInRuntime, write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 PLAN = SearchPlan(
     target_context=TARGET,
     attention="none",
-    optimiser="evolution",
+    optimizer="evolution",
     candidates=40,
     finalists=2,
     samples=2,
@@ -82,7 +84,7 @@ def test_writes_factors_that_patch_reads_and_the_command(model: Path, tmp_path: 
     assert stored["search"]["candidates"] == PLAN.candidates
 
 
-def test_a_free_attention_factor_asks_for_a_short_face(model: Path, tmp_path: Path) -> None:
+def test_a_free_attention_factor_asks_for_a_short_factors(model: Path, tmp_path: Path) -> None:
     result = searched(model, tmp_path / "out", replace(PLAN, attention="formula"))
     assert result.short is not None
     assert result.short.magnitude == result.curves[0].magnitude > 1
@@ -92,7 +94,7 @@ def test_a_free_attention_factor_asks_for_a_short_face(model: Path, tmp_path: Pa
 
 
 def test_one_face_where_asked_for(model: Path, tmp_path: Path) -> None:
-    result = searched(model, tmp_path / "out", replace(PLAN, two_faced=False))
+    result = searched(model, tmp_path / "out", replace(PLAN, keep_short_context=False))
     assert result.short is None
     assert "--scaling factors" in result.patch_command
 
@@ -171,7 +173,7 @@ def test_other_weights_are_another_search(model: Path, tmp_path: Path) -> None:
     content = bytearray(model.read_bytes())
     content[-1] ^= 1
     model.write_bytes(content)
-    with pytest.raises(WishError, match="another search: fingerprint was"):
+    with pytest.raises(RequestError, match="another search: fingerprint was"):
         searched(model, tmp_path / "out")
 
 
@@ -197,7 +199,9 @@ def test_when_nothing_is_better_it_says_so(model: Path, tmp_path: Path) -> None:
 
 def test_an_architecture_without_factors_searches_yarns_parameters(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.gguf", "qwen2")
-    with pytest.raises(WishError, match="no factor tensors for qwen2: search with the space yarn"):
+    with pytest.raises(
+        RequestError, match="no factor tensors for qwen2: search with the space yarn"
+    ):
         searched(model, tmp_path / "refused")
 
     class ByFlags(StandInRuntime):
@@ -224,13 +228,13 @@ def test_an_architecture_without_factors_searches_yarns_parameters(tmp_path: Pat
         ({"target_context": ORIGINAL, "screening_context": None}, "not above the original"),
         ({"fitness": "speed"}, "expected one of needle, perplexity"),
         ({"space": "ntk"}, "expected one of longrope, longrope2, yarn"),
-        ({"optimiser": "grid"}, "expected one of evolution, cma"),
+        ({"optimizer": "grid"}, "expected one of evolution, cma"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
     model: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(WishError, match=message):
+    with pytest.raises(RequestError, match=message):
         searched(model, tmp_path / "out", replace(PLAN, **changes))
 
 
@@ -245,7 +249,7 @@ def test_what_makes_no_sense_is_refused(
     ],
 )
 def test_a_plan_that_makes_no_sense_cannot_be_made(changes: dict[str, Any]) -> None:
-    with pytest.raises(WishError):
+    with pytest.raises(RequestError):
         replace(PLAN, **changes)
 
 
@@ -258,8 +262,8 @@ def test_a_runtime_that_fails_ends_the_search_with_its_reason(model: Path, tmp_p
     class Failing(StandInRuntime):
         def open_context(self, model: StandInModel, n_ctx: int, rope: Any) -> FakeContext:
             if n_ctx == TARGET:
-                raise RuntimeFailure("no memory for that")
+                raise BackendError("no memory for that")
             return super().open_context(model, n_ctx, rope)
 
-    with pytest.raises(RuntimeFailure, match="no memory for that"):
+    with pytest.raises(BackendError, match="no memory for that"):
         searched(model, tmp_path / "out", runtime=Failing())

@@ -9,17 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.errors import WishError
-from ggufrope.rope import FrequencyFactors, RopeMetadata, Yarn
-from ggufrope.search.rotation import Rotation, rotation_of
+from ggufrope.errors import RequestError
+from ggufrope.rope.metadata import RopeMetadata
+from ggufrope.rope.scaling import FrequencyFactors, Yarn
 from ggufrope.search.spaces import (
     LongRope2Space,
     LongRopeSpace,
+    Rotation,
     ShortSpace,
     Space,
     YarnSpace,
     contains,
     make_space,
+    rotation_of,
 )
 
 SMALL = Rotation(n_rot=8, base=10_000.0, original_context=256, target_context=1024)
@@ -129,7 +131,7 @@ def test_any_value_of_an_interval_stays_in_the_space(
 
 
 def test_unknown_space_is_refused() -> None:
-    with pytest.raises(WishError, match="longrope, longrope2 or yarn"):
+    with pytest.raises(RequestError, match="longrope, longrope2 or yarn"):
         make_space("ntk", SMALL, "free")  # type: ignore[arg-type]
 
 
@@ -142,6 +144,6 @@ def test_a_target_that_is_no_extension_is_refused() -> None:
         embedding_length=8,
         head_count=1,
     )
-    with pytest.raises(WishError, match="not above the original context of 4096"):
+    with pytest.raises(RequestError, match="not above the original context of 4096"):
         rotation_of(metadata, target_context=4096)
     assert rotation_of(metadata, target_context=8192).factor == 2

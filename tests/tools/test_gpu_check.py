@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from ggufrope.container import open_model
-from ggufrope.runs.planfile import parse_plan
-from ggufrope.runtime import Model, library
+from ggufrope.container.shards import open_model
+from ggufrope.runs.plan import parse_plan
+from ggufrope.runtime import library
+from ggufrope.runtime.model import Model
 from tools import cuda_build, gpu_check, gpu_phases, random_model
 
 TINY = random_model.SHAPES["tiny"]

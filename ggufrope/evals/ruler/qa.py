@@ -5,14 +5,14 @@ The paragraphs that hold the answer stand among other paragraphs of the same fil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from ggufrope.errors import StorageError, WishError
+from ggufrope._files import read_json
+from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.draft import Draft
 from ggufrope.evals.ruler.wording import Wording
 
@@ -63,7 +63,7 @@ def questions(data: QuestionSet, wording: Wording, rng: Random, sample: int) -> 
 def read_squad(path: Path) -> QuestionSet:
     """SQuAD 1.1 or 2.0, the questions without an answer left out.
 
-    Raises StorageError where the file cannot be read, WishError where it is not SQuAD.
+    Raises StorageError where the file cannot be read, RequestError where it is not SQuAD.
     """
     return _gathered(path, _squad, "SQuAD")
 
@@ -71,7 +71,7 @@ def read_squad(path: Path) -> QuestionSet:
 def read_hotpotqa(path: Path) -> QuestionSet:
     """HotpotQA in the distractor setting.
 
-    Raises StorageError where the file cannot be read, WishError where it is not HotpotQA.
+    Raises StorageError where the file cannot be read, RequestError where it is not HotpotQA.
     """
     return _gathered(path, _hotpotqa, "HotpotQA")
 
@@ -81,7 +81,7 @@ _Asked = tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
 def _gathered(path: Path, parse: Any, name: str) -> QuestionSet:
-    content = _read(path)
+    content = read_json(path)
     documents: dict[str, int] = {}
     found: list[Question] = []
     try:
@@ -93,9 +93,9 @@ def _gathered(path: Path, parse: Any, name: str) -> QuestionSet:
                 found.append(Question(text=question, answers=answers, sources=sources))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise WishError(f"{path}: not a {name} file: {what}") from None
+        raise RequestError(f"{path}: not a {name} file: {what}") from None
     if not found:
-        raise WishError(f"{path}: not a {name} file: no question with an answer in it")
+        raise RequestError(f"{path}: not a {name} file: no question with an answer in it")
     return QuestionSet(documents=tuple(documents), questions=tuple(found))
 
 
@@ -124,12 +124,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {type(value).__name__}")
     return value
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise WishError(f"{path}: not JSON: {error}") from None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ggufrope.evals.metrics import Mean, mean
 from ggufrope.evals.ruler.specs import RULER_TASKS, Metric
+from ggufrope.evals.stats import Mean, mean
 from ggufrope.evals.types import Score
 
 CHAT_THRESHOLD = 85.6

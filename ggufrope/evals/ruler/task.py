@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from ggufrope.errors import RuntimeFailure, WishError
-from ggufrope.evals.protocol import LanguageModel, Progress
+from ggufrope.errors import BackendError, RequestError
 from ggufrope.evals.ruler.counting import coded_words, common_words
 from ggufrope.evals.ruler.draft import Draft
 from ggufrope.evals.ruler.niah import niah
@@ -17,8 +16,9 @@ from ggufrope.evals.ruler.sizing import largest_fitting
 from ggufrope.evals.ruler.specs import BY_NAME, RULER_TASKS, RulerSpec
 from ggufrope.evals.ruler.tracing import variable_tracking
 from ggufrope.evals.ruler.wording import Wording, wordings_of
-from ggufrope.evals.schedule import Trunk, common_prefix
+from ggufrope.evals.trunk import Trunk, common_prefix
 from ggufrope.evals.types import OpenContext, Sample, Score
+from ggufrope.lm import LanguageModel, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class RulerPlan:
 
     `squad` and `hotpotqa` are what qa_1 and qa_2 ask about; `templates` are a user's wording.
 
-    Raises WishError for an unknown task, a task without its data, or an invalid template.
+    Raises RequestError for an unknown task, a task without its data, or an invalid template.
     """
 
     lengths: tuple[int, ...]
@@ -41,7 +41,7 @@ class RulerPlan:
     def __post_init__(self) -> None:
         problems = tuple(self._problems())
         if problems:
-            raise WishError("; ".join(problems))
+            raise RequestError("; ".join(problems))
         wordings_of(self.templates)
 
     def _problems(self) -> Iterator[str]:
@@ -96,7 +96,7 @@ class RulerTask:
     def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
         """Tokens a run will evaluate if every answer is as long as it may be.
 
-        Raises WishError where a task does not fit a length at all.
+        Raises RequestError where a task does not fit a length at all.
         """
         total = 0
         before: tuple[int, ...] = ()
@@ -125,7 +125,7 @@ class RulerTask:
                     )
                     output = model.detokenize(tokens)
                     score = Score(value=found(output, sample.answers, cell.spec.metric))
-                except RuntimeFailure as failure:
+                except BackendError as failure:
                     trunk.discard()
                     score = Score(value=None, reason=str(failure))
                 else:
@@ -166,7 +166,7 @@ class RulerTask:
             return coded_words(spec, rng, cell.length)
         data = self.plan.data(spec)
         if data is None:
-            raise WishError(f"the RULER task {spec.name} needs a {spec.data} file")
+            raise RequestError(f"the RULER task {spec.name} needs a {spec.data} file")
         return questions(data, wording, rng, cell.sample)
 
 
@@ -181,7 +181,7 @@ def _sized(model: LanguageModel, cell: _Cell, draft: Draft, wording: Wording) ->
         lambda units: len(tokens(units)), room, least=draft.least, most=draft.most
     )
     if units is None:
-        raise WishError(
+        raise RequestError(
             f"{cell.length} tokens are too few for the RULER task {cell.spec.name}: the shortest "
             f"prompt and answer take {len(tokens(draft.least)) + cell.spec.output_tokens}"
         )

@@ -12,13 +12,13 @@ A file of templates holds, for tasks or whole families by name, any of `needle`,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
 
-from ggufrope.errors import StorageError, WishError
+from ggufrope._files import read_json
+from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.specs import BY_NAME, Family, RulerSpec
 
 
@@ -121,11 +121,11 @@ def our_wording(spec: RulerSpec) -> Wording:
 def wordings_of(templates: Mapping[str, Mapping[str, str]]) -> dict[str, Wording]:
     """Every task's wording: ours, with a user's templates in its place where there are some.
 
-    A task's templates go before its family's. Raises WishError naming every problem.
+    A task's templates go before its family's. Raises RequestError naming every problem.
     """
     problems = tuple(_problems(templates))
     if problems:
-        raise WishError("templates: " + "; ".join(problems))
+        raise RequestError("templates: " + "; ".join(problems))
     return {
         name: replace(
             our_wording(spec), **{**templates.get(spec.family, {}), **templates.get(name, {})}
@@ -137,18 +137,13 @@ def wordings_of(templates: Mapping[str, Mapping[str, str]]) -> dict[str, Wording
 def read_templates(path: Path) -> dict[str, dict[str, str]]:
     """Templates from a JSON file, validated.
 
-    Raises StorageError where it cannot be read, WishError where it is not what it should be.
+    Raises StorageError where it cannot be read, RequestError where it is not what it should be.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise WishError(f"{path}: not JSON: {error}") from None
+    content = read_json(path)
     try:
         wordings_of(content)
-    except WishError as error:
-        raise WishError(f"{path}: {error}") from None
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
     return content  # type: ignore[no-any-return]
 
 

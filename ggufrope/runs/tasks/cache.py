@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...evals.cache import CachePlan, CacheTask
-from ..cells import CellResult, Metric
+from ggufrope.evals.kv_cache import CachePlan, CacheTask
+from ggufrope.evals.results import CellResult, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .request import Request
+    from ggufrope.runs.tasks.request import Request
 
 DECODED_TOKENS = 32
 MOST_PREFILLED_TOKENS = 2048

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...evals.needle import NeedleResult, NeedleTask
-from ...evals.needle_plan import NeedlePlan, passkey_plan
-from ...evals.texts import read_text
-from ..cells import Cell, CellResult, Metric
+from ggufrope.evals.needle import NeedleResult, NeedleTask
+from ggufrope.evals.needle_prompts import NeedlePlan, passkey_plan
+from ggufrope.evals.results import Cell, CellResult, Metric
+from ggufrope.evals.texts import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ...evals.types import Score
-    from .request import Request
+    from ggufrope.evals.types import Score
+    from ggufrope.runs.tasks.request import Request
 
 
 def needle(request: Request) -> Iterator[CellResult]:
@@ -68,7 +68,7 @@ def _cell(cell: Cell, result: NeedleResult) -> CellResult:
         reason=result.exact.reason or None,
         metrics=(
             Metric(name="recall", value=result.exact.value),
-            Metric(name="beats_distractors", value=_is_first(result.rank)),
+            Metric(name="top_ranked", value=_is_first(result.rank)),
             Metric(name="log_probability", value=result.log_probability.value),
             Metric(name="rank", value=result.rank.value),
             Metric(name="measured_depth", value=result.measured_depth),

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from ...evals.protocol import LanguageModel, Progress
-from ...evals.texts import Text, read_text
-from ...evals.types import OpenContext, Result, Task
-from ...patching.wishes import Trial
-from ..cells import Cell, CellResult
-from ..jobs import Job
-from ..plan import KvTypes, RunPlan
+from ggufrope.evals.results import Cell, CellResult
+from ggufrope.evals.texts import Text, read_text
+from ggufrope.evals.types import OpenContext, Result, Task
+from ggufrope.lm import LanguageModel, Progress
+from ggufrope.patching.request import Trial
+from ggufrope.runs.jobs import Job
+from ggufrope.runs.plan import KvTypes, RunPlan
 
 ResultT = TypeVar("ResultT", bound=Result)
 
@@ -42,7 +42,7 @@ class Request:
 
     @property
     def text(self) -> Text | None:
-        """The user's text for perplexity and divergence. Raises StorageError, WishError."""
+        """The user's text for perplexity and divergence. Raises StorageError, RequestError."""
         return None if self.plan.text is None else read_text(Path(self.plan.text))
 
     def answers(
@@ -63,4 +63,4 @@ class Request:
 
 
 Measure: TypeAlias = Callable[[Request], Iterator[CellResult]]
-"""Yields each cell's result as it is known. WishError where the job cannot be carried out."""
+"""Yields each cell's result as it is known. RequestError where the job cannot be carried out."""

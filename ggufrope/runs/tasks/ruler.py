@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...evals.ruler import RulerPlan, RulerResult, RulerTask, read_hotpotqa, read_squad
-from ...evals.ruler.wording import read_templates
-from ..cells import Cell, CellResult, Metric
+from ggufrope.evals.results import Cell, CellResult, Metric
+from ggufrope.evals.ruler.qa import read_hotpotqa, read_squad
+from ggufrope.evals.ruler.scoring import RulerResult
+from ggufrope.evals.ruler.task import RulerPlan, RulerTask
+from ggufrope.evals.ruler.wording import read_templates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .request import Request
+    from ggufrope.runs.tasks.request import Request
 
 
 def ruler(request: Request) -> Iterator[CellResult]:

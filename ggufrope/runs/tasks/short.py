@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...evals.divergence import DivergencePlan
-from ...evals.needle_plan import NeedlePlan
-from ...evals.shortcontext import ShortContextPlan, ShortContextTask
-from ...evals.shortcontext import short_context as sum_up
-from ...patching.wishes import Trial
-from ..cells import CellResult, Metric
-from ..plan import KvTypes
-from .text import divergence_metrics
+from ggufrope.evals.divergence import DivergencePlan
+from ggufrope.evals.needle_prompts import NeedlePlan
+from ggufrope.evals.results import CellResult, Metric
+from ggufrope.evals.short_context import ShortContextPlan, ShortContextTask
+from ggufrope.evals.short_context import short_context as sum_up
+from ggufrope.patching.request import Trial
+from ggufrope.runs.plan import KvTypes
+from ggufrope.runs.tasks.text import divergence_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ...evals.needle import Recall
-    from .request import Request
+    from ggufrope.evals.needle import Recall
+    from ggufrope.runs.tasks.request import Request
 
 _SHORT_DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
 

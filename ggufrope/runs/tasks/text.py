@@ -5,18 +5,18 @@ from __future__ import annotations
 from math import exp
 from typing import TYPE_CHECKING
 
-from ...errors import WishError
-from ...evals.divergence import Divergence, DivergencePlan, DivergenceTask
-from ...evals.metrics import Z_95, Mean
-from ...evals.perplexity import Perplexity, PerplexityPlan, PerplexityTask, perplexity_of
-from ...evals.texts import Text, reference_text
-from ..cells import Cell, CellResult, Curve, Metric
-from ..jobs import base_of
+from ggufrope.errors import RequestError
+from ggufrope.evals.divergence import Divergence, DivergencePlan, DivergenceTask
+from ggufrope.evals.perplexity import Perplexity, PerplexityPlan, PerplexityTask, perplexity_of
+from ggufrope.evals.results import Cell, CellResult, Curve, Metric, estimate
+from ggufrope.evals.stats import Mean
+from ggufrope.evals.texts import Text, reference_text
+from ggufrope.runs.jobs import base_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .request import Request
+    from ggufrope.runs.tasks.request import Request
 
 CURVE = "perplexity_by_position"
 
@@ -38,7 +38,7 @@ def perplexity(request: Request) -> Iterator[CellResult]:
             results = tuple(
                 task.run(request.model, request.open_context, progress=request.progress)
             )
-        except WishError as error:
+        except RequestError as error:
             yield CellResult(cell=cell, status="error", reason=str(error))
             continue
         reasons = [result.score.reason for result in results if result.score.reason]
@@ -49,7 +49,7 @@ def divergence(request: Request) -> Iterator[CellResult]:
     """Kullback-Leibler divergence from the base, in lockstep, at each context."""
     base = base_of(request.job.scaling, request.job.kv)
     if base is None:
-        raise WishError("the file with an f16 cache is the base: it diverges from nothing")
+        raise RequestError("the file with an f16 cache is the base: it diverges from nothing")
     open_base = request.contexts_of(*base)
     for cell in request.cells:
         plan = DivergencePlan(
@@ -59,7 +59,7 @@ def divergence(request: Request) -> Iterator[CellResult]:
         try:
             request.plan_tokens(task.planned_tokens(request.model))
             (result,) = task.run(request.model, request.open_context, progress=request.progress)
-        except WishError as error:
+        except RequestError as error:
             yield CellResult(cell=cell, status="error", reason=str(error))
             continue
         yield CellResult(
@@ -88,16 +88,6 @@ def divergence_metrics(found: Divergence) -> tuple[Metric, ...]:
 
 def _percentiles(name: str, points: Iterable[tuple[float, float]]) -> Iterator[Metric]:
     return (Metric(name=f"{name}_p{percent:g}", value=value) for percent, value in points)
-
-
-def estimate(name: str, mean: Mean) -> Metric:
-    """A mean with its 95 % interval."""
-    if mean.value is None or mean.standard_error is None:
-        return Metric(name=name, value=mean.value, n=mean.n)
-    half = Z_95 * mean.standard_error
-    return Metric(
-        name=name, value=mean.value, low=mean.value - half, high=mean.value + half, n=mean.n
-    )
 
 
 def _perplexity_cell(cell: Cell, found: Perplexity, text: Text, reasons: list[str]) -> CellResult:

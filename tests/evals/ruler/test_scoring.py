@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from ggufrope.evals.ruler import (
+from ggufrope.evals.ruler.scoring import (
     BASE_THRESHOLD,
-    RULER_TASKS,
     RulerResult,
     by_length,
     effective_length,
     effective_length_by_share,
+    found,
 )
-from ggufrope.evals.ruler.scoring import found
+from ggufrope.evals.ruler.specs import RULER_TASKS
 from ggufrope.evals.types import Score
 
 LLAMA_3_1_8B = dict(

@@ -10,19 +10,13 @@ from random import Random
 
 import pytest
 
-from ggufrope.errors import WishError
-from ggufrope.evals.ruler import (
-    RULER_TASKS,
-    QuestionSet,
-    RulerPlan,
-    RulerTask,
-    by_length,
-    read_hotpotqa,
-    read_squad,
-)
+from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.counting import coded_words, common_words
 from ggufrope.evals.ruler.niah import niah
-from ggufrope.evals.ruler.specs import BY_NAME
+from ggufrope.evals.ruler.qa import QuestionSet, read_hotpotqa, read_squad
+from ggufrope.evals.ruler.scoring import by_length
+from ggufrope.evals.ruler.specs import BY_NAME, RULER_TASKS
+from ggufrope.evals.ruler.task import RulerPlan, RulerTask
 from ggufrope.evals.ruler.tracing import variable_tracking
 from ggufrope.evals.ruler.wording import OURS, our_wording
 from ggufrope.runtime.fake import FakeModel
@@ -237,13 +231,15 @@ def test_failures_are_counted_apart() -> None:
     ],
 )
 def test_nonsense_is_refused(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(WishError, match=message):
+    with pytest.raises(RequestError, match=message):
         RulerPlan(**{"lengths": (1024,), **settings})  # type: ignore[arg-type]
 
 
 def test_a_length_too_short_is_refused_before_anything_runs() -> None:
     bench = Bench()
-    with pytest.raises(WishError, match="150 tokens are too few for the RULER task niah_single_1"):
+    with pytest.raises(
+        RequestError, match="150 tokens are too few for the RULER task niah_single_1"
+    ):
         bench.run(RulerTask(RulerPlan(lengths=(150,))))
     assert not bench.contexts
 
@@ -270,7 +266,7 @@ def written(tmp_path: Path, content: object) -> Path:
     ],
 )
 def test_not_squad(tmp_path: Path, content: object, message: str) -> None:
-    with pytest.raises(WishError, match=message):
+    with pytest.raises(RequestError, match=message):
         read_squad(written(tmp_path, content))
 
 
@@ -284,5 +280,5 @@ def test_not_squad(tmp_path: Path, content: object, message: str) -> None:
     ],
 )
 def test_not_hotpotqa(tmp_path: Path, content: object, message: str) -> None:
-    with pytest.raises(WishError, match=message):
+    with pytest.raises(RequestError, match=message):
         read_hotpotqa(written(tmp_path, content))

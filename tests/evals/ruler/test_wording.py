@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope.errors import StorageError, WishError
-from ggufrope.evals.ruler import RULER_TASKS, read_templates
-from ggufrope.evals.ruler.wording import FIELDS, OURS, our_wording, wordings_of
+from ggufrope.errors import RequestError, StorageError
+from ggufrope.evals.ruler.specs import RULER_TASKS
+from ggufrope.evals.ruler.wording import FIELDS, OURS, our_wording, read_templates, wordings_of
 
 
 def test_ours_obey_the_rules_for_a_users() -> None:
@@ -51,12 +51,12 @@ def test_a_task_goes_before_its_family() -> None:
     ],
 )
 def test_invalid_templates_say_where(templates: object, message: str) -> None:
-    with pytest.raises(WishError, match=message):
+    with pytest.raises(RequestError, match=message):
         wordings_of(templates)  # type: ignore[arg-type]
 
 
 def test_every_problem_is_told() -> None:
-    with pytest.raises(WishError, match=r"vt\.prompt.*cwe\.prompt"):
+    with pytest.raises(RequestError, match=r"vt\.prompt.*cwe\.prompt"):
         wordings_of({"vt": {"prompt": "{context}"}, "cwe": {"prompt": ""}})
 
 
@@ -70,7 +70,7 @@ def test_a_file_of_templates(tmp_path: Path) -> None:
 def test_a_file_that_is_none(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "templates.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(WishError, match=rf"templates\.json: .*{message}"):
+    with pytest.raises(RequestError, match=rf"templates\.json: .*{message}"):
         read_templates(path)
-    with pytest.raises(StorageError, match="cannot be read"):
+    with pytest.raises(StorageError, match="cannot read"):
         read_templates(tmp_path / "absent.json")

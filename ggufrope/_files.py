@@ -1,0 +1,137 @@
+"""Files, read and written whole: what the operating system refuses becomes a StorageError.
+
+Edits of models have a layer of their own, `container.filesystem`. This is for everything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggufrope.errors import RequestError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_BLOCK = 1 << 20
+
+
+@contextmanager
+def storage(doing: str, path: Path) -> Iterator[None]:
+    """Turn an OSError into a StorageError that says what was being done and where.
+
+    `doing` is an infinitive: "read", "write beside".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot {doing} {path}: {error.strerror or error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file. Raises StorageError."""
+    with storage("read", path):
+        return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file. Raises StorageError, RequestError where it is not text."""
+    try:
+        return read_bytes(path).decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{path}: not UTF-8 text (at byte {error.start}); convert it or give another file"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file says. Raises StorageError, RequestError where it is not JSON."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}: not JSON: {error}") from None
+    except RecursionError:
+        raise RequestError(f"{path}: not usable: its JSON is nested too deeply") from None
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file in one piece, in place of what was there: a crash leaves the old or the new.
+
+    Text is written as UTF-8, line ends as they are. Raises StorageError.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with storage("write", path):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(name).chmod(_mode(path))
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def sha256_of(path: Path, length: int | None = None) -> str:
+    """Return the SHA-256, in hexadecimal, of a file or of its first `length` bytes.
+
+    Raises StorageError.
+    """
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_BLOCK))
+    with storage("read", path):
+        left = path.stat().st_size if length is None else length
+        with path.open("rb", buffering=0) as stream:
+            while left and (count := stream.readinto(buffer[:left])):
+                digest.update(buffer[:count])
+                left -= count
+    return digest.hexdigest()
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def try_lock(descriptor: int) -> bool:
+        """Lock an open file for this process alone, without waiting; return whether it is ours.
+
+        The operating system lets go when the descriptor is closed, however the process ends.
+        Raises OSError where the file system has no locks.
+        """
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def try_lock(descriptor: int) -> bool:
+        """Lock an open file for this process alone, without waiting; return whether it is ours.
+
+        The operating system lets go when the descriptor is closed, however the process ends.
+        Raises OSError where the file system has no locks.
+        """
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _mode(path: Path) -> int:
+    """The permissions of the file that is replaced, else what the process gives to new files."""
+    try:
+        return path.stat().st_mode & 0o777
+    except OSError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask

@@ -1,0 +1,22 @@
+"""Numbers as people read them: sizes and durations."""
+
+from __future__ import annotations
+
+
+def byte_size(count: int) -> str:
+    """Return a number of bytes in the unit that suits it, as in "4.1 KiB"."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in its two largest units, as in "4.2 s", "11m 29s" or "2h 46m"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02}m" if hours else f"{minutes}m {rest:02}s"

@@ -1,0 +1,117 @@
+"""Scores into estimates: every proportion and mean comes with its n and its uncertainty.
+
+Intervals are 95 %, tests are at the 5 % level, and both hold at small n: Student's t for means,
+Wilson's score interval for shares, an exact test for paired shares. Quantiles come from scipy,
+which is imported when something is judged, and not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import fsum, inf, sqrt
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+from ggufrope.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+ALPHA = 0.05
+"""The level of every test and of what an interval leaves out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proportion:
+    """A share of successes with its 95 % Wilson score interval; all None where n is 0."""
+
+    successes: int
+    n: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mean:
+    """An arithmetic mean; `value` is None where n is 0, `standard_error` where n is below 2."""
+
+    n: int
+    value: float | None
+    standard_error: float | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval by Student's t with n - 1 degrees of freedom, None below 2 values."""
+        if self.value is None or self.standard_error is None:
+            return None
+        half = t_quantile(self.n - 1) * self.standard_error
+        return self.value - half, self.value + half
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is different from 0 at the 5 % level."""
+        found = self.interval
+        return found is not None and not found[0] <= 0 <= found[1]
+
+
+def proportion(successes: int, n: int) -> Proportion:
+    """Return a share with its Wilson score interval (Wilson, 1927), which stays inside [0, 1]."""
+    if n == 0:
+        return Proportion(successes=0, n=0, value=None, low=None, high=None)
+    z = NormalDist().inv_cdf(1 - ALPHA / 2)
+    share = successes / n
+    scale = 1 + z * z / n
+    center = (share + z * z / (2 * n)) / scale
+    half = z / scale * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == n else center + half
+    return Proportion(successes=successes, n=n, value=share, low=low, high=high)
+
+
+def mean(values: Iterable[float]) -> Mean:
+    """Return the mean and its standard error, from the sample variance."""
+    kept = tuple(values)
+    n = len(kept)
+    if n == 0:
+        return Mean(n=0, value=None, standard_error=None)
+    middle = fsum(kept) / n
+    if n == 1:
+        return Mean(n=1, value=middle, standard_error=None)
+    variance = fsum((value - middle) ** 2 for value in kept) / (n - 1)
+    return Mean(n=n, value=middle, standard_error=sqrt(variance / n))
+
+
+def percentiles(values: ArrayLike, points: Sequence[float]) -> tuple[float, ...]:
+    """Return percentiles (0 to 100) by linear interpolation; NaN where there are no values."""
+    import numpy as np
+
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        return (float("nan"),) * len(points)
+    return tuple(float(value) for value in np.percentile(array, points))
+
+
+def t_quantile(degrees: int) -> float:
+    """Return the 97.5th percentile of Student's t; infinite for no degree of freedom."""
+    if degrees < 1:
+        return inf
+    return float(_special().stdtrit(degrees, 1 - ALPHA / 2))
+
+
+def sign_test(lost: int, gained: int) -> float:
+    """Return the exact two-sided p-value of so uneven a split of changed pairs, if a pair were as
+    likely to change either way (McNemar, 1947): 1 where no pair changed."""
+    n = lost + gained
+    return min(1.0, 2 * float(_special().bdtr(min(lost, gained), n, 0.5))) if n else 1.0
+
+
+def _special() -> Any:
+    try:
+        from scipy import special
+    except ImportError as error:
+        raise MissingDependencyError(
+            "intervals and tests need scipy: pip install 'ggufrope[report]'"
+        ) from error
+    return special

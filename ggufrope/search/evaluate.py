@@ -1,0 +1,166 @@
+"""How good a candidate is: what the model loses under it, by the project's own evaluations.
+
+A fitness is a task and what counts as loss in its cells: nat per token, 0 for a model that knows
+the answer. Cells come in a fixed order, so that candidates are compared on the same ones, and an
+evaluation can end as soon as nothing in the rest could save the candidate.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+from ggufrope.errors import BackendError
+from ggufrope.evals.needle import NeedleTask
+from ggufrope.evals.needle_prompts import NeedlePlan
+from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
+    from ggufrope.evals.types import OpenContext
+    from ggufrope.lm import LanguageModel
+    from ggufrope.rope.scaling import RopeScaling
+    from ggufrope.search.bench import Bench
+
+
+FitnessName: TypeAlias = Literal["needle", "perplexity"]
+
+LOST = 1000.0
+"""The loss where a model is beyond numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellLoss:
+    """One cell: its loss in nat per token, and where there is a right answer, whether greedy
+    decoding gives it."""
+
+    key: str
+    loss: float
+    exact: bool | None = None
+
+
+class Fitness(Protocol):
+    """What candidates are judged by."""
+
+    @property
+    def name(self) -> FitnessName: ...
+
+    @property
+    def cells(self) -> int:
+        """How many losses a whole evaluation gives."""
+        ...
+
+    def run(
+        self, model: LanguageModel, open_context: OpenContext
+    ) -> Generator[CellLoss, None, None]:
+        """Raises BackendError where a cell cannot be scored, RequestError where none can."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NeedleFitness:
+    """The answer's tokens only, in haystacks with needles at every depth (LongRoPE2, 3.2)."""
+
+    plan: NeedlePlan
+
+    @property
+    def name(self) -> FitnessName:
+        return "needle"
+
+    @property
+    def cells(self) -> int:
+        return self.plan.samples * len(self.plan.all_lengths) * len(self.plan.depths)
+
+    def run(
+        self, model: LanguageModel, open_context: OpenContext
+    ) -> Generator[CellLoss, None, None]:
+        for result in NeedleTask(self.plan).run(model, open_context):
+            value = result.log_probability.value
+            if value is None:
+                raise BackendError(result.log_probability.reason)
+            yield CellLoss(key=result.key, loss=_bounded(-value), exact=result.exact.value == 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PerplexityFitness:
+    """All tokens of the second half of each chunk of a text (LongRoPE, section 3.2)."""
+
+    plan: PerplexityPlan
+
+    @property
+    def name(self) -> FitnessName:
+        return "perplexity"
+
+    @property
+    def cells(self) -> int:
+        return self.plan.chunks or 1
+
+    def run(
+        self, model: LanguageModel, open_context: OpenContext
+    ) -> Generator[CellLoss, None, None]:
+        for result in PerplexityTask(self.plan).run(model, open_context):
+            if result.tokens:
+                yield CellLoss(key=result.key, loss=_bounded(result.nll / result.tokens))
+            elif "finite" in result.score.reason:
+                yield CellLoss(key=result.key, loss=LOST)
+            else:
+                raise BackendError(result.score.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A candidate's losses. `loss` is their mean, or where the evaluation was `stopped` early the
+    least it could have become. Seconds are of the evaluation, and of setting the candidate up."""
+
+    loss: float
+    cells: tuple[CellLoss, ...]
+    stopped: bool
+    seconds: float
+    overhead_seconds: float
+
+
+def evaluate(
+    scaling: RopeScaling,
+    fitness: Fitness,
+    bench: Bench,
+    *,
+    bar: float = math.inf,
+    floors: Mapping[str, float] | None = None,
+) -> Evaluation:
+    """Judge `scaling`, stopping once its mean loss would stay above `bar` even if every cell to
+    come were as good as its floor: the best any candidate got there, 0 where unknown.
+
+    Raises what the bench and the fitness raise.
+    """
+    floors = floors or {}
+    started = time.monotonic()
+    subject = bench.under(scaling)
+    ready = time.monotonic()
+    cells: list[CellLoss] = []
+    stopped = False
+    ahead = math.fsum(floors.values())
+    with closing(fitness.run(subject.model, subject.open_context)) as run:
+        for cell in run:
+            cells.append(cell)
+            ahead -= floors.get(cell.key, 0.0)
+            least = (math.fsum(each.loss for each in cells) + max(ahead, 0.0)) / fitness.cells
+            if least > bar and len(cells) < fitness.cells:
+                stopped = True
+                break
+    total = math.fsum(cell.loss for cell in cells)
+    return Evaluation(
+        loss=least if stopped else total / max(len(cells), 1),
+        cells=tuple(cells),
+        stopped=stopped,
+        seconds=time.monotonic() - ready,
+        overhead_seconds=ready - started,
+    )
+
+
+def _bounded(loss: float) -> float:
+    """A loss that means can be made of."""
+    return min(loss, LOST) if math.isfinite(loss) else LOST

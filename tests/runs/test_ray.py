@@ -1,0 +1,74 @@
+"""A run on a real local Ray cluster of several processes.
+
+Ray leaves processes and threads behind when it is shut down, so each cluster has a process of its
+own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ggufrope.runs.store import RunStore
+
+Start = Callable[..., Path]
+pytestmark = pytest.mark.skipif(
+    find_spec("ray") is None, reason="a cluster needs ray, of the extra 'cluster'"
+)
+
+DRIVER = """
+import sys
+from pathlib import Path
+import ray
+from ggufrope.errors import GgufRopeError
+from ggufrope.runs.ray import run_on_ray
+
+folder, opener, workers = sys.argv[1:]
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+try:
+    run_on_ray(Path(folder), opener, workers=int(workers), on_cell=lambda cell: print("cell"))
+except GgufRopeError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def drive(folder: Path, *, opener: str = "open_subject", workers: int = 1) -> list[str]:
+    """Do the run on two CPUs' worth of Ray; what the driver said."""
+    command = [sys.executable, "-c", DRIVER, folder, f"scripted_subject:{opener}", str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_several_workers_share_a_run(start: Start, scripted: ModuleType) -> None:
+    folder = start("sleeps 0.05", kv=("f32", "f16", "q8_0", "q4_0"), mode="isolated")
+    assert drive(folder, workers=2) == ["cell"] * 24
+    with RunStore(folder) as store:
+        assert {record.state for record in store.jobs()} == {"done"}
+        assert len({record.worker for record in store.jobs()}) == 2
+        assert len(store.results()) == 24
+        assert dict(store.workers()[0].environment)["llama.cpp"] == "scripted"
+
+
+def test_a_lost_workers_job_is_taken_up_again_until_it_is_given_up(
+    start: Start, scripted: ModuleType
+) -> None:
+    folder = start("dies SIGKILL 300", "")
+    drive(folder)
+    with RunStore(folder) as store:
+        assert [record.state for record in store.jobs()] == ["failed", "done"]
+        assert [r.status for r in store.results()] == ["ok"] * 3 + ["error"] * 3 + ["ok"] * 6
+
+
+def test_a_worker_that_cannot_work_ends_the_run(start: Start, scripted: ModuleType) -> None:
+    folder = start("")
+    (said,) = drive(folder, opener="open_nothing")
+    assert said.startswith("BackendError a Ray worker cannot work: llama-cpp-python is not")
+    with RunStore(folder) as store:
+        assert [record.state for record in store.jobs()] == ["pending"]
