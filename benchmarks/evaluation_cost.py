@@ -27,7 +27,7 @@ from ggufrope.evals.texts import reference_text, windows_of
 from ggufrope.evals.types import OpenContext
 from ggufrope.execution import open_subject
 from ggufrope.lm import LanguageModel
-from ggufrope.patching.request import Trial
+from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.plan import KvTypes, RuntimeSettings
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def main() -> int:
     options = parser.parse_args()
     n_ctx, chunks, longest = options.ctx, options.chunks, max(options.lengths)
     with closing(open_subject(options.model, RuntimeSettings(threads=options.threads))) as subject:
-        model, trial = subject.model, Trial(scheme=options.scheme)
+        model, trial = subject.model, ScalingRequest(scaling=options.scheme)
         plain, quantized = (
             subject.contexts(trial, KvTypes(k=kind, v=kind), largest=longest)
             for kind in ("f16", "q8_0")

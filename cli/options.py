@@ -1,6 +1,6 @@
 """Options that several commands share, and how a dataclass of them becomes parameters.
 
-A command takes `wish: WishOptions` instead of twenty arguments; `grouped` shows Typer one
+A command takes `run: RunOptions` instead of twenty arguments; `grouped` shows Typer one
 parameter for each field and hands the command the dataclass.
 """
 

@@ -13,7 +13,7 @@ from .values import token_counts
 
 if TYPE_CHECKING:
     from ggufrope.evals.verdict import Thresholds
-    from ggufrope.patching.request import Trial
+    from ggufrope.patching.request import ScalingRequest
     from ggufrope.runs.plan import RunPlan
 
 _WHAT, _HOW, _JUDGE = "What is measured", "How it is run", "Verdict"
@@ -121,7 +121,7 @@ class RunOptions:
         option("--max-divergence", "Most mean divergence from the base.", "NAT", _JUDGE),
     ] = None
 
-    def plan(self, model: str, trials: tuple[Trial, ...]) -> RunPlan:
+    def plan(self, model: str, trials: tuple[ScalingRequest, ...]) -> RunPlan:
         """The plan for one model under `trials`. Raises RequestError naming the option."""
         from ggufrope.errors import RequestError
         from ggufrope.runs.plan import Haystack, RulerSettings, RunPlan, RuntimeSettings

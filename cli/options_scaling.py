@@ -11,7 +11,7 @@ import typer
 from .options import token_option
 
 if TYPE_CHECKING:
-    from ggufrope.patching.request import Trial
+    from ggufrope.patching.request import ScalingRequest
 
 _GROUP = "Scaling"
 SCHEME_HELP = "none, linear, ntk, dynamic-ntk, ntk-by-parts, yarn, llama3, longrope or factors."
@@ -81,19 +81,19 @@ class ScalingOptions:
         ),
     ] = False
 
-    def trial(self) -> Trial:
-        """The trial these options say; "file", the model as it stands, where they say no scheme."""
+    def request(self) -> ScalingRequest:
+        """The request these options make: the model as it stands where they say no scheme."""
         from ggufrope.errors import RequestError
-        from ggufrope.patching.request import SCHEMES, Trial
+        from ggufrope.patching.request import SCHEMES, ScalingRequest
 
         if self.scaling is not None and self.scaling not in SCHEMES:
             raise RequestError(f"--scaling {self.scaling}: expected one of {', '.join(SCHEMES)}")
         said = {field.name: getattr(self, field.name) for field in fields(self)}
         renamed = {
-            "scheme": said.pop("scaling") or "file",
+            "scaling": said.pop("scaling") or "file",
             "target_context": said.pop("target_ctx"),
             "original_context": said.pop("orig_ctx"),
         }
         for name in ("long_factors", "short_factors", "from_config"):
             renamed[name] = None if said[name] is None else str(said[name])
-        return Trial(**(said | renamed))
+        return ScalingRequest(**(said | renamed))

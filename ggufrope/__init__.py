@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ggufrope.execution import open_subject, run
     from ggufrope.patching.inspection import inspect
     from ggufrope.patching.plan import apply, plan_patch
-    from ggufrope.patching.request import ScalingRequest, Trial
+    from ggufrope.patching.request import ScalingRequest
     from ggufrope.report.record import RunReport
     from ggufrope.runs.plan import RunPlan, RuntimeSettings, read_plan
     from ggufrope.runtime.context import Context
@@ -39,7 +39,7 @@ _HOMES = {
     "execution": ("open_subject", "run"),
     "patching.inspection": ("inspect",),
     "patching.plan": ("apply", "plan_patch"),
-    "patching.request": ("Trial", "ScalingRequest"),
+    "patching.request": ("ScalingRequest",),
     "report.record": ("RunReport",),
     "runs.plan": ("RunPlan", "RuntimeSettings", "read_plan"),
     "runtime.context": ("Context",),
@@ -61,7 +61,6 @@ __all__ = [
     "ScalingRequest",
     "SearchPlan",
     "Thresholds",
-    "Trial",
     "advise",
     "apply",
     "inspect",

@@ -8,13 +8,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ggufrope.evals.types import OpenContext
     from ggufrope.lm import Progress
-    from ggufrope.patching.request import ScalingRequest, Trial
+    from ggufrope.patching.request import ScalingRequest
     from ggufrope.report.record import RunReport
     from ggufrope.rope.effective import RopeOverrides
     from ggufrope.rope.metadata import RopeMetadata
@@ -94,7 +95,7 @@ class LlamaSubject:
         self._settings = settings
         self._stored = read_model(path)
         self._cleanup = ExitStack()
-        self._models: dict[Trial | None, Model] = {}
+        self._models: dict[ScalingRequest | None, Model] = {}
         self._gpu_layers: int | Literal["all"] | None = (
             None if settings.gpu_layers == "auto" else settings.gpu_layers
         )
@@ -130,9 +131,9 @@ class LlamaSubject:
                 )
         return known
 
-    def contexts(self, trial: Trial, kv: KvTypes, *, largest: int) -> OpenContext:
+    def contexts(self, trial: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
         """Open contexts of this model under `trial`; see `runs.subject.Subject`."""
-        from ggufrope.patching.request import request_of, resolve
+        from ggufrope.patching.request import resolve
         from ggufrope.patching.trial import trial_overrides
 
         if self._gpu_layers is None:
@@ -141,16 +142,17 @@ class LlamaSubject:
             return self._opener(self.model, kv, lambda n_ctx: None)
         metadata = self._stored.metadata
         original = metadata.original_context or metadata.context_length or largest
-        wish = request_of(trial, target_context=max(largest, original))
-        target = resolve(wish, metadata)
+        if trial.target_context is None and trial.factor is None:
+            trial = replace(trial, target_context=max(largest, original))
+        target = resolve(trial, metadata)
 
         def overrides(n_ctx: int) -> RopeOverrides | None:
             return trial_overrides(target, metadata, context_tokens=n_ctx)
 
-        in_tensors = wish.bake or wish.keep_short_context
+        in_tensors = trial.bake or trial.keep_short_context
         if not in_tensors and overrides(largest) is not None:
             return self._opener(self.model, kv, overrides)
-        return self._opener(self._copy(trial, wish), kv, lambda n_ctx: None)
+        return self._opener(self._copy(trial), kv, lambda n_ctx: None)
 
     def close(self) -> None:
         """Free the models and remove working copies."""
@@ -184,7 +186,7 @@ class LlamaSubject:
         self._cleanup.callback(model.close)
         return model
 
-    def _copy(self, trial: Trial, wish: ScalingRequest) -> Model:
+    def _copy(self, trial: ScalingRequest) -> Model:
         """The model of a working copy that has the scheme written in."""
         from ggufrope.patching.plan import apply, plan_patch
 
@@ -192,7 +194,7 @@ class LlamaSubject:
             folder = tempfile.TemporaryDirectory(prefix="ggufrope-trial-")
             self._cleanup.callback(folder.cleanup)
             path = Path(folder.name) / self._stored.path.name
-            apply(plan_patch(self._stored.path, wish, output=path))
+            apply(plan_patch(self._stored.path, trial, output=path))
             self._models[trial] = self._load(path)
         return self._models[trial]
 

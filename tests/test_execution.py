@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope import RunPlan, RuntimeSettings, Trial, open_subject, run
+from ggufrope import RunPlan, RuntimeSettings, ScalingRequest, open_subject, run
 from ggufrope.errors import RequestError
 from ggufrope.runs.jobs import Selection
 from ggufrope.runs.plan import KvTypes
@@ -49,10 +49,10 @@ def test_a_selection_of_nothing_says_what_there_is(nano: Path, tmp_path: Path) -
 def test_trials_share_the_weights_and_baked_ones_get_a_copy(nano: Path) -> None:
     subject = open_subject(nano, RuntimeSettings())
     try:
-        for trial in (Trial(scheme="file"), Trial(scheme="linear", factor=2)):
+        for trial in (ScalingRequest(scaling="file"), ScalingRequest(scaling="linear", factor=2)):
             with subject.contexts(trial, F16, largest=512)(512) as context:
                 assert context.model is subject.model
-        baked = Trial(scheme="linear", factor=2, bake=True)
+        baked = ScalingRequest(scaling="linear", factor=2, bake=True)
         for _ in range(2):
             with subject.contexts(baked, F16, largest=512)(512) as context:
                 assert context.model is not subject.model
@@ -64,11 +64,11 @@ def test_trials_share_the_weights_and_baked_ones_get_a_copy(nano: Path) -> None:
 
 
 def test_questions_have_room_beside_a_full_context_but_never_change_the_factors(nano: Path) -> None:
-    keep_short_context = Trial(scheme="yarn", factor=4, keep_short_context=True)
+    keep_short_context = ScalingRequest(scaling="yarn", factor=4, keep_short_context=True)
     subject = open_subject(nano, RuntimeSettings())
     try:
         for trial, n_ctx, cells in (
-            (Trial(scheme="file"), 256, 768),
+            (ScalingRequest(scaling="file"), 256, 768),
             (keep_short_context, 256, 256),  # with more it would take its long factors
             (keep_short_context, 512, 1024),
         ):
@@ -83,7 +83,7 @@ def test_questions_have_room_beside_a_full_context_but_never_change_the_factors(
 def test_without_a_gpu_no_layer_is_on_one(nano: Path, gpu_layers: str | int) -> None:
     subject = open_subject(nano, RuntimeSettings(gpu_layers=gpu_layers))
     try:
-        subject.contexts(Trial(scheme="file"), F16, largest=512)
+        subject.contexts(ScalingRequest(scaling="file"), F16, largest=512)
         assert subject.model.placement.layers_on_gpu == 0
         assert subject.details["layers on GPU"] == "0 of 3"
     finally:

@@ -23,6 +23,6 @@ def command(
     names = (scaling.scaling or "none,linear,ntk,yarn").split(",")
     if unknown := [name for name in names if name not in SCHEMES]:
         raise RequestError(f"--scaling {unknown[0]}: expected one of {', '.join(SCHEMES)}")
-    common = replace(scaling, scaling=None).trial()
-    trials = tuple(replace(common, scheme=cast("Scheme", name)) for name in names)
+    common = replace(scaling, scaling=None).request()
+    trials = tuple(replace(common, scaling=cast("Scheme", name)) for name in names)
     carry_out(run.plan(file, trials), out=run.out, json=json)

@@ -46,7 +46,6 @@ def command(
     from ggufrope.container.strategies import Strategy
     from ggufrope.errors import RequestError
     from ggufrope.patching.plan import apply, plan_patch
-    from ggufrope.patching.request import request_of
 
     from ..files import model_path
     from ..output import emit_json
@@ -58,7 +57,7 @@ def command(
         raise RequestError("say where the result goes: -o OUT for a copy, or --in-place")
     plan = plan_patch(
         model_path(file),
-        request_of(scaling.trial()),
+        scaling.request(),
         output=output,
         strategy=strategy_named(strategy),
         force=force or (),

@@ -14,4 +14,4 @@ def command(
     """Measure recall, quality and cache types at target lengths; exit 1 where it fails."""
     from ..running import carry_out
 
-    carry_out(run.plan(file, (scaling.trial(),)), out=run.out, json=json)
+    carry_out(run.plan(file, (scaling.request(),)), out=run.out, json=json)

@@ -33,7 +33,7 @@ def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
 
 
 def show_plan(plan: PatchPlan) -> None:
-    """Every edit, what of the wish would be ignored, and what the runtime will do."""
+    """Every edit, what of the request would be ignored, and what the runtime will do."""
     out = console()
     edits = table("change", "old", "new")
     for edit in plan.edits:

@@ -1,4 +1,4 @@
-"""A wish -> a PatchPlan -> a PatchReceipt.
+"""A scaling request -> a PatchPlan -> a PatchReceipt.
 
 The plan is complete and nothing of it is written yet: every key old and new, what the runtime
 will make of the result, what it would ignore, how the bytes reach the disk. `--dry-run` shows the
@@ -104,22 +104,22 @@ class PatchReceipt:
 
 def plan_patch(
     path: Path,
-    wish: ScalingRequest,
+    request: ScalingRequest,
     *,
     output: Path | None = None,
     strategy: Strategy | None = None,
     force: Collection[str] = (),
     reserve: int | None = None,
 ) -> PatchPlan:
-    """Plan to make the model at `path` what `wish` says: as `output`, or in place where None.
+    """Plan to make the model at `path` what `request` says: as `output`, or in place where None.
 
     Of a split model, `output` names the first file. `reserve` leaves that many bytes of header
-    space for later edits. Raises RequestError where the wish contradicts itself, the file or the
+    space for later edits. Raises RequestError where the request contradicts itself, the file or the
     architecture, FileError where the file or the place it is stored forbids it; nothing is written
     either way.
     """
     model = read_model(path)
-    target, expression = encode_request(wish, model.metadata)
+    target, expression = encode_request(request, model.metadata)
     edits = _edits(expression, model.header.byte_order)
     changed = describe(edits, model)
     if not changed and reserve is None:
@@ -193,17 +193,17 @@ def _files(
         yield shard, parts.get(shard.path, (shard, Edits()))[1], target
 
 
-def encode_request(wish: ScalingRequest, metadata: RopeMetadata) -> tuple[Target, Expression]:
-    """The scheme `wish` comes to on this model, and the keys and tensors that say it."""
-    target = resolve(wish, metadata)
+def encode_request(request: ScalingRequest, metadata: RopeMetadata) -> tuple[Target, Expression]:
+    """The scheme `request` comes to on this model, and the keys and tensors that say it."""
+    target = resolve(request, metadata)
     if target.freq_base is not None:
         metadata = replace(metadata, freq_base=target.freq_base)
     expression = express(
         target.scaling,
         metadata,
         context_length=target.context_length,
-        baked=wish.bake,
-        keep_short_context=wish.keep_short_context,
+        baked=request.bake,
+        keep_short_context=request.keep_short_context,
     )
     if target.freq_base is None or metadata.key("freq_base") in expression.keys:
         return target, expression

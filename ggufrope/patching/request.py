@@ -1,6 +1,6 @@
 """What a person asks for, and the scheme it comes to on a particular model.
 
-A wish is incomplete by nature: "YaRN, to 32768". Resolving it against what the file declares
+A request is incomplete by nature: "YaRN, to 32768". Resolving it against what the file declares
 fills in the rest or says why it cannot be: every refusal is a RequestError that names both sides of
 the contradiction.
 """
@@ -44,6 +44,7 @@ Scheme: TypeAlias = Literal[
     "longrope",
     "factors",
 ]
+ScalingName: TypeAlias = Literal["file", Scheme]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 _PARAMETERS: dict[Scheme, frozenset[str]] = {
@@ -58,42 +59,82 @@ _PARAMETERS: dict[Scheme, frozenset[str]] = {
     "factors": frozenset({"factor", "long_factors", "attn_factor"}),
 }
 _ANY_SCHEME = frozenset(
-    {"scaling", "target_context", "original_context", "freq_base", "bake", "keep_short_context"}
+    {
+        "scaling",
+        "label",
+        "from_config",
+        "target_context",
+        "original_context",
+        "freq_base",
+        "bake",
+        "keep_short_context",
+    }
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingRequest:
-    """The options of `patch`, None where nothing was said.
+    """A RoPE scaling that a person asks for: the options of `patch`, a table of a plan.
 
-    Contexts are in tokens. `attn_factor` is the magnitude wanted on q and k (transformers'
-    `attention_factor`), not the value of any one key. `bake` puts the scheme into factor tensors,
-    `keep_short_context` into the long ones alone, so that the model is itself up to its original
-    context.
-    `given` is a config.json, which says the scheme and its parameters itself.
+    What is None follows from the file. Contexts are in tokens. `scaling` "file" is the model as it
+    stands, or with `from_config` what the config says. `attn_factor` is the attention factor wanted on q and k (transformers'
+    `attention_factor`), not the value of any one key.
     """
 
-    scaling: Scheme | None = None
+    scaling: ScalingName
+    label: str | None = field(
+        default=None, metadata={"help": "the name in reports; the scheme and factor by default"}
+    )
+    factor: float | None = field(
+        default=None, metadata={"help": "target context over original context"}
+    )
     target_context: int | None = None
-    factor: float | None = None
     original_context: int | None = None
+    freq_base: float | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
     ext_factor: float | None = None
     attn_factor: float | None = None
     low_freq_factor: float | None = None
     high_freq_factor: float | None = None
-    freq_base: float | None = None
-    long_factors: tuple[float, ...] | None = None
-    short_factors: tuple[float, ...] | None = None
-    bake: bool = False
-    keep_short_context: bool = False
-    given: ConfigRope | None = None
+    long_factors: str | tuple[float, ...] | None = field(
+        default=None,
+        metadata={"help": "one number per rotary pair: a json, csv or npy file, or the numbers"},
+    )
+    short_factors: str | tuple[float, ...] | None = None
+    from_config: str | None = field(
+        default=None, metadata={"help": "a Hugging Face config.json to take the scaling from"}
+    )
+    bake: bool = field(default=False, metadata={"help": "put the scheme into factor tensors"})
+    keep_short_context: bool = field(
+        default=False,
+        metadata={"help": "bake, and leave the model as it is up to its original context"},
+    )
+
+    @property
+    def is_file(self) -> bool:
+        """Whether this is the model as it stands."""
+        return self.scaling == "file" and self.from_config is None
+
+    @property
+    def name(self) -> str:
+        """The label, or the scheme with its factor where one is given."""
+        if self.label is not None:
+            return self.label
+        if self.from_config is not None:
+            return "from-config"
+        return self.scaling if self.factor is None else f"{self.scaling}-{self.factor:g}x"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that the request names."""
+        named = (self.long_factors, self.short_factors, self.from_config)
+        return tuple(name for name in named if isinstance(name, str))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A wish made definite for one model: the scheme, the window it is for, and the base."""
+    """A request made definite for one model: the scheme, the window it is for, and the base."""
 
     scaling: RopeScaling
     original_context: int
@@ -101,35 +142,37 @@ class Target:
     freq_base: float | None
 
 
-def resolve(wish: ScalingRequest, metadata: RopeMetadata) -> Target:
-    """The scheme and context length that `wish` means on a model that declares `metadata`."""
-    if wish.freq_base is not None and not (math.isfinite(wish.freq_base) and wish.freq_base > 1):
-        raise RequestError(f"--freq-base {wish.freq_base:g} must be a finite number above 1")
-    if wish.given is not None:
-        return _resolve_given(wish, wish.given, metadata)
-    if wish.scaling is None:
+def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
+    """The scheme and context length that `request` means on a model that declares `metadata`."""
+    if request.freq_base is not None and not (
+        math.isfinite(request.freq_base) and request.freq_base > 1
+    ):
+        raise RequestError(f"--freq-base {request.freq_base:g} must be a finite number above 1")
+    if request.from_config is not None:
+        return _resolve_config(request, _config(Path(request.from_config)), metadata)
+    if request.scaling == "file":
         raise RequestError("say which scheme: --scaling " + "|".join(SCHEMES))
-    _refuse_foreign(wish, wish.scaling)
-    original = _original_context(wish, metadata)
-    if wish.scaling == "none":
+    _refuse_foreign(request, request.scaling)
+    original = _original_context(request, metadata)
+    if request.scaling == "none":
         return Target(
             scaling=Unscaled(),
             original_context=original,
-            context_length=wish.target_context or original,
-            freq_base=wish.freq_base,
+            context_length=request.target_context or original,
+            freq_base=request.freq_base,
         )
-    factor, target = _factor_and_target(wish, original)
+    factor, target = _factor_and_target(request, original)
     return Target(
-        scaling=_scheme(wish, wish.scaling, factor, original),
+        scaling=_scheme(request, request.scaling, factor, original),
         original_context=original,
         context_length=target,
-        freq_base=wish.freq_base,
+        freq_base=request.freq_base,
     )
 
 
-def _resolve_given(wish: ScalingRequest, config: ConfigRope, metadata: RopeMetadata) -> Target:
+def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeMetadata) -> Target:
     """The scheme of a config.json, which must be of a model with these rotary dimensions."""
-    if extra := sorted(_said(wish) - (_ANY_SCHEME - {"scaling"}) - {"given"}):
+    if extra := sorted(_said(request) - (_ANY_SCHEME - {"scaling"})):
         raise RequestError(f"--from-config already says the scheme; leave out {_flags(extra)}")
     for what, theirs, ours in (
         ("head size", config.head_size, metadata.head_size),
@@ -139,9 +182,9 @@ def _resolve_given(wish: ScalingRequest, config: ConfigRope, metadata: RopeMetad
             raise RequestError(
                 f"the config is of another model: {what} {theirs}, the file has {ours}"
             )
-    original = wish.original_context or getattr(config.scaling, "original_context", None)
+    original = request.original_context or getattr(config.scaling, "original_context", None)
     original = original or metadata.context_length
-    target = wish.target_context or config.context_length or metadata.context_length
+    target = request.target_context or config.context_length or metadata.context_length
     if original is None or target is None:
         raise RequestError(
             "neither the config nor the file says a context length; give --target-ctx"
@@ -150,16 +193,18 @@ def _resolve_given(wish: ScalingRequest, config: ConfigRope, metadata: RopeMetad
         scaling=config.scaling,
         original_context=original,
         context_length=target,
-        freq_base=wish.freq_base or config.base,
+        freq_base=request.freq_base or config.base,
     )
 
 
-def _said(wish: ScalingRequest) -> set[str]:
-    return {f.name for f in fields(wish) if getattr(wish, f.name) not in (None, False)}
+def _said(request: ScalingRequest) -> set[str]:
+    return {
+        f.name for f in fields(request) if getattr(request, f.name) not in (None, False, "file")
+    }
 
 
-def _refuse_foreign(wish: ScalingRequest, scheme: Scheme) -> None:
-    if foreign := sorted(_said(wish) - _ANY_SCHEME - _PARAMETERS[scheme]):
+def _refuse_foreign(request: ScalingRequest, scheme: Scheme) -> None:
+    if foreign := sorted(_said(request) - _ANY_SCHEME - _PARAMETERS[scheme]):
         raise RequestError(f"{_flags(foreign)}: no such parameter in --scaling {scheme}")
 
 
@@ -167,12 +212,12 @@ def _flags(names: list[str]) -> str:
     return ", ".join("--" + name.replace("_context", "_ctx").replace("_", "-") for name in names)
 
 
-def _original_context(wish: ScalingRequest, metadata: RopeMetadata) -> int:
+def _original_context(request: ScalingRequest, metadata: RopeMetadata) -> int:
     """The window the model was trained for, before any scaling."""
-    if wish.original_context is not None:
-        if wish.original_context < 1:
-            raise RequestError(f"--orig-ctx {wish.original_context} must be 1 or more")
-        return wish.original_context
+    if request.original_context is not None:
+        if request.original_context < 1:
+            raise RequestError(f"--orig-ctx {request.original_context} must be 1 or more")
+        return request.original_context
     if metadata.original_context is not None:
         return metadata.original_context
     if metadata.context_length is None:
@@ -185,8 +230,8 @@ def _original_context(wish: ScalingRequest, metadata: RopeMetadata) -> int:
     return metadata.context_length
 
 
-def _factor_and_target(wish: ScalingRequest, original: int) -> tuple[float, int]:
-    target, factor = wish.target_context, wish.factor
+def _factor_and_target(request: ScalingRequest, original: int) -> tuple[float, int]:
+    target, factor = request.target_context, request.factor
     if target is not None and target < original:
         raise RequestError(
             f"the target of {target} tokens is below the original context of {original}: nothing "
@@ -206,9 +251,9 @@ def _factor_and_target(wish: ScalingRequest, original: int) -> tuple[float, int]
     return factor, target or reach
 
 
-def _scheme(wish: ScalingRequest, scheme: Scheme, factor: float, original: int) -> RopeScaling:
+def _scheme(request: ScalingRequest, scheme: Scheme, factor: float, original: int) -> RopeScaling:
     def said(**names: str) -> dict[str, Any]:
-        values = {to: getattr(wish, name) for to, name in names.items()}
+        values = {to: getattr(request, name) for to, name in names.items()}
         return {to: value for to, value in values.items() if value is not None}
 
     match scheme:
@@ -233,109 +278,27 @@ def _scheme(wish: ScalingRequest, scheme: Scheme, factor: float, original: int) 
             limits = said(low_freq_factor="low_freq_factor", high_freq_factor="high_freq_factor")
             return Llama3(factor=factor, original_context=original, **limits)
         case "longrope":
-            long = _array(wish, scheme)
+            long, short = _factors(request, scheme)
             return LongRope(
                 long_factors=long,
-                short_factors=wish.short_factors or (1.0,) * len(long),
+                short_factors=short or (1.0,) * len(long),
                 original_context=original,
                 factor=factor,
-                attention_factor=wish.attn_factor,
+                attention_factor=request.attn_factor,
             )
         case "factors":
             magnitude = said(attention_factor="attn_factor")
-            return FrequencyFactors(factors=_array(wish, scheme), **magnitude)
+            return FrequencyFactors(factors=_factors(request, scheme)[0], **magnitude)
     raise RequestError(f"unknown scheme {scheme!r}; known: {', '.join(SCHEMES)}")
 
 
-def _array(wish: ScalingRequest, scheme: Scheme) -> tuple[float, ...]:
-    if wish.long_factors is None:
+def _factors(
+    request: ScalingRequest, scheme: Scheme
+) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+    long, short = _arrays(request)
+    if long is None:
         raise RequestError(f"--scaling {scheme} needs --long-factors FILE (json, csv or npy)")
-    return wish.long_factors
-
-
-# A wish in words and names of files, as options and plans say it; and the ScalingRequest it comes
-# to on a model.
-
-TrialScheme: TypeAlias = Literal["file", Scheme]
-"""A scheme to try; "file" is the model as it stands."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """A RoPE scaling to try, with nothing written. Fields are those of `ggufrope patch`.
-
-    What is None follows from the file: `factor` is then the largest context of the plan over the
-    original context. The scheme "file" is the model as it stands.
-    """
-
-    scheme: TrialScheme
-    label: str | None = field(
-        default=None, metadata={"help": "the name in reports; the scheme and factor by default"}
-    )
-    factor: float | None = field(
-        default=None, metadata={"help": "target context over original context"}
-    )
-    target_context: int | None = None
-    original_context: int | None = None
-    freq_base: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    ext_factor: float | None = None
-    attn_factor: float | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    long_factors: str | None = field(
-        default=None, metadata={"help": "a json, csv or npy file, one number a rotary pair"}
-    )
-    short_factors: str | None = None
-    from_config: str | None = field(
-        default=None, metadata={"help": "a Hugging Face config.json to take the scaling from"}
-    )
-    bake: bool = field(
-        default=False, metadata={"help": "try it as factor tensors, on a working copy"}
-    )
-    keep_short_context: bool = field(
-        default=False,
-        metadata={"help": "bake, and leave the model as it is up to its original context"},
-    )
-
-    @property
-    def is_file(self) -> bool:
-        """Whether this is the model as it stands."""
-        return self.scheme == "file" and self.from_config is None
-
-    @property
-    def name(self) -> str:
-        """The label, or the scheme with its factor where one is given."""
-        if self.label is not None:
-            return self.label
-        return self.scheme if self.factor is None else f"{self.scheme}-{self.factor:g}x"
-
-
-def request_of(trial: Trial, *, target_context: int | None = None) -> ScalingRequest:
-    """The wish that `trial` says; `target_context` where neither it nor a factor says how far.
-
-    Raises RequestError or StorageError where a file it names cannot be read or makes no sense.
-    """
-    long, short = _factor_arrays(trial)
-    return ScalingRequest(
-        scaling=None if trial.scheme == "file" else trial.scheme,
-        target_context=trial.target_context or (None if trial.factor else target_context),
-        factor=trial.factor,
-        original_context=trial.original_context,
-        beta_fast=trial.beta_fast,
-        beta_slow=trial.beta_slow,
-        ext_factor=trial.ext_factor,
-        attn_factor=trial.attn_factor,
-        low_freq_factor=trial.low_freq_factor,
-        high_freq_factor=trial.high_freq_factor,
-        freq_base=trial.freq_base,
-        long_factors=long,
-        short_factors=short,
-        bake=trial.bake,
-        keep_short_context=trial.keep_short_context,
-        given=None if trial.from_config is None else _config(Path(trial.from_config)),
-    )
+    return long, short
 
 
 def factor_format(path: Path) -> FactorFormat:
@@ -356,19 +319,19 @@ def read_factors(path: Path) -> FactorSet:
     return parse_factors(read_bytes(path), form=factor_format(path), name=str(path))
 
 
-def _factor_arrays(
-    trial: Trial,
+def _arrays(
+    request: ScalingRequest,
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Long (or the only) and short factors; one file may hold both."""
-    long: tuple[float, ...] | None = None
-    short: tuple[float, ...] | None = None
-    if trial.long_factors is not None:
-        found = read_factors(Path(trial.long_factors))
-        long, short = found.long or found.factors, found.short
-    if trial.short_factors is not None:
-        found = read_factors(Path(trial.short_factors))
+    long, short = request.long_factors, request.short_factors
+    beside: tuple[float, ...] | None = None
+    if isinstance(long, str):
+        found = read_factors(Path(long))
+        long, beside = found.long or found.factors, found.short
+    if isinstance(short, str):
+        found = read_factors(Path(short))
         short = found.short or found.factors
-    return long, short if trial.scheme == "longrope" or trial.short_factors else None
+    return long, short or (beside if request.scaling == "longrope" else None)
 
 
 def _config(path: Path) -> ConfigRope:

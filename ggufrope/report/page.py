@@ -16,7 +16,7 @@ from ggufrope.runs.plan import format_plan
 
 if TYPE_CHECKING:
     from ggufrope.evals.verdict import Check
-    from ggufrope.patching.request import Trial
+    from ggufrope.patching.request import ScalingRequest
     from ggufrope.report.comparison import Comparison
     from ggufrope.report.record import RunReport
 
@@ -47,7 +47,7 @@ def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) ->
             patch_command(trial, model.file.path, max(report.plan.contexts))
             for model in report.models
             for trial in report.plan.trials
-            if trial.scheme not in ("file", "none")
+            if trial.scaling not in ("file", "none")
         ],
         "plan_text": format_plan(report.plan),
         "models": [{"name": m.file.name, "facts": _model_facts(m)} for m in report.models],
@@ -59,16 +59,16 @@ def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) ->
     }
 
 
-def patch_command(trial: Trial, path: str, largest: int) -> str:
+def patch_command(trial: ScalingRequest, path: str, largest: int) -> str:
     """The command that writes what a trial tried, in a run up to `largest` tokens."""
     if trial.factor is None and trial.target_context is None:
         trial = replace(trial, target_context=largest)
     name = re.sub(r"[^\w.-]+", "-", trial.name)
     out = Path(path).with_suffix(f".{name}.gguf")
-    words = ["ggufrope", "patch", path, "-o", str(out), "--scaling", trial.scheme]
+    words = ["ggufrope", "patch", path, "-o", str(out), "--scaling", trial.scaling]
     for field in fields(trial):
         value = getattr(trial, field.name)
-        if field.name in ("scheme", "label") or value in (None, False):
+        if field.name in ("scaling", "label") or value in (None, False):
             continue
         words.append("--" + _OPTIONS.get(field.name, field.name).replace("_", "-"))
         if value is not True:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ggufrope._plain import encode
 from ggufrope.errors import RequestError
 from ggufrope.evals.results import Cell
-from ggufrope.patching.request import Trial
+from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.plan import KvTypes, RunPlan, TaskName
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Job:
 
     id: str
     model: str
-    scaling: Trial
+    scaling: ScalingRequest
     kv: KvTypes
     task: TaskName
     seed: int
@@ -132,13 +132,13 @@ def expand(plan: RunPlan, models: tuple[ModelFile, ...]) -> tuple[Job, ...]:
     )
 
 
-def base_of(trial: Trial, kv: KvTypes) -> tuple[Trial, KvTypes] | None:
+def base_of(trial: ScalingRequest, kv: KvTypes) -> tuple[ScalingRequest, KvTypes] | None:
     """What a setting diverges from: its own scaling with an f16 cache, and where it has that
     already the file as it stands; None for the latter itself."""
     f16 = KvTypes(k="f16", v="f16")
     if kv != f16:
         return trial, f16
-    return None if trial.is_file else (Trial(scheme="file"), f16)
+    return None if trial.is_file else (ScalingRequest(scaling="file"), f16)
 
 
 def control_context(plan: RunPlan, model: ModelFile) -> int | None:
@@ -158,7 +158,7 @@ def short_context_tokens(plan: RunPlan, model: ModelFile) -> int:
 
 
 def _job(
-    plan: RunPlan, model: ModelFile, trial: Trial, kv: KvTypes, task: TaskName, seed: int
+    plan: RunPlan, model: ModelFile, trial: ScalingRequest, kv: KvTypes, task: TaskName, seed: int
 ) -> Job:
     control = control_context(plan, model) if task == "needle" else None
     contexts = (

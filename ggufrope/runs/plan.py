@@ -17,7 +17,7 @@ from ggufrope.errors import RequestError
 from ggufrope.evals.facts import ValueKind
 from ggufrope.evals.ruler.specs import RULER_TASKS
 from ggufrope.evals.verdict import Thresholds
-from ggufrope.patching.request import Trial, TrialScheme
+from ggufrope.patching.request import ScalingName, ScalingRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,7 +132,7 @@ class RunPlan:
     contexts: tuple[int, ...] = field(metadata={"help": "context lengths in tokens"})
     name: str = "run"
     tasks: tuple[TaskName, ...] = ("needle",)
-    scalings: tuple[TrialScheme | Trial, ...] = field(
+    scalings: tuple[ScalingName | ScalingRequest, ...] = field(
         default=("file",), metadata={"help": "schemes by name, or tables with their parameters"}
     )
     kv: tuple[str, ...] = field(
@@ -167,10 +167,11 @@ class RunPlan:
             raise RequestError("; ".join(problems))
 
     @property
-    def trials(self) -> tuple[Trial, ...]:
+    def trials(self) -> tuple[ScalingRequest, ...]:
         """`scalings`, the short forms spelled out."""
         return tuple(
-            item if isinstance(item, Trial) else Trial(scheme=item) for item in self.scalings
+            item if isinstance(item, ScalingRequest) else ScalingRequest(scaling=item)
+            for item in self.scalings
         )
 
     @property
@@ -182,8 +183,7 @@ class RunPlan:
         """Every file the plan names, its models aside."""
         named = [self.haystack.file, self.text]
         named += [self.ruler.squad, self.ruler.hotpotqa, self.ruler.templates]
-        for trial in self.trials:
-            named += [trial.long_factors, trial.short_factors, trial.from_config]
+        named += [name for trial in self.trials for name in trial.files]
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     @property

@@ -23,7 +23,7 @@ from ggufrope.errors import (
     UnsupportedCacheError,
 )
 from ggufrope.evals.results import CellResult
-from ggufrope.patching.request import Trial
+from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.environment import environment
 from ggufrope.runs.plan import KvTypes, RuntimeSettings
 from ggufrope.runs.tasks.request import Measure, Request
@@ -49,7 +49,7 @@ class Subject(Protocol):
         """What the report should say of how it runs: versions, devices, layers offloaded."""
         ...
 
-    def contexts(self, trial: Trial, kv: KvTypes, *, largest: int) -> OpenContext:
+    def contexts(self, trial: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
         """How to open contexts of this model under a scaling and with those cache types.
 
         `largest` is the longest context of the run in tokens, which a trial's factor follows from

@@ -8,7 +8,7 @@ import pytest
 
 from ggufrope import RuntimeSettings, open_subject
 from ggufrope.errors import InsufficientMemoryError
-from ggufrope.patching.request import Trial
+from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.plan import KvTypes
 from ggufrope.runtime import library
 from ggufrope.runtime.library import Device
@@ -92,7 +92,7 @@ def test_auto_is_all_layers_where_they_fit(model_path: Path, gpus: tuple[Device,
     subject = open_subject(model_path, RuntimeSettings(gpu_layers="auto"))
     kv = KvTypes.parse("f16")
     try:
-        with subject.contexts(Trial(scheme="file"), kv, largest=1024)(1024) as context:
+        with subject.contexts(ScalingRequest(scaling="file"), kv, largest=1024)(1024) as context:
             assert context.n_ctx == 1024
         assert subject.model.placement.layers_on_gpu == LAYERS
         assert subject.details["layers on GPU"] == f"{LAYERS} of {LAYERS}"

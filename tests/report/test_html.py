@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope.patching.request import Trial
+from ggufrope.patching.request import ScalingRequest
 from ggufrope.report.html import to_html
 from ggufrope.report.record import RunReport
 
@@ -95,7 +95,7 @@ def test_hostile_strings_are_text(make_report: Make) -> None:
             name=HOSTILE,
             model=HOSTILE,
             details=((HOSTILE, HOSTILE + "\udcff\u202e"),),
-            scalings=(Trial(scheme="yarn", label="yarn" + HOSTILE),),
+            scalings=(ScalingRequest(scaling="yarn", label="yarn" + HOSTILE),),
             kv=("f16",),
         )
     )

@@ -58,7 +58,7 @@ class ScriptedSubject:
 
     def contexts(self, trial, kv, *, largest):
         horizon, _, scaling = self._script.get("forgets", "").partition(" ")
-        forgetful = horizon and scaling in ("", trial.scheme)
+        forgetful = horizon and scaling in ("", trial.scaling)
 
         def open_context(n_ctx):
             if self._script.get("refuses") in (kv.k, kv.v):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ggufrope._plain import decode
 from ggufrope.errors import RequestError, StorageError
-from ggufrope.patching.request import Trial
+from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.jobs import Selection, expand
 from ggufrope.runs.models import ModelFile, resolve_models
 from ggufrope.runs.plan import KvTypes, RunPlan, format_plan, parse_plan, plan_schema, read_plan
@@ -28,7 +28,7 @@ kv = ["f16", "q8_0/q4_0"]
 tasks = ["needle", "perplexity"]
 depths = 3
 seeds = [1, 2]
-scalings = ["file", { scheme = "yarn", factor = 4 }]
+scalings = ["file", { scaling = "yarn", factor = 4 }]
 
 [haystack]
 kind = "noise"
@@ -43,7 +43,10 @@ def models(*names: str) -> tuple[ModelFile, ...]:
 
 def test_a_plan_file_is_read() -> None:
     plan = parse_plan(NIGHT)
-    assert plan.trials == (Trial(scheme="file"), Trial(scheme="yarn", factor=4.0))
+    assert plan.trials == (
+        ScalingRequest(scaling="file"),
+        ScalingRequest(scaling="yarn", factor=4.0),
+    )
     assert plan.kv_types[1] == KvTypes(k="q8_0", v="q4_0")
     assert plan.depth_percents == (0.0, 50.0, 100.0)
     assert plan.haystack.kind == "noise"
@@ -55,7 +58,9 @@ def test_a_plan_file_is_read() -> None:
 )
 def test_a_plan_survives_being_written(name: str, factor: float) -> None:
     plan = replace(
-        parse_plan(NIGHT), name=name, scalings=(Trial(scheme="yarn", factor=factor, label=name),)
+        parse_plan(NIGHT),
+        name=name,
+        scalings=(ScalingRequest(scaling="yarn", factor=factor, label=name),),
     )
     assert parse_plan(format_plan(plan)) == plan
 
@@ -95,7 +100,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"not TOML: .*line 2"):
         read_plan(path)
     path.write_bytes(b"name = '\xff'\n")
-    with pytest.raises(RequestError, match="not UTF-8 text .at byte 8."):
+    with pytest.raises(RequestError, match=r"not UTF-8 text \(at byte 8\)"):
         read_plan(path)
 
 
@@ -104,7 +109,7 @@ def test_the_schema_covers_every_key() -> None:
     assert {"models", "contexts", "scalings", "kv", "thresholds"} <= set(properties)
     assert "q8_0" not in properties["kv"]["items"]
     yarn = properties["scalings"]["items"]["anyOf"][1]
-    assert yarn["required"] == ["scheme"]
+    assert yarn["required"] == ["scaling"]
 
 
 def test_the_schema_file_for_editors_is_current(root: Path) -> None:
@@ -119,7 +124,7 @@ def test_the_schema_file_for_editors_is_current(root: Path) -> None:
         ({"contxts": [1]}, False),
         ({"tasks": ["neddle"]}, False),
         ({"scalings": [{"factor": 2}]}, False),
-        ({"scalings": ["yarn", {"scheme": "linear", "factor": 2}]}, True),
+        ({"scalings": ["yarn", {"scaling": "linear", "factor": 2}]}, True),
         ({"depths": "all"}, False),
         ({"depths": [0, 50.5]}, True),
         ({"runtime": {"gpu_layers": 12}}, True),

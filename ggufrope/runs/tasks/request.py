@@ -11,7 +11,7 @@ from ggufrope.evals.results import Cell, CellResult
 from ggufrope.evals.texts import Text, read_text
 from ggufrope.evals.types import OpenContext, Result, Task
 from ggufrope.lm import LanguageModel, Progress
-from ggufrope.patching.request import Trial
+from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.jobs import Job
 from ggufrope.runs.plan import KvTypes, RunPlan
 
@@ -31,7 +31,7 @@ class Request:
     cells: tuple[Cell, ...]
     model: LanguageModel
     open_context: OpenContext
-    contexts_of: Callable[[Trial, KvTypes], OpenContext]
+    contexts_of: Callable[[ScalingRequest, KvTypes], OpenContext]
     planned: Progress | None = None
     progress: Progress | None = None
 

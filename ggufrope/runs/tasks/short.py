@@ -9,7 +9,7 @@ from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.results import CellResult, Metric
 from ggufrope.evals.short_context import ShortContextPlan, ShortContextTask
 from ggufrope.evals.short_context import short_context as sum_up
-from ggufrope.patching.request import Trial
+from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.plan import KvTypes
 from ggufrope.runs.tasks.text import divergence_metrics
 
@@ -27,7 +27,7 @@ def short_context(request: Request) -> Iterator[CellResult]:
 
     The original of a file as it stands is the file with its scaling off.
     """
-    original = Trial(scheme="none" if request.job.scaling.scheme == "file" else "file")
+    original = ScalingRequest(scaling="none" if request.job.scaling.scaling == "file" else "file")
     open_base = request.contexts_of(original, KvTypes(k="f16", v="f16"))
     for cell in request.cells:
         tokens = cell.context_tokens

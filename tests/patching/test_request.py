@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ggufrope.errors import RequestError
 from ggufrope.patching.request import ScalingRequest, Target, resolve
-from ggufrope.rope.huggingface import from_config
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
     DynamicNtk,
@@ -102,7 +103,7 @@ def test_none_restores_the_original_context() -> None:
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        (ScalingRequest(), "say which scheme"),
+        (ScalingRequest(scaling="file"), "say which scheme"),
         (ScalingRequest(scaling="yarn"), "say how far"),
         (ScalingRequest(scaling="yarn", target_context=4096), "below the original context of 8192"),
         (
@@ -159,8 +160,15 @@ CONFIG = {
 }
 
 
-def test_a_config_says_everything() -> None:
-    assert resolve(ScalingRequest(given=from_config(CONFIG)), PLAIN) == Target(
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return str(path)
+
+
+def test_a_config_says_everything(config: str) -> None:
+    assert resolve(ScalingRequest(scaling="file", from_config=config), PLAIN) == Target(
         scaling=Yarn(factor=4, original_context=8192),
         original_context=8192,
         context_length=32768,
@@ -168,12 +176,12 @@ def test_a_config_says_everything() -> None:
     )
 
 
-def test_a_config_and_a_scheme_contradict() -> None:
+def test_a_config_and_a_scheme_contradict(config: str) -> None:
     with pytest.raises(RequestError, match="leave out --factor, --scaling"):
-        resolve(ScalingRequest(given=from_config(CONFIG), scaling="yarn", factor=2), PLAIN)
+        resolve(ScalingRequest(from_config=config, scaling="yarn", factor=2), PLAIN)
 
 
-def test_a_config_of_another_model() -> None:
-    other = from_config(CONFIG | {"num_attention_heads": 4})
+def test_a_config_of_another_model(config: str) -> None:
+    Path(config).write_text(json.dumps(CONFIG | {"num_attention_heads": 4}))
     with pytest.raises(RequestError, match="another model: head size 16, the file has 32"):
-        resolve(ScalingRequest(given=other), PLAIN)
+        resolve(ScalingRequest(scaling="file", from_config=config), PLAIN)
