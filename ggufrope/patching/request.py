@@ -77,8 +77,8 @@ class ScalingRequest:
     """A RoPE scaling that a person asks for: the options of `patch`, a table of a plan.
 
     What is None follows from the file. Contexts are in tokens. `scaling` "file" is the model as it
-    stands, or with `from_config` what the config says. `attn_factor` is the attention factor wanted on q and k (transformers'
-    `attention_factor`), not the value of any one key.
+    stands, or with `from_config` what the config says. `attn_factor` is the attention factor wanted
+    on q and k (transformers' `attention_factor`), not the value of any one key.
     """
 
     scaling: ScalingName
