@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from ggufrope.errors import UnsupportedCacheError
+from ggufrope.errors import RequestError, UnsupportedCacheError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,6 +121,34 @@ def cache_type(name: str) -> CacheType:
         raise UnsupportedCacheError(
             f"unknown cache type {name!r}; known: {', '.join(CACHE_TYPES)}"
         ) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvTypes:
+    """The types of the K and V caches, by name; `str()` gives the short form that plans use.
+
+    Raises RequestError for an unknown name.
+    """
+
+    k: str
+    v: str
+
+    def __post_init__(self) -> None:
+        for name in (self.k, self.v):
+            if name not in CACHE_TYPES:
+                raise RequestError(
+                    f"unknown KV cache type {name!r} in {str(self)!r}; "
+                    f"expected K or K/V of {', '.join(CACHE_TYPES)}"
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> KvTypes:
+        """Read `K`, for both caches, or `K/V`. Raises RequestError for an unknown type."""
+        k, _, v = text.partition("/")
+        return cls(k=k, v=v or k)
+
+    def __str__(self) -> str:
+        return self.k if self.k == self.v else f"{self.k}/{self.v}"
 
 
 def type_name(number: int) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema
+from ggufrope.container.ggml import KvTypes as KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.facts import ValueKind
 from ggufrope.evals.ruler.specs import RULER_TASKS
@@ -26,36 +27,8 @@ if TYPE_CHECKING:
 TaskName: TypeAlias = Literal[
     "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
 ]
-CacheType: TypeAlias = Literal[
-    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"
-]
-CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
 MIN_CONTEXT = 128
 """Tokens: below, a question and its answer leave no room for a haystack."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KvTypes:
-    """Types of the K and V caches; `str()` is the short form a plan uses."""
-
-    k: CacheType
-    v: CacheType
-
-    @classmethod
-    def parse(cls, text: str) -> KvTypes:
-        """`K`, for both, or `K/V`. Raises RequestError for an unknown type."""
-        k, _, v = text.partition("/")
-        v = v or k
-        for name in (k, v):
-            if name not in CACHE_TYPES:
-                raise RequestError(
-                    f"unknown KV cache type {name!r} in {text!r}; "
-                    f"expected K or K/V of {', '.join(CACHE_TYPES)}"
-                )
-        return cls(k=k, v=v)  # type: ignore[arg-type]  # checked just above
-
-    def __str__(self) -> str:
-        return self.k if self.k == self.v else f"{self.k}/{self.v}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

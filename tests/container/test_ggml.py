@@ -6,6 +6,7 @@ import gguf
 import pytest
 
 from ggufrope.container import ggml
+from ggufrope.errors import RequestError
 
 KNOWN = {int(number): sizes for number, sizes in gguf.GGML_QUANT_SIZES.items()}
 
@@ -26,3 +27,28 @@ def test_rows_are_whole_blocks() -> None:
     assert ggml.data_length(8, (64, 3)) == 6 * 34
     with pytest.raises(ValueError, match="rows of 48 elements"):
         ggml.data_length(8, (48,))
+
+
+@pytest.mark.parametrize(
+    ("text", "k", "v", "short"),
+    [
+        ("q8_0", "q8_0", "q8_0", "q8_0"),
+        ("q8_0/q8_0", "q8_0", "q8_0", "q8_0"),
+        ("q8_0/f16", "q8_0", "f16", "q8_0/f16"),
+    ],
+)
+def test_kv_types_have_a_short_form(text: str, k: str, v: str, short: str) -> None:
+    types = ggml.KvTypes.parse(text)
+    assert types == ggml.KvTypes(k=k, v=v)
+    assert str(types) == short
+    assert ggml.KvTypes.parse(str(types)) == types
+
+
+@pytest.mark.parametrize("text", ["", "q9", "f16/q9", "q9/f16", "f16/f16/f16", "F16"])
+def test_unknown_kv_types_are_refused_with_the_known_ones(text: str) -> None:
+    with pytest.raises(
+        RequestError, match="unknown KV cache type .*expected K or K/V of f32"
+    ):
+        ggml.KvTypes.parse(text)
+    with pytest.raises(RequestError, match="unknown KV cache type 'q9' in 'q9/f16'"):
+        ggml.KvTypes(k="q9", v="f16")
