@@ -46,9 +46,7 @@ def test_kv_types_have_a_short_form(text: str, k: str, v: str, short: str) -> No
 
 @pytest.mark.parametrize("text", ["", "q9", "f16/q9", "q9/f16", "f16/f16/f16", "F16"])
 def test_unknown_kv_types_are_refused_with_the_known_ones(text: str) -> None:
-    with pytest.raises(
-        RequestError, match="unknown KV cache type .*expected K or K/V of f32"
-    ):
+    with pytest.raises(RequestError, match=r"unknown KV cache type .*expected K or K/V of f32"):
         ggml.KvTypes.parse(text)
     with pytest.raises(RequestError, match="unknown KV cache type 'q9' in 'q9/f16'"):
         ggml.KvTypes(k="q9", v="f16")
