@@ -18,7 +18,7 @@ from benchmarks.measure import call, process, record, script
 from benchmarks.models import make
 from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import undo
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits, TypedValue, ValueType
 from ggufrope.container.writer import plan_rewrite
@@ -32,18 +32,18 @@ SCALING = {
 ENGINE = """
 import sys
 from ggufrope.container.reader import read_header
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.types import Edits, TypedValue, ValueType
 from ggufrope.container.writer import plan_rewrite
 path = sys.argv[1]
 value = TypedValue(type=ValueType.STRING, value="yarn")
 edits = Edits(set={"llama.rope.scaling.type": value})
-carry_out(plan_store(path, plan_rewrite(read_header(path), edits)))
+execute(plan_store(path, plan_rewrite(read_header(path), edits)))
 """
 
 
 def patch(path: Path) -> None:
-    carry_out(plan_store(path, plan_rewrite(read_header(path), Edits(set=SCALING))))
+    execute(plan_store(path, plan_rewrite(read_header(path), Edits(set=SCALING))))
 
 
 def in_place(path: Path, runs: int) -> dict[str, object]:
@@ -116,7 +116,7 @@ def streamed(path: Path, runs: int) -> dict[str, object]:
     rewrite = plan_rewrite(read_header(path), Edits(set=SCALING))
 
     def copy() -> None:
-        carry_out(plan_store(path, rewrite, output=output, strategy=Strategy.STREAM))
+        execute(plan_store(path, rewrite, output=output, strategy=Strategy.STREAM))
 
     def gone() -> None:
         output.unlink(missing_ok=True)

@@ -112,7 +112,6 @@ if sys.platform == "win32":
         return True
 
 else:
-    import fcntl
 
     def try_lock(descriptor: int) -> bool:
         """Lock an open file for this process alone, without waiting; return whether it is ours.
@@ -120,6 +119,8 @@ else:
         The operating system lets go when the descriptor is closed, however the process ends.
         Raises OSError where the file system has no locks.
         """
+        import fcntl
+
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ggufrope.container.reader import read_header
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.types import Edits, TypedValue, ValueType
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.evals.needle import NeedleResult, NeedleTask, recall_by_length
@@ -157,7 +157,7 @@ def test_a_dead_key_changes_nothing_and_a_baked_one_does(
     edits = Edits(
         set={"llama.rope.scaling.yarn_beta_fast": TypedValue(type=ValueType.FLOAT32, value=4.0)}
     )
-    carry_out(plan_store(declared, plan_rewrite(read_header(declared), edits), output=dead))
+    execute(plan_store(declared, plan_rewrite(read_header(declared), edits), output=dead))
     steep = ScalingRequest(scaling="yarn", target_context=FAR, beta_fast=4, bake=True)
     baked = patched(nano, tmp_path, "baked", steep)
     plain = logits(declared, tokens, n_ctx=FAR)

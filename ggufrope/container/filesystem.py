@@ -1,15 +1,27 @@
-"""Linux file operations the standard library does not have: fallocate ranges and reflinks.
+"""Every operation that an edit performs on files, behind one small class.
 
-Numbers from the kernel's uapi headers (linux/falloc.h, linux/fs.h). Import this on Linux only.
-Every function raises OSError as its system call does; EOPNOTSUPP means the file system cannot.
+The store, the journal and the recovery touch files through a `FileLayer` alone, so that a test can
+pass one that fails, falls short or stops at the N-th operation, and see what is left on disk.
+Offsets are absolute; nothing relies on a file position. What the standard library lacks (ranges
+inserted and removed, shared blocks) is called through ctypes and `fcntl`, on the systems that have
+it: this module can be imported on all of them.
+
+An edit keeps hidden files beside the model:
+
+    .NAME.ggufrope-partial   a new file while it is written; worthless until it is renamed
+    .NAME.ggufrope-record    a journal while it is written; likewise
+    .NAME.ggufrope-journal   an edit in progress, or one that was interrupted
+    .NAME.ggufrope-undo      the last finished edit
+
+Their names are fixed, not random, so that what a crash leaves is found and removed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
+import shutil
 import struct
 import sys
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
@@ -21,147 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-
-_COLLAPSE_RANGE = 0x08
-_INSERT_RANGE = 0x20
-_FICLONERANGE = 0x4020940D  # _IOW(0x94, 13, struct file_clone_range), 32 bytes
-
-
-def insert_range(fd: int, offset: int, length: int) -> None:
-    """Makes room: bytes from `offset` on move up by `length`. Whole file-system blocks only."""
-    _fallocate(fd, _INSERT_RANGE, offset, length)
-
-
-def collapse_range(fd: int, offset: int, length: int) -> None:
-    """Takes bytes out: those behind move down by `length`. Whole file-system blocks only."""
-    _fallocate(fd, _COLLAPSE_RANGE, offset, length)
-
-
-def clone_range(source: int, source_offset: int, length: int, target: int, offset: int) -> None:
-    """Shares blocks of one file with another. Whole blocks, or up to the end of the source."""
-    fcntl.ioctl(target, _FICLONERANGE, struct.pack("=qQQQ", source, source_offset, length, offset))
-
-
-def insert_refusal(directory: Path, block: int) -> str | None:
-    """Why files in `directory` cannot grow from within, or None: asked of a nameless file."""
-    return _refusal(directory, block, lambda fd: insert_range(fd, 0, block))
-
-
-def clone_refusal(directory: Path, block: int) -> str | None:
-    """Why files in `directory` cannot share blocks, or None: asked of a nameless file."""
-    return _refusal(directory, block, lambda fd: clone_range(fd, 0, block, fd, 2 * block))
-
-
-def _refusal(directory: Path, block: int, attempt: Callable[[int], None]) -> str | None:
-    try:
-        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
-        try:
-            os.pwrite(fd, bytes(2 * block), 0)
-            attempt(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        return f"the file system refuses: {error.strerror}"
-    return None
-
-
-def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    call = getattr(libc, "fallocate64", None) or libc.fallocate
-    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if call(fd, mode, offset, length):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-# One editor at a time: an advisory lock on the open file, gone when it is closed or killed.
-
-
-def lock(file: BinaryIO, path: Path, *, shared: bool = False) -> None:
-    """Locks `file`, opened by `path`, for an editor, or `shared` for a reader that must not see it
-    edited. Raises StorageError where another process is in the way.
-
-    Without `fcntl` (Windows) nothing is locked: there an open file cannot be replaced anyway.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
-        fcntl.flock(file.fileno(), kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StorageError(
-            f"{path} is being edited by another ggufrope process; try again when it is done"
-        ) from None
-    # Between opening and locking, the editor that had the lock may have renamed another file here.
-    if not same_file(file, path):
-        raise StorageError(f"{path} was replaced a moment ago; try again")
-
-
-def same_file(file: BinaryIO, path: Path) -> bool:
-    """Whether `path` names the open `file`."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-# The hidden files that stand beside a model while and after it is edited in place.
-#
-# .NAME.ggufrope-partial a new file that grows; worthless until it is renamed .NAME.ggufrope-record
-# a journal that grows; likewise .NAME.ggufrope-journal an edit in progress, or one that was
-# interrupted .NAME.ggufrope-undo the last finished edit
-#
-# Each has one name and not a random one, so that what a crash leaves is found and removed.
-
-
-def partial_path(path: Path) -> Path:
-    """Return the name of a new file while it grows."""
-    return _sibling(path, "partial")
-
-
-def record_path(path: Path) -> Path:
-    """Return the name of a journal while it grows."""
-    return _sibling(path, "record")
-
-
-def journal_path(path: Path) -> Path:
-    """Return the name of the journal of an edit in progress, or of one that was interrupted."""
-    return _sibling(path, "journal")
-
-
-def undo_path(path: Path) -> Path:
-    """Return the name of the record of the last finished edit."""
-    return _sibling(path, "undo")
-
-
-def _sibling(path: Path, word: str) -> Path:
-    return path.with_name(f".{path.name}.ggufrope-{word}")
-
-
-# The one file operation of macOS the standard library does not have: cloning a whole file.
-#
-# See clonefile(2). Import this on macOS only.
-
-
-def clone_file(source: Path, target: Path) -> None:
-    """Makes `target`, which must not exist, a copy that shares all blocks. Raises OSError."""
-    call = ctypes.CDLL(None, use_errno=True).clonefile
-    call.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint32)
-    if call(os.fsencode(source), os.fsencode(target), 0):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-# Every file operation an edit performs, in one small class.
-#
-# The store and the journal touch files through a `FileLayer` alone, so that a test can pass one
-# that fails, falls short or stops for good at the N-th operation, and see what is left on disk.
-
 Mode: TypeAlias = Literal["rb", "r+b"]
 
 COPY_CHUNK = 32 << 20
+"""Bytes copied at most by one call, so that progress is seen and an interrupt is heard."""
+
 _BUFFER = 1 << 20
 
 UNSUPPORTED = frozenset(
@@ -171,32 +47,49 @@ UNSUPPORTED = frozenset(
 
 
 class RefusedError(Exception):
-    """The system turned an operation down before anything changed: there is another way.
+    """The system refused an operation before anything changed, and another strategy may work.
 
-    It never leaves the store.
+    It never leaves the container package.
     """
 
 
 class FileLayer:
-    """The operating system's files. Offsets are absolute; nothing relies on a file position."""
+    """The files of the operating system."""
 
     @property
     def clones_whole_files(self) -> bool:
-        """Whether `clone_file` is to be used, and not `clone_range`."""
+        """Whether to use `clone_file` instead of `clone_range`."""
         return sys.platform == "darwin"
 
     def open(self, path: Path, mode: Mode) -> BinaryIO:
         return path.open(mode, buffering=0)
 
     def create(self, path: Path) -> BinaryIO:
-        """Opens for reading and writing, creating the file, never through a link."""
+        """Open a file for reading and writing, creating it if needed, never through a link."""
         flags = os.O_RDWR | os.O_CREAT
         for flag in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):
             flags |= getattr(os, flag, 0)
         return os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
 
+    def try_lock(self, file: BinaryIO, *, shared: bool) -> bool:
+        """Lock an open file without waiting; return False where another process has it locked.
+
+        Raises OSError where the file system has no locks. On Windows nothing is locked: there an
+        open file cannot be replaced anyway.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            return True
+        try:
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file.fileno(), kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def read(self, file: BinaryIO, offset: int, length: int) -> bytes:
-        """Up to `length` bytes; fewer only at the end of the file."""
+        """Read `length` bytes; fewer only at the end of the file."""
         file.seek(offset)
         pieces = []
         while length and (piece := file.read(length)):
@@ -205,7 +98,7 @@ class FileLayer:
         return b"".join(pieces)
 
     def write(self, file: BinaryIO, offset: int, data: bytes | memoryview) -> int:
-        """Writes some of `data` and says how many bytes; `write_all` writes the rest."""
+        """Write some of `data` and return how many bytes; `write_all` writes the rest."""
         file.seek(offset)
         return file.write(data)
 
@@ -216,7 +109,7 @@ class FileLayer:
         os.fsync(file.fileno())
 
     def sync_directory(self, path: Path) -> None:
-        """Makes names in a directory durable. Windows has no such call, and needs none."""
+        """Make the names in a directory durable. Windows has no such call and needs none."""
         if os.name == "nt":
             return
         fd = os.open(path, os.O_RDONLY)
@@ -234,8 +127,10 @@ class FileLayer:
     def copy(
         self, source: BinaryIO, source_offset: int, length: int, target: BinaryIO, offset: int
     ) -> int:
-        """Copies some of `length` bytes between files, in the kernel where it can be, and says
-        how many; 0 only at the end of the source."""
+        """Copy some of `length` bytes between files, in the kernel where possible.
+
+        Return how many bytes were copied; 0 only at the end of the source.
+        """
         if hasattr(os, "copy_file_range"):
             try:
                 return os.copy_file_range(
@@ -248,63 +143,100 @@ class FileLayer:
         return self.write(target, offset, data) if data else 0
 
     def block_size(self, path: Path) -> int:
-        """The unit in which ranges are inserted, collapsed and shared near `path`."""
+        """Return the unit in which ranges near `path` are inserted, removed and shared."""
         return os.statvfs(path.parent).f_bsize if hasattr(os, "statvfs") else 4096
 
     def free_bytes(self, path: Path) -> int:
-        """What may still be written beside `path`."""
+        """Return how many bytes can still be written beside `path`."""
         if hasattr(os, "statvfs"):
             status = os.statvfs(path.parent)
             return status.f_bavail * status.f_frsize
-        import shutil
-
         return shutil.disk_usage(path.parent).free
 
     def insert_refusal(self, path: Path) -> str | None:
-        """Why the file at `path` cannot grow from within, or None where it can."""
+        """Return why no range can be inserted into the file at `path`, or None where it can."""
         if sys.platform != "linux":
             return "only Linux has fallocate"
-
-        return insert_refusal(path.parent, self.block_size(path))
+        block = self.block_size(path)
+        return _refusal(path.parent, block, lambda fd: _fallocate(fd, _INSERT_RANGE, 0, block))
 
     def clone_refusal(self, path: Path) -> str | None:
-        """Why files beside `path` cannot share blocks of a file there, or None where they can.
+        """Return why files beside `path` cannot share blocks, or None where they can.
 
-        macOS is taken at its word: APFS clones, and another file system refuses when asked to.
+        On macOS nothing is tried: APFS clones, and another file system refuses when it comes to it.
         """
         if sys.platform == "darwin":
             return None
         if sys.platform != "linux":
             return "this system shares no blocks between files"
-
-        return clone_refusal(path.parent, self.block_size(path))
+        block = self.block_size(path)
+        return _refusal(path.parent, block, lambda fd: _clone_range(fd, 0, block, fd, 2 * block))
 
     def insert_range(self, file: BinaryIO, offset: int, length: int) -> None:
+        """Make room: bytes from `offset` on move up by `length`. Takes whole blocks only."""
         _require_linux()
-
-        insert_range(file.fileno(), offset, length)
+        _fallocate(file.fileno(), _INSERT_RANGE, offset, length)
 
     def collapse_range(self, file: BinaryIO, offset: int, length: int) -> None:
+        """Remove bytes: those behind them move down by `length`. Takes whole blocks only."""
         _require_linux()
-
-        collapse_range(file.fileno(), offset, length)
+        _fallocate(file.fileno(), _COLLAPSE_RANGE, offset, length)
 
     def clone_range(
         self, source: BinaryIO, source_offset: int, length: int, target: BinaryIO, offset: int
     ) -> None:
+        """Share blocks of `source` with `target`. Takes whole blocks, or up to the source's end."""
         _require_linux()
-
-        clone_range(source.fileno(), source_offset, length, target.fileno(), offset)
+        _clone_range(source.fileno(), source_offset, length, target.fileno(), offset)
 
     def clone_file(self, source: Path, target: Path) -> None:
-        """Makes `target`, which must not exist, a file that shares all blocks of `source`."""
+        """Create `target`, which must not exist, as a file that shares all blocks of `source`."""
         if sys.platform != "darwin":
             raise OSError(errno.EOPNOTSUPP, "only macOS clones whole files")
-
-        clone_file(source, target)
+        _clone_file(source, target)
 
 
 LOCAL = FileLayer()
+
+
+def lock(
+    file: BinaryIO,
+    path: Path,
+    *,
+    shared: bool = False,
+    optional: bool = False,
+    files: FileLayer = LOCAL,
+) -> None:
+    """Lock `file`, opened by `path`: for an editor, or `shared` against edits while it is read.
+
+    The lock is advisory; it ends when the file is closed or the process ends. With `optional`, a
+    file system that has no locks (some network file systems) is accepted. Raises StorageError
+    where another process is in the way, or a needed lock cannot be had.
+    """
+    try:
+        locked = files.try_lock(file, shared=shared)
+    except OSError as error:
+        if not optional:
+            raise StorageError(
+                f"cannot lock {path}: {error.strerror or error}; an edit in place needs a file "
+                "system with locks, write a new file instead"
+            ) from error
+        return
+    if not locked:
+        raise StorageError(
+            f"{path} is being edited by another ggufrope process; try again when it is done"
+        )
+    # Between opening and locking, the editor that had the lock may have renamed another file here.
+    if not same_file(file, path):
+        raise StorageError(f"{path} was replaced a moment ago; try again")
+
+
+def same_file(file: BinaryIO, path: Path) -> bool:
+    """Return whether `path` names the open `file`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_all(files: FileLayer, file: BinaryIO, offset: int, data: bytes) -> None:
@@ -319,13 +251,85 @@ def write_all(files: FileLayer, file: BinaryIO, offset: int, data: bytes) -> Non
 
 
 def require_room(files: FileLayer, path: Path, needed: int) -> None:
-    """Asks before writing, not during. Raises StorageError where `needed` bytes do not fit."""
+    """Raise StorageError where `needed` bytes do not fit beside `path`; called before writing."""
     with storage("write beside", path):
         free = files.free_bytes(path)
     if free < needed:
         raise StorageError(
             f"{path.parent} has {free} bytes free, the edit needs {needed}; make room first"
         )
+
+
+def partial_path(path: Path) -> Path:
+    """Return the name of the new file of `path` while it is written."""
+    return _sibling(path, "partial")
+
+
+def record_path(path: Path) -> Path:
+    """Return the name of the journal of `path` while it is written."""
+    return _sibling(path, "record")
+
+
+def journal_path(path: Path) -> Path:
+    """Return the name of the journal of an edit of `path` in progress, or interrupted."""
+    return _sibling(path, "journal")
+
+
+def undo_path(path: Path) -> Path:
+    """Return the name of the record of the last finished edit of `path`."""
+    return _sibling(path, "undo")
+
+
+def _sibling(path: Path, word: str) -> Path:
+    return path.with_name(f".{path.name}.ggufrope-{word}")
+
+
+# System calls. Numbers are from the kernel's uapi headers (linux/falloc.h, linux/fs.h) and from
+# clonefile(2). Each raises OSError as its call does; EOPNOTSUPP means the file system cannot.
+
+_COLLAPSE_RANGE = 0x08
+_INSERT_RANGE = 0x20
+_FICLONERANGE = 0x4020940D  # _IOW(0x94, 13, struct file_clone_range), 32 bytes
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = getattr(libc, "fallocate64", None) or libc.fallocate
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if call(fd, mode, offset, length):
+        _raise_errno()
+
+
+def _clone_range(source: int, source_offset: int, length: int, target: int, offset: int) -> None:
+    import fcntl
+
+    fcntl.ioctl(target, _FICLONERANGE, struct.pack("=qQQQ", source, source_offset, length, offset))
+
+
+def _clone_file(source: Path, target: Path) -> None:
+    call = ctypes.CDLL(None, use_errno=True).clonefile
+    call.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint32)
+    if call(os.fsencode(source), os.fsencode(target), 0):
+        _raise_errno()
+
+
+def _refusal(directory: Path, block: int, attempt: Callable[[int], None]) -> str | None:
+    """Try an operation on a nameless file of two blocks; return why it is refused, or None."""
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
+        try:
+            os.pwrite(fd, bytes(2 * block), 0)
+            attempt(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"the file system refuses: {error.strerror}"
+    return None
+
+
+def _raise_errno() -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))
 
 
 def _require_linux() -> None:

@@ -1,8 +1,11 @@
-"""Draws up the record of an edit in place and keeps it on disk.
+"""The record of an edit in place: what it holds, its bytes, and where it is kept.
 
-The journal is complete and durable before the first byte of the model changes, and becomes the
-undo record by a rename. It describes the old file as a sequence of pieces: bytes that the edit
-destroys, which it carries, and spans of the new file.
+Before the first byte of the model changes, the journal is complete and durable; after the edit it
+becomes the undo record by a rename. A record describes the old file as a sequence of pieces: spans
+of the new file, and the bytes that the edit destroys, which the record holds itself.
+
+On disk: a line that names the format, a line of JSON, the bytes of the old file, and the SHA-256 of
+all that.
 
 An insertion is a single system call: a process that is killed leaves it undone or done. Whether a
 power cut can leave it half done, in a file of very many extents, is up to the file system.
@@ -23,11 +26,13 @@ from ggufrope.container.pieces import (
     Insertion,
     Kept,
     Lost,
-    Patch,
     Piece,
+    copied,
     inverse,
     piece_length,
+    place_pieces,
 )
+from ggufrope.container.strategies import IN_PLACE, Option
 from ggufrope.container.types import Span
 from ggufrope.errors import StorageError
 
@@ -38,17 +43,16 @@ if TYPE_CHECKING:
     from ggufrope.container.types import Header
 
 
-# What is known about one edit in place, and its bytes on disk.
-#
-# Format: a line naming it, a line of JSON, the carried bytes, and the SHA-256 of all that.
-
 _MAGIC = b"ggufrope journal 1\n"
 _DIGEST_BYTES = 32
+_CHUNK = 1 << 20
+_SAMPLE = 4096
+_SAMPLES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seal:
-    """The SHA-256 of some spans of a file, by which the file is known again."""
+class Checksum:
+    """The SHA-256 of some spans of a file, by which the file is recognized."""
 
     spans: tuple[Span, ...]
     digest: str
@@ -58,10 +62,10 @@ class Seal:
 class Record:
     """One edit in place.
 
-    `patched` files were written into, after the insertion if there is one; `replaced` ones were
-    exchanged for a new file. `pieces` is the old file: bytes, and spans of the new file.
-    `old_seal` and `new_seal` cover what the edit is about, `samples` bytes of the new file that
-    it did not touch.
+    A `patched` file was written into, after the insertion if there is one; a `replaced` one was
+    exchanged for a new file. `pieces` make up the old file: bytes, and spans of the new file.
+    `old_checksum` and `new_checksum` cover what the edit changes, `samples` covers bytes of the
+    new file that it did not touch.
     """
 
     kind: Literal["patched", "replaced"]
@@ -70,14 +74,14 @@ class Record:
     old_mtime_ns: int
     insertion: Insertion | None
     pieces: tuple[Piece, ...]
-    old_seal: Seal
-    new_seal: Seal
-    samples: Seal
+    old_checksum: Checksum
+    new_checksum: Checksum
+    samples: Checksum
 
 
-def encode(record: Record) -> bytes:
-    """Return the bytes of a record, with a digest behind them."""
-    carried = [piece for piece in record.pieces if isinstance(piece, bytes)]
+def encode_record(record: Record) -> bytes:
+    """Return the bytes of a record, with a checksum behind them."""
+    held = [piece for piece in record.pieces if isinstance(piece, bytes)]
     fields: dict[str, Any] = {
         "kind": record.kind,
         "old_size": record.old_size,
@@ -85,16 +89,19 @@ def encode(record: Record) -> bytes:
         "old_mtime_ns": record.old_mtime_ns,
         "insertion": record.insertion and [record.insertion.offset, record.insertion.length],
         "pieces": [_piece_fields(piece) for piece in record.pieces],
+        "old_seal": _checksum_fields(record.old_checksum),
+        "new_seal": _checksum_fields(record.new_checksum),
+        "samples": _checksum_fields(record.samples),
     }
-    for name in ("old_seal", "new_seal", "samples"):
-        value: Seal = getattr(record, name)
-        fields[name] = [[[s.offset, s.length] for s in value.spans], value.digest]
-    body = b"".join([_MAGIC, json.dumps(fields).encode(), b"\n", *carried])
+    body = b"".join([_MAGIC, json.dumps(fields).encode(), b"\n", *held])
     return body + hashlib.sha256(body).digest()
 
 
-def decode(data: bytes) -> Record:
-    """The inverse of `encode`. Raises ValueError, KeyError or TypeError on anything else."""
+def decode_record(data: bytes) -> Record:
+    """Return the record that `encode_record` turned into `data`.
+
+    Raises ValueError, KeyError or TypeError on anything else.
+    """
     body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
         raise ValueError("its checksum does not match")
@@ -115,9 +122,9 @@ def decode(data: bytes) -> Record:
         old_mtime_ns=fields["old_mtime_ns"],
         insertion=insertion and Insertion(offset=insertion[0], length=insertion[1]),
         pieces=tuple(pieces),
-        old_seal=_seal(fields["old_seal"]),
-        new_seal=_seal(fields["new_seal"]),
-        samples=_seal(fields["samples"]),
+        old_checksum=_checksum(fields["old_seal"]),
+        new_checksum=_checksum(fields["new_seal"]),
+        samples=_checksum(fields["samples"]),
     )
 
 
@@ -130,33 +137,27 @@ def _span(fields: list[int]) -> Span:
     return Span(offset=offset, length=length)
 
 
-def _seal(fields: list[Any]) -> Seal:
+def _checksum_fields(checksum: Checksum) -> list[Any]:
+    return [[[span.offset, span.length] for span in checksum.spans], checksum.digest]
+
+
+def _checksum(fields: list[Any]) -> Checksum:
     spans, digest = fields
-    return Seal(spans=tuple(map(_span, spans)), digest=digest)
+    return Checksum(spans=tuple(map(_span, spans)), digest=digest)
 
 
-_CHUNK = 1 << 20
-_SAMPLE = 4096
-_SAMPLES = 32
+def make_record(files: FileLayer, file: BinaryIO, old: Header, option: Option) -> Record:
+    """Return the record of the edit that `option` makes of the open `file` with the header `old`.
 
-
-def draw_up(
-    files: FileLayer,
-    file: BinaryIO,
-    *,
-    kind: Literal["patched", "replaced"],
-    header: Header,
-    composition: Composition,
-    kept: Sequence[Kept],
-    patches: Sequence[Patch] = (),
-    insertion: Insertion | None = None,
-) -> Record:
-    """The record of the edit that turns the open old `file` into `composition`.
-
-    `kept` says what of the old file will be found in the new one, and where.
+    To be called before the edit: it reads the bytes that the edit destroys. Raises OSError.
     """
+    composition = option.composition
+    patched = option.strategy in IN_PLACE
+    kept, patches = place_pieces(composition.pieces, option.insertion)
+    if not patched:
+        kept, patches = copied(composition.pieces), ()
     pieces: list[Piece] = []
-    for part in inverse(kept, header.file_size):
+    for part in inverse(kept, old.file_size):
         if isinstance(part, Lost):
             pieces.append(files.read(file, part.source.offset, part.source.length))
         else:
@@ -165,30 +166,26 @@ def draw_up(
     written = [*_head(composition), *(patch.piece for patch in body)]
     spans = [Span(offset=0, length=composition.data_offset)]
     spans += [Span(offset=patch.offset, length=piece_length(patch.piece)) for patch in body]
+    old_head = Span(offset=0, length=old.data_offset)
     samples = tuple(_samples(kept))
     return Record(
-        kind=kind,
-        old_size=header.file_size,
+        kind="patched" if patched else "replaced",
+        old_size=old.file_size,
         new_size=composition.size,
         old_mtime_ns=os.fstat(file.fileno()).st_mtime_ns,
-        insertion=insertion,
+        insertion=option.insertion,
         pieces=tuple(pieces),
-        old_seal=Seal(
-            spans=(old_head := Span(offset=0, length=header.data_offset),),
-            digest=digest(files, file, [old_head]),
-        ),
-        new_seal=Seal(spans=tuple(spans), digest=digest(files, file, written)),
-        samples=Seal(
-            spans=tuple(
-                Span(offset=keeping.offset, length=keeping.source.length) for keeping in samples
-            ),
-            digest=digest(files, file, [keeping.source for keeping in samples]),
+        old_checksum=Checksum(spans=(old_head,), digest=_digest(files, file, [old_head])),
+        new_checksum=Checksum(spans=tuple(spans), digest=_digest(files, file, written)),
+        samples=Checksum(
+            spans=tuple(Span(offset=one.offset, length=one.source.length) for one in samples),
+            digest=_digest(files, file, [one.source for one in samples]),
         ),
     )
 
 
-def digest(files: FileLayer, file: BinaryIO, pieces: Iterable[Piece]) -> str:
-    """SHA-256 over bytes and spans of the open file, in order."""
+def _digest(files: FileLayer, file: BinaryIO, pieces: Iterable[Piece]) -> str:
+    """Return the SHA-256 of bytes and of spans of the open file, in order."""
     state = hashlib.sha256()
     for piece in pieces:
         if isinstance(piece, bytes):
@@ -199,22 +196,27 @@ def digest(files: FileLayer, file: BinaryIO, pieces: Iterable[Piece]) -> str:
     return state.hexdigest()
 
 
-def holds(seal: Seal, files: FileLayer, file: BinaryIO, insertion: Insertion | None = None) -> bool:
-    """Whether the open file has the sealed bytes; with `insertion`, where they stood before it."""
-    spans = seal.spans
+def matches(
+    checksum: Checksum, files: FileLayer, file: BinaryIO, insertion: Insertion | None = None
+) -> bool:
+    """Return whether the open file has the bytes of a checksum.
+
+    With `insertion`, its spans are looked up where they were before that insertion.
+    """
+    spans = checksum.spans
     if insertion is not None:
         spans = tuple(_before(span, insertion) for span in spans)
-    return digest(files, file, spans) == seal.digest
+    return _digest(files, file, spans) == checksum.digest
 
 
 def write_journal(files: FileLayer, path: Path, record: Record) -> None:
-    """Puts the journal of `path` in place, durably."""
+    """Write the journal of `path` durably. Raises StorageError."""
     growing = record_path(path)
     with storage("write the journal", growing):
         try:
             with files.create(growing) as file:
                 files.resize(file, 0)
-                write_all(files, file, 0, encode(record))
+                write_all(files, file, 0, encode_record(record))
                 files.sync(file)
             files.replace(growing, journal_path(path))
         except BaseException:
@@ -224,24 +226,24 @@ def write_journal(files: FileLayer, path: Path, record: Record) -> None:
 
 
 def commit(files: FileLayer, path: Path) -> None:
-    """Declares an edit finished: its journal becomes the undo record."""
+    """Finish an edit: its journal becomes the undo record. Raises StorageError."""
     with storage("finish the edit of", path):
         files.replace(journal_path(path), undo_path(path))
         files.sync_directory(path.parent)
 
 
 def read_record(files: FileLayer, path: Path) -> Record:
-    """The record stored at `path`, which is a journal or an undo record."""
+    """Read the record at `path`, a journal or an undo record. Raises StorageError."""
     with storage("read", path), files.open(path, "rb") as file:
         data = files.read(file, 0, path.stat().st_size)
     try:
-        return decode(data)
+        return decode_record(data)
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{path} is damaged and cannot be used: {error}") from error
 
 
 def _head(composition: Composition) -> Iterator[Piece]:
-    """The pieces in front of the tensor data."""
+    """Yield the pieces in front of the tensor data."""
     left = composition.data_offset
     for piece in composition.pieces:
         length = min(piece_length(piece), left)
@@ -255,7 +257,7 @@ def _head(composition: Composition) -> Iterator[Piece]:
 
 
 def _samples(kept: Sequence[Kept]) -> Iterator[Kept]:
-    """Short stretches spread over all that stays, which the magic always does."""
+    """Yield short stretches spread over all that is kept; the file's first bytes always are."""
     total = sum(keeping.source.length for keeping in kept)
     step = max(total // _SAMPLES, _SAMPLE)
     for keeping in kept:
@@ -266,7 +268,7 @@ def _samples(kept: Sequence[Kept]) -> Iterator[Kept]:
 
 
 def _before(span: Span, insertion: Insertion) -> Span:
-    """A span of the new file, none that the insertion split -> where it stood before."""
+    """Return where a span of the new file was before; the insertion does not split it."""
     if span.offset < insertion.offset + insertion.length:
         return span
     return Span(offset=span.offset - insertion.length, length=span.length)

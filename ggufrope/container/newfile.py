@@ -1,9 +1,15 @@
-"""Rereads what an edit wrote, and compares it with what was planned."""
+"""A new file written from a composition: a temporary sibling, verified, then renamed.
+
+`building` writes the file beside its final name, sharing blocks with the old file or copying them.
+`verify_header` and `verify_pieces` read it back and compare it with the plan; the rename is the
+caller's.
+"""
 
 from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -11,12 +17,13 @@ from ggufrope._files import storage
 from ggufrope.container.filesystem import (
     COPY_CHUNK,
     UNSUPPORTED,
+    FileLayer,
     RefusedError,
     lock,
     partial_path,
     write_all,
 )
-from ggufrope.container.pieces import piece_length, settle
+from ggufrope.container.pieces import Composition, piece_length, place_pieces
 from ggufrope.container.reader import parse_header
 from ggufrope.container.types import PADDING_KEY, Span
 from ggufrope.errors import GgufRopeError, StorageError
@@ -24,8 +31,7 @@ from ggufrope.errors import GgufRopeError, StorageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ggufrope.container.filesystem import FileLayer
-    from ggufrope.container.pieces import Composition, Rewrite
+    from ggufrope.container.pieces import Rewrite
     from ggufrope.container.types import Header
 
 
@@ -34,96 +40,41 @@ _SAMPLE = 4096
 _SAMPLES = 64
 
 
-def prove_header(file: BinaryIO, rewrite: Rewrite, composition: Composition, path: Path) -> Header:
-    """Parses the new file and holds keys, tensors, data offset and size against the plan."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    try:
-        header = parse_header(file, size)
-    except GgufRopeError as error:
-        raise StorageError(f"proof failed, {path} was not written: {error}") from error
-    padding = (PADDING_KEY,) if composition.padding is not None else ()
-    at = rewrite.padding_index
-    keys = (*rewrite.keys[:at], *padding, *rewrite.keys[at:])
-    planned = (keys, rewrite.tensor_names, composition.data_offset, composition.size)
-    found = (
-        tuple(kv.key for kv in header.key_values),
-        tuple(tensor.name for tensor in header.tensors),
-        header.data_offset,
-        size,
-    )
-    if planned != found:
-        raise StorageError(f"proof failed, {path} was not written: its header is not as planned")
-    return header
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """A file to write: `composition` as `target`, its spans taken from the open file `source`.
 
-
-def prove_pieces(
-    files: FileLayer,
-    source: BinaryIO,
-    target: BinaryIO,
-    composition: Composition,
-    path: Path,
-    *,
-    whole: bool,
-) -> None:
-    """Compares a new file with the old one it was made from, piece by piece.
-
-    The header and all new bytes are always compared in full; of copied tensor data, samples
-    spread over each span and its two ends, or with `whole` every byte.
+    `progress` is called with (bytes done, bytes in all).
     """
-    offset = 0
-    for piece in composition.pieces:
-        if isinstance(piece, Span):
-            sampled = not whole and offset >= composition.data_offset
-            for at, length in _ranges(piece.length, sampled=sampled):
-                old = files.read(source, piece.offset + at, length)
-                _compare(files.read(target, offset + at, length), old, offset + at, path)
-        else:
-            _compare(files.read(target, offset, len(piece)), piece, offset, path)
-        offset += piece_length(piece)
 
+    files: FileLayer
+    source: BinaryIO
+    target: Path
+    composition: Composition
+    progress: Callable[[int, int], None] | None = None
 
-def _ranges(length: int, *, sampled: bool) -> Iterator[tuple[int, int]]:
-    if sampled and length > _SAMPLES * _SAMPLE:
-        step = (length - _SAMPLE) // (_SAMPLES - 1)
-        for number in range(_SAMPLES - 1):
-            yield number * step, _SAMPLE
-        yield length - _SAMPLE, _SAMPLE
-    else:
-        for at in range(0, length, _CHUNK):
-            yield at, min(_CHUNK, length - at)
-
-
-def _compare(found: bytes, expected: bytes, offset: int, path: Path) -> None:
-    if found != expected:
-        raise StorageError(
-            f"proof failed, {path} was not written: bytes at {offset} differ from the plan"
-        )
-
-
-# Writes a new file from a composition: a temporary sibling, proved, then renamed into place.
+    def report(self, done: int) -> None:
+        """Report that the first `done` bytes are written."""
+        if self.progress is not None:
+            self.progress(done, self.composition.size)
 
 
 @contextmanager
-def built(
-    files: FileLayer,
-    source: BinaryIO,
-    target: Path,
-    composition: Composition,
-    *,
-    clone: bool,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[BinaryIO]:
-    """The composition as a file beside `target`, locked, not yet synced; removed again when the
-    body raises anything. Raises RefusedError where `clone` is wanted and cannot be had."""
+def building(build: Build, *, clone: bool) -> Iterator[BinaryIO]:
+    """Write the composition as a file beside the target: locked, not yet synced.
+
+    The file is removed when the body raises anything. Raises RefusedError where `clone` is wanted
+    and blocks cannot be shared.
+    """
+    files = build.files
     whole = clone and files.clones_whole_files
-    with partial_file(files, target, clone_of=source if whole else None) as file:
+    with _partial_file(files, build.target, clone_of=build.source if whole else None) as file:
         try:
             if whole:
-                _turn_clone(files, source, file, composition, progress)
+                _rewrite_clone(build, file)
             else:
-                block = files.block_size(target) if clone else None
-                write_pieces(files, source, file, composition, clone_block=block, progress=progress)
+                block = files.block_size(build.target) if clone else None
+                _write_pieces(build, file, clone_block=block)
         except OSError as error:
             if clone and error.errno in UNSUPPORTED:
                 raise RefusedError(error.strerror) from error
@@ -132,13 +83,17 @@ def built(
 
 
 @contextmanager
-def partial_file(
-    files: FileLayer, target: Path, *, clone_of: BinaryIO | None = None
+def _partial_file(
+    files: FileLayer, target: Path, *, clone_of: BinaryIO | None
 ) -> Iterator[BinaryIO]:
-    """A locked file beside `target`, empty or a clone; removed again when the body raises."""
+    """Open a locked file beside `target`, empty or a clone; remove it when the body raises.
+
+    The lock only keeps other processes from removing or writing the same file, so a file system
+    without locks is accepted.
+    """
     path = partial_path(target)
     with storage("write", path), files.create(path) as file:
-        lock(file, path)
+        lock(file, path, optional=True, files=files)
         try:
             if clone_of is None:
                 files.resize(file, 0)
@@ -147,7 +102,7 @@ def partial_file(
                 files.remove(path)
                 files.clone_file(Path(clone_of.name), path)
                 with files.open(path, "r+b") as clone:
-                    lock(clone, path)
+                    lock(clone, path, optional=True, files=files)
                     yield clone
         except BaseException:
             with suppress(OSError):
@@ -155,52 +110,48 @@ def partial_file(
             raise
 
 
-def write_pieces(
-    files: FileLayer,
-    source: BinaryIO,
-    target: BinaryIO,
-    composition: Composition,
-    *,
-    clone_block: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Fills `target` with the composition; with `clone_block`, blocks that line up are shared."""
+def _write_pieces(build: Build, file: BinaryIO, *, clone_block: int | None) -> None:
+    """Fill `file` with the composition; with `clone_block`, share the blocks that line up."""
+    files = build.files
     offset = 0
-    for piece in composition.pieces:
+    for piece in build.composition.pieces:
         if isinstance(piece, Span):
             for start, length, shared in _stretches(piece, offset, clone_block):
                 if shared:
-                    files.clone_range(source, start, length, target, offset)
+                    files.clone_range(build.source, start, length, file, offset)
                 else:
-                    _copy(files, source, start, length, target, offset, composition.size, progress)
+                    _copy(build, file, Span(offset=start, length=length), offset)
                 offset += length
         else:
-            write_all(files, target, offset, piece)
+            write_all(files, file, offset, piece)
             offset += piece_length(piece)
-        if progress is not None:
-            progress(offset, composition.size)
+        build.report(offset)
 
 
-def _turn_clone(
-    files: FileLayer,
-    source: BinaryIO,
-    clone: BinaryIO,
-    composition: Composition,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Makes a clone of `source` the composition by writing what stands elsewhere or nowhere."""
-    for patch in settle(composition.pieces, None)[1]:
-        piece, offset = patch.piece, patch.offset
-        if isinstance(piece, Span):
-            start, length = piece.offset, piece.length
-            _copy(files, source, start, length, clone, offset, composition.size, progress)
+def _rewrite_clone(build: Build, clone: BinaryIO) -> None:
+    """Turn a clone of the source into the composition: write what is not in its place yet."""
+    _, patches = place_pieces(build.composition.pieces, None)
+    for patch in patches:
+        if isinstance(patch.piece, Span):
+            _copy(build, clone, patch.piece, patch.offset)
         else:
-            write_all(files, clone, offset, piece)
-    files.resize(clone, composition.size)
+            write_all(build.files, clone, patch.offset, patch.piece)
+    build.files.resize(clone, build.composition.size)
+
+
+def _copy(build: Build, file: BinaryIO, span: Span, offset: int) -> None:
+    """Copy a span of the source to `offset` of the new file."""
+    start, length = span.offset, span.length
+    while length:
+        copied = build.files.copy(build.source, start, min(length, COPY_CHUNK), file, offset)
+        if not copied:
+            raise StorageError("the source became shorter while it was copied")
+        start, offset, length = start + copied, offset + copied, length - copied
+        build.report(offset)
 
 
 def _stretches(span: Span, offset: int, clone_block: int | None) -> Iterator[tuple[int, int, bool]]:
-    """A span as (source offset, length, whether it can be cloned to `offset` and on)."""
+    """Split a span that goes to `offset`: (source offset, length, whether it can be cloned)."""
     start, end = span.offset, span.end
     if clone_block and (start - offset) % clone_block == 0:
         first = -(-start // clone_block) * clone_block
@@ -215,7 +166,7 @@ def _stretches(span: Span, offset: int, clone_block: int | None) -> Iterator[tup
 
 
 def cloned_bytes(composition: Composition, block: int) -> int:
-    """How much of the composition needs no copying where blocks can be shared."""
+    """Return how many bytes of the composition need no copying where blocks can be shared."""
     offset = total = 0
     for piece in composition.pieces:
         if isinstance(piece, Span):
@@ -224,27 +175,73 @@ def cloned_bytes(composition: Composition, block: int) -> int:
     return total
 
 
-def _copy(
-    files: FileLayer,
-    source: BinaryIO,
-    start: int,
-    length: int,
-    target: BinaryIO,
-    offset: int,
-    total: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    while length:
-        copied = files.copy(source, start, min(length, COPY_CHUNK), target, offset)
-        if not copied:
-            raise StorageError("the source became shorter while it was copied")
-        start, offset, length = start + copied, offset + copied, length - copied
-        if progress is not None:
-            progress(offset, total)
+def verify_header(file: BinaryIO, rewrite: Rewrite, composition: Composition, path: Path) -> Header:
+    """Parse the written file and return its header.
+
+    Raises StorageError where keys, tensors, data offset or size differ from the plan.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    try:
+        header = parse_header(file, size)
+    except GgufRopeError as error:
+        raise _unverified(path, str(error)) from error
+    padding = (PADDING_KEY,) if composition.padding is not None else ()
+    at = rewrite.padding_index
+    keys = (*rewrite.keys[:at], *padding, *rewrite.keys[at:])
+    planned = (keys, rewrite.tensor_names, composition.data_offset, composition.size)
+    found = (
+        tuple(kv.key for kv in header.key_values),
+        tuple(tensor.name for tensor in header.tensors),
+        header.data_offset,
+        size,
+    )
+    if planned != found:
+        raise _unverified(path, "its header is not as planned")
+    return header
+
+
+def verify_pieces(build: Build, file: BinaryIO, *, verify_all: bool) -> None:
+    """Compare a new file with the old one it was made from, piece by piece.
+
+    The header and all new bytes are compared in full; of copied tensor data, samples spread over
+    each span and its two ends, or with `verify_all` every byte. Raises StorageError.
+    """
+    files, composition = build.files, build.composition
+    offset = 0
+    for piece in composition.pieces:
+        if isinstance(piece, Span):
+            sampled = not verify_all and offset >= composition.data_offset
+            for at, length in _ranges(piece.length, sampled=sampled):
+                old = files.read(build.source, piece.offset + at, length)
+                _compare(build, files.read(file, offset + at, length), old, offset + at)
+        else:
+            _compare(build, files.read(file, offset, len(piece)), piece, offset)
+        offset += piece_length(piece)
+
+
+def _compare(build: Build, found: bytes, expected: bytes, offset: int) -> None:
+    if found != expected:
+        raise _unverified(build.target, f"bytes at {offset} differ from the plan")
+
+
+def _unverified(path: Path, reason: str) -> StorageError:
+    return StorageError(f"verification failed, {path} was not changed: {reason}")
+
+
+def _ranges(length: int, *, sampled: bool) -> Iterator[tuple[int, int]]:
+    if sampled and length > _SAMPLES * _SAMPLE:
+        step = (length - _SAMPLE) // (_SAMPLES - 1)
+        for number in range(_SAMPLES - 1):
+            yield number * step, _SAMPLE
+        yield length - _SAMPLE, _SAMPLE
+    else:
+        for at in range(0, length, _CHUNK):
+            yield at, min(_CHUNK, length - at)
 
 
 def keep_attributes(source: BinaryIO, target: BinaryIO, *, owner: bool) -> None:
-    """Gives `target` the mode and, where permitted, owner and extended attributes of `source`."""
+    """Give `target` the mode and, where permitted, owner and extended attributes of `source`."""
     status = os.fstat(source.fileno())
     if owner and hasattr(os, "fchown"):
         with suppress(PermissionError):

@@ -275,7 +275,7 @@ class Lost:
     source: Span
 
 
-def settle(
+def place_pieces(
     pieces: Iterable[Piece], insertion: Insertion | None
 ) -> tuple[tuple[Kept, ...], tuple[Patch, ...]]:
     """The pieces of the new file that already stand in their place, and those to write."""

@@ -106,6 +106,17 @@ def sibling_paths(first: Path, count: int) -> tuple[Path, ...]:
     return _sibling_paths(first, match["prefix"], count)
 
 
+def later_paths(path: Path) -> tuple[Path, ...]:
+    """Return the paths of the later files of a split model whose first file is at `path`.
+
+    The name alone decides; there are none where it is not that of a first file. Nothing is read.
+    """
+    match = _NAME.fullmatch(path.name)
+    if match is None or int(match["number"]) != 1:
+        return ()
+    return _sibling_paths(path, match["prefix"], int(match["count"]))[1:]
+
+
 def _sibling_paths(path: Path, prefix: str, count: int) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{prefix}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1))
 

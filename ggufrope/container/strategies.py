@@ -1,4 +1,9 @@
-"""Which ways of storing a Rewrite there are, cheapest first, each with its cost or why not."""
+"""Ways to store a `Rewrite`: each strategy as an `Option` with its cost, or as a `Rejection`.
+
+From cheapest to dearest: overwrite bytes of the same length, use reserved header space, insert
+blocks so that the file grows from within, share blocks with a new file, copy everything. Pure
+arithmetic but for what the file layer says about block sizes and refusals.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ from ggufrope.container.pieces import (
     header_end,
     inverse,
     piece_length,
-    settle,
+    place_pieces,
 )
 from ggufrope.container.reader import aligned
 from ggufrope.container.types import Span
@@ -33,11 +38,11 @@ if TYPE_CHECKING:
 
 
 CARRY_LIMIT = 16 << 20
-"""Bytes an edit in place may write or a journal carry: both are held in memory."""
+"""Bytes that an edit in place may write, or a journal hold: both are kept in memory."""
 
 
 class Strategy(str, Enum):
-    """How an edit reaches the disk, cheapest first."""
+    """How an edit is stored, cheapest first."""
 
     OVERWRITE = "overwrite"
     RESERVE = "reserve"
@@ -46,22 +51,25 @@ class Strategy(str, Enum):
     STREAM = "stream"
 
 
-INSIDE = (Strategy.OVERWRITE, Strategy.RESERVE, Strategy.GROW)
+IN_PLACE = (Strategy.OVERWRITE, Strategy.RESERVE, Strategy.GROW)
 """The strategies that write into the file itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """A strategy that was not taken, and why."""
+    """A strategy that does not apply, and why."""
 
     strategy: Strategy
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """A strategy that applies: the file it leads to, the bytes it writes of it, and the bytes of
-    the old file that would be gone and that an undo record must carry."""
+class Option:
+    """A strategy that applies, and what it costs.
+
+    `composition` is the resulting file, `bytes_written` what is written of it. `bytes_lost` counts
+    the bytes of the old file that the new one lacks, which an undo record must hold.
+    """
 
     strategy: Strategy
     composition: Composition
@@ -70,8 +78,10 @@ class Way:
     bytes_lost: int
 
 
-def ways_inside(rewrite: Rewrite, files: FileLayer, path: Path) -> Iterator[Way | Rejection]:
-    """The strategies that write into the file itself."""
+def options_in_place(
+    rewrite: Rewrite, files: FileLayer, path: Path
+) -> Iterator[Option | Rejection]:
+    """Yield the strategies that write into the file itself."""
     within = _best(_without_insertion(rewrite))
     if within is None:
         short = header_end(rewrite) + (rewrite.reserve or 0) - rewrite.source.data_offset
@@ -93,8 +103,10 @@ def ways_inside(rewrite: Rewrite, files: FileLayer, path: Path) -> Iterator[Way 
         yield _limited(grown)
 
 
-def ways_beside(rewrite: Rewrite, files: FileLayer, path: Path) -> Iterator[Way | Rejection]:
-    """The strategies that write a new file next to `path`."""
+def options_new_file(
+    rewrite: Rewrite, files: FileLayer, path: Path
+) -> Iterator[Option | Rejection]:
+    """Yield the strategies that write a new file next to `path`."""
     refusal = files.clone_refusal(path)
     if refusal is not None:
         yield Rejection(strategy=Strategy.CLONE, reason=refusal)
@@ -103,7 +115,7 @@ def ways_beside(rewrite: Rewrite, files: FileLayer, path: Path) -> Iterator[Way 
     else:
         yield _clone(rewrite, files.block_size(path))
     composition = _streamed(rewrite)
-    yield Way(
+    yield Option(
         strategy=Strategy.STREAM,
         composition=composition,
         insertion=None,
@@ -112,16 +124,16 @@ def ways_beside(rewrite: Rewrite, files: FileLayer, path: Path) -> Iterator[Way 
     )
 
 
-def _without_insertion(rewrite: Rewrite) -> Iterator[Way]:
+def _without_insertion(rewrite: Rewrite) -> Iterator[Option]:
     for start in _starts(rewrite):
         composition = fitting(rewrite, start)
         if composition is not None:
             same = composition.padding == rewrite.standing_padding
             strategy = Strategy.OVERWRITE if same else Strategy.RESERVE
-            yield _way(strategy, rewrite, composition, None)
+            yield _option(strategy, rewrite, composition, None)
 
 
-def _with_insertion(rewrite: Rewrite, block: int) -> Iterator[Way]:
+def _with_insertion(rewrite: Rewrite, block: int) -> Iterator[Option]:
     unit = max(block, rewrite.alignment)
     for start in _starts(rewrite):
         least = max(aligned(header_end(rewrite) - start, unit), unit)
@@ -136,21 +148,25 @@ def _with_insertion(rewrite: Rewrite, block: int) -> Iterator[Way]:
             continue
         for offset in _insertion_points(rewrite, composition, start, block):
             insertion = Insertion(offset=offset, length=room)
-            yield _way(Strategy.GROW, rewrite, composition, insertion)
+            yield _option(Strategy.GROW, rewrite, composition, insertion)
 
 
 def _insertion_points(
     rewrite: Rewrite, composition: Composition, start: int, block: int
 ) -> Iterable[int]:
-    """Block boundaries worth trying: next to where the bytes of the header begin to move, and
-    where they move by what was inserted: behind the padding, at the tensor infos, at the data."""
+    """Return the block boundaries worth trying for an insertion.
+
+    They are next to where bytes of the header begin to move, and where they move by what was
+    inserted: behind the padding, at the tensor infos, at the data.
+    """
     source = rewrite.source
     places = {start}
     if rewrite.padding is not None:
         places |= {rewrite.padding.span.offset, rewrite.padding.span.end}
     if source.tensors:
         places.add(source.tensors[0].span.offset)
-    moved = (p.offset for p in settle(composition.pieces, None)[1] if isinstance(p.piece, Span))
+    _, patches = place_pieces(composition.pieces, None)
+    moved = (patch.offset for patch in patches if isinstance(patch.piece, Span))
     places.add(next(moved, start))
     points = {place // block * block for place in places}
     points |= {point + block for point in points}
@@ -158,7 +174,7 @@ def _insertion_points(
 
 
 def _starts(rewrite: Rewrite) -> Iterable[int]:
-    """Data offsets at which tensor data of the old file stays where it is, longest spans first."""
+    """Return data offsets that leave tensor data of the old file in place, most bytes first."""
     stays = {rewrite.source.data_offset: 0}
     offset = 0
     for piece in rewrite.data:
@@ -170,9 +186,9 @@ def _starts(rewrite: Rewrite) -> Iterable[int]:
     return [start for start in ranked[:4] if start > 0 and start % rewrite.alignment == 0]
 
 
-def _clone(rewrite: Rewrite, block: int) -> Way | Rejection:
+def _clone(rewrite: Rewrite, block: int) -> Option | Rejection:
     unit = max(block, rewrite.alignment)
-    best: Way | None = None
+    best: Option | None = None
     for start in _starts(rewrite):
         least = start % unit
         least += aligned(max(header_end(rewrite) - least, 0), unit)
@@ -181,22 +197,22 @@ def _clone(rewrite: Rewrite, block: int) -> Way | Rejection:
         composition = next((found for found in fits if found is not None), None)
         if composition is None:
             continue
-        way = Way(
+        option = Option(
             strategy=Strategy.CLONE,
             composition=composition,
             insertion=None,
             bytes_written=composition.size - cloned_bytes(composition, block),
             bytes_lost=_lost(copied(composition.pieces), rewrite),
         )
-        if best is None or way.bytes_written < best.bytes_written:
-            best = way
+        if best is None or option.bytes_written < best.bytes_written:
+            best = option
     if best is None or best.bytes_written > best.composition.size // 2:
         return Rejection(strategy=Strategy.CLONE, reason="too few blocks of the two files line up")
     return best
 
 
-def _clone_whole(rewrite: Rewrite) -> Way | Rejection:
-    """All blocks are shared at first, so only what need not move can stay shared."""
+def _clone_whole(rewrite: Rewrite) -> Option | Rejection:
+    """Return the option of cloning the whole file: what does not move stays shared."""
     best = _best(_without_insertion(rewrite))
     if best is None or best.bytes_written > best.composition.size // 2:
         return Rejection(strategy=Strategy.CLONE, reason="the tensor data would have to move")
@@ -205,18 +221,18 @@ def _clone_whole(rewrite: Rewrite) -> Way | Rejection:
 
 
 def _streamed(rewrite: Rewrite) -> Composition:
-    """Data where it was if the reserved space allows, else right behind the header."""
+    """Return the copy: data where it was if the reserved space allows, else behind the header."""
     if rewrite.reserve is None and rewrite.padding is not None:
         kept = fitting(rewrite, rewrite.source.data_offset)
         return kept or compose(rewrite, padding=rewrite.standing_padding)
     return compose(rewrite, padding=rewrite.reserve or None)
 
 
-def _way(
+def _option(
     strategy: Strategy, rewrite: Rewrite, composition: Composition, insertion: Insertion | None
-) -> Way:
-    kept, patches = settle(composition.pieces, insertion)
-    return Way(
+) -> Option:
+    kept, patches = place_pieces(composition.pieces, insertion)
+    return Option(
         strategy=strategy,
         composition=composition,
         insertion=insertion,
@@ -230,13 +246,13 @@ def _lost(kept: Iterable[Kept], rewrite: Rewrite) -> int:
     return sum(part.source.length for part in parts if isinstance(part, Lost))
 
 
-def _best(ways: Iterable[Way]) -> Way | None:
-    return min(ways, key=lambda way: way.bytes_written, default=None)
+def _best(options: Iterable[Option]) -> Option | None:
+    return min(options, key=lambda option: option.bytes_written, default=None)
 
 
-def _limited(way: Way) -> Way | Rejection:
-    most = min(CARRY_LIMIT, max(way.composition.size // 2, way.composition.data_offset))
-    if max(way.bytes_written, way.bytes_lost) > most:
-        reason = f"{way.bytes_written} bytes would have to move inside the file"
-        return Rejection(strategy=way.strategy, reason=reason)
-    return way
+def _limited(option: Option) -> Option | Rejection:
+    most = min(CARRY_LIMIT, max(option.composition.size // 2, option.composition.data_offset))
+    if max(option.bytes_written, option.bytes_lost) > most:
+        reason = f"{option.bytes_written} bytes would have to move inside the file"
+        return Rejection(strategy=option.strategy, reason=reason)
+    return option

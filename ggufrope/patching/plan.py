@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ggufrope.container.compare import tensor_digests, weights_digest
 from ggufrope.container.shards import ModelFiles, distribute, open_model, sibling_paths
-from ggufrope.container.store import StorePlan, carry_out, plan_store
+from ggufrope.container.store import StorePlan, execute, plan_store
 from ggufrope.container.strategies import Rejection, Strategy
 from ggufrope.container.types import Edits, TensorData, TypedValue, float_tensor
 from ggufrope.container.writer import plan_rewrite
@@ -155,7 +155,7 @@ def apply(
 
     Raises StorageError or GuardError, with the old file as it was.
     """
-    receipts = [carry_out(store, progress=progress) for store in plan.stores]
+    receipts = [execute(store, progress=progress) for store in plan.stores]
     stored = receipts[-1]
     return PatchReceipt(
         path=stored.path,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ggufrope._files import storage
 from ggufrope.container.pieces import encode_key_value, encode_tensor_info
 from ggufrope.container.shards import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.types import ByteOrder, Edits, TypedValue, ValueType, float_tensor
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import RequestError, StorageError
@@ -120,7 +120,7 @@ def _copied(model: StoredModel, folder: Path, edits: Edits) -> FactorFile:
             _link(file, shard.path)
             continue
         rewrite = plan_rewrite(shard.header, edited)
-        header = carry_out(plan_store(shard.path, rewrite, output=file, force={"exists"})).header
+        header = execute(plan_store(shard.path, rewrite, output=file, force={"exists"})).header
         places += [
             (file, header.data_offset + tensor.offset)
             for tensor in header.tensors

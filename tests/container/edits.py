@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggufrope.container.reader import read_header
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits, TypedValue, ValueType, float_tensor
 from ggufrope.container.writer import plan_rewrite
@@ -106,7 +106,7 @@ def prepare(path: Path, case: Case, model: Model | None = None) -> bytes:
     if case.reserved is not None:
         rewrite = plan_rewrite(read_header(path), Edits(), reserve=case.reserved)
         output = path.with_suffix(".reserved")
-        carry_out(plan_store(path, rewrite, output=output, strategy=Strategy.STREAM))
+        execute(plan_store(path, rewrite, output=output, strategy=Strategy.STREAM))
         output.replace(path)
     return path.read_bytes()
 

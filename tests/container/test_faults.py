@@ -16,7 +16,7 @@ from gguf import GGUFReader
 
 from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import recover, undo
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import StorageError
 from tests.container.edits import CASES, Case, plan, prepare
@@ -41,7 +41,7 @@ def outcome(path: Path, case: Case) -> tuple[bytes, bytes]:
     """The file before and after the edit, both of which `gguf` can read."""
     old = prepare(path, case)
     GGUFReader(path)
-    carry_out(plan(path, case, CapableFiles()), files=CapableFiles())
+    execute(plan(path, case, CapableFiles()), files=CapableFiles())
     GGUFReader(path)
     new = path.read_bytes()
     (path.parent / UNDO).unlink()
@@ -69,7 +69,7 @@ def test_an_edit_that_goes_wrong(case: Case, mode: str, folder: Path) -> None:
         path.write_bytes(old)
         made = plan(path, case, CapableFiles())
         try:
-            carry_out(made, files=files)
+            execute(made, files=files)
             completed += 1
         except StorageError:
             assert mode in ("fail", "short")
@@ -101,7 +101,7 @@ def test_an_undo_that_goes_wrong(case: Case, mode: str, folder: Path) -> None:
     old, new = outcome(path, case)
     for files in attempts(mode):
         path.write_bytes(old)
-        carry_out(plan(path, case, CapableFiles()), files=CapableFiles())
+        execute(plan(path, case, CapableFiles()), files=CapableFiles())
         with suppress(StorageError, Stop):
             undo(path, force={"in-use"}, files=files)
         files.close()
@@ -129,7 +129,7 @@ def test_a_recovery_that_goes_wrong(case: Case, mode: str, folder: Path) -> None
             path.write_bytes(old)
             first = FaultyFiles("torn", at)
             with suppress(Stop):
-                carry_out(plan(path, case, CapableFiles()), files=first)
+                execute(plan(path, case, CapableFiles()), files=first)
             finished = not first.struck
             second = FaultyFiles(mode, again)
             with suppress(StorageError, Stop):
@@ -155,14 +155,14 @@ def test_a_new_file_that_goes_wrong(mode: str, folder: Path) -> None:
     old = prepare(path, case)
     rewrite = plan_rewrite(read_header(path), case.edits)
     good = folder / "good.gguf"
-    carry_out(plan_store(path, rewrite, output=good))
+    execute(plan_store(path, rewrite, output=good))
     new = good.read_bytes()
     good.unlink()
     for files in attempts(mode):
         output.unlink(missing_ok=True)
         made = plan_store(path, rewrite, output=output)
         with suppress(StorageError, Stop):
-            carry_out(made, files=files)
+            execute(made, files=files)
         files.close()
         if mode in ("fail", "short"):
             assert names(folder) <= {"m.gguf", "o.gguf"}
@@ -183,7 +183,7 @@ def test_failures_are_one_line_errors(folder: Path) -> None:
     for at in range(12):
         files = FaultyFiles("fail", at)
         with pytest.raises(StorageError, match=r"m\.gguf.*: Input/output error$"):
-            carry_out(plan(path, case, CapableFiles()), files=files)
+            execute(plan(path, case, CapableFiles()), files=files)
         recover(path, files=CapableFiles())
         if (folder / UNDO).exists():
             undo(path, force={"in-use"}, files=CapableFiles())

@@ -17,7 +17,7 @@ import pytest
 from ggufrope.container.filesystem import LOCAL
 from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import undo
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits
 from ggufrope.container.writer import plan_rewrite
@@ -75,7 +75,7 @@ def test_every_edit_and_its_undo(case: Case, path: Path) -> None:
     made = plan(path, case, LOCAL)
     if not refusal:
         assert made.strategy is case.strategy
-    receipt = carry_out(made, whole_proof=True)
+    receipt = execute(made, verify_all=True)
     assert receipt.strategy is made.strategy
     assert read_header(path) == receipt.header
     undo(path)
@@ -93,10 +93,10 @@ def test_a_clone_takes_no_space(path: Path) -> None:
     output = path.with_name("o.gguf")
     made = plan_store(path, plan_rewrite(read_header(path), Edits(set=SCALING)), output=output)
     assert made.strategy is Strategy.CLONE
-    carry_out(made, whole_proof=True)
+    execute(made, verify_all=True)
     os.sync()
     assert before - LOCAL.free_bytes(path) < 4 << 20
     # The old file is its own again: what is written to one does not show in the other.
     rewrite = plan_rewrite(read_header(path), Edits(set=SCALING))
-    carry_out(plan_store(path, rewrite))
+    execute(plan_store(path, rewrite))
     assert output.read_bytes()[-size:] == data

@@ -13,7 +13,7 @@ import pytest
 from ggufrope.container.guards import check_guards, find_guards
 from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import recover, undo
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits
 from ggufrope.container.writer import plan_rewrite
@@ -40,7 +40,7 @@ def names(path: Path) -> list[str]:
 
 
 def edit(path: Path, *force: str) -> None:
-    carry_out(plan_store(path, plan_rewrite(read_header(path), EDITS), force=force))
+    execute(plan_store(path, plan_rewrite(read_header(path), EDITS), force=force))
 
 
 def refused(path: Path, guard: str) -> None:
@@ -152,7 +152,7 @@ def test_mapped_here(tmp_path: Path) -> None:
 def test_guards_do_not_concern_new_files(tmp_path: Path) -> None:
     path = model(tmp_path / "blobs" / "sha256-0123")
     rewrite = plan_rewrite(read_header(path), EDITS)
-    carry_out(plan_store(path, rewrite, output=tmp_path / "new.gguf"))
+    execute(plan_store(path, rewrite, output=tmp_path / "new.gguf"))
     assert path.read_bytes() == small_model().encoded()
 
 
@@ -170,13 +170,13 @@ def test_two_editors(tmp_path: Path, strategy: Strategy) -> None:
     with path.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(StorageError, match="being edited by another"):
-            carry_out(made)
+            execute(made)
         (tmp_path / ".m.gguf.ggufrope-journal").write_bytes(b"in progress")
         with pytest.raises(StorageError, match="being edited by another"):
             recover(path)
         (tmp_path / ".m.gguf.ggufrope-journal").unlink()
     assert path.read_bytes() == before
-    carry_out(made)
+    execute(made)
 
 
 def test_one_output_of_two_editors(tmp_path: Path) -> None:
@@ -188,13 +188,13 @@ def test_one_output_of_two_editors(tmp_path: Path) -> None:
         held.write(b"half a model")
         held.flush()
         with pytest.raises(StorageError, match="being edited by another"):
-            carry_out(made)
+            execute(made)
         assert recover(output) is None
         assert partial.read_bytes() == b"half a model"
     recovery = recover(output)
     assert recovery is not None
     assert recovery.action == "cleared"
-    carry_out(made)
+    execute(made)
     assert read_header(output).get("llama.context_length") == 4096
 
 
@@ -203,10 +203,10 @@ def test_an_interrupted_edit_blocks_the_next(tmp_path: Path) -> None:
     edit(path)
     (tmp_path / ".m.gguf.ggufrope-undo").rename(tmp_path / ".m.gguf.ggufrope-journal")
     rewrite = plan_rewrite(read_header(path), Edits(set=SCALING))
-    with pytest.raises(StorageError, match="recover it first"):
+    with pytest.raises(StorageError, match="has an unfinished edit"):
         plan_store(path, rewrite)
     recovery = recover(path)
     assert recovery is not None
-    assert recovery.action == "finished"
+    assert recovery.action == "committed"
     assert str(path) in recovery.message
     plan_store(path, rewrite)

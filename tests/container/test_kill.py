@@ -26,7 +26,7 @@ EDITOR = """
 import sys
 from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import recover, undo
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits, TypedValue, ValueType
 from ggufrope.container.writer import plan_rewrite
@@ -41,7 +41,7 @@ while True:
     edits = Edits(set={"a.text": TypedValue(type=ValueType.STRING, value=text)})
     rewrite = plan_rewrite(read_header(path), edits)
     plan = plan_store(path, rewrite, strategy=strategy and Strategy(strategy), force={"in-use"})
-    carry_out(plan)
+    execute(plan)
     if number % 3 == 0:
         undo(path, force={"in-use"})
 """

@@ -13,7 +13,7 @@ import pytest
 from ggufrope.container.reader import read_array, read_header, read_tensor
 from ggufrope.container.recovery import recover, undo
 from ggufrope.container.shards import distribute, open_model
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import ArrayValue, Edits, float_tensor
 from ggufrope.container.writer import plan_rewrite
@@ -63,7 +63,7 @@ def loaded(path: Path) -> dict[str, str]:
 
 def edit(path: Path, edits: Edits, strategy: Strategy | None = None) -> Strategy:
     rewrite = plan_rewrite(read_header(path), edits)
-    return carry_out(plan_store(path, rewrite, strategy=strategy)).strategy
+    return execute(plan_store(path, rewrite, strategy=strategy)).strategy
 
 
 def test_a_chain_of_edits_in_place(model: Path) -> None:
@@ -102,7 +102,7 @@ def test_crashes_and_their_repair(model: Path, mode: str) -> None:
         files = FaultyFiles(mode, at, seed=at)
         made = plan_store(model, rewrite)
         with suppress(Stop):
-            carry_out(made, files=files)
+            execute(made, files=files)
         files.close()
         recover(model)
         header = read_header(model)
@@ -137,7 +137,7 @@ def test_a_split_model(smollm2: Path, tmp_path: Path) -> None:
     edits = Edits(set=YARN, put_tensors={"rope_freqs.weight": FACTORS})
     for shard, shard_edits in distribute(open_model(first), edits):
         rewrite = plan_rewrite(shard.header, shard_edits)
-        carry_out(plan_store(shard.path, rewrite))
+        execute(plan_store(shard.path, rewrite))
     assert second.stat().st_mtime_ns == before.st_mtime_ns
     assert loaded(first)["llama.rope.scaling.type"] == "yarn"
     assert open_model(first).header.get("split.tensors.count") == len(tensors) + 1

@@ -11,7 +11,7 @@ import pytest
 
 from ggufrope.container.filesystem import FileLayer
 from ggufrope.container.reader import read_header, read_tensor
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.types import (
     PADDING_KEY,
     ArrayValue,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def edit(path: Path, edits: Edits, *, reserve: int | None = None) -> tuple[Path, Header]:
     output = path.with_suffix(".new")
     rewrite = plan_rewrite(read_header(path), edits, reserve=reserve)
-    receipt = carry_out(plan_store(path, rewrite, output=output), whole_proof=True)
+    receipt = execute(plan_store(path, rewrite, output=output), verify_all=True)
     assert read_header(output) == receipt.header
     assert {p.name for p in path.parent.iterdir()} == {path.name, output.name}
     return output, receipt.header
@@ -210,7 +210,7 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(GuardError, match="exists already") as caught:
         plan_store(path, rewrite, output=other)
     assert caught.value.guard == "exists"
-    carry_out(plan_store(path, rewrite, output=other, force={"exists"}))
+    execute(plan_store(path, rewrite, output=other, force={"exists"}))
     assert other.read_bytes() == path.read_bytes()
     with pytest.raises(StorageError, match="is a directory"):
         plan_store(path, rewrite, output=tmp_path)
@@ -240,7 +240,7 @@ def test_failure_leaves_nothing_behind(
     digest = hashlib.sha256(path.read_bytes()).digest()
     plan = plan_store(path, plan_rewrite(read_header(path), Edits()), output=tmp_path / "o.gguf")
     with pytest.raises(error):
-        carry_out(plan, files=files)
+        execute(plan, files=files)
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
     assert hashlib.sha256(path.read_bytes()).digest() == digest
 
@@ -252,6 +252,6 @@ def test_an_empty_tensor_behind_the_end_of_an_unpadded_file(tmp_path: Path) -> N
     before = read_header(path)
     assert before.file_size < before.data_offset
     rewrite = plan_rewrite(before, Edits(rename_tensors={"empty": "renamed"}))
-    receipt = carry_out(plan_store(path, rewrite))
+    receipt = execute(plan_store(path, rewrite))
     assert [tensor.name for tensor in receipt.header.tensors] == ["renamed"]
     assert read_tensor(path, receipt.header, "renamed") == b""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ggufrope.container.shards import distribute, open_model
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.types import Edits, float_tensor
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import MalformedError, RequestError, StorageError
@@ -39,7 +39,7 @@ def edited(model: ModelFiles, edits: Edits) -> list[str]:
     """Carries the edits out in place and names the files they touched."""
     touched = []
     for shard, part in distribute(model, edits):
-        carry_out(plan_store(shard.path, plan_rewrite(shard.header, part)))
+        execute(plan_store(shard.path, plan_rewrite(shard.header, part)))
         touched.append(shard.path.name[2:7])
     return touched
 

@@ -11,7 +11,7 @@ from gguf import GGUFReader
 from ggufrope.container.filesystem import LOCAL
 from ggufrope.container.reader import read_header, read_tensor
 from ggufrope.container.recovery import recover, undo
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits
 from ggufrope.container.writer import plan_rewrite
@@ -43,7 +43,7 @@ def test_takes_its_strategy_and_can_be_undone(case: Case, tmp_path: Path) -> Non
     before = tensors(path)
     made = plan(path, case, CapableFiles())
     assert made.strategy is case.strategy
-    receipt = carry_out(made, whole_proof=True, files=CapableFiles())
+    receipt = execute(made, verify_all=True, files=CapableFiles())
     assert receipt.header == read_header(path)
     assert names(tmp_path) == {"m.gguf", ".m.gguf.ggufrope-undo"}
     assert path.stat().st_mode & 0o777 == 0o640
@@ -65,7 +65,7 @@ def test_takes_its_strategy_and_can_be_undone(case: Case, tmp_path: Path) -> Non
 def test_gguf_reads_the_result(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     prepare(path, case)
-    carry_out(plan(path, case, CapableFiles()), files=CapableFiles())
+    execute(plan(path, case, CapableFiles()), files=CapableFiles())
     reader = GGUFReader(path)
     header = read_header(path)
     ours = {t.name: read_tensor(path, header, t.name) for t in header.tensors}
@@ -83,8 +83,8 @@ def test_all_strategies_say_the_same(case: Case, tmp_path: Path) -> None:
     path, copy = tmp_path / "m.gguf", tmp_path / "copy.gguf"
     prepare(path, case)
     rewrite = plan_rewrite(read_header(path), case.edits)
-    carry_out(plan_store(path, rewrite, output=copy, strategy=Strategy.STREAM))
-    carry_out(plan(path, case, CapableFiles()), files=CapableFiles())
+    execute(plan_store(path, rewrite, output=copy, strategy=Strategy.STREAM))
+    execute(plan(path, case, CapableFiles()), files=CapableFiles())
 
     def said(header_of: Path) -> list[tuple[str, object]]:
         header = read_header(header_of)
@@ -121,7 +121,7 @@ def test_growing_leaves_room_for_the_next_edits(tmp_path: Path) -> None:
     taken = []
     for edits in (SCALING, {"a": u32(1)}, {"b": u32(2)}, {"a": u32(3)}):
         rewrite = plan_rewrite(read_header(path), Edits(set=edits))
-        taken.append(carry_out(plan_store(path, rewrite, files=files), files=files).strategy)
+        taken.append(execute(plan_store(path, rewrite, files=files), files=files).strategy)
     assert taken == [Strategy.GROW, Strategy.RESERVE, Strategy.RESERVE, Strategy.OVERWRITE]
     undo(path)
     assert read_header(path).get("a") == 1
@@ -132,7 +132,7 @@ def test_big_endian_grows_too(tmp_path: Path) -> None:
     case = Case("grow", Edits(set=SCALING), Strategy.GROW)
     old = prepare(path, case, blocky_model(">"))
     before = tensors(path)
-    header = carry_out(plan(path, case, CapableFiles()), files=CapableFiles()).header
+    header = execute(plan(path, case, CapableFiles()), files=CapableFiles()).header
     assert header.byte_order == ">"
     assert header.get("llama.rope.scaling.factor") == 4
     assert tensors(path) == before
@@ -145,7 +145,7 @@ def test_nothing_to_change_writes_nothing(tmp_path: Path) -> None:
     prepare(path, CASES[0])
     made = plan_store(path, plan_rewrite(read_header(path), Edits()))
     assert made.bytes_written == 0
-    carry_out(made)
+    execute(made)
     assert names(tmp_path) == {"m.gguf"}
     with pytest.raises(RequestError, match="no edit"):
         undo(path)
@@ -155,7 +155,7 @@ def test_undo_refuses_what_changed_since(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     case = CASES[0]
     prepare(path, case)
-    carry_out(plan(path, case, LOCAL))
+    execute(plan(path, case, LOCAL))
     data = bytearray(path.read_bytes())
     data[data.index(b"token 5")] ^= 1
     path.write_bytes(data)
@@ -173,7 +173,7 @@ def test_a_plan_does_not_outlive_its_file(tmp_path: Path) -> None:
     other.write_bytes(path.read_bytes())
     other.replace(path)
     with pytest.raises(StorageError, match="has changed since"):
-        carry_out(made)
+        execute(made)
     rewrite = plan_rewrite(read_header(path), case.edits)
     with path.open("ab") as file:
         file.write(b"more")
@@ -185,7 +185,7 @@ def test_a_damaged_journal_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     case = CASES[0]
     prepare(path, case)
-    carry_out(plan(path, case, LOCAL))
+    execute(plan(path, case, LOCAL))
     record = tmp_path / ".m.gguf.ggufrope-undo"
     data = record.read_bytes()
     edited = path.read_bytes()
@@ -199,7 +199,7 @@ def test_a_damaged_journal_is_not_used(tmp_path: Path) -> None:
 def test_a_journal_of_another_file_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     prepare(path, CASES[0])
-    carry_out(plan(path, CASES[0], LOCAL))
+    execute(plan(path, CASES[0], LOCAL))
     (tmp_path / ".m.gguf.ggufrope-undo").rename(tmp_path / ".m.gguf.ggufrope-journal")
     stranger = bytes(reversed(path.read_bytes()))
     path.write_bytes(stranger)
@@ -244,11 +244,11 @@ def test_whole_files_are_cloned_where_the_data_can_stay(name: str, tmp_path: Pat
     made = plan_store(path, rewrite, output=output, files=files)
     assert made.strategy is Strategy.CLONE
     assert made.bytes_written < 4096
-    header = carry_out(made, whole_proof=True, files=files).header
+    header = execute(made, verify_all=True, files=files).header
     assert read_header(output) == header
     assert path.read_bytes() == old
     made = plan_store(path, rewrite, strategy=Strategy.CLONE, force={"in-use"}, files=files)
-    carry_out(made, files=files)
+    execute(made, files=files)
     assert path.read_bytes() == output.read_bytes()
     undo(path, force={"in-use"}, files=files)
     assert path.read_bytes() == old
@@ -277,7 +277,7 @@ def test_refusals_fall_through_to_the_copy(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "grow")
     prepare(path, case)
     files = Fickle()
-    receipt = carry_out(plan(path, case, files), files=files)
+    receipt = execute(plan(path, case, files), files=files)
     assert receipt.strategy is Strategy.STREAM
     assert [(each.strategy, each.reason) for each in receipt.rejected][-2:] == [
         (Strategy.GROW, "Operation not supported"),

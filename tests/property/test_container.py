@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ggufrope.container.checks import layout_findings
 from ggufrope.container.reader import parse_header, read_array, read_header, read_tensor
 from ggufrope.container.recovery import undo
-from ggufrope.container.store import carry_out, plan_store
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.types import ArrayValue, Edits, TensorData, TypedValue, ValueType
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import MalformedError, RequestError
@@ -195,8 +195,8 @@ def test_edits_do_what_they_say_and_undo_takes_them_back(model: Model, data: st.
         path.write_bytes(model.encoded())
         before = read_header(path)
         rewrite = plan_rewrite(before, wish, reserve=reserve)
-        receipt = carry_out(
-            plan_store(path, rewrite, files=files, force={"in-use"}), whole_proof=True, files=files
+        receipt = execute(
+            plan_store(path, rewrite, files=files, force={"in-use"}), verify_all=True, files=files
         )
         after = receipt.header
         assert (after.version, after.byte_order) == (model.version, model.order)
