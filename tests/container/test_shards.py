@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.container.shards import distribute, open_model
+from ggufrope.container.recovery import recover, undo
+from ggufrope.container.shards import distribute, later_paths, open_model
 from ggufrope.container.store import execute, plan_store
 from ggufrope.container.types import Edits, float_tensor
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import MalformedError, RequestError, StorageError
 from tests.container.edits import u32
+from tests.container.faults import FaultyFiles, Stop
 from tests.container.writer import Model, Tensor
 
 if TYPE_CHECKING:
@@ -21,9 +23,16 @@ if TYPE_CHECKING:
 
 UINT16, INT32 = 2, 5
 
+KEYS = Edits(set={"llama.context_length": u32(8192)})
+FACTORS = Edits(
+    set={"llama.context_length": u32(8192)},
+    put_tensors={"t21": float_tensor([3.0] * 8, "<")},
+)
+"""Changes the first file and the third."""
+
 
 def split(folder: Path, count: int = 3) -> Path:
-    """As gguf-split does it; the first file has the metadata and its share of the tensors."""
+    """Split as gguf-split does; the first file has the metadata and its share of the tensors."""
     for number in range(count):
         metadata = [("split.no", UINT16, number), ("split.count", UINT16, count)]
         metadata.append(("split.tensors.count", INT32, 2 * count))
@@ -36,7 +45,7 @@ def split(folder: Path, count: int = 3) -> Path:
 
 
 def edited(model: ModelFiles, edits: Edits) -> list[str]:
-    """Carries the edits out in place and names the files they touched."""
+    """Execute the edits in place and return the names of the files they touched."""
     touched = []
     for shard, part in distribute(model, edits):
         execute(plan_store(shard.path, plan_rewrite(shard.header, part)))
@@ -133,3 +142,117 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         open_model(first)
     with pytest.raises(MalformedError, match="must be named NAME-00001-of-00003"):
         open_model(first.rename(tmp_path / "renamed.gguf"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_an_edit_of_keys_is_undone_in_the_first_file(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    before = contents(tmp_path)
+    assert edited(open_model(first), KEYS) == ["00001"]
+    assert recover(first) is None
+    undo(first)
+    assert contents(tmp_path) == before
+
+
+def test_undo_refuses_a_model_whose_later_files_were_edited(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    third = tmp_path / "m-00003-of-00003.gguf"
+    before = contents(tmp_path)
+    assert edited(open_model(first), FACTORS) == ["00003", "00001"]
+    after = contents(tmp_path)
+    with pytest.raises(RequestError, match=r"half changed.*") as caught:
+        undo(first)
+    assert str(first) in str(caught.value)
+    assert "m-00003-of-00003.gguf" in str(caught.value)
+    assert contents(tmp_path) == after
+    undo(third)
+    undo(first)
+    assert contents(tmp_path) == before
+
+
+def test_undo_refuses_a_model_of_which_only_a_later_file_was_edited(tmp_path: Path) -> None:
+    """As after a crash between two files: the first has no record, and is not undone alone."""
+    first = split(tmp_path)
+    third = tmp_path / "m-00003-of-00003.gguf"
+    (shard, part), _ = distribute(open_model(first), FACTORS)
+    assert shard.path == third
+    execute(plan_store(third, plan_rewrite(shard.header, part)))
+    after = contents(tmp_path)
+    with pytest.raises(RequestError, match="m-00003-of-00003"):
+        undo(first)
+    assert contents(tmp_path) == after
+
+
+def test_an_interrupted_edit_of_a_later_file_is_reported(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    third = tmp_path / "m-00003-of-00003.gguf"
+    before = contents(tmp_path)
+    (shard, part), _ = distribute(open_model(first), FACTORS)
+    plan = plan_store(third, plan_rewrite(shard.header, part), force={"in-use"})
+    journal = tmp_path / ".m-00003-of-00003.gguf.ggufrope-journal"
+    stopped = 0
+    for at in range(200):
+        files = FaultyFiles("stop", at)
+        try:
+            execute(plan, files=files)
+        except Stop:
+            pass
+        else:
+            break
+        if journal.exists():
+            stopped += 1
+            left = contents(tmp_path)
+            for attempt in (recover, undo):
+                with pytest.raises(
+                    StorageError, match=r"unfinished edit.*inspect .*00003"
+                ) as caught:
+                    attempt(first)
+                assert str(third) in str(caught.value)
+            assert contents(tmp_path) == left
+            assert recover(third)
+            assert recover(first) is None
+            break
+        recover(third)
+    assert stopped
+    if contents(tmp_path) != before:
+        undo(third)
+    assert contents(tmp_path) == before
+
+
+def test_records_of_later_files_are_found_behind_links(tmp_path: Path) -> None:
+    """As in the Hugging Face cache: the names are links, and the records lie beside the files."""
+    store = tmp_path / "store"
+    store.mkdir()
+    links = []
+    for number, path in enumerate(sorted(split(tmp_path).parent.glob("*.gguf"))):
+        target = store / f"blob{number}"
+        path.rename(target)
+        path.symlink_to(target)
+        links.append(path)
+    assert len(links) == 3
+    (store / ".blob2.ggufrope-journal").write_bytes(b"in progress")
+    with pytest.raises(StorageError, match="m-00003-of-00003"):
+        recover(links[0])
+    (store / ".blob2.ggufrope-journal").rename(store / ".blob2.ggufrope-undo")
+    assert recover(links[0]) is None
+    with pytest.raises(RequestError, match="m-00003-of-00003"):
+        undo(links[0], force={"symlink"})
+
+
+@pytest.mark.parametrize(
+    ("name", "later"),
+    [
+        ("m-00001-of-00003.gguf", ["m-00002-of-00003.gguf", "m-00003-of-00003.gguf"]),
+        ("m-00002-of-00003.gguf", []),
+        ("m-00001-of-00001.gguf", []),
+        ("m-00001-of-00000.gguf", []),
+        ("m.gguf", []),
+    ],
+)
+def test_later_files_follow_from_the_name_of_the_first(
+    tmp_path: Path, name: str, later: list[str]
+) -> None:
+    assert later_paths(tmp_path / name) == tuple(tmp_path / one for one in later)

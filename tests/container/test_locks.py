@@ -1,0 +1,131 @@
+"""Locks of the file being edited, file systems that have none, and systems without `fcntl`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from ggufrope.container.filesystem import lock
+from ggufrope.container.reader import read_header
+from ggufrope.container.recovery import recover, undo
+from ggufrope.container.store import execute, plan_store
+from ggufrope.container.strategies import Strategy
+from ggufrope.container.types import Edits
+from ggufrope.container.writer import plan_rewrite
+from ggufrope.errors import StorageError
+from tests.container.edits import u32
+from tests.container.faults import CapableFiles
+from tests.container.writer import small_model
+
+CONTAINER = Path(__file__).resolve().parent.parent.parent / "ggufrope" / "container"
+EDITS = Edits(set={"llama.context_length": u32(4096)})
+
+without_locks = pytest.mark.parametrize(
+    "code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get
+)
+
+
+class LocklessFiles(CapableFiles):
+    """A network file system that answers flock with an error."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.asked = 0
+
+    def try_lock(self, file: BinaryIO, *, shared: bool) -> bool:
+        self.asked += 1
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(small_model().encoded())
+    return path
+
+
+@without_locks
+@pytest.mark.parametrize("strategy", [Strategy.OVERWRITE, Strategy.STREAM])
+def test_an_edit_in_place_without_locks_is_refused(
+    path: Path, code: int, strategy: Strategy
+) -> None:
+    before = path.read_bytes()
+    files = LocklessFiles(code)
+    rewrite = plan_rewrite(read_header(path), EDITS)
+    plan = plan_store(path, rewrite, strategy=strategy, force={"in-use"}, files=files)
+    with pytest.raises(StorageError, match=r"cannot lock .*m\.gguf.*write a new file") as caught:
+        execute(plan, files=files)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == ["m.gguf"]
+
+
+@without_locks
+def test_undo_and_recovery_without_locks_are_refused(path: Path, code: int) -> None:
+    execute(plan_store(path, plan_rewrite(read_header(path), EDITS), force={"in-use"}))
+    after = path.read_bytes()
+    with pytest.raises(StorageError, match="cannot lock"):
+        undo(path, force={"in-use"}, files=LocklessFiles(code))
+    record = path.with_name(".m.gguf.ggufrope-undo")
+    journal = record.rename(path.with_name(".m.gguf.ggufrope-journal"))
+    with pytest.raises(StorageError, match="cannot lock"):
+        recover(path, files=LocklessFiles(code))
+    assert path.read_bytes() == after
+    assert journal.exists()
+
+
+@without_locks
+def test_a_copy_needs_no_locks(path: Path, code: int) -> None:
+    output = path.with_name("o.gguf")
+    files = LocklessFiles(code)
+    plan = plan_store(path, plan_rewrite(read_header(path), EDITS), output=output, files=files)
+    execute(plan, files=files)
+    assert files.asked == 2
+    assert read_header(output).get("llama.context_length") == 4096
+    assert {each.name for each in path.parent.iterdir()} == {"m.gguf", "o.gguf"}
+
+
+@without_locks
+def test_remains_that_cannot_be_locked_are_left(path: Path, code: int) -> None:
+    """Another process may still be writing them."""
+    partial = path.with_name(".m.gguf.ggufrope-partial")
+    partial.write_bytes(b"half a model")
+    assert recover(path, files=LocklessFiles(code)) is None
+    assert partial.exists()
+
+
+def test_a_file_that_was_replaced_before_it_was_locked_is_not_edited(path: Path) -> None:
+    other = path.with_name("other.gguf")
+    other.write_bytes(path.read_bytes())
+    with path.open("r+b") as file:
+        lock(file, path)
+        other.replace(path)
+        with pytest.raises(StorageError, match="replaced a moment ago"):
+            lock(file, path)
+
+
+def test_the_package_is_imported_where_there_is_no_fcntl(path: Path) -> None:
+    """As on Windows: every module imports, and a lock is not needed."""
+    names = sorted(f"ggufrope.container.{each.stem}" for each in CONTAINER.glob("[a-z]*.py"))
+    assert len(names) == 16
+    code = "\n".join(
+        [
+            "import sys; from importlib import import_module; from pathlib import Path",
+            "sys.modules['fcntl'] = None; sys.modules['resource'] = None",
+            "path, *names = sys.argv[1:]",
+            "for name in names: import_module(name)",
+            "from ggufrope.container.filesystem import lock",
+            "with open(path, 'r+b') as file: lock(file, Path(path))",
+            "print('locked')",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, *names], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "locked\n", done.stderr
