@@ -1,4 +1,9 @@
-"""What is odd about a file that can be read: all of it, as findings."""
+"""Findings about the layout of a file that can be read: all of them together.
+
+They are about keys, tensor infos and file size, not about what the keys mean. A finding has the
+fields of the findings about RoPE settings (`rope.lint.Finding`), so that `inspect` and `check` show
+both in one list.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +24,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutFinding:
-    """`error`: llama.cpp refuses the file. `note`: it loads, and an editor should know.
+    """One thing that is wrong or unusual in the layout.
 
-    `subject` is the key or tensor it is about, empty where it is about the file.
+    `code` names the kind of finding and stays the same between versions. An `error` keeps llama.cpp
+    from loading the file (ggml/src/gguf.cpp), an `info` is harmless. `key` is the key or the tensor
+    it is about, empty where it is about the whole file.
     """
 
     code: str
-    severity: Literal["error", "note"]
-    subject: str
+    severity: Literal["error", "info"]
+    key: str
     message: str
 
 
 def layout_findings(header: Header) -> tuple[LayoutFinding, ...]:
-    """Everything in the layout that llama.cpp refuses (ggml/src/gguf.cpp) or writers omit."""
-    return (*_key_findings(header), *_tensor_findings(header), *_end_findings(header))
+    """Return everything in the layout that llama.cpp refuses, or that is unusual, errors first.
+
+    Codes: big-endian, duplicate-key, empty-key, not-utf8, nested-array, duplicate-tensor,
+    long-tensor-name, unknown-type, tensor-offset, trailing-bytes, no-final-padding.
+    """
+    found = (*_key_findings(header), *_tensor_findings(header), *_end_findings(header))
+    return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
 
 
-def _error(code: str, subject: str, message: str) -> LayoutFinding:
-    return LayoutFinding(code=code, severity="error", subject=subject, message=message)
+def _error(code: str, key: str, message: str) -> LayoutFinding:
+    return LayoutFinding(code=code, severity="error", key=key, message=message)
 
 
-def _note(code: str, subject: str, message: str) -> LayoutFinding:
-    return LayoutFinding(code=code, severity="note", subject=subject, message=message)
+def _info(code: str, key: str, message: str) -> LayoutFinding:
+    return LayoutFinding(code=code, severity="info", key=key, message=message)
 
 
 def _is_utf8(text: str) -> bool:
@@ -53,17 +65,23 @@ def _is_utf8(text: str) -> bool:
 
 def _key_findings(header: Header) -> Iterator[LayoutFinding]:
     if header.byte_order == ">":
-        yield _note("big-endian", "", "the file is big-endian: only big-endian builds load it")
+        yield _info("big-endian", "", "the file is big-endian: only big-endian builds load it")
     for key, times in Counter(kv.key for kv in header.key_values).items():
         if times > 1:
-            yield _error("duplicate-key", key, f"{key} occurs {times} times; the first one counts")
+            yield _error(
+                "duplicate-key", key, f"key {key!r} occurs {times} times; it may occur once"
+            )
         if not key:
-            yield _error("empty-key", key, "a key is empty")
+            yield _error("empty-key", key, "a key has an empty name")
     for kv in header.key_values:
         if not _is_utf8(kv.key) or (isinstance(kv.value, str) and not _is_utf8(kv.value)):
-            yield _note("not-utf8", kv.key, f"{kv.key!r} or its value is not valid UTF-8")
+            yield _info("not-utf8", kv.key, f"{kv.key!r} or its value is not valid UTF-8")
         if isinstance(kv.value, ArrayValue) and kv.value.item_type is ValueType.ARRAY:
-            yield _error("nested-array", kv.key, f"{kv.key} is an array of arrays")
+            yield _error(
+                "nested-array",
+                kv.key,
+                f"key {kv.key!r} is an array of arrays, which llama.cpp refuses",
+            )
 
 
 def _tensor_findings(header: Header) -> Iterator[LayoutFinding]:
@@ -76,7 +94,11 @@ def _tensor_findings(header: Header) -> Iterator[LayoutFinding]:
         if len(name.encode("utf-8", "surrogateescape")) > MAX_TENSOR_NAME_BYTES:
             yield _error("long-tensor-name", name, f"tensor name {name!r} has over 63 bytes")
         if tensor.type not in ggml.TYPES:
-            yield _note("unknown-type", name, f"tensor {name!r} has the unknown type {tensor.type}")
+            yield _error(
+                "unknown-type",
+                name,
+                f"tensor {name!r} has the type {tensor.type}, which llama.cpp does not know",
+            )
         if tensor.offset != expected:
             yield _error(
                 "tensor-offset", name, f"tensor {name!r} is at {tensor.offset}, expected {expected}"
@@ -90,8 +112,8 @@ def _end_findings(header: Header) -> Iterator[LayoutFinding]:
     end = data_end(header)
     if header.file_size > end:
         extra = header.file_size - end
-        yield _note("trailing-bytes", "", f"{extra} bytes follow the tensor data; edits keep them")
+        yield _info("trailing-bytes", "", f"{extra} bytes follow the tensor data; edits keep them")
     elif header.file_size < end:
-        yield _note(
+        yield _info(
             "no-final-padding", "", f"the last {end - header.file_size} bytes of padding are absent"
         )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 import pytest
 
-from ggufrope.container.checks import layout_findings
+from ggufrope.container.checks import LayoutFinding, layout_findings
 from ggufrope.container.reader import parse_header, read_array, read_header, read_tensor
 from ggufrope.container.types import ArrayValue, ValueType
 from ggufrope.errors import MalformedError, StorageError
+from ggufrope.rope.lint import Finding, Severity
 from tests.container.writer import ARRAY, STRING, Model, Tensor, small_model
 
 if TYPE_CHECKING:
@@ -162,15 +164,29 @@ def test_findings_come_together() -> None:
     model.metadata += [("dup", 4, 1), ("dup", 4, 2), ("bad", STRING, "\udcff"), ("", 4, 1)]
     model.metadata.append(("nested", ARRAY, (ARRAY, [(4, [1])])))
     model.tensors[:0] = [Tensor("x" * 64, (1,), bytes(4), 77), Tensor("x" * 64, (1,), bytes(4))]
-    codes = {finding.code for finding in layout_findings(parse(model.encoded()))}
+    found = layout_findings(parse(model.encoded()))
+    codes = {finding.code for finding in found}
     assert codes == {
         "duplicate-key", "duplicate-tensor", "not-utf8", "empty-key", "nested-array",
         "long-tensor-name", "unknown-type", "trailing-bytes",
     }  # fmt: skip
-    codes = {
-        finding.code for finding in layout_findings(parse(small_model(trailing=b"tail").encoded()))
-    }
-    assert codes == {"trailing-bytes"}
+    severities = [finding.severity for finding in found]
+    assert severities == sorted(severities), "errors first"
+    assert {finding.code for finding in found if finding.severity == "info"} == {
+        "not-utf8", "trailing-bytes",
+    }  # fmt: skip
+    (finding,) = layout_findings(parse(small_model(trailing=b"tail").encoded()))
+    assert (finding.code, finding.severity, finding.key) == ("trailing-bytes", "info", "")
+
+
+def test_layout_findings_have_the_fields_of_findings_about_rope() -> None:
+    """So that `inspect` shows both in one list."""
+    (found,) = layout_findings(parse(small_model(trailing=b"tail").encoded()))
+    shown = Finding(**{field.name: getattr(found, field.name) for field in fields(found)})
+    assert (shown.code, shown.message) == (found.code, found.message)
+    assert [field.name for field in fields(found)] == [field.name for field in fields(shown)]
+    severities = set(get_args(get_type_hints(LayoutFinding)["severity"]))
+    assert severities == {"error", "info"} <= set(get_args(Severity))
 
 
 def test_offsets_out_of_order_are_read_and_reported() -> None:
@@ -179,7 +195,7 @@ def test_offsets_out_of_order_are_read_and_reported() -> None:
     at = data.index(struct.pack("<IQ", 0, 96))  # type and offset of the second tensor
     data[at : at + 12] = struct.pack("<IQ", 0, 64)
     header = parse(bytes(data))
-    assert [f.subject for f in layout_findings(header) if f.code == "tensor-offset"]
+    assert [f.key for f in layout_findings(header) if f.code == "tensor-offset"]
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
