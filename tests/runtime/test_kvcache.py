@@ -40,7 +40,7 @@ def test_pairs_that_divide_the_head_run_and_others_are_refused(tmp_path: Path) -
             Context(model, ContextSettings(n_ctx=256, type_v="q4_0"))
 
 
-def test_a_rehearsal_agrees_with_the_context(tmp_path: Path) -> None:
+def test_a_context_that_is_only_sized_agrees_with_one_that_is_made(tmp_path: Path) -> None:
     (path,) = build("qwen2", tmp_path / "tiny.gguf")
     with Model.open(path) as model:
         for kind in ("f32", "q8_0"):
@@ -51,11 +51,11 @@ def test_a_rehearsal_agrees_with_the_context(tmp_path: Path) -> None:
             assert not found.falls_back
 
 
-def test_the_report_tells_all_types(tmp_path: Path) -> None:
+def test_the_report_has_every_cache_type(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf")
     with Model.open(path) as model:
-        told = report(model)
-    assert [cache.type_k for cache in told.caches] == list(CACHE_TYPES)
-    assert all(cache.refusal is None for cache in told.caches)
-    assert told.free_bytes["CPU"] > 0
-    assert told.can_offload or any("GGML_CUDA" in line for line in told.advice)
+        described = report(model)
+    assert [cache.type_k for cache in described.caches] == list(CACHE_TYPES)
+    assert all(cache.refusal is None for cache in described.caches)
+    assert described.free_bytes["CPU"] > 0
+    assert described.can_offload or any("GGML_CUDA" in line for line in described.advice)
