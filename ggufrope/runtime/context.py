@@ -128,8 +128,15 @@ class Context:
 
     @property
     def cache_rotated(self) -> bool | None:
-        """Whether llama.cpp rotates K or V before it stores them; None without a cache."""
-        return None if self.cache is None else self.cache.rotated_k or self.cache.rotated_v
+        """Whether llama.cpp rotates K or V before it stores them.
+
+        None for a model without a cache, or where llama.cpp's log does not say.
+        """
+        if self.cache is None:
+            return None
+        if self.cache.rotated_k is None or self.cache.rotated_v is None:
+            return None
+        return self.cache.rotated_k or self.cache.rotated_v
 
     # The trunk ----------------------------------------------------------------------------------
 

@@ -24,13 +24,13 @@ class Cache:
 
     `cells` counts KV cells. `rotated_k` and `rotated_v` are True where llama.cpp rotates values by
     a Hadamard matrix before it quantizes them, which spreads outliers and so changes what
-    quantization costs. `flash_attention` is what llama.cpp chose.
+    quantization costs; None where the log does not say. `flash_attention` is what llama.cpp chose.
     """
 
     cells: int
     size_bytes: int
-    rotated_k: bool
-    rotated_v: bool
+    rotated_k: bool | None
+    rotated_v: bool | None
     flash_attention: bool
 
     @property
@@ -82,10 +82,16 @@ def allocated(log: Log) -> Cache | None:
     return Cache(
         cells=max(int(line[2]) for line in sizes),
         size_bytes=round(sum(float(line[1]) for line in sizes) * 1024 * 1024),
-        rotated_k=bool(log.search("attn_rot_k = 1")),
-        rotated_v=bool(log.search("attn_rot_v = 1")),
+        rotated_k=_rotated(log, "k"),
+        rotated_v=_rotated(log, "v"),
         flash_attention=bool(log.search("Flash Attention enabled|flash_attn += enabled")),
     )
+
+
+def _rotated(log: Log, which: str) -> bool | None:
+    """Return whether any cache has its K or V rotated, by a line that other versions lack."""
+    lines = log.search(rf"attn_rot_{which} = (\d)")
+    return any(line[1] == "1" for line in lines) if lines else None
 
 
 def _shares(cache: Cache | None, log: Log) -> tuple[Buffer, ...]:
