@@ -1,10 +1,16 @@
-"""One `llama_decode` call: arrays in, logits out, its return code made an error."""
+"""Batches of tokens: how branches are planned into batches, and how one batch is evaluated.
+
+Planning is pure. Each candidate answer gets a sequence of its own, forked from the trunk: a
+prompt, then the answer without its last token, which is only predicted. The sequences of a group
+make a tree. Where they begin with the same tokens, whether those are of a prompt or of an answer,
+these tokens belong to all of them, and are evaluated and stored once.
+
+Evaluating is one call of `llama_decode`: arrays in, logits out, and an error for its return code.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import signal
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,24 +21,32 @@ from ggufrope.errors import DecodeError, RequestError
 from ggufrope.runtime import library
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from ggufrope.lm import Branch
 
 
-# How branches become batches: a pure plan, which a context then carries out.
-#
-# Every candidate answer gets a sequence of its own, forked from the trunk: a prompt, then the
-# answer without its last token, which is only predicted. The sequences of a group make a tree:
-# where they begin alike, be it with a prompt, a part of one or of an answer too, their tokens
-# belong to all of them at once and are evaluated and stored once, however long the trunk.
+_INTERRUPTIBLE_TOKENS = 32
+"""In batches at least this long, Ctrl-C is looked for at every graph node; a shorter batch would
+be slowed down."""
+
+_MEANINGS = {
+    1: "no free cells in the KV cache",
+    2: "interrupted",
+    -1: "the batch is invalid",
+    -2: "not enough memory for the batch",
+    -3: "the computation failed",
+}  # include/llama.h, llama_decode
+
+
+# Planning -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One token to evaluate: its position, the sequences it belongs to, whether logits are read.
+    """One token to evaluate: its position, its sequences, and whether its logits are read.
 
     Sequences are numbered from 1 in each group; 0 is the trunk.
     """
@@ -45,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One answer of a group: token number i is predicted by entry number `entries[i]`."""
+    """One answer of a group; `tokens[i]` is predicted by entry number `entries[i]`."""
 
     branch: int
     answer: int
@@ -55,24 +69,24 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Entries evaluated before their sequences are dropped together."""
+    """Entries that are evaluated together, and whose sequences are removed together."""
 
     entries: tuple[Entry, ...]
     candidates: tuple[Candidate, ...]
 
     @property
     def sequences(self) -> range:
-        """One for each candidate."""
+        """Sequence numbers, one per candidate."""
         return range(1, len(self.candidates) + 1)
 
 
 def plan(
     branches: Sequence[Branch], *, start: int, max_sequences: int, max_cells: int
 ) -> Iterator[Group]:
-    """Groups that hold all answers of all branches, the first token of each at position `start`.
+    """Yield groups that together hold all answers of all branches.
 
-    Raises RequestError for an empty prompt or answer, DecodeError where a single answer needs more
-    cells than the cache has left.
+    The first token of each prompt is at position `start`. Raises RequestError for an empty prompt
+    or answer, DecodeError where one answer alone needs more than `max_cells` KV cells.
     """
     tree = _Tree(start)
     for index, branch in enumerate(branches):
@@ -83,7 +97,7 @@ def plan(
             if len(path) > max_cells:
                 raise DecodeError(
                     f"a question of {len(path)} tokens does not fit after {start} tokens: the "
-                    f"context has {max_cells} left; ask for a larger context"
+                    f"context has {max_cells} left; set n_ctx higher"
                 )
             known = tree.known(path)
             cells = tree.cells + len(path) - len(known)
@@ -100,7 +114,7 @@ def plan(
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """A token that comes after the same tokens in all of its sequences."""
+    """A token that follows the same tokens in all of its sequences."""
 
     token: int
     position: int
@@ -111,7 +125,7 @@ _ROOT = -1
 
 
 class _Tree:
-    """A group in the making: its nodes numbered in the order of evaluation."""
+    """A group being built; its nodes are numbered in the order of evaluation."""
 
     def __init__(self, start: int) -> None:
         self.candidates: list[Candidate] = []
@@ -124,7 +138,7 @@ class _Tree:
         return len(self._nodes)
 
     def known(self, path: Sequence[int]) -> list[int]:
-        """The nodes of as much of the path as there is."""
+        """Return the nodes of the path, as far as they exist."""
         nodes: list[int] = []
         node = _ROOT
         for token in path:
@@ -136,7 +150,10 @@ class _Tree:
         return nodes
 
     def grow(self, path: Sequence[int], known: Sequence[int]) -> list[int]:
-        """The nodes of the path, of which some are `known`, in the next candidate's sequence."""
+        """Add the next candidate's sequence along the path; return the nodes of the path.
+
+        `known` are those that exist.
+        """
         nodes = list(known)
         for token in path[len(nodes) :]:
             child = len(self._nodes)
@@ -161,43 +178,7 @@ class _Tree:
         return Group(entries=tuple(entries), candidates=tuple(self.candidates))
 
 
-# Ctrl-C during a long call into llama.cpp.
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Inside the block Ctrl-C only makes the yielded function say True; leaving it raises
-    KeyboardInterrupt.
-
-    An exception cannot cross llama.cpp's frames, so its callbacks ask, and end the call. This
-    needs the main thread, and does nothing where a program handles SIGINT its own way.
-    """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield lambda: False
-        return
-    interrupted = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    try:
-        yield interrupted.is_set
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-
-
-_INTERRUPTIBLE_TOKENS = 32
-"""Batches this long ask at every graph node whether to stop; shorter ones would feel it."""
-
-_MEANINGS = {
-    1: "no free cells in the KV cache",
-    2: "interrupted",
-    -1: "the batch is invalid",
-    -2: "memory for the batch could not be had",
-    -3: "the computation failed",
-}  # include/llama.h, llama_decode
+# Evaluating ---------------------------------------------------------------------------------------
 
 
 def decode(
@@ -209,9 +190,9 @@ def decode(
 ) -> None:
     """Evaluate one batch, each token at its position in each of its sequences.
 
-    All arguments are as long as the batch; `outputs` is 1 where logits are wanted. Raises
-    DecodeError, or KeyboardInterrupt where Ctrl-C came during a long batch. In either case some
-    of the tokens may be in the cache: the caller removes them.
+    All arguments are as long as the batch; `outputs` is 1 where logits are read. Raises
+    DecodeError, or KeyboardInterrupt for Ctrl-C during a long batch. In either case some of the
+    tokens may be in the cache, and the caller has to remove them.
     """
     llama = library.load()
     lengths = np.fromiter((len(each) for each in sequences), np.int32, len(tokens))
@@ -237,9 +218,9 @@ def decode(
 
 
 def output_logits(handle: Any, rows: int, n_vocab: int) -> NDArray[np.float32]:
-    """The logits of the last batch, `[rows, n_vocab]`, in the order of its outputs.
+    """Return the logits of the last batch, `[rows, n_vocab]`, in the order of its outputs.
 
-    A view of llama.cpp's buffer, overwritten by the next batch.
+    The array is a view of llama.cpp's buffer, which the next batch overwrites.
     """
     pointer = library.load().llama_get_logits(handle)
     return np.ctypeslib.as_array(pointer, shape=(rows, n_vocab))
@@ -248,7 +229,7 @@ def output_logits(handle: Any, rows: int, n_vocab: int) -> NDArray[np.float32]:
 def log_probabilities_of(
     logits: NDArray[np.float32], rows: NDArray[np.intp], tokens: NDArray[np.intp]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """log softmax of `logits[rows]` at `tokens`, in nat, and whether each token is the arg max.
+    """Return log softmax of `logits[rows]` at `tokens`, in nat, and whether each is the arg max.
 
     `logits` is `[n, n_vocab]`; `rows` and `tokens` are `[k]`. Of equal logits the first is the
     arg max.
@@ -266,12 +247,12 @@ def _pointer(array: NDArray[Any], kind: Any) -> Any:
 
 @contextmanager
 def _interruptible(handle: Any, n_tokens: int) -> Iterator[None]:
-    """Let Ctrl-C end a long batch; KeyboardInterrupt follows."""
+    """Let Ctrl-C end a long batch inside the block, which then raises KeyboardInterrupt."""
     if n_tokens < _INTERRUPTIBLE_TOKENS:
         yield
         return
     llama = library.load()
-    with deferred_interrupt() as interrupted:
+    with library.deferred_interrupt() as interrupted:
         callback = llama.ggml_abort_callback(lambda _: interrupted())
         llama.llama_set_abort_callback(handle, callback, None)
         try:

@@ -1,7 +1,7 @@
-"""A context of a model: a trunk of tokens, and branches that leave no trace.
+"""A context of a model: a trunk of tokens, and branches that leave it as it was.
 
-The trunk is llama.cpp's sequence 0. Branches are sequences forked from it (`llama_memory_seq_cp`
-shares the cells and copies nothing) and removed again.
+The trunk is llama.cpp's sequence 0. A branch is a sequence that is forked from it and removed
+again; `llama_memory_seq_cp` shares the KV cells and copies nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from ggufrope.lm import AnswerScore, Branch, Progress, Tokens
 from ggufrope.runtime import library, memory
 from ggufrope.runtime.batch import Group, decode, log_probabilities_of, output_logits, plan
 from ggufrope.runtime.loading import buffers, ran_out_of_memory
-from ggufrope.runtime.memory import why_not
 from ggufrope.runtime.settings import ContextSettings, context_parameters
 from ggufrope.runtime.sizing import allocated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -41,26 +39,26 @@ _ANY = -1  # as a position, to llama_memory_seq_*: from the start, or to the end
 
 
 class Context:
-    """A trunk of tokens in a K/V cache; an `evals.protocol.LanguageContext`.
+    """A trunk of tokens in a K/V cache; a `LanguageContext` as in `ggufrope.lm`.
 
     Open until `close`; also a context manager. A call that fails or is interrupted leaves the
-    trunk at a whole number of batches, `position` tells where.
+    trunk at the end of a batch; `position` says where.
     """
 
     def __init__(self, model: Model, settings: ContextSettings) -> None:
-        """Allocate cache and buffers.
+        """Allocate the cache and the buffers.
 
-        Raises UnsupportedCacheError for a cache pair this model cannot run,
-        InsufficientMemoryError where it
-        does not fit, RequestError for impossible numbers, BackendError for anything else.
+        Raises UnsupportedCacheError for cache types that this model cannot run,
+        InsufficientMemoryError where they do not fit, RequestError for numbers out of range,
+        BackendError for anything else.
         """
         self._handle: Any = None
         self._library = library.load()
-        refused = why_not(
+        refusal = memory.cache_refusal(
             model, settings.type_k, settings.type_v, flash_attention=settings.flash_attention
         )
-        if refused:
-            raise UnsupportedCacheError(f"{model.path.name}: {refused}")
+        if refusal:
+            raise UnsupportedCacheError(f"{model.path.name}: {refusal}")
         parameters = context_parameters(self._library, settings, n_seq_max=model.n_sequences)
         memory.require_fit(model, settings)
         with library.capture() as log:
@@ -90,12 +88,7 @@ class Context:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -120,23 +113,30 @@ class Context:
 
     @property
     def n_batch(self) -> int:
-        """Tokens evaluated by one call at most."""
+        """The most tokens that one call evaluates."""
         return int(self._library.llama_n_batch(self.handle))
 
     @property
     def n_sequences(self) -> int:
-        """Sequences it can hold at once, the trunk among them."""
+        """Sequences that it can hold at once, the trunk included."""
         return int(self._library.llama_n_seq_max(self.handle))
 
     @property
     def cache_bytes(self) -> int | None:
-        """Bytes of the K and V caches as allocated, None for a model without any."""
+        """Bytes of the K and V caches as allocated; None for a model without a cache."""
         return None if self.cache is None else self.cache.size_bytes
 
     @property
     def cache_rotated(self) -> bool | None:
-        """Whether llama.cpp rotates K or V before it stores them, None for a model without."""
-        return None if self.cache is None else self.cache.rotated_k or self.cache.rotated_v
+        """Whether llama.cpp rotates K or V before it stores them.
+
+        None for a model without a cache, or where llama.cpp's log does not say.
+        """
+        if self.cache is None:
+            return None
+        if self.cache.rotated_k is None or self.cache.rotated_v is None:
+            return None
+        return self.cache.rotated_k or self.cache.rotated_v
 
     # The trunk ----------------------------------------------------------------------------------
 
@@ -149,11 +149,13 @@ class Context:
     def logits(
         self, tokens: Tokens, *, skip: int = 0, progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token but for
-        the first `skip`, which are in the same batches: on a CPU, flash attention calculates
-        otherwise where fewer than 64 tokens come together (ggml-cpu/common.h, GGML_FA_TILE_Q).
+        """Append to the trunk and yield logits: one array `[n, n_vocab]` per batch.
 
-        An array is llama.cpp's own memory: valid until the next one is asked for.
+        There is one row per token, except for the first `skip` tokens. Those are in the same
+        batches: on a CPU, flash attention calculates differently where a batch has fewer than 64
+        tokens (ggml-cpu/common.h, GGML_FA_TILE_Q).
+
+        An array is llama.cpp's own memory, valid until the next one is read.
         """
         n_batch = min(self.n_batch, max(1, _LOGITS_BYTES // (4 * self.model.n_vocab)))
         for count in self._append(tokens, n_batch=n_batch, outputs=max(len(tokens) - skip, 0)):
@@ -164,10 +166,10 @@ class Context:
                 yield output_logits(self.handle, rows, self.model.n_vocab)
 
     def rewind(self, position: int) -> None:
-        """Forget the trunk's tokens from `position` on.
+        """Remove the trunk's tokens from `position` on.
 
         Raises RequestError for a position beyond the trunk, DecodeError where the model keeps a
-        recurrent state or the cache only the sliding window.
+        recurrent state or the cache keeps only the sliding window.
         """
         if not 0 <= position <= self._position:
             raise RequestError(
@@ -182,7 +184,7 @@ class Context:
         self._position = position
 
     def _append(self, tokens: Tokens, *, n_batch: int, outputs: int) -> Iterator[int]:
-        """Evaluate tokens after the trunk; yields the length of each batch done."""
+        """Evaluate tokens after the trunk; yield the length of each batch done."""
         self._require_room(len(tokens))
         for count in self._run(_TRUNK, self._position, tokens, n_batch=n_batch, outputs=outputs):
             self._position += count
@@ -191,7 +193,7 @@ class Context:
     # Branches -----------------------------------------------------------------------------------
 
     def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:
-        """Score every answer of every branch; the trunk is left as it was.
+        """Score every answer of every branch; leave the trunk as it was.
 
         Raises RequestError for an empty prompt or answer, DecodeError where one does not fit.
         """
@@ -212,8 +214,10 @@ class Context:
         ]
 
     def generate(self, prompt: Tokens, *, max_tokens: int) -> list[int]:
-        """Greedy continuation of trunk + prompt, up to and without the end-of-generation token
-        or to the end of the context; the trunk is left as it was."""
+        """Return the greedy continuation of trunk + prompt; leave the trunk as it was.
+
+        It ends before the end-of-generation token, or at the end of the context.
+        """
         self._require_history()
         self._require_room(len(prompt))
         if not prompt:
@@ -232,7 +236,7 @@ class Context:
         return answer
 
     def _evaluate(self, group: Group) -> Iterator[AnswerScore]:
-        """The scores of one group's candidates, in order."""
+        """Yield the scores of a group's candidates, in order."""
         entries = group.entries
         tokens = self._token_array([entry.token for entry in entries])
         positions = np.array([entry.position for entry in entries], dtype=np.int32)
@@ -262,7 +266,7 @@ class Context:
 
     @contextmanager
     def _forked(self, sequences: Iterable[int]) -> Iterator[None]:
-        """The trunk under other sequence numbers too, for the length of the block."""
+        """Give the trunk these sequence numbers too, inside the block."""
         sequences = tuple(sequences)
         for sequence in sequences:
             self._library.llama_memory_seq_cp(self._memory, _TRUNK, sequence, _ANY, _ANY)
@@ -272,15 +276,15 @@ class Context:
             for sequence in sequences:
                 self._library.llama_memory_seq_rm(self._memory, sequence, _ANY, _ANY)
 
-    # Both ---------------------------------------------------------------------------------------
+    # Batches ------------------------------------------------------------------------------------
 
     def _run(
         self, sequence: int, position: int, tokens: Tokens, *, n_batch: int, outputs: int
     ) -> Iterator[int]:
-        """Evaluate tokens of one sequence from `position` on, with the logits of the last
-        `outputs` of all of them; yields the length of each batch done.
+        """Evaluate tokens of one sequence from `position` on; yield the length of each batch done.
 
-        A batch that fails or is interrupted is taken out of the cache again.
+        The last `outputs` of all tokens have logits. A batch that fails or is interrupted is
+        removed from the cache.
         """
         given = self._token_array(tokens)
         wanted = np.zeros(len(given), dtype=np.int8)
@@ -310,12 +314,12 @@ class Context:
         if self._position + count > self.n_ctx:
             raise DecodeError(
                 f"{count} tokens do not fit after {self._position}: the context holds "
-                f"{self.n_ctx}; ask for a larger context"
+                f"{self.n_ctx}; set n_ctx higher"
             )
 
     def _require_history(self) -> None:
         if self.model.n_swa and not self.settings.swa_full:
             raise DecodeError(
-                "a cache that keeps only the sliding window cannot be branched or rewound: "
-                "set swa_full"
+                "a cache that keeps only the sliding window cannot be branched or rewound; "
+                "set swa_full to True"
             )

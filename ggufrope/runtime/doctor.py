@@ -1,4 +1,4 @@
-"""What the installed runtime is and can do, as `ggufrope doctor` tells it."""
+"""What the installed runtime is and can do, for `ggufrope doctor`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class RuntimeReport:
     """Versions, devices and abilities of the installed llama.cpp.
 
-    `free_bytes` is the memory free by device name, limits of a container counted in. `caches` has
-    every cache type for both K and V on the model asked about, and is empty without one.
-    `advice` says how to get what is missing, a line each.
+    `free_bytes` is the memory free by device name, with the limit of a container applied. `caches`
+    has every cache type, for K and V alike, on the model of the report; it is empty without a
+    model. `advice` has one line per problem and says how to solve it.
     """
 
     versions: Versions
@@ -32,25 +32,48 @@ class RuntimeReport:
 
 
 def report(model: Model | None = None) -> RuntimeReport:
-    """Look at the installed runtime; MissingDependencyError where there is none."""
+    """Examine the installed runtime. Raises MissingDependencyError where there is none."""
+    versions = library.versions()
     devices = library.devices()
     can_offload = library.can_offload()
-    advice = []
-    if not can_offload:
-        advice.append(
-            f"this build computes on the CPU only; with an NVIDIA GPU and the CUDA compiler: "
-            f"{library.CUDA_INSTALL_COMMAND}"
-        )
-    elif not any(device.kind in ("gpu", "igpu") for device in devices):
-        advice.append(
-            "this build can use a GPU and sees none: check the driver (nvidia-smi) and "
-            "CUDA_VISIBLE_DEVICES"
-        )
     return RuntimeReport(
-        versions=library.versions(),
+        versions=versions,
         devices=devices,
         free_bytes=free_memory(),
         can_offload=can_offload,
         caches=() if model is None else tuple(cache_support(model, t, t) for t in CACHE_TYPES),
-        advice=tuple(advice),
+        advice=tuple(
+            line
+            for line in (
+                version_advice(versions.llama_cpp_python),
+                _device_advice(devices, can_offload=can_offload),
+            )
+            if line is not None
+        ),
     )
+
+
+def version_advice(installed: str) -> str | None:
+    """Return what to do where this version of llama-cpp-python was not tested, else None."""
+    if library.is_tested(installed):
+        return None
+    first, beyond = library.TESTED_VERSIONS
+    return (
+        f"ggufrope was not tested with llama-cpp-python {installed} (tested: {first} or newer, "
+        f"below {beyond}), so measured rotations and cache sizes may be missing or wrong; "
+        f"install a tested version: {library.INSTALL_COMMAND}"
+    )
+
+
+def _device_advice(devices: tuple[Device, ...], *, can_offload: bool) -> str | None:
+    if not can_offload:
+        return (
+            f"this build computes on the CPU only; with an NVIDIA GPU and the CUDA compiler, "
+            f"install one that can use it: {library.CUDA_INSTALL_COMMAND}"
+        )
+    if not any(device.kind in ("gpu", "igpu") for device in devices):
+        return (
+            "this build can use a GPU but finds none; check the driver (nvidia-smi) and "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    return None

@@ -1,10 +1,10 @@
-"""A deterministic stand-in for Model and Context: no weights, no llama.cpp, the same protocol.
+"""A deterministic model for tests: the protocols of `ggufrope.lm`, no weights, no llama.cpp.
 
-It is an induction head and nothing else: what followed the longest earlier run of tokens equal to
-the ones just seen is what comes next, with a fixed confidence, provided it lies within a horizon.
-So it answers a question whose wording repeats the fact, and fails where the fact is too far back,
-as a model does beyond its trained context. Every distribution is normalized, so perplexity and
-divergence are meaningful on it too.
+It is an induction head and nothing else. It finds the longest earlier run of tokens that equals
+the last ones, and predicts the token that followed that run, with a fixed confidence, if the run
+lies within a horizon. So it answers a question whose wording repeats the fact, and fails where the
+fact is too far back, as a model does beyond its trained context. Every distribution is normalized,
+so perplexity and divergence have a meaning too.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class FakeModel:
     """A tokenizer of words and groups of up to three digits, and the settings of the induction.
 
     A piece gets the next free number when it is first seen, so the same calls give the same
-    tokens; once `n_vocab` is used up, new pieces are spelled in bytes. `horizon` is how many
-    tokens back it can look (None: any), `shortest_match` how many tokens must repeat,
-    `confidence` the probability it gives what it recalls.
+    tokens; when `n_vocab` is used up, new pieces are spelled in bytes. `horizon` is how many
+    tokens back it can look (None: any number), `shortest_match` how many tokens must repeat,
+    `confidence` the probability of a token that it recalls.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class FakeModel:
         self._pieces = _SPECIAL | {_FIRST_BYTE + byte: bytes([byte]) for byte in range(256)}
 
     def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
-        """Tokens of the text, preceded by BOS with `beginning`."""
+        """Return the tokens of the text, preceded by BOS with `beginning`."""
         tokens = [_BEGIN] if beginning else []
         for piece in _PIECE.findall(text):
             tokens += self._intern(piece.encode("utf-8", "surrogateescape"))
         return tokens
 
     def detokenize(self, tokens: Tokens) -> str:
-        """The text again; numbers that stand for nothing yet give nothing."""
+        """Return the text of tokens; a number that is not in use has no text."""
         return b"".join(self._pieces.get(t, b"") for t in tokens).decode("utf-8", "replace")
 
     def next_logits(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Logits `[n_vocab]` of what follows `tokens`."""
+        """Return the logits `[n_vocab]` of the token after `tokens`."""
         logits = _noise(tokens[-1] if len(tokens) else _BEGIN, self.n_vocab).copy()
         recalled = self._recall(np.asarray(tokens))
         if recalled is not None:
@@ -77,7 +77,7 @@ class FakeModel:
         return logits
 
     def _recall(self, tokens: NDArray[np.int_]) -> int | None:
-        """What followed the longest, then latest, earlier run that equals the end of `tokens`."""
+        """Return the token after the longest, then latest, earlier run equal to the last tokens."""
         n, run = len(tokens), 0
         oldest = 0 if self.horizon is None else max(0, n - self.horizon)
         ends = np.arange(oldest, n - 1)  # where an earlier run may end
@@ -100,7 +100,7 @@ class FakeModel:
 
 
 class FakeContext:
-    """A trunk over a FakeModel, with the limits and the errors of the real one.
+    """A trunk over a FakeModel, with the limits and the errors of the real context.
 
     The calls of `extend`, `score`, `generate` and `logits` are counted from 1; those in
     `failing_calls` raise DecodeError and change nothing.
@@ -137,7 +137,7 @@ class FakeContext:
                 progress(len(batch))
 
     def rewind(self, position: int) -> None:
-        """Forget the trunk's tokens from `position` on."""
+        """Remove the trunk's tokens from `position` on."""
         if not 0 <= position <= self.position:
             raise RequestError(f"cannot rewind to {position}: the trunk has {self.position} tokens")
         del self._trunk[position:]
@@ -151,7 +151,7 @@ class FakeContext:
         ]
 
     def generate(self, prompt: Tokens, *, max_tokens: int) -> list[int]:
-        """Greedy continuation of trunk + prompt."""
+        """Return the greedy continuation of trunk + prompt."""
         self._count_call()
         self._require_room(len(prompt))
         if not prompt:
@@ -168,7 +168,7 @@ class FakeContext:
     def logits(
         self, tokens: Tokens, *, skip: int = 0, progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, after the first `skip`."""
+        """Append to the trunk; yield one `[n, n_vocab]` per batch, after the first `skip`."""
         self._count_call()
         self._require_room(len(tokens))
         for batch in self._batches(tokens):
@@ -186,16 +186,16 @@ class FakeContext:
 
     @property
     def cache_bytes(self) -> int | None:
-        """It has no cache to measure."""
+        """None: there is no cache to measure."""
         return None
 
     @property
     def cache_rotated(self) -> bool | None:
-        """Nor one to rotate."""
+        """None: there is no cache to rotate."""
         return None
 
     def close(self) -> None:
-        """Remember that it was closed."""
+        """Set `closed`."""
         self.closed = True
 
     def _score(self, prompt: Tokens, answer: Tokens) -> AnswerScore:
@@ -223,11 +223,11 @@ class FakeContext:
         if self.position + count > self.n_ctx:
             raise DecodeError(
                 f"{count} tokens do not fit after {self.position}: the context holds "
-                f"{self.n_ctx}; ask for a larger context"
+                f"{self.n_ctx}; set n_ctx higher"
             )
 
 
 @lru_cache(maxsize=1024)
 def _noise(seed: int, n_vocab: int) -> NDArray[np.float32]:
-    """What the model says when it recalls nothing: fixed noise that depends on one token."""
+    """Return the logits when nothing is recalled: fixed noise that depends on one token."""
     return np.random.default_rng(seed).standard_normal(n_vocab, dtype=np.float32)

@@ -1,7 +1,8 @@
-"""llama.cpp as llama-cpp-python ships it: loading it, its versions, its devices, its log.
+"""llama.cpp as llama-cpp-python ships it: the library, its versions, devices and log, and Ctrl-C.
 
-The library is loaded on first use, so `ggufrope.runtime` imports without it. llama.cpp logs to
-one process-wide callback; here it feeds whoever is capturing, and errors quote it.
+The library is loaded on first use, so the other modules of the runtime import without it.
+llama.cpp logs to one process-wide callback. Here that callback feeds every `capture` that is open,
+and errors quote what was captured.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
+import signal
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,15 +21,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ggufrope.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 INSTALL_COMMAND = 'pip install "ggufrope[llama]"'
 CUDA_INSTALL_COMMAND = (
     'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python'
 )
-OLDEST_VERSION = "0.3.36"
+TESTED_VERSIONS = ("0.3.36", "0.3.37")
+"""The first version of llama-cpp-python that ggufrope was tested with, and the first it was not.
 
+The same bounds as in pyproject.toml. The runtime reads llama.cpp's log and its saved states, and
+their formats change without notice.
+"""
+
+CPU = "CPU"
+"""ggml's name of the CPU as a device."""
 DeviceKind: TypeAlias = Literal["cpu", "gpu", "igpu", "accelerator"]
 # enum ggml_backend_dev_type, ggml/include/ggml-backend.h
 _DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accelerator")
@@ -36,7 +46,10 @@ _DEBUG, _ERROR, _CONTINUED = 1, 4, 5  # enum ggml_log_level, ggml/include/ggml.h
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device ggml can compute on. Memory is bytes; a CPU reports the machine's."""
+    """A device that ggml can compute on.
+
+    Memory is in bytes. A CPU reports the memory of the machine.
+    """
 
     name: str
     description: str
@@ -47,7 +60,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Versions:
-    """What is installed: enough to look the source up."""
+    """The installed versions, enough to find the source of each."""
 
     llama_cpp_python: str
     llama_cpp: str
@@ -57,7 +70,7 @@ class Versions:
 
 @dataclass(slots=True, eq=False)
 class Log:
-    """What llama.cpp said while this was capturing, line by line; debug lines only on wish."""
+    """The lines that llama.cpp logged inside a `capture`; debug lines only if requested."""
 
     debug: bool = False
     lines: list[str] = field(default_factory=list)
@@ -65,14 +78,14 @@ class Log:
 
     @property
     def reason(self) -> str | None:
-        """The first error line, without its function names: later ones are its effects."""
+        """The first error, without function names; the errors after it are usually its effects."""
         if not self.errors:
             return None
         return re.sub(r"^(\w+: )(error loading model: )?(\w+: )?", "", self.errors[0])
 
     def search(self, pattern: str) -> list[re.Match[str]]:
-        """Every match of `pattern`, at most one a line."""
-        return [found for line in self.lines if (found := re.search(pattern, line))]
+        """Return the first match of `pattern` in each line that has one."""
+        return [match for line in self.lines if (match := re.search(pattern, line))]
 
 
 _captures: list[Log] = []
@@ -83,7 +96,7 @@ _callback: object = None  # llama.cpp keeps only the pointer, so this reference 
 @contextmanager
 def capture(*, debug: bool = False) -> Iterator[Log]:
     """Collect what llama.cpp logs inside the `with` block. Captures nest."""
-    # Whoever else uses the library in this process may have set a callback of their own since.
+    # Other users of the library in this process may have set a callback of their own.
     load().llama_log_set(_callback, ctypes.c_void_p(0))
     log = Log(debug=debug)
     _captures.append(log)
@@ -94,7 +107,7 @@ def capture(*, debug: bool = False) -> Iterator[Log]:
 
 
 def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
-    """Assemble lines from pieces: a piece of level CONT continues the one before it."""
+    """Assemble lines from pieces; a piece of level CONT continues the one before it."""
     global _unfinished
     if level == _CONTINUED and _unfinished is not None:
         level, begun = _unfinished
@@ -112,18 +125,42 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
                 log.errors.append(line)
 
 
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back inside the block: the yielded function returns whether it was pressed.
+
+    Leaving the block then raises KeyboardInterrupt. An exception cannot cross llama.cpp's frames,
+    so its callbacks ask the yielded function and end the call. This works in the main thread only,
+    and does nothing where a program handles SIGINT in its own way.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield lambda: False
+        return
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted.is_set
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+
+
 @cache
 def load() -> ModuleType:
-    """The module `llama_cpp.llama_cpp`: llama.cpp's C functions, initialized, its log captured.
+    """Return the module `llama_cpp.llama_cpp`, llama.cpp's C functions, ready for use.
 
-    Raises MissingDependencyError where llama-cpp-python is absent, broken, or older than what the
-    structures here were written for.
+    Raises MissingDependencyError where llama-cpp-python is absent, does not load, or is older
+    than the structures that the runtime passes to it.
     """
     try:
         library = importlib.import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"this needs llama-cpp-python, which is not installed: {INSTALL_COMMAND}"
+            f"llama-cpp-python is not installed: {INSTALL_COMMAND}"
         ) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise MissingDependencyError(
@@ -132,8 +169,8 @@ def load() -> ModuleType:
         ) from error
     if not hasattr(library, "llama_version"):
         raise MissingDependencyError(
-            f"llama-cpp-python {_package_version()} is too old, {OLDEST_VERSION} or newer is "
-            f"needed: {INSTALL_COMMAND}"
+            f"llama-cpp-python {_package_version()} is too old (required: {TESTED_VERSIONS[0]} or "
+            f"newer): {INSTALL_COMMAND}"
         )
     global _callback
     _callback = library.llama_log_callback(_on_log)
@@ -143,7 +180,7 @@ def load() -> ModuleType:
 
 
 def versions() -> Versions:
-    """Versions of llama-cpp-python and of the llama.cpp inside it."""
+    """Return the versions of llama-cpp-python and of the llama.cpp inside it."""
     library = load()
     commit = _ggml_function("ggml_commit", ctypes.c_char_p)
     return Versions(
@@ -154,13 +191,26 @@ def versions() -> Versions:
     )
 
 
+def is_tested(version: str) -> bool:
+    """Return whether ggufrope was tested with this version of llama-cpp-python.
+
+    A suffix, as of a build or a candidate, is not looked at.
+    """
+    first, beyond = map(_release, TESTED_VERSIONS)
+    return first <= _release(version) < beyond
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+
+
 def can_offload() -> bool:
-    """Whether this build can put layers on a GPU at all."""
+    """Return whether this build can put layers on a GPU."""
     return bool(load().llama_supports_gpu_offload())
 
 
 def devices() -> tuple[Device, ...]:
-    """Every device of every ggml backend this build has, in ggml's order."""
+    """Return the devices of all ggml backends of this build, in ggml's order."""
     count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
     get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
     return tuple(_device(ctypes.c_void_p(get(index))) for index in range(count()))
@@ -185,7 +235,7 @@ def _device(handle: ctypes.c_void_p) -> Device:
 
 
 def _ggml_function(name: str, result: object, *arguments: object) -> Any:
-    """A function of ggml's C API, which llama-cpp-python ships but does not bind."""
+    """Return a function of ggml's C API, which llama-cpp-python ships but does not bind."""
     function: Any = next(getattr(part, name) for part in _ggml_libraries() if hasattr(part, name))
     function.restype, function.argtypes = result, arguments
     return function

@@ -1,4 +1,4 @@
-"""Options to load a model with, the call that does it, and what its log tells."""
+"""Loading a model: the options, the call, and what its log says of memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ggufrope.container.reader import read_header
 from ggufrope.errors import InsufficientMemoryError, LoadError, MissingDependencyError, RequestError
 from ggufrope.rope.keys import SCALING_TYPES
 from ggufrope.runtime import library
-from ggufrope.runtime.batch import deferred_interrupt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 OverrideValue: TypeAlias = int | float | bool | str
 LoadProgress: TypeAlias = Callable[[float], None]
-"""Called with the share of the weights read so far, 0 to 1."""
+"""A function called with the share of the weights read so far, 0 to 1."""
 
 _MIB = 1024 * 1024
 _OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", re.IGNORECASE)
@@ -34,7 +33,7 @@ _OVERRIDE_BYTES = 127  # key and string value are char[128]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """As `Model.open` takes them."""
+    """The options of `Model.open`, which describes them."""
 
     gpu_layers: int | Literal["all"] = "all"
     kv_overrides: Mapping[str, OverrideValue] = field(default_factory=dict)
@@ -44,14 +43,14 @@ class LoadOptions:
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether a GPU is asked for by name, and not only used where there is one."""
+        """Whether the options need a GPU, rather than use one where there is one."""
         some_layers = self.gpu_layers != "all" and self.gpu_layers != 0
         return some_layers or self.main_gpu is not None or bool(self.tensor_split)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffer:
-    """Memory llama.cpp took on one device, as its log says: to 0.01 MiB."""
+    """Memory that llama.cpp allocated on one device, to 0.01 MiB as in its log."""
 
     device: str
     size_bytes: int
@@ -64,18 +63,44 @@ def load(
     progress: LoadProgress | None = None,
     allocate: bool = True,
 ) -> tuple[Any, Log]:
-    """Load a model: the `llama_model *` and the log of it.
+    """Load a model; return its `llama_model *` and the log of loading it.
 
-    Without `allocate` no weights are read: such a model serves to measure what contexts of it
-    would need. Raises what `Model.open` does.
+    Without `allocate` no weights are read. Such a model serves to size contexts. Raises what
+    `Model.open` does.
     """
     _refuse_what_aborts(path, options.kv_overrides)
     llama = library.load()
     if options.wants_gpu and not library.can_offload():
         raise MissingDependencyError(
-            f"this build of llama.cpp cannot use a GPU; one that can: "
+            f"this build of llama.cpp cannot use a GPU; install one that can: "
             f"{library.CUDA_INSTALL_COMMAND}"
         )
+    parameters = _model_parameters(llama, options, allocate=allocate)
+    with library.capture(debug=not allocate) as log:
+        handle = _load_from_file(llama, path, parameters, progress)
+    if not handle:
+        raise _load_error(path, log)
+    try:
+        _refuse_ignored(options.kv_overrides, log)
+    except RequestError:
+        llama.llama_model_free(handle)
+        raise
+    return handle, log
+
+
+def buffers(log: Log, what: str) -> tuple[Buffer, ...]:
+    """Return the `what` buffers ("model", "KV", "compute", "output") that a log lists."""
+    lines = log.search(rf"(\S+) {what} buffer size = +([\d.]+) MiB")
+    return tuple(Buffer(device=m[1], size_bytes=round(float(m[2]) * _MIB)) for m in lines)
+
+
+def ran_out_of_memory(log: Log) -> bool:
+    """Return whether an allocation failed."""
+    return any(_OUT_OF_MEMORY.search(line) for line in log.errors)
+
+
+def _model_parameters(llama: Any, options: LoadOptions, *, allocate: bool) -> Any:
+    """Return a `llama_model_params`: llama.cpp's defaults, changed only where `options` says."""
     parameters = llama.llama_model_default_params()
     parameters.n_gpu_layers = -1 if options.gpu_layers == "all" else options.gpu_layers
     parameters.load_mode = _LOAD_MODE_MMAP if options.use_mmap and allocate else _LOAD_MODE_NONE
@@ -86,9 +111,17 @@ def load(
     if options.tensor_split:
         parameters.tensor_split = _tensor_split(llama, options.tensor_split)
     parameters.kv_overrides = _override_array(llama, options.kv_overrides)
+    return parameters
+
+
+def _load_from_file(llama: Any, path: Path, parameters: Any, progress: LoadProgress | None) -> Any:
+    """Return a `llama_model *`, or null where llama.cpp refuses the file.
+
+    Ctrl-C, and an exception of `progress`, end the load and are raised here: llama.cpp logs an
+    ended load as an error, which must not be taken for the reason.
+    """
     failures: list[BaseException] = []
-    # A load that is ended early logs an error, so Ctrl-C must be raised before that is read.
-    with library.capture(debug=not allocate) as log, deferred_interrupt() as interrupted:
+    with library.deferred_interrupt() as interrupted:
 
         def go_on(share: float, _user_data: object) -> bool:
             try:
@@ -103,58 +136,40 @@ def load(
         handle = llama.llama_model_load_from_file(os.fsencode(path), parameters)
     if failures:
         raise failures[0]
-    if not handle:
-        raise _load_error(path, log)
-    try:
-        _refuse_ignored(options.kv_overrides, log)
-    except RequestError:
-        llama.llama_model_free(handle)
-        raise
-    return handle, log
-
-
-def buffers(log: Log, what: str) -> tuple[Buffer, ...]:
-    """The `what` buffers ("model", "KV", "compute", "output") that a log says were taken."""
-    found = log.search(rf"(\S+) {what} buffer size = +([\d.]+) MiB")
-    return tuple(Buffer(device=m[1], size_bytes=round(float(m[2]) * _MIB)) for m in found)
-
-
-def ran_out_of_memory(log: Log) -> bool:
-    """Whether an allocation failed."""
-    return any(_OUT_OF_MEMORY.search(line) for line in log.errors)
+    return handle
 
 
 def _refuse_what_aborts(path: Path, overrides: Mapping[str, OverrideValue]) -> None:
-    """llama.cpp asserts that it knows the scaling type, so an unknown one must not reach it."""
+    """Refuse an unknown scaling type: llama.cpp asserts that it knows the type, and aborts."""
     header = read_header(path)
     key = f"{header.architecture}.rope.scaling.type"
     word = overrides.get(key, header.get(key))
     if isinstance(word, str) and word not in SCALING_TYPES:
         raise (RequestError if key in overrides else LoadError)(
-            f"{path.name}: {key} is {word!r}; llama.cpp knows only {', '.join(SCALING_TYPES)} "
-            f"and aborts on any other word"
+            f"{path.name}: {key} is {word!r} (expected one of {', '.join(SCALING_TYPES)}); "
+            f"llama.cpp aborts on any other value"
         )
 
 
 def _load_error(path: Path, log: Log) -> LoadError | InsufficientMemoryError:
-    reason = log.reason or "it gave no reason"
+    reason = log.reason or "no reason given"
     if ran_out_of_memory(log):
         return InsufficientMemoryError(f"{path}: not enough memory for the weights: {reason}")
     return LoadError(f"{path}: llama.cpp cannot load it: {reason}")
 
 
 def _refuse_ignored(overrides: Mapping[str, OverrideValue], log: Log) -> None:
-    """llama.cpp only warns when an override has the wrong type, and goes on without it."""
+    """Refuse an override of the wrong type: llama.cpp would warn and go on without it."""
     ignored = log.search(r"Bad metadata override type for key '(.+)', expected (\w+) but got (\w+)")
     for line in ignored:
         raise RequestError(
-            f"{line[1]}={overrides[line[1]]}: llama.cpp wants type {line[2]} here, not {line[3]}, "
+            f"{line[1]}={overrides[line[1]]}: llama.cpp expects type {line[2]}, found {line[3]}, "
             f"and would ignore the override"
         )
 
 
 def _override_array(llama: Any, overrides: Mapping[str, OverrideValue]) -> Any:
-    """The C array, ended by an empty key."""
+    """Return the overrides as a C array, ended by an empty key."""
     array = (llama.llama_model_kv_override * (len(overrides) + 1))()
     for slot, (key, value) in zip(array, overrides.items(), strict=False):
         slot.key = _short(key, key)
@@ -172,7 +187,7 @@ def _override_array(llama: Any, overrides: Mapping[str, OverrideValue]) -> Any:
 def _short(text: str, key: str) -> bytes:
     encoded = text.encode()
     if len(encoded) > _OVERRIDE_BYTES:
-        raise RequestError(f"override of {key}: over {_OVERRIDE_BYTES} bytes, the most it can have")
+        raise RequestError(f"override of {key}: {len(encoded)} bytes (limit: {_OVERRIDE_BYTES})")
     return encoded
 
 
@@ -180,6 +195,6 @@ def _tensor_split(llama: Any, proportions: tuple[float, ...]) -> Any:
     most = int(llama.llama_max_devices())
     if len(proportions) > most or min(proportions) < 0 or not sum(proportions):
         raise RequestError(
-            f"tensor split {proportions}: must be at most {most} shares, none negative, not all 0"
+            f"tensor_split {proportions}: expected at most {most} shares, none negative, not all 0"
         )
     return (ctypes.c_float * most)(*proportions)

@@ -1,4 +1,4 @@
-"""A loaded model: weights and tokenizer, shared by any number of contexts."""
+"""A loaded model: its weights and its tokenizer, shared by any number of contexts."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ggufrope.errors import LoadError
 from ggufrope.runtime import library
 from ggufrope.runtime.loading import Buffer, LoadOptions, buffers, load
 from ggufrope.runtime.placement import require_weights_fit
+from ggufrope.runtime.settings import SEQUENCES, SEQUENCES_WITH_STATE
+from ggufrope.runtime.sizing import size_context
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
     from typing_extensions import Self
 
     from ggufrope.lm import Tokens
     from ggufrope.runtime.library import Log
     from ggufrope.runtime.loading import LoadProgress, OverrideValue
-
-
-# The tokenizer inside a model.
+    from ggufrope.runtime.settings import ContextSettings
+    from ggufrope.runtime.sizing import ContextSize
 
 _ANCHOR = "\n"
 
 
 class Vocabulary:
-    """Text to tokens and back, for as long as the model that owns it is open."""
+    """The tokenizer of a model, usable as long as the model is open."""
 
     def __init__(self, model_handle: Any) -> None:
         self._library = library.load()
@@ -51,22 +51,25 @@ class Vocabulary:
         return int(self._library.llama_vocab_bos(self._handle))
 
     def ends_generation(self, token: int) -> bool:
-        """Whether the model says with `token` that it is done."""
+        """Return whether `token` ends a generation."""
         return bool(self._library.llama_vocab_is_eog(self._handle, token))
 
     def tokenize(self, text: str, *, beginning: bool) -> list[int]:
-        """Tokens of plain text, special tokens in it left as text: at the `beginning`, BOS and a
-        space before it where the vocabulary adds them, else as the text stands after other text."""
+        """Return the tokens of plain text. Special tokens in it are left as text.
+
+        With `beginning`, BOS and a space precede it where the vocabulary adds them; else the
+        tokens are those of the text after other text.
+        """
         if beginning:
             return ([] if self.bos is None else [self.bos]) + self._tokenize(text)
-        # The space that SentencePiece vocabularies put before a text goes before the anchor.
+        # SentencePiece vocabularies put a space before a text; here it goes before the anchor.
         anchored = self._tokenize(_ANCHOR + text)
         if anchored[: len(self._anchor)] == self._anchor:
             return anchored[len(self._anchor) :]
         return self._tokenize(text)
 
     def detokenize(self, tokens: Tokens) -> str:
-        """Text of tokens, special ones spelled out, every leading space kept."""
+        """Return the text of tokens, special ones spelled out, leading spaces kept."""
         return b"".join(map(self._piece, tokens)).decode("utf-8", "replace")
 
     @cached_property
@@ -99,13 +102,9 @@ class Vocabulary:
             capacity = -length
 
 
-_SEQUENCES = 64
-_SEQUENCES_WITH_STATE = 2
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where the weights went. Layers count the output layer, as llama.cpp does."""
+    """The devices that the weights are on. Layers count the output layer, as in llama.cpp."""
 
     layers_on_gpu: int
     layers: int
@@ -113,23 +112,23 @@ class Placement:
 
 
 class Model:
-    """Weights and a tokenizer; an `evals.protocol.LanguageModel`.
+    """Weights and a tokenizer; a `LanguageModel` as in `ggufrope.lm`.
 
     Open until `close`; also a context manager. Contexts of one model share its weights and may
-    differ in everything else. Closing the model closes them first.
+    differ in everything else. Closing the model closes its contexts first.
     """
 
     def __init__(self, path: Path, options: LoadOptions, handle: Any, log: Log) -> None:
-        """For `Model.open`."""
+        """Use `Model.open` instead."""
         self._library = library.load()
         self._handle = handle
-        self._unallocated: Any = None
+        self._unallocated: Any = None  # a second `llama_model *`, without weights
         self._options = options
         self._log = log
         self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         self.path = path
         self.vocabulary = Vocabulary(handle)
-        # A context with a custom YaRN scale makes llama.cpp change this one in the model itself.
+        # Read now: a context with a YaRN scale makes llama.cpp change it in the model itself.
         self.n_ctx_train = int(self._library.llama_model_n_ctx_train(handle))
 
     @classmethod
@@ -147,11 +146,14 @@ class Model:
         """Load a GGUF file; for a split model, its first shard.
 
         `gpu_layers` is how many layers to put on the GPU; "all" is none where the build cannot.
-        `kv_overrides` replaces scalar metadata for this load only, nothing is written.
-        `main_gpu` puts the whole model on that one GPU; `tensor_split` shares it out in these
-        proportions. Raises MalformedError for what is not GGUF, LoadError with llama.cpp's own
-        reason, InsufficientMemoryError, RequestError for an override llama.cpp would ignore, and
-        MissingDependencyError without llama-cpp-python, or without a GPU where one is asked for.
+        `kv_overrides` replaces scalar metadata for this load only; nothing is written.
+        `main_gpu` puts the whole model on that one GPU; `tensor_split` divides it in these
+        proportions.
+
+        Raises MalformedError for a file that is not GGUF, LoadError with llama.cpp's own reason,
+        InsufficientMemoryError, RequestError for an override that llama.cpp would ignore, and
+        MissingDependencyError without llama-cpp-python, or without GPU support where the options
+        need it.
         """
         options = LoadOptions(
             gpu_layers=gpu_layers,
@@ -166,7 +168,7 @@ class Model:
         return cls(Path(path), options, handle, log)
 
     def close(self) -> None:
-        """Free the weights, after every context made of them. Closing twice is fine."""
+        """Free the weights, after the contexts made of them. Closing twice is fine."""
         for context in tuple(self._contexts):
             context.close()
         for handle in (self._unallocated, self._handle):
@@ -177,12 +179,7 @@ class Model:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -195,18 +192,20 @@ class Model:
             raise LoadError(f"{self.path.name}: the model was closed")
         return self._handle
 
-    @property
-    def unallocated(self) -> Any:
-        """A twin `llama_model *` without weights, whose contexts only say what they would take."""
+    def size_context(self, settings: ContextSettings) -> ContextSize:
+        """Return the size of a context of `settings`, without making one.
+
+        Raises RequestError for settings out of range.
+        """
         if self._unallocated is None and self.handle:
             self._unallocated, _ = load(self.path, self._options, allocate=False)
-        return self._unallocated
+        return size_context(self._unallocated, settings, n_seq_max=self.n_sequences)
 
     def adopt(self, context: Any) -> None:
-        """Have `context` closed before the model is."""
+        """Close `context` before the model."""
         self._contexts.add(context)
 
-    # What it is ---------------------------------------------------------------------------------
+    # Properties ---------------------------------------------------------------------------------
 
     @property
     def n_layer(self) -> int:
@@ -242,7 +241,7 @@ class Model:
 
     @property
     def n_swa(self) -> int:
-        """Tokens a sliding-window layer sees; 0 where no layer has one."""
+        """Tokens that a sliding-window layer sees; 0 where no layer has a window."""
         return int(self._library.llama_model_n_swa(self.handle))
 
     @property
@@ -255,8 +254,8 @@ class Model:
 
     @property
     def n_sequences(self) -> int:
-        """Sequences a context of it can hold: few where each has a recurrent state in memory."""
-        return _SEQUENCES_WITH_STATE if self.has_state else _SEQUENCES
+        """Sequences that a context can hold, few where each has a recurrent state in memory."""
+        return SEQUENCES_WITH_STATE if self.has_state else SEQUENCES
 
     @property
     def size_bytes(self) -> int:
@@ -265,7 +264,7 @@ class Model:
 
     @property
     def description(self) -> str:
-        """llama.cpp's own words, such as "llama 1B Q4_K - Medium"."""
+        """llama.cpp's own description, such as "llama 1B Q4_K - Medium"."""
         buffer = ctypes.create_string_buffer(256)
         self._library.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
@@ -277,7 +276,7 @@ class Model:
 
     @cached_property
     def placement(self) -> Placement:
-        """Where the weights really went."""
+        """The devices that the weights are on, as the log of loading them says."""
         offloaded = self._log.search(r"offloaded (\d+)/(\d+) layers to GPU")
         on_gpu, layers = (int(n) for n in offloaded[-1].groups()) if offloaded else (0, 0)
         return Placement(
@@ -288,12 +287,15 @@ class Model:
 
     @cached_property
     def reported(self) -> Mapping[str, str]:
-        """The hyperparameters llama.cpp printed at load, overrides applied: "n_rot" -> "64"."""
-        found = self._log.search(r"^print_info: (\S[^=]*?) += (.*\S)")
-        return {line[1]: line[2] for line in found}
+        """The hyperparameters that llama.cpp logged at load, overrides applied: "n_rot" -> "64"."""
+        lines = self._log.search(r"^print_info: (\S[^=]*?) += (.*\S)")
+        return {line[1]: line[2] for line in lines}
 
     def metadata(self, key: str) -> str | None:
-        """The file's value of a scalar key as llama.cpp prints it, or None. Ignores overrides."""
+        """Return the file's value of a scalar key as llama.cpp prints it, or None.
+
+        Overrides are not applied.
+        """
         name = key.encode()
         length = self._library.llama_model_meta_val_str(self.handle, name, None, 0)
         if length < 0:
@@ -303,7 +305,7 @@ class Model:
         return buffer.value.decode("utf-8", "replace")
 
     def setting(self, key: str) -> str | None:
-        """The value of a scalar key in effect: the override's, else the file's, else None."""
+        """Return the scalar value in effect: the override's, else the file's, else None."""
         overrides = self._options.kv_overrides
         return str(overrides[key]) if key in overrides else self.metadata(key)
 
@@ -315,10 +317,13 @@ class Model:
         return self.vocabulary.size
 
     def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
-        """Tokens of plain text as it stands after other text; with `beginning`, as it stands at
-        the start: preceded by BOS, and by a space, where the vocabulary adds them."""
+        """Return the tokens of plain text, as it stands after other text.
+
+        With `beginning`, as it stands at the start: BOS and a space precede it where the
+        vocabulary adds them.
+        """
         return self.vocabulary.tokenize(text, beginning=beginning)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
-        """Text of tokens, special ones spelled out."""
+        """Return the text of tokens, special ones spelled out."""
         return self.vocabulary.detokenize(tokens)

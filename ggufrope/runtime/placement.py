@@ -1,4 +1,4 @@
-"""Which weights would go to which GPU, against what is free there, before any is loaded."""
+"""Weights by device: which would go to which GPU, and how many layers fit, before any is loaded."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ggufrope._bisect import largest
 from ggufrope._format import byte_size
 from ggufrope.container.reader import read_header
 from ggufrope.container.shards import open_model
 from ggufrope.errors import InsufficientMemoryError
 from ggufrope.runtime import library
 from ggufrope.runtime.loading import Buffer, LoadOptions, load
-from ggufrope.runtime.sizing import rehearse_handle
+from ggufrope.runtime.settings import SEQUENCES
+from ggufrope.runtime.sizing import size_context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,21 +24,21 @@ if TYPE_CHECKING:
     from ggufrope.runtime.library import Log
     from ggufrope.runtime.settings import ContextSettings
 
-_CPU = "CPU"
-_SEQUENCES = 64
 _SPARE_BYTES = 2**30
 """Left free on each GPU by `fitting_layers`, as llama.cpp's own fitting does: some kernels take
-scratch memory that no buffer is sized for."""
+scratch memory that is in no buffer."""
 
 
 def free_on_gpus() -> dict[str, int]:
-    """Bytes free by name of GPU."""
+    """Return the bytes that are free on each GPU, by its name."""
     return {d.name: d.memory_free for d in library.devices() if d.kind in ("gpu", "igpu")}
 
 
 def weights_need(path: Path, options: LoadOptions) -> tuple[Buffer, ...]:
-    """Bytes of weights by device: llama.cpp says where each layer would go, the file how large it
-    is."""
+    """Return the bytes of weights on each device, with no weights loaded.
+
+    llama.cpp decides where each layer goes; the file says how large it is.
+    """
     handle, log = load(path, options, allocate=False)
     library.load().llama_model_free(handle)
     return _by_device(path, log)
@@ -45,14 +47,16 @@ def weights_need(path: Path, options: LoadOptions) -> tuple[Buffer, ...]:
 def require_weights_fit(
     path: Path, options: LoadOptions, free: Mapping[str, int] | None = None
 ) -> None:
-    """InsufficientMemoryError where a device in `free` (None: the GPUs) has too little for its
-    weights."""
+    """Raise InsufficientMemoryError where a device in `free` has too little for its weights.
+
+    `free` is bytes by device; None is what is free on the GPUs now.
+    """
     free = free_on_gpus() if free is None else free
     for need in weights_need(path, options) if free else ():
         if need.size_bytes > free.get(need.device, need.size_bytes):
             raise InsufficientMemoryError(
-                f"{path.name}: its layers for {need.device} take {byte_size(need.size_bytes)}, "
-                f"where {byte_size(free[need.device])} are free: put fewer there"
+                f"{path.name}: the layers on {need.device} need {byte_size(need.size_bytes)}, but "
+                f"{byte_size(free[need.device])} are free: set gpu_layers lower"
             )
 
 
@@ -62,20 +66,23 @@ def fitting_layers(
     options: LoadOptions | None = None,
     free: Mapping[str, int] | None = None,
 ) -> int:
-    """The most layers that fit on the devices in `free` (None: the GPUs, less 1 GiB each), with
-    their part of a context of `settings`; 0 where none do. `options.gpu_layers` is not looked at.
+    """Return the largest number of layers that fit on the devices in `free`; 0 where none do.
+
+    Each device also has to hold its part of a context of `settings`. `free` is bytes by device;
+    None is what is free on the GPUs now, less 1 GiB each. `options.gpu_layers` is not used.
     """
     options = options or LoadOptions()
     if free is None:
         free = {name: size - _SPARE_BYTES for name, size in free_on_gpus().items()}
     header = read_header(path)
     block_count = header.get(f"{header.architecture}.block_count")
-    low, high = 0, block_count + 1 if free and isinstance(block_count, int) else 0
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = _fits(path, replace(options, gpu_layers=middle), settings, free)
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
+    if not free or not isinstance(block_count, int):
+        return 0
+    return largest(
+        lambda layers: _fits(path, replace(options, gpu_layers=layers), settings, free),
+        0,
+        block_count + 1,
+    )
 
 
 def _fits(
@@ -83,7 +90,7 @@ def _fits(
 ) -> bool:
     handle, log = load(path, options, allocate=False)
     try:
-        context = rehearse_handle(handle, settings, n_seq_max=_SEQUENCES)
+        context = size_context(handle, settings, n_seq_max=SEQUENCES)
     finally:
         library.load().llama_model_free(handle)
     need = Counter[str]()
@@ -93,14 +100,16 @@ def _fits(
 
 
 def _by_device(path: Path, log: Log) -> tuple[Buffer, ...]:
-    """Sizes of layers by the device they are assigned to; what is in no layer stays on the CPU,
-    but for the output, which counts as the last layer."""
-    found = log.search(r"layer +(\d+) assigned to device ([^,]+),")
-    homes = {int(line[1]): line[2] for line in found}
+    """Add up the sizes of layers by the device that the log assigns them to.
+
+    Tensors in no layer stay on the CPU, except the output, which counts as the last layer.
+    """
+    assigned = log.search(r"layer +(\d+) assigned to device ([^,]+),")
+    device_of = {int(line[1]): line[2] for line in assigned}
     sizes = Counter[str]()
     for tensor in open_model(path).tensors:
         layer = re.match(r"blk\.(\d+)\.", tensor.name)
-        number = int(layer[1]) if layer else max(homes, default=-1)
-        at_home = layer is not None or tensor.name.startswith("output")
-        sizes[homes.get(number, _CPU) if at_home else _CPU] += tensor.length
+        number = int(layer[1]) if layer else max(device_of, default=-1)
+        placed = layer is not None or tensor.name.startswith("output")
+        sizes[device_of.get(number, library.CPU) if placed else library.CPU] += tensor.length
     return tuple(Buffer(device=device, size_bytes=size) for device, size in sizes.items())

@@ -1,24 +1,33 @@
-"""The rotation llama.cpp really applies, measured in every layer through its public API.
+"""The rotation that llama.cpp really applies, measured in every layer through its public API.
 
 A token that attends only to itself has the same key at any position but for the rotation. So one
 token is evaluated at position 0 and at 1, 2, 4, … (each in a sequence of its own), and the keys
 are read back from an F32 cache: with `z` a pair of values of a head as a complex number,
 `z(p) · conj(z(0))`, summed over heads and tokens, has the argument `p · theta`. The argument is
-unwrapped upward, where each doubling of `p` halves the error. The magnitude is the norm of the
-rotated values against a second context that does not scale.
+unwrapped upward, where each doubling of `p` halves the error. The magnitude (the attention factor
+of YaRN and LongRoPE) is the norm of the rotated values against a second context that does not
+scale.
+
+The keys come out of a sequence's saved state. llama.cpp changes the format of that state without
+notice, so its version is read first, and each size in it is checked.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import struct
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufrope._files import read_bytes
+from ggufrope.container.ggml import TYPES
 from ggufrope.errors import BackendError
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime import library
@@ -27,131 +36,13 @@ from ggufrope.runtime.context import Context
 from ggufrope.runtime.settings import ContextSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
-# The keys of one cached token, read back out of a sequence's saved state.
-#
-# The layout is that of `llama_kv_cache::state_write` (src/llama-kv-cache.cpp); what precedes it is
-# the magic and the sequence (src/llama-context.cpp). A model with sliding-window layers writes two
-# caches one after the other, first that of its other layers. The state does not say which layers a
-# cache holds; the log of its construction does.
-
-_MAGIC_AND_SEQUENCE = 8
-_F32 = 0
-_LAYER_LINE = re.compile(r"^llama_kv_cache: layer +(\d+): (dev =|filtered|does not have KV)")
-
-
-def cache_layers(log_lines: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The layers of each cache that a context's debug log says were made, in their order."""
-    caches: list[list[int]] = []
-    previous = None
-    for line in log_lines:
-        found = _LAYER_LINE.match(line)
-        if not found:
-            continue
-        layer = int(found[1])
-        if previous is None or layer <= previous:
-            caches.append([])
-        if found[2] == "dev =":
-            caches[-1].append(layer)
-        previous = layer
-    return tuple(map(tuple, caches))
-
-
-def key_rows(
-    handle: Any, sequence: int, caches: Sequence[Sequence[int]], *, cell_extra: int
-) -> dict[int, NDArray[np.float32]]:
-    """The K row of the one token in `sequence`, by layer, each `[kv_heads * head_size]`.
-
-    `cell_extra` is the bytes a cell has beside position and sequences: 12 with M-RoPE. Raises
-    BackendError where the state is not laid out as this was written for.
-    """
-    state = _Reader(_state(handle, sequence))
-    state.skip(_MAGIC_AND_SEQUENCE)
-    rows: dict[int, NDArray[np.float32]] = {}
-    for layers in caches:
-        state.expect("streams", 1)
-        state.expect("cells", 1)
-        state.skip(4)  # position
-        state.expect("sequences of the cell", 1)
-        state.skip(cell_extra + 4)
-        transposed = state.word()
-        state.expect("layers", len(layers))
-        for layer in layers:
-            rows[layer] = state.row()
-        for _ in layers:
-            state.skip_value_row(transposed=bool(transposed))
-    return rows
-
-
-def _state(handle: Any, sequence: int) -> bytes:
-    llama = library.load()
-    size = llama.llama_state_seq_get_size(handle, sequence)
-    buffer = (ctypes.c_uint8 * size)()
-    if llama.llama_state_seq_get_data(handle, buffer, size, sequence) != size:
-        raise BackendError("llama.cpp did not give the state of a sequence")
-    return bytes(buffer)
-
-
-class _Reader:
-    """Walks the state; anything unexpected means another version of llama.cpp wrote it."""
-
-    def __init__(self, state: bytes) -> None:
-        self._state = state
-        self._offset = 0
-
-    def word(self) -> int:
-        return int(self._take("<i"))
-
-    def expect(self, what: str, value: int) -> None:
-        found = self.word()
-        if found != value:
-            raise BackendError(
-                f"the saved state has {found} {what} where {value} was expected: this version of "
-                f"llama.cpp lays it out differently"
-            )
-
-    def skip(self, count: int) -> None:
-        self._offset += count
-
-    def row(self) -> NDArray[np.float32]:
-        self.expect("as the type of K", _F32)
-        size = int(self._take("<Q"))
-        start = self._offset
-        self.skip(size)
-        return np.frombuffer(self._state[start : self._offset], dtype=np.float32)
-
-    def skip_value_row(self, *, transposed: bool) -> None:
-        self.skip(4)  # type
-        if transposed:
-            element = self.word()
-            self.skip(element * self.word())
-        else:
-            size = int(self._take("<Q"))
-            self.skip(size)
-
-    def _take(self, layout: str) -> Any:
-        try:
-            (value,) = struct.unpack_from(layout, self._state, self._offset)
-        except struct.error:
-            raise BackendError(
-                "the saved state ends early: this version of llama.cpp lays it out differently"
-            ) from None
-        self._offset += struct.calcsize(layout)
-        return value
-
-
-if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ggufrope.rope.effective import EffectiveRope
     from ggufrope.runtime.model import Model
 
-    Keys: TypeAlias = NDArray[np.float32]
-
+Keys: TypeAlias = NDArray[np.float32]
 PairStyle: TypeAlias = Literal["norm", "neox"]
-
 
 # enum llama_rope_type, include/llama.h
 _PAIR_STYLES: dict[int, PairStyle] = {0: "norm", 2: "neox", 8: "neox", 40: "neox"}
@@ -160,24 +51,30 @@ _MULTI_AXIS_CELL_EXTRA = 12  # struct llama_kv_cell_ext, src/llama-kv-cells.h
 
 _TOKENS = 3
 _DOUBLINGS = 24
-"""Positions go up to 2^23, the last power of two below which float32 counts every one."""
+"""Positions go up to 2^23, the last power of two below which float32 counts every integer."""
 _MOST_TURN = 32.0
 """Radians beyond which float32 sines lose more than a larger position gains."""
 _STILL = 1e-4
 """A turn, in radians at the largest position, below which a pair does not rotate."""
 _RIGID = 1e-3
-"""How far from a pure rotation keys may be before the method does not apply."""
+"""How far from a pure rotation keys may be; beyond it the method does not apply."""
 _PARALLEL = 1e-9
-"""How far from 1 the cosine of scaled and unscaled keys may be: the error of a norm is below its
+"""How far from 1 the cosine of scaled and unscaled keys may be. The error of a norm is below its
 square root."""
+
+_STATE_VERSION = 3  # LLAMA_STATE_SEQ_VERSION at 0c1e570, include/llama.h
+_STATE_FILE_MAGIC = 0x67677371  # LLAMA_STATE_SEQ_MAGIC
+_STATE_MAGIC = 0xAF143CD8  # what precedes a state in memory, src/llama-context.cpp
+_F32 = 0
+_LAYER_LINE = re.compile(r"^llama_kv_cache: layer +(\d+): (dev =|filtered|does not have KV)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProbeLayer:
-    """What was measured in one layer.
+    """The rotation measured in one layer.
 
     `inverse_frequencies` is float64 `[n_rot/2]` in rad/token, empty where the layer does not
-    rotate. `magnitude` multiplies rotated keys; None where it cannot be told from the keys.
+    rotate. `magnitude` multiplies rotated keys; None where the keys do not determine it.
     """
 
     layer: int
@@ -187,7 +84,7 @@ class ProbeLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Probe:
-    """The layers that keep keys, in order; `context_tokens` is the length they are valid for."""
+    """The layers that have keys, in order, measured for a context of `context_tokens`."""
 
     pairs: PairStyle
     context_tokens: int
@@ -197,10 +94,10 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """A measurement against a prediction, over frequencies and magnitudes.
+    """A measurement compared with a prediction, in frequencies and magnitudes.
 
-    `relative_errors` has the largest of each layer measured, infinite where the numbers of
-    rotary dimensions differ.
+    `relative_errors` has each measured layer with its largest error, which is infinite where the
+    numbers of rotary dimensions differ.
     """
 
     agrees: bool
@@ -211,11 +108,11 @@ class Agreement:
 def probe(
     model: Model, *, context_tokens: int | None = None, rope: RopeOverrides | None = None
 ) -> Probe:
-    """Measure the rotation in a context of `context_tokens` (None: the file's) under `rope`.
+    """Measure the rotation in a context of `context_tokens` under `rope`.
 
-    The length matters only for models with long and short factors, and a small context stands in
-    for a large one on the same side of the original length. Raises BackendError where the method
-    does not apply, and says why.
+    None is the context length of the file. The length matters only for models with long and short
+    factors, and a small context stands in for a large one on the same side of the original length.
+    Raises BackendError with the reason where the method does not apply.
     """
     pairs = _require_applicable(model)
     rope = rope or RopeOverrides()
@@ -247,7 +144,7 @@ def probe(
 
 
 def compare(measured: Probe, predicted: EffectiveRope, *, tolerance: float = 1e-4) -> Agreement:
-    """Hold a measurement against a prediction; relative errors up to `tolerance` agree."""
+    """Compare a measurement with a prediction; relative errors up to `tolerance` agree."""
     errors = []
     for layer in measured.layers:
         group = predicted.group(layer.layer)
@@ -264,7 +161,7 @@ def compare(measured: Probe, predicted: EffectiveRope, *, tolerance: float = 1e-
 
 
 def _require_applicable(model: Model) -> PairStyle:
-    """The pair style; BackendError, with the reason, where keys cannot tell the rotation."""
+    """Return the pair style; raise BackendError where keys do not show the rotation."""
     llama = library.load()
     name = f"{model.path.name} ({model.architecture})"
     style = _PAIR_STYLES.get(int(llama.llama_model_rope_type(model.handle)))
@@ -274,8 +171,8 @@ def _require_applicable(model: Model) -> PairStyle:
         raise BackendError(f"{name}: an encoder keeps no keys to measure")
     if model.metadata(f"{model.architecture}.attention.kv_lora_rank"):
         raise BackendError(
-            f"{name}: multi-head latent attention caches compressed keys, which the probe "
-            f"cannot tell apart"
+            f"{name}: multi-head latent attention caches compressed keys, in which the probe "
+            f"cannot find the rotated part"
         )
     if llama.llama_model_is_recurrent(model.handle):
         raise BackendError(f"{name}: a recurrent model keeps no keys to measure")
@@ -283,14 +180,14 @@ def _require_applicable(model: Model) -> PairStyle:
 
 
 def _stand_in(model: Model, tokens: int) -> int:
-    """The smallest context that llama.cpp gives the same factors as one of `tokens`."""
+    """Return the smallest context that llama.cpp gives the same factors as one of `tokens`."""
     original = int(model.reported.get("n_ctx_orig_yarn", 0))
     rounded = -(-tokens // 256) * 256
     return 256 if rounded <= original else original + 1
 
 
 def _unscaled(model: Model, rope: RopeOverrides) -> RopeOverrides:
-    """Overrides under which keys keep their norm: no YaRN, and the file's factor undone."""
+    """Return overrides under which keys keep their norm: no YaRN, the file's factor undone."""
     declared = model.setting(f"{model.architecture}.rope.scaling.attn_factor")
     return replace(
         rope,
@@ -300,16 +197,18 @@ def _unscaled(model: Model, rope: RopeOverrides) -> RopeOverrides:
     )
 
 
+# Measuring ----------------------------------------------------------------------------------------
+
+
 def _measure(model: Model, settings: ContextSettings, positions: Sequence[int]) -> dict[int, Keys]:
-    """Keys `[positions, tokens, kv_heads * head_size]` by layer."""
-    rope_type = library.load().llama_model_rope_type(model.handle)
-    extra = _MULTI_AXIS_CELL_EXTRA if rope_type in _MULTI_AXIS else 0
+    """Measure keys `[positions, tokens, kv_heads * head_size]` by layer."""
     with library.capture(debug=True) as log, Context(model, settings) as context:
-        caches = cache_layers(log.lines)
+        require_known_state(context.handle)
+        layout = _layout(model, log.lines)
         measured = [
             rows
             for token in _probe_tokens(model)
-            for rows in _keys_at(context, token, positions, caches, cell_extra=extra)
+            for rows in _keys_at(context, token, positions, layout)
         ]
     return {
         layer: np.stack([rows[layer] for rows in measured])
@@ -320,14 +219,9 @@ def _measure(model: Model, settings: ContextSettings, positions: Sequence[int]) 
 
 
 def _keys_at(
-    context: Context,
-    token: int,
-    positions: Sequence[int],
-    caches: Sequence[Sequence[int]],
-    *,
-    cell_extra: int,
+    context: Context, token: int, positions: Sequence[int], layout: StateLayout
 ) -> Iterator[dict[int, Keys]]:
-    """The keys of one token at each position, by layer."""
+    """Yield the keys of one token at each position, by layer."""
     llama = library.load()
     for start in range(0, len(positions), context.n_sequences):
         batch = positions[start : start + context.n_sequences]
@@ -340,16 +234,196 @@ def _keys_at(
             np.zeros(len(batch), dtype=np.int8),
         )
         for sequence in range(len(batch)):
-            yield key_rows(context.handle, sequence, caches, cell_extra=cell_extra)
+            yield key_rows(_saved_state(context.handle, sequence), layout)
 
 
 def _probe_tokens(model: Model) -> tuple[int, ...]:
-    """Tokens spread over the vocabulary: a pair that one leaves small, another does not."""
+    """Return tokens spread over the vocabulary: a pair that is small in one is not in another."""
     return tuple(model.n_vocab * n // (_TOKENS + 1) for n in range(1, _TOKENS + 1))
 
 
+# The saved state of a sequence --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateLayout:
+    """The format that a saved state must have.
+
+    `caches` has the layers of each cache, in the order of the state: a model with sliding-window
+    layers writes two caches, first that of its other layers. `cell_extra` is the bytes that a cell
+    has besides position and sequences: 12 with M-RoPE. `row_widths` has the number of values of a
+    K row, by layer. `recurrent` states follow the caches of a hybrid model.
+    """
+
+    caches: tuple[tuple[int, ...], ...]
+    cell_extra: int
+    row_widths: dict[int, int]
+    recurrent: bool
+
+
+def _layout(model: Model, log_lines: Sequence[str]) -> StateLayout:
+    rope_type = library.load().llama_model_rope_type(model.handle)
+    return StateLayout(
+        caches=cache_layers(log_lines),
+        cell_extra=_MULTI_AXIS_CELL_EXTRA if rope_type in _MULTI_AXIS else 0,
+        row_widths=_row_widths(model),
+        recurrent=model.has_state,
+    )
+
+
+def _row_widths(model: Model) -> dict[int, int]:
+    """Return the width of a K row by layer, as llama.cpp logged it: one number, or a list."""
+    numbers = [int(word) for word in re.findall(r"\d+", model.reported.get("n_embd_k_gqa", ""))]
+    if len(numbers) == 1:
+        numbers *= model.n_layer
+    return dict(enumerate(numbers))
+
+
+def cache_layers(log_lines: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the layers of each cache, in the order in which a context's debug log lists them."""
+    caches: list[list[int]] = []
+    previous = None
+    for line in log_lines:
+        match = _LAYER_LINE.match(line)
+        if not match:
+            continue
+        layer = int(match[1])
+        if previous is None or layer <= previous:
+            caches.append([])
+        if match[2] == "dev =":
+            caches[-1].append(layer)
+        previous = layer
+    return tuple(map(tuple, caches))
+
+
+def require_known_state(context_handle: Any) -> None:
+    """Raise BackendError where this llama.cpp writes states in a format that is unknown here.
+
+    A state in memory does not carry the version of its format; a state in a file does. So an empty
+    sequence is saved to a temporary file, which takes a few bytes.
+    """
+    llama = library.load()
+    with tempfile.TemporaryDirectory(prefix="ggufrope-") as folder:
+        path = Path(folder) / "state"
+        if not llama.llama_state_seq_save_file(context_handle, os.fsencode(path), 0, None, 0):
+            raise BackendError("llama.cpp could not save the state of a sequence to a file")
+        check_state_version(read_bytes(path))
+
+
+def check_state_version(saved: bytes) -> None:
+    """Raise BackendError where a state saved to a file is of another version than is read here."""
+    magic, version = struct.unpack("<II", saved[:8]) if len(saved) >= 8 else (None, None)
+    if magic == _STATE_FILE_MAGIC and version == _STATE_VERSION:
+        return
+    written = f"version {version} of it" if magic == _STATE_FILE_MAGIC else "another one"
+    raise BackendError(
+        f"the probe reads llama.cpp's state format in version {_STATE_VERSION}, and this llama.cpp "
+        f"writes {written}; install a version that ggufrope was tested with: "
+        f"{library.INSTALL_COMMAND}"
+    )
+
+
+def key_rows(state: bytes, layout: StateLayout) -> dict[int, Keys]:
+    """Return the K row of the one token in a saved sequence, `[kv_heads * head_size]` by layer.
+
+    The format is that of `llama_kv_cache::state_write` (src/llama-kv-cache.cpp), after a magic
+    number and the sequence (src/llama-context.cpp). Raises BackendError where the state is not
+    exactly so.
+    """
+    reader = _StateReader(state)
+    reader.expect("as its magic number", _STATE_MAGIC)
+    reader.skip(4)  # sequence
+    rows: dict[int, Keys] = {}
+    for layers in layout.caches:
+        reader.expect("streams", 1)
+        reader.expect("cells", 1)
+        reader.skip(4)  # position
+        reader.expect("sequences of the cell", 1)
+        reader.skip(layout.cell_extra + 4)
+        transposed = reader.word()
+        reader.expect("layers", len(layers))
+        for layer in layers:
+            rows[layer] = reader.key_row(layout.row_widths.get(layer))
+        for _ in layers:
+            reader.skip_value_row(transposed=bool(transposed))
+    if not layout.recurrent:
+        reader.expect_end()
+    return rows
+
+
+def _saved_state(context_handle: Any, sequence: int) -> bytes:
+    llama = library.load()
+    size = llama.llama_state_seq_get_size(context_handle, sequence)
+    buffer = (ctypes.c_uint8 * size)()
+    if llama.llama_state_seq_get_data(context_handle, buffer, size, sequence) != size:
+        raise BackendError("llama.cpp did not give the state of a sequence")
+    return bytes(buffer)
+
+
+class _StateReader:
+    """Reads a saved state from its begin to its end, and refuses what it does not expect."""
+
+    def __init__(self, state: bytes) -> None:
+        self._state = state
+        self._offset = 0
+
+    def word(self) -> int:
+        return self._number("<I")
+
+    def expect(self, what: str, value: int) -> None:
+        number = self.word()
+        if number != value:
+            raise self._unknown(f"has {number} {what} where {value} was expected")
+
+    def skip(self, count: int) -> None:
+        if count > len(self._state) - self._offset:
+            raise self._unknown(f"ends {count - len(self._state) + self._offset} bytes early")
+        self._offset += count
+
+    def key_row(self, width: int | None) -> Keys:
+        """Return a row of F32 values; `width` is how many there must be, where that is known."""
+        self.expect("as the type of K", _F32)
+        size = self._number("<Q")
+        if size == 0 or size % 4 or (width is not None and size != 4 * width):
+            wanted = "whole F32 values" if width is None else f"{4 * width} bytes"
+            raise self._unknown(f"has a K row of {size} bytes where {wanted} were expected")
+        start = self._offset
+        self.skip(size)
+        return np.frombuffer(self._state[start : self._offset], dtype="<f4")
+
+    def skip_value_row(self, *, transposed: bool) -> None:
+        number = self.word()
+        if number not in TYPES:
+            raise self._unknown(f"has {number} as the type of V, which is no ggml type")
+        if transposed:
+            element = self.word()
+            self.skip(element * self.word())
+        else:
+            self.skip(self._number("<Q"))
+
+    def expect_end(self) -> None:
+        left = len(self._state) - self._offset
+        if left:
+            raise self._unknown(f"has {left} more bytes than expected")
+
+    def _number(self, layout: str) -> int:
+        start = self._offset
+        self.skip(struct.calcsize(layout))
+        return int(struct.unpack_from(layout, self._state, start)[0])
+
+    def _unknown(self, what: str) -> BackendError:
+        return BackendError(
+            f"llama.cpp's saved state {what} (at byte {self._offset}): this llama.cpp writes a "
+            f"state format that ggufrope does not know; install a version that it was tested "
+            f"with: {library.INSTALL_COMMAND}"
+        )
+
+
+# Keys to frequencies ------------------------------------------------------------------------------
+
+
 def _rotary_width(model: Model, layer: int, keys: Keys, pairs: PairStyle) -> tuple[int, int]:
-    """The head size of a layer and how many values of a head rotate, which may be none."""
+    """Return the head size of a layer and how many values of a head rotate, which may be 0."""
     if np.allclose(keys, keys[0], rtol=0, atol=_STILL * np.abs(keys).max()):
         return model.head_size, 0
     for head_size in _reported(model, "n_embd_head_k", "n_embd_head_k_swa"):
@@ -366,14 +440,17 @@ def _rotary_width(model: Model, layer: int, keys: Keys, pairs: PairStyle) -> tup
 
 
 def _reported(model: Model, *names: str) -> tuple[int, ...]:
-    """What llama.cpp printed under these names, each number once."""
+    """Return the numbers that llama.cpp logged under these names, each once."""
     words = (model.reported.get(name, "") for name in names)
     return tuple(dict.fromkeys(int(word) for word in words if word.isdigit()))
 
 
 def _is_rotation(heads: Keys, n_rot: int, pairs: PairStyle) -> bool:
-    """Whether, from position to position, the first `n_rot` values of `[positions, tokens, heads,
-    head_size]` only turn, each pair alike in all heads and tokens, and the others stay."""
+    """Return whether the first `n_rot` values only rotate from position to position.
+
+    `heads` is `[positions, tokens, heads, head_size]`. Each pair has to rotate alike in all heads
+    and tokens, and the other values have to stay.
+    """
     kept = heads[..., n_rot:]
     if not np.allclose(kept, kept[0], rtol=0, atol=_STILL * np.abs(heads).max()):
         return False
@@ -384,12 +461,12 @@ def _is_rotation(heads: Keys, n_rot: int, pairs: PairStyle) -> bool:
 
 
 def _heads(keys: Keys, head_size: int) -> Keys:
-    """`[positions, tokens, width]` to `[positions, tokens, heads, head_size]`."""
+    """Split `[positions, tokens, width]` into `[positions, tokens, heads, head_size]`."""
     return keys.reshape(*keys.shape[:2], -1, head_size)
 
 
 def _as_complex(values: Keys, pairs: PairStyle) -> NDArray[np.complex128]:
-    """Pairs of the last axis, `[..., n_rot]` to `[..., n_rot/2]`."""
+    """Pair the values of the last axis, `[..., n_rot]` to `[..., n_rot/2]`."""
     wide = values.astype(np.float64)
     if pairs == "norm":
         return wide[..., 0::2] + 1j * wide[..., 1::2]
@@ -398,7 +475,10 @@ def _as_complex(values: Keys, pairs: PairStyle) -> NDArray[np.complex128]:
 
 
 def _frequencies(turned: NDArray[np.complex128], positions: Sequence[int]) -> NDArray[np.float64]:
-    """rad/token of each pair, from `[positions, tokens, heads, n_rot/2]`, positions 0, 1, 2, 4 …"""
+    """Return rad/token of each pair; `turned` is `[positions, tokens, heads, n_rot/2]`.
+
+    Positions are 0, 1, 2, 4, …
+    """
     angles = np.angle((turned * turned[0].conj()).sum(axis=(1, 2)))
     frequencies = angles[1].copy()
     for position, angle in zip(positions[2:], angles[2:], strict=True):
@@ -410,14 +490,14 @@ def _frequencies(turned: NDArray[np.complex128], positions: Sequence[int]) -> ND
 
 
 def _magnitude(scaled: NDArray[np.complex128], plain: NDArray[np.complex128]) -> float | None:
-    """The factor between two sets of keys, None where they differ by more than a factor."""
+    """Return the factor between two sets of keys; None where they differ by more than a factor."""
     norms = float(np.linalg.norm(scaled)), float(np.linalg.norm(plain))
     alike = float((scaled * plain.conj()).sum().real) / (norms[0] * norms[1])
     return norms[0] / norms[1] if alike > 1 - _PARALLEL else None
 
 
 def _relative_error(measured: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
-    """The largest relative error; a frequency of 0 is met only by 0."""
+    """Return the largest relative error; a frequency of 0 agrees only with 0."""
     if measured.shape != predicted.shape:
         return float("inf")
     difference = np.abs(measured - predicted)

@@ -1,4 +1,4 @@
-"""What a context is made with, and how that becomes llama.cpp's parameters."""
+"""The settings of a context, and llama.cpp's parameters made from them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ _MOST_TOKENS = 2**31 - CONTEXT_GRANULE  # positions are int32
 _MOST_THREADS = 512  # GGML_MAX_N_THREADS, ggml/include/ggml.h
 _NOTHING_OVERRIDDEN = RopeOverrides()
 
+SEQUENCES = 64
+"""Sequences of a context: the trunk, and the branches that are evaluated together."""
+SEQUENCES_WITH_STATE = 2
+"""The same where each sequence has a recurrent state in memory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextSettings:
-    """What a context is made with. None, and the None of `rope`, leave the choice to llama.cpp
-    and the file.
+    """The settings that a context is made with.
 
-    `n_ctx` counts tokens, `spare` further cells, so that questions to a full context are evaluated
-    together and not one by one; llama.cpp rounds the sum up to a multiple of 256.
-    `flash_attention` None is llama.cpp's auto. `n_threads` None is every CPU this process may use.
-    `swa_full` keeps the whole history in the cache of sliding-window layers, without which nothing
-    can be branched or rewound.
+    None, also inside `rope`, leaves the choice to llama.cpp and the file.
+
+    `n_ctx` counts tokens. `spare` counts further KV cells, so that questions to a full context are
+    evaluated together and not one by one. llama.cpp rounds the sum up to a multiple of 256.
+    `flash_attention` None is llama.cpp's auto. `n_threads` None is every CPU that this process may
+    use. `swa_full` keeps the whole history in the cache of sliding-window layers; without it
+    nothing can be branched or rewound.
     """
 
     n_ctx: int
@@ -43,17 +49,17 @@ class ContextSettings:
 
 
 def context_parameters(llama: Any, settings: ContextSettings, *, n_seq_max: int) -> Any:
-    """A `llama_context_params`: llama.cpp's defaults, changed only in what was asked for.
+    """Return a `llama_context_params`: llama.cpp's defaults, changed only where `settings` says.
 
-    There are `n_seq_max` sequences, or fewer in small batches, each of which llama.cpp wants to
-    have room for one token of every sequence. Raises RequestError for a number it cannot take.
+    There are `n_seq_max` sequences, or fewer where batches are small: llama.cpp requires that a
+    batch has room for one token of every sequence. Raises RequestError for a number out of range.
     """
     n_threads = settings.n_threads
     if n_threads is None:
         n_threads = min(usable_cpus(), _MOST_THREADS)
     spare = settings.spare
     cells = _within("n_ctx", settings.n_ctx, 1, _MOST_TOKENS - spare) + spare
-    asked: dict[str, int | float | bool | None] = {
+    chosen: dict[str, int | float | bool | None] = {
         "n_ctx": allocated_context(cells),
         "n_batch": _if_given("n_batch", settings.n_batch, 2),
         "n_ubatch": _if_given("n_ubatch", settings.n_ubatch, 1),
@@ -68,7 +74,7 @@ def context_parameters(llama: Any, settings: ContextSettings, *, n_seq_max: int)
         **_rope_parameters(settings.rope),
     }
     parameters = llama.llama_context_default_params()
-    for name, value in asked.items():
+    for name, value in chosen.items():
         if value is not None:
             setattr(parameters, name, value)
     parameters.n_seq_max = min(n_seq_max, parameters.n_batch)
@@ -76,7 +82,7 @@ def context_parameters(llama: Any, settings: ContextSettings, *, n_seq_max: int)
 
 
 def usable_cpus() -> int:
-    """CPUs this process may run on."""
+    """Return how many CPUs this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,8 @@
-"""K/V cache types: what a token costs in each, and which pairs llama.cpp can run."""
+"""The size of a context that is not made: its cache, its buffers, and whether it could run.
+
+llama.cpp itself is asked. A context of a model without weights goes through every size and every
+operation, and allocates nothing. What comes back is read from the log.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +22,15 @@ if TYPE_CHECKING:
 class Cache:
     """The K/V cache of a context as llama.cpp allocated it, to 0.01 MiB.
 
-    `rotated_k` and `rotated_v` say whether values are rotated by a Hadamard matrix before they
-    are quantized, which spreads outliers and so changes what quantization costs.
-    `flash_attention` is what llama.cpp settled on.
+    `cells` counts KV cells. `rotated_k` and `rotated_v` are True where llama.cpp rotates values by
+    a Hadamard matrix before it quantizes them, which spreads outliers and so changes what
+    quantization costs; None where the log does not say. `flash_attention` is what llama.cpp chose.
     """
 
     cells: int
     size_bytes: int
-    rotated_k: bool
-    rotated_v: bool
+    rotated_k: bool | None
+    rotated_v: bool | None
     flash_attention: bool
 
     @property
@@ -34,33 +38,13 @@ class Cache:
         return self.size_bytes / self.cells
 
 
-def allocated(log: Log) -> Cache | None:
-    """What a context's log says of its cache; None for a model without one."""
-    sizes = log.search(r"size = +([\d.]+) MiB \( *(\d+) cells, +\d+ layers")
-    if not sizes:
-        return None
-    return Cache(
-        cells=max(int(line[2]) for line in sizes),
-        size_bytes=round(sum(float(line[1]) for line in sizes) * 1024 * 1024),
-        rotated_k=bool(log.search("attn_rot_k = 1")),
-        rotated_v=bool(log.search("attn_rot_v = 1")),
-        flash_attention=bool(log.search("Flash Attention enabled|flash_attn += enabled")),
-    )
-
-
-# Contexts that are sized but not made: what they would take, and whether they could run.
-#
-# llama.cpp itself is asked: contexts of a model without weights go through every size and every
-# operation, and allocate nothing.
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rehearsal:
-    """What a context would be. `refusal` is llama.cpp's reason where it cannot be made.
+class ContextSize:
+    """The size of a context, or in `refusal` llama.cpp's reason why it cannot be made.
 
-    `buffers` has one total of cache, compute and output a device; the cache is shared out by the
-    layers of each device, which is exact where layers are alike. `graph_splits` counts the parts
-    of the computation between which it changes device.
+    `buffers` has one total of cache, compute and output per device. The cache is divided by the
+    number of layers on each device, which is exact where layers are alike. `graph_splits` counts
+    the parts of the computation between which it changes device.
     """
 
     refusal: str | None
@@ -69,8 +53,11 @@ class Rehearsal:
     graph_splits: int
 
 
-def rehearse_handle(model_handle: Any, settings: ContextSettings, *, n_seq_max: int) -> Rehearsal:
-    """As `rehearse`, of a `llama_model *` loaded without weights."""
+def size_context(model_handle: Any, settings: ContextSettings, *, n_seq_max: int) -> ContextSize:
+    """Return the size of a context of a `llama_model *` that was loaded without weights.
+
+    Raises RequestError for settings out of range.
+    """
     llama = library.load()
     parameters = context_parameters(llama, settings, n_seq_max=n_seq_max)
     with library.capture(debug=True) as log:
@@ -79,7 +66,7 @@ def rehearse_handle(model_handle: Any, settings: ContextSettings, *, n_seq_max: 
             llama.llama_free(handle)
     splits = log.search(r"splits = (\d+)")
     cache = allocated(log)
-    return Rehearsal(
+    return ContextSize(
         refusal=None if handle else log.reason or "llama.cpp gave no reason",
         cache=cache,
         buffers=_totals((*_shares(cache, log), *buffers(log, "compute"), *buffers(log, "output"))),
@@ -87,7 +74,28 @@ def rehearse_handle(model_handle: Any, settings: ContextSettings, *, n_seq_max: 
     )
 
 
+def allocated(log: Log) -> Cache | None:
+    """Return the cache that the log of a context describes; None for a model without one."""
+    sizes = log.search(r"size = +([\d.]+) MiB \( *(\d+) cells, +\d+ layers")
+    if not sizes:
+        return None
+    return Cache(
+        cells=max(int(line[2]) for line in sizes),
+        size_bytes=round(sum(float(line[1]) for line in sizes) * 1024 * 1024),
+        rotated_k=_rotated(log, "k"),
+        rotated_v=_rotated(log, "v"),
+        flash_attention=bool(log.search("Flash Attention enabled|flash_attn += enabled")),
+    )
+
+
+def _rotated(log: Log, which: str) -> bool | None:
+    """Return whether any cache has its K or V rotated, by a line that other versions lack."""
+    lines = log.search(rf"attn_rot_{which} = (\d)")
+    return any(line[1] == "1" for line in lines) if lines else None
+
+
 def _shares(cache: Cache | None, log: Log) -> tuple[Buffer, ...]:
+    """Divide the cache by the layers that each device has."""
     layers = Counter(line[1] for line in log.search(r"^llama_kv_cache: layer +\d+: dev = (\S+)"))
     if cache is None:
         return ()

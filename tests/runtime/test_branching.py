@@ -25,7 +25,7 @@ def test_a_prompt_is_shared_and_the_last_token_is_only_predicted() -> None:
     assert (second.entries, second.tokens) == ((1, 2, 3), (8, 9, 10))
 
 
-def test_what_begins_alike_is_evaluated_once() -> None:
+def test_a_common_beginning_is_evaluated_once() -> None:
     branches = [
         Branch(prompt=(1, 2, 3), answers=((4, 5, 6), (4, 5, 7), (8,))),
         Branch(prompt=(1, 2, 9), answers=((4, 5),)),
@@ -64,7 +64,7 @@ def test_groups_are_split_where_cells_run_out() -> None:
     assert [[entry.token for entry in group.entries] for group in groups] == [[1, 2, 3], [1, 2, 5]]
 
 
-def test_one_that_fits_alone_nowhere_is_refused() -> None:
+def test_a_branch_too_large_for_the_cells_is_refused() -> None:
     branch = Branch(prompt=(1, 2, 3), answers=((4, 5),))
     with pytest.raises(DecodeError, match="4 tokens does not fit after 96 tokens"):
         list(plan([branch], start=96, max_sequences=63, max_cells=3))
@@ -73,7 +73,7 @@ def test_one_that_fits_alone_nowhere_is_refused() -> None:
 @pytest.mark.parametrize(
     "branch", [Branch(prompt=(), answers=((1,),)), Branch(prompt=(1,), answers=((),))]
 )
-def test_empty_is_refused(branch: Branch) -> None:
+def test_an_empty_prompt_or_answer_is_refused(branch: Branch) -> None:
     with pytest.raises(RequestError, match="branch 0"):
         list(plan([branch], start=0, max_sequences=63, max_cells=99))
 
@@ -85,16 +85,16 @@ branches = st.lists(
 
 
 @given(branches, st.integers(1, 5), st.integers(9, 40))
-def test_every_answer_is_asked_once_after_its_own_prompt(
+def test_every_answer_is_evaluated_once_after_its_own_prompt(
     branches: list[Branch], max_sequences: int, max_cells: int
 ) -> None:
-    asked = []
+    planned = []
     for group in plan(branches, start=7, max_sequences=max_sequences, max_cells=max_cells):
         assert len(group.entries) <= max_cells
         assert len(group.candidates) <= max_sequences
         paths: set[tuple[int, ...]] = set()
         for sequence, candidate in zip(group.sequences, group.candidates, strict=True):
-            asked.append((candidate.branch, candidate.answer))
+            planned.append((candidate.branch, candidate.answer))
             branch = branches[candidate.branch]
             answer = branch.answers[candidate.answer]
             own = [entry for entry in group.entries if sequence in entry.sequences]
@@ -104,6 +104,6 @@ def test_every_answer_is_asked_once_after_its_own_prompt(
             assert all(entry.output for entry in own[-len(answer) :])
             paths |= {tuple(entry.token for entry in own[: i + 1]) for i in range(len(own))}
         assert len(group.entries) == len(paths)
-    assert asked == [
+    assert planned == [
         (b, a) for b, branch in enumerate(branches) for a in range(len(branch.answers))
     ]

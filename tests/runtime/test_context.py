@@ -60,7 +60,7 @@ def test_the_trunk_grows_and_rewinds(context: Context, model: Model) -> None:
 
 
 def test_scores_are_those_of_plain_logits(context: Context, model: Model) -> None:
-    """Branches evaluated together say what each says alone, as the trunk."""
+    """Branches evaluated together have the scores that each has alone, as part of the trunk."""
     trunk, prompt = model.tokenize(TEXT, beginning=True), model.tokenize(QUESTION)
     candidates = answers(model, " Paris.", " Rome, not Paris")
     context.extend(trunk)
@@ -80,11 +80,10 @@ def test_scores_are_those_of_plain_logits(context: Context, model: Model) -> Non
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "cohere2"])
-def test_branches_in_many_groups_and_batches_say_what_each_says_alone(
+def test_branches_in_many_groups_and_batches_score_as_each_alone(
     architecture: str, tmp_path: Path
 ) -> None:
-    """Full-precision weights, sliding windows shorter than the trunk, batches that cut prompts
-    and what they have in common."""
+    """Full-precision weights, windows shorter than the trunk, batches that cut shared prompts."""
     random = np.random.default_rng(3)
 
     def draw(count: int) -> tuple[int, ...]:
@@ -104,6 +103,7 @@ def test_branches_in_many_groups_and_batches_say_what_each_says_alone(
         context.extend(trunk)
         scored = context.score(branches)
         assert context.position == 60
+        assert [len(scores) for scores in scored] == [n % 4 for n in range(60)]
         for branch, scores in zip(branches, scored, strict=True):
             for answer, score in zip(branch.answers, scores, strict=True):
                 context.rewind(60)
@@ -114,7 +114,7 @@ def test_branches_in_many_groups_and_batches_say_what_each_says_alone(
                 assert score.greedy == (rows.argmax(axis=1) == answer).all()
 
 
-def test_generation_agrees_with_the_scores_and_leaves_no_trace(
+def test_generation_agrees_with_the_scores_and_leaves_the_trunk(
     context: Context, model: Model
 ) -> None:
     context.extend(model.tokenize(TEXT, beginning=True))
@@ -133,7 +133,7 @@ def test_generation_stops_where_the_context_ends(model: Model) -> None:
         assert len(context.generate(prompt, max_tokens=100)) <= 4
 
 
-def test_what_does_not_fit_is_refused(context: Context, model: Model) -> None:
+def test_tokens_that_do_not_fit_are_refused(context: Context, model: Model) -> None:
     context.extend([1] * 250)
     with pytest.raises(DecodeError, match="the context holds 256"):
         context.extend([1] * 7)
@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused(context: Context, model: Model) -> None:
     assert context.position == 250
 
 
-def test_numbers_that_are_no_tokens_are_refused(context: Context, model: Model) -> None:
+def test_numbers_outside_the_vocabulary_are_refused(context: Context, model: Model) -> None:
     with pytest.raises(RequestError, match=f"token {model.n_vocab} is not"):
         context.extend([1, model.n_vocab])
     with pytest.raises(RequestError, match="cannot rewind to 1"):
@@ -191,7 +191,7 @@ def test_every_cache_type_runs(model: Model, kind: str) -> None:
         )
 
 
-def test_the_cache_is_as_large_as_its_types_say(model: Model) -> None:
+def test_the_size_of_the_cache_follows_from_its_types(model: Model) -> None:
     from ggufrope.container.ggml import CACHE_TYPES
 
     settings = ContextSettings(n_ctx=1024, n_threads=1, type_k="q8_0", type_v="f16")
@@ -218,7 +218,7 @@ def test_a_quantized_v_needs_flash_attention(model: Model) -> None:
         ContextSettings(n_ctx=256, n_threads=513),
     ],
 )
-def test_impossible_numbers_are_refused(model: Model, settings: ContextSettings) -> None:
+def test_settings_out_of_range_are_refused(model: Model, settings: ContextSettings) -> None:
     with pytest.raises(RequestError, match="must be"):
         Context(model, settings)
 
@@ -235,7 +235,7 @@ def test_closing_the_model_closes_its_contexts(smollm2: Path) -> None:
         context.extend([1])
 
 
-def test_ctrl_c_ends_a_long_batch_and_the_context_goes_on(model: Model) -> None:
+def test_ctrl_c_ends_a_long_batch_and_the_context_stays_usable(model: Model) -> None:
     settings = ContextSettings(n_ctx=4096, n_batch=4096, n_ubatch=64)
     with Context(model, settings) as context:
         timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])

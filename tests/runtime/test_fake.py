@@ -1,4 +1,4 @@
-"""The public stand-in: it recalls, it forgets, and its numbers add up."""
+"""The public fake model: it recalls, it forgets, and its probabilities add up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def asked(model: FakeModel, filler: int) -> tuple[float, ...]:
     return right.log_probabilities
 
 
-def test_it_is_what_an_evaluation_needs() -> None:
+def test_it_fulfills_the_protocols() -> None:
     model: LanguageModel = FakeModel()
     context: LanguageContext = FakeContext(FakeModel(), n_ctx=8)
     assert model.n_vocab == 4096
@@ -40,11 +40,11 @@ def test_a_fact_within_the_horizon_is_recalled_with_the_confidence() -> None:
     assert values == pytest.approx([np.log(0.9)] * 3, abs=1e-6)
 
 
-def test_a_fact_beyond_the_horizon_is_not() -> None:
+def test_a_fact_beyond_the_horizon_is_not_recalled() -> None:
     assert max(asked(FakeModel(horizon=100), filler=60)) < np.log(0.1)
 
 
-def test_generation_says_the_fact_and_leaves_no_trace() -> None:
+def test_generation_answers_with_the_fact_and_leaves_the_trunk() -> None:
     model = FakeModel()
     context = FakeContext(model, n_ctx=100)
     context.extend(model.tokenize(FACT))
@@ -71,7 +71,7 @@ def test_logits_are_distributions_that_agree_with_scores() -> None:
     assert score.log_probabilities == pytest.approx(expected, abs=1e-6)
 
 
-def test_it_fails_when_told_to_and_goes_on() -> None:
+def test_a_failing_call_raises_and_the_next_works() -> None:
     context = FakeContext(FakeModel(), n_ctx=10, failing_calls=[2])
     context.extend([5])
     with pytest.raises(DecodeError, match="call 2"):

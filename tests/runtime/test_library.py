@@ -1,13 +1,18 @@
-"""Loading llama.cpp, what it says of itself, and its log."""
+"""Loading llama.cpp, its versions and devices, and its log."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ggufrope.runtime import library
+from ggufrope.runtime.doctor import version_advice
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def run(code: str) -> str:
@@ -23,19 +28,19 @@ def test_importing_the_runtime_does_not_load_llama_cpp() -> None:
 
 
 def test_without_llama_cpp_python_the_error_has_the_command() -> None:
-    said = run(
+    output = run(
         "import sys; sys.modules['llama_cpp'] = None\n"
         "from ggufrope.errors import MissingDependencyError\n"
         "from ggufrope.runtime import library\n"
         "try: library.versions()\n"
         "except MissingDependencyError as error: print(error)"
     )
-    assert 'pip install "ggufrope[llama]"' in said
-    assert len(said.splitlines()) == 1
+    assert 'pip install "ggufrope[llama]"' in output
+    assert len(output.splitlines()) == 1
 
 
-def test_a_broken_llama_cpp_python_is_told_from_an_absent_one() -> None:
-    said = run(
+def test_a_broken_llama_cpp_python_is_not_reported_as_absent() -> None:
+    output = run(
         "import sys, types; sys.modules['llama_cpp'] = types.ModuleType('llama_cpp')\n"
         "class Broken:\n"
         "    def find_spec(self, name, *_):\n"
@@ -46,7 +51,7 @@ def test_a_broken_llama_cpp_python_is_told_from_an_absent_one() -> None:
         "try: library.load()\n"
         "except MissingDependencyError as error: print(error)"
     )
-    assert "does not load (libllama.so: cannot open)" in said
+    assert "does not load (libllama.so: cannot open)" in output
 
 
 def test_nothing_reaches_stderr(smollm2: object) -> None:
@@ -58,9 +63,9 @@ def test_nothing_reaches_stderr(smollm2: object) -> None:
     assert run(code) == ""
 
 
-def test_it_says_what_it_is() -> None:
+def test_versions_and_devices_of_the_installed_library() -> None:
     versions = library.versions()
-    assert versions.llama_cpp_python >= library.OLDEST_VERSION
+    assert library.is_tested(versions.llama_cpp_python)
     assert versions.commit
     assert "CPU" in versions.system_info
     kinds = {device.kind for device in library.devices()}
@@ -96,3 +101,26 @@ def test_the_reason_is_the_first_error_without_function_names() -> None:
 )
 def test_plain_errors_are_kept(line: str, reason: str) -> None:
     assert library.Log(errors=[line]).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("version", "tested"),
+    [
+        ("0.3.36", True),
+        ("0.3.36+cu124", True),
+        ("0.3.35", False),
+        ("0.3.37", False),
+        ("0.4.0", False),
+        ("0.10.0", False),
+    ],
+)
+def test_a_version_outside_the_tested_ones_is_reported(version: str, tested: bool) -> None:
+    assert library.is_tested(version) is tested
+    advice = version_advice(version)
+    assert advice is None if tested else f"llama-cpp-python {version} " in str(advice)
+
+
+def test_the_tested_versions_are_those_that_are_installed(root: Path) -> None:
+    first, beyond = library.TESTED_VERSIONS
+    requirement = f'"llama-cpp-python>={first},<{beyond}"'
+    assert (root / "pyproject.toml").read_text(encoding="utf-8").count(requirement) == 1

@@ -1,4 +1,4 @@
-"""What a context would take, told before it is made."""
+"""The memory that a context and the weights need, before either is made."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def model(smollm2: Path) -> Iterator[Model]:
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_the_need_is_what_a_context_then_takes(model: Model, kind: str) -> None:
+def test_the_need_is_what_the_context_allocates(model: Model, kind: str) -> None:
     settings = ContextSettings(n_ctx=2048, type_k=kind, type_v=kind)
-    foretold = sum(buffer.size_bytes for buffer in context_need(model, settings))
+    predicted = sum(buffer.size_bytes for buffer in context_need(model, settings))
     with Context(model, settings) as context:
-        assert foretold == pytest.approx(sum(b.size_bytes for b in context.buffers), rel=1e-3)
+        assert predicted == pytest.approx(sum(b.size_bytes for b in context.buffers), rel=1e-3)
 
 
-def test_what_does_not_fit_is_refused_with_what_would(model: Model) -> None:
+def test_a_context_that_does_not_fit_is_refused_with_one_that_would(model: Model) -> None:
     settings = ContextSettings(n_ctx=8192)
     free = {"CPU": 256 * MIB}
     largest = largest_context(model, settings, free)
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused_with_what_would(model: Model) -> None:
     require_fit(model, ContextSettings(n_ctx=8192, type_k="q4_0", type_v="q4_0"), free)
 
 
-def test_where_nothing_fits_it_says_so(model: Model) -> None:
+def test_the_message_says_that_no_length_would_fit(model: Model) -> None:
     with pytest.raises(InsufficientMemoryError, match="no length would fit"):
         require_fit(model, ContextSettings(n_ctx=512), {"CPU": MIB})
 
@@ -71,7 +71,7 @@ def test_weights_are_counted_where_they_would_go(smollm2: Path, model: Model) ->
     assert [buffer.device for buffer in need] == ["CPU"]
     assert need[0].size_bytes == pytest.approx(model.size_bytes, rel=1e-3)
     require_weights_fit(smollm2, LoadOptions(gpu_layers=0), {"CPU": 93 * MIB})
-    with pytest.raises(InsufficientMemoryError, match="put fewer there"):
+    with pytest.raises(InsufficientMemoryError, match="set gpu_layers lower"):
         require_weights_fit(smollm2, LoadOptions(gpu_layers=0), {"CPU": 90 * MIB})
 
 

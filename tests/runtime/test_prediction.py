@@ -1,7 +1,8 @@
-"""What `rope` predicts, held against what llama.cpp does, for every architecture of fixtures/.
+"""The predictions of `rope`, compared with llama.cpp for every architecture of fixtures/.
 
-Each is asked for a plain model, linear and YaRN by the file, YaRN by context parameters, and
-factors in both forms: either prediction and measurement agree in every layer, or both refuse.
+Each architecture is tried plain, with linear and YaRN in the file, with YaRN as context
+parameters, and with factors in both forms. Either prediction and measurement agree in every layer,
+or both refuse the file.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_is_predicted_is_what_happens(architecture: str, case: Case, tmp_path: Path) -> None:
+def test_the_prediction_agrees_with_the_measurement(
+    architecture: str, case: Case, tmp_path: Path
+) -> None:
     pairs = 8 if ARCHITECTURES[architecture].partial_rotary else 16
     (path,) = build(
         architecture,

@@ -1,4 +1,4 @@
-"""The measured rotation against formulas written here on their own."""
+"""The measured rotation, compared with formulas that are written here independently."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def assert_measures(
     measured: Probe, layers: list[int], frequencies: np.ndarray, magnitude: float
 ) -> None:
     found = {layer.layer: layer for layer in measured.layers}
+    assert layers
     for layer in layers:
         np.testing.assert_allclose(found[layer].inverse_frequencies, frequencies, rtol=CLOSE)
         assert found[layer].magnitude == pytest.approx(magnitude, rel=CLOSE)
@@ -67,15 +68,15 @@ def test_sliding_layers_keep_their_own_base(tmp_path: Path) -> None:
     assert_measures(measured, [5], plain(32) / 4, 1.0)
 
 
-def test_layers_that_do_not_rotate_are_seen(tmp_path: Path) -> None:
+def test_layers_that_do_not_rotate_have_no_frequencies(tmp_path: Path) -> None:
     (path,) = build("cohere2", tmp_path / "tiny.gguf")
     with Model.open(path) as model:
         widths = [len(layer.inverse_frequencies) for layer in probe(model).layers]
     assert widths == [16, 16, 16, 0]
 
 
-def test_a_magnitude_that_earlier_layers_hide_is_not_guessed(tmp_path: Path) -> None:
-    """With attention sinks the weight of a token hangs on the length of its key."""
+def test_a_magnitude_that_depends_on_earlier_layers_is_none(tmp_path: Path) -> None:
+    """With attention sinks the weight of a token depends on the norm of its key."""
     keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
     (path,) = build("gpt-oss", tmp_path / "tiny.gguf", base=BASE, keys=keys)
     with Model.open(path) as model:
@@ -178,7 +179,7 @@ def predicted(frequencies: np.ndarray, magnitude: float) -> EffectiveRope:
     return EffectiveRope(rope_type="norm", context_tokens=512, groups=(group,), values={})
 
 
-def test_a_measurement_is_held_against_a_prediction(tmp_path: Path) -> None:
+def test_a_measurement_is_compared_with_a_prediction(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf", base=BASE)
     theta = plain(32)
     with Model.open(path) as model:
@@ -191,7 +192,7 @@ def test_a_measurement_is_held_against_a_prediction(tmp_path: Path) -> None:
     assert not compare(measured, predicted(theta[:8], 1.0)).agrees
 
 
-def test_where_keys_tell_nothing_it_says_so(tmp_path: Path) -> None:
+def test_an_architecture_with_compressed_keys_is_refused(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf", keys={"attention.kv_lora_rank": 16})
     with Model.open(path) as model, pytest.raises(BackendError, match="latent attention"):
         probe(model)
