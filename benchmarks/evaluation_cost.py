@@ -24,9 +24,8 @@ from ggufrope.evals.needle import NeedleTask
 from ggufrope.evals.needle_prompts import NeedlePlan, stops
 from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask
 from ggufrope.evals.texts import reference_text, windows_of
-from ggufrope.evals.types import OpenContext
 from ggufrope.execution import open_subject
-from ggufrope.lm import LanguageModel
+from ggufrope.lm import LanguageModel, OpenContext
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.plan import KvTypes, RuntimeSettings
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from ggufrope.evals.task import DEFAULT_DEPTHS
+
 from .options import option
 from .values import token_counts
 
@@ -26,7 +28,7 @@ class RunOptions:
     ctx: Annotated[str, option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)]
     depths: Annotated[
         str, option("--depths", "How many depths, or percents: 0,50,100.", "N|A,B,…", _WHAT)
-    ] = "5"
+    ] = str(DEFAULT_DEPTHS)
     kv: Annotated[
         str, option("--kv", "Cache types, K or K/V: f16,q8_0,q8_0/q4_0.", "TYPES", _WHAT)
     ] = "f16"
@@ -124,7 +126,8 @@ class RunOptions:
     def plan(self, model: str, trials: tuple[ScalingRequest, ...]) -> RunPlan:
         """The plan for one model under `trials`. Raises RequestError naming the option."""
         from ggufrope.errors import RequestError
-        from ggufrope.runs.plan import Haystack, RulerSettings, RunPlan, RuntimeSettings
+        from ggufrope.evals.task import Haystack, RulerSettings
+        from ggufrope.runs.plan import RunPlan, RuntimeSettings
 
         words: dict[str, Any] = {
             "tasks": tuple(self.tasks.split(",")),
@@ -189,7 +192,7 @@ def _check_words(words: dict[str, Any]) -> None:
 
     from ggufrope.errors import RequestError
     from ggufrope.evals.facts import ValueKind
-    from ggufrope.runs.plan import TaskName
+    from ggufrope.evals.task import TaskName
 
     known = {
         "tasks": get_args(TaskName),

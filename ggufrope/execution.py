@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from ggufrope.evals.types import OpenContext
-    from ggufrope.lm import Progress
+    from ggufrope.lm import OpenContext, Progress
     from ggufrope.patching.request import ScalingRequest
     from ggufrope.report.record import RunReport
     from ggufrope.rope.effective import RopeOverrides

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Tokens: TypeAlias = Sequence[int]
 Progress: TypeAlias = Callable[[int], None]
 """Called with the number of tokens just evaluated."""
+OpenContext: TypeAlias = Callable[[int], "LanguageContext"]
+"""Opens a context of that many tokens; every other setting of it is closed over. Whoever opens a
+context closes it. May raise any BackendError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,8 @@ from ggufrope.evals.logprobs import Comparison, Logits, compare
 from ggufrope.evals.stats import Mean, mean, percentiles
 from ggufrope.evals.texts import Text, reference_text, windows_of
 from ggufrope.evals.trunk import Trunk
-from ggufrope.evals.types import NOT_FINITE, OpenContext, Score
-from ggufrope.lm import LanguageContext, LanguageModel, Progress
+from ggufrope.evals.types import NOT_FINITE, Score
+from ggufrope.lm import LanguageContext, LanguageModel, OpenContext, Progress
 
 DIVERGENCE_POINTS = (50.0, 90.0, 99.0, 99.9)
 DELTA_P_POINTS = (1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0)

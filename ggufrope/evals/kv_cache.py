@@ -12,8 +12,8 @@ from time import perf_counter
 from ggufrope.errors import BackendError, RequestError
 from ggufrope.evals.haystack import Filler, sentences, weave
 from ggufrope.evals.trunk import Trunk
-from ggufrope.evals.types import OpenContext, Score
-from ggufrope.lm import LanguageContext, LanguageModel, Progress
+from ggufrope.evals.types import Score
+from ggufrope.lm import LanguageContext, LanguageModel, OpenContext, Progress
 
 _WARM_UP_TOKENS = 32
 _TICK = 1e-9

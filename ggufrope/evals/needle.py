@@ -14,8 +14,8 @@ from ggufrope.errors import BackendError
 from ggufrope.evals.needle_prompts import Ask, NeedleCell, NeedlePlan, Stop, stops
 from ggufrope.evals.stats import Mean, Proportion, mean, proportion
 from ggufrope.evals.trunk import Trunk, branch_tokens, common_prefix
-from ggufrope.evals.types import NOT_FINITE, OpenContext, Score
-from ggufrope.lm import AnswerScore, LanguageModel, Progress
+from ggufrope.evals.types import NOT_FINITE, Score
+from ggufrope.lm import AnswerScore, LanguageModel, OpenContext, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,8 @@ from ggufrope.errors import BackendError, RequestError
 from ggufrope.evals.logprobs import log_probabilities
 from ggufrope.evals.texts import Text, reference_text, windows_of
 from ggufrope.evals.trunk import Trunk
-from ggufrope.evals.types import NOT_FINITE, OpenContext, Score
-from ggufrope.lm import LanguageContext, LanguageModel, Progress
+from ggufrope.evals.types import NOT_FINITE, Score
+from ggufrope.lm import LanguageContext, LanguageModel, OpenContext, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

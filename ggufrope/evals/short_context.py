@@ -14,8 +14,8 @@ from ggufrope.errors import RequestError
 from ggufrope.evals.divergence import Divergence, DivergencePlan, DivergenceResult, DivergenceTask
 from ggufrope.evals.needle import NeedleResult, NeedleTask, Recall, recall
 from ggufrope.evals.needle_prompts import NeedlePlan
-from ggufrope.evals.types import OpenContext, Score, keys_of
-from ggufrope.lm import LanguageModel, Progress
+from ggufrope.evals.types import Score, keys_of
+from ggufrope.lm import LanguageModel, OpenContext, Progress
 
 Part: TypeAlias = Literal["divergence", "base", "variant"]
 

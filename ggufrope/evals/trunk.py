@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from ggufrope.evals.types import OpenContext
-from ggufrope.lm import AnswerScore, Branch, LanguageContext, Progress
+from ggufrope.lm import AnswerScore, Branch, LanguageContext, OpenContext, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,11 @@ results already stored, it yields only the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeVar
 
-from ggufrope.lm import LanguageContext, LanguageModel, Progress
-
-OpenContext: TypeAlias = Callable[[int], LanguageContext]
-"""Opens a context of that many tokens; whatever else is set about it is closed over. The task
-closes what it opens. May raise any BackendError, which becomes the reason of unscored cells."""
+from ggufrope.lm import LanguageModel, OpenContext, Progress
 
 NOT_FINITE = "the model's logits are not finite numbers"
 """The reason of a score that a model gone wrong has not got."""

@@ -32,8 +32,8 @@ from ggufrope.runs.tasks.registry import MEASURES
 from ggufrope.runs.tasks.request import Measure
 
 if TYPE_CHECKING:
+    from ggufrope.evals.task import TaskName
     from ggufrope.lm import Progress
-    from ggufrope.runs.plan import TaskName
     from ggufrope.runs.subject import OpenSubject
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from ggufrope._plain import encode
 from ggufrope.errors import RequestError
 from ggufrope.evals.results import Cell
+from ggufrope.evals.task import TaskName
 from ggufrope.patching.request import ScalingRequest
-from ggufrope.runs.plan import KvTypes, RunPlan, TaskName
+from ggufrope.runs.plan import KvTypes, RunPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

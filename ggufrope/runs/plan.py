@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Literal
 
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema
 from ggufrope.container.ggml import KvTypes as KvTypes
 from ggufrope.errors import RequestError
-from ggufrope.evals.facts import ValueKind
-from ggufrope.evals.ruler.specs import RULER_TASKS
+from ggufrope.evals.task import TaskName, TaskSettings
 from ggufrope.evals.verdict import Thresholds
 from ggufrope.patching.request import ScalingName, ScalingRequest
 
@@ -24,58 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-TaskName: TypeAlias = Literal[
-    "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
-]
 MIN_CONTEXT = 128
 """Tokens: below, a question and its answer leave no room for a haystack."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Haystack:
-    """What needles are hidden in: `noise`, `essay`, or a text file of the user's."""
-
-    kind: Literal["noise", "essay", "text"] = "essay"
-    file: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.kind == "text") != (self.file is not None):
-            raise RequestError(
-                'a haystack of kind "text" needs a file, and only that kind takes one: '
-                f"kind is {self.kind!r}, file is {self.file!r}"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RulerSettings:
-    """Which RULER-style tasks, and the files they need. Raises RequestError for an unknown one."""
-
-    tasks: tuple[str, ...] = field(
-        default=(), metadata={"help": "by RULER's names; none: all there is data for"}
-    )
-    squad: str | None = field(default=None, metadata={"help": "a SQuAD file, for qa_1"})
-    hotpotqa: str | None = field(default=None, metadata={"help": "a HotpotQA file, for qa_2"})
-    templates: str | None = field(
-        default=None, metadata={"help": "a JSON file of prompts that replace ours"}
-    )
-
-    def __post_init__(self) -> None:
-        known = [spec.name for spec in RULER_TASKS]
-        for name in self.tasks:
-            if name not in known:
-                raise RequestError(
-                    f"unknown RULER task {name!r}; expected some of {', '.join(known)}"
-                )
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The tasks to run, in RULER's order."""
-        data = {None: True, "squad": self.squad is not None, "hotpotqa": self.hotpotqa is not None}
-        return tuple(
-            spec.name
-            for spec in RULER_TASKS
-            if (spec.name in self.tasks if self.tasks else data[spec.data])
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +45,9 @@ class RuntimeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunPlan:
-    """Everything needed to repeat a run, but for the files it names."""
+class RunPlan(TaskSettings):
+    """Everything needed to repeat a run, but for the files it names: the settings of its tasks, and
+    what they are run on."""
 
     models: tuple[str, ...] = field(
         metadata={"help": "paths, globs, ollama:NAME or hf:OWNER/REPO/FILE"}
@@ -111,25 +61,7 @@ class RunPlan:
     kv: tuple[str, ...] = field(
         default=("f16",), metadata={"help": "KV cache types, K or K/V, e.g. q8_0/q4_0"}
     )
-    depths: int | tuple[float, ...] = field(
-        default=11, metadata={"help": "how many, evenly spread, or a list in percent"}
-    )
-    mode: Literal["one-pass", "isolated"] = "one-pass"
-    control: bool = field(
-        default=True, metadata={"help": "ask needles at the native context too, for comparison"}
-    )
-    value: ValueKind = field(default="number", metadata={"help": "what a needle's value is"})
-    samples: int = field(default=1, metadata={"help": "of each cell, with different needles"})
     seeds: tuple[int, ...] = (0,)
-    haystack: Haystack = Haystack()
-    text: str | None = field(
-        default=None, metadata={"help": "text file of perplexity and divergence"}
-    )
-    chunks: int = field(
-        default=4,
-        metadata={"help": "at most so many contexts of text for perplexity and divergence"},
-    )
-    ruler: RulerSettings = RulerSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     thresholds: Thresholds = field(default_factory=Thresholds)
     schema: Literal[1] = 1
@@ -154,22 +86,11 @@ class RunPlan:
     @property
     def files(self) -> tuple[str, ...]:
         """Every file the plan names, its models aside."""
-        named = [self.haystack.file, self.text]
-        named += [self.ruler.squad, self.ruler.hotpotqa, self.ruler.templates]
-        named += [name for trial in self.trials for name in trial.files]
-        return tuple(dict.fromkeys(name for name in named if name is not None))
-
-    @property
-    def depth_percents(self) -> tuple[float, ...]:
-        """Needle depths in percent of the context, ascending."""
-        if isinstance(self.depths, tuple):
-            return tuple(sorted(self.depths))
-        if self.depths == 1:
-            return (50.0,)
-        return tuple(round(100 * i / (self.depths - 1), 3) for i in range(self.depths))
+        named = (name for trial in self.trials for name in trial.files)
+        return tuple(dict.fromkeys((*self.setting_files, *named)))
 
     def _empty(self) -> list[str]:
-        names = ("models", "contexts", "tasks", "scalings", "kv", "seeds", "depths")
+        names = ("models", "contexts", "tasks", "scalings", "kv", "seeds")
         return [f"{name} is empty" for name in names if getattr(self, name) == ()]
 
     def _repeated(self) -> list[str]:
@@ -193,20 +114,7 @@ class RunPlan:
             for tokens in self.contexts
             if tokens < MIN_CONTEXT
         ]
-        if isinstance(self.depths, int):
-            if self.depths < 1:
-                problems.append(f"depths {self.depths} must be 1 or more, or a list of percents")
-        else:
-            problems += [
-                f"depth {percent:g} is not a percentage from 0 to 100"
-                for percent in self.depths
-                if not 0 <= percent <= 100
-            ]
-        problems += [
-            f"{name} {getattr(self, name)} must be 1 or more"
-            for name in ("samples", "chunks")
-            if getattr(self, name) < 1
-        ]
+        problems += self.setting_problems()
         for text in self.kv:
             try:
                 KvTypes.parse(text)
@@ -250,7 +158,8 @@ def parse_plan(text: str, *, where: str = "plan") -> RunPlan:
 
 def format_plan(plan: RunPlan) -> str:
     """TOML that `parse_plan` reads back to an equal plan."""
-    plain = encode(plan)
+    settings = {item.name for item in fields(TaskSettings)}
+    plain = dict(sorted(encode(plan).items(), key=lambda item: item[0] in settings))
     tables = {name: value for name, value in plain.items() if isinstance(value, dict)}
     lines = [f"{name} = {_toml(value)}" for name, value in plain.items() if name not in tables]
     for name, table in tables.items():

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
-    from ggufrope.evals.types import OpenContext
-    from ggufrope.lm import LanguageContext, LanguageModel, Progress
+    from ggufrope.evals.task import TaskName
+    from ggufrope.lm import LanguageContext, LanguageModel, OpenContext, Progress
     from ggufrope.runs.jobs import Job
-    from ggufrope.runs.plan import RunPlan, TaskName
+    from ggufrope.runs.plan import RunPlan
 
 
 class Subject(Protocol):

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.types import OpenContext
-from ggufrope.lm import Branch, LanguageContext, LanguageModel
+from ggufrope.lm import Branch, LanguageContext, LanguageModel, OpenContext
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.rope.llamacpp import yarn_file_magnitude

@@ -21,8 +21,7 @@ from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-    from ggufrope.evals.types import OpenContext
-    from ggufrope.lm import LanguageModel
+    from ggufrope.lm import LanguageModel, OpenContext
     from ggufrope.rope.scaling import RopeScaling
     from ggufrope.search.bench import Bench
 

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from ggufrope.errors import InsufficientMemoryError
-from ggufrope.evals.types import OpenContext, Task
+from ggufrope.evals.types import Task
+from ggufrope.lm import OpenContext
 from ggufrope.runtime.fake import FakeContext, FakeModel
 
 

@@ -11,8 +11,7 @@ from ggufrope.evals.logprobs import Comparison
 from ggufrope.evals.needle import NeedleTask
 from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
-from ggufrope.evals.types import OpenContext
-from ggufrope.lm import LanguageContext
+from ggufrope.lm import LanguageContext, OpenContext
 from ggufrope.runtime.fake import FakeContext, FakeModel
 from tests.evals.bench import Bench, refusing
 from tests.evals.test_perplexity import TEXT

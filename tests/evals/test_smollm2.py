@@ -12,7 +12,7 @@ from ggufrope.evals.divergence import DivergencePlan, DivergenceTask
 from ggufrope.evals.needle import NeedleTask
 from ggufrope.evals.needle_prompts import NeedlePlan, stops
 from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
-from ggufrope.evals.types import OpenContext
+from ggufrope.lm import OpenContext
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings

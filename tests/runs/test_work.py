@@ -168,7 +168,7 @@ def test_a_text_too_short_for_one_context_spares_the_others(
 
 
 def _text_haystack(path: Path) -> object:
-    from ggufrope.runs.plan import Haystack
+    from ggufrope.evals.task import Haystack
 
     return Haystack(kind="text", file=str(path))
 

@@ -24,8 +24,7 @@ from ggufrope.search.evaluate import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ggufrope.evals.types import OpenContext
-    from ggufrope.lm import LanguageModel
+    from ggufrope.lm import LanguageModel, OpenContext
 
 NEEDLE = NeedleFitness(NeedlePlan(lengths=(300,), depths=(0, 50, 100), samples=2, distractors=0))
 

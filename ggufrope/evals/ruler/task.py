@@ -17,8 +17,8 @@ from ggufrope.evals.ruler.specs import BY_NAME, RULER_TASKS, RulerSpec
 from ggufrope.evals.ruler.tracing import variable_tracking
 from ggufrope.evals.ruler.wording import Wording, wordings_of
 from ggufrope.evals.trunk import Trunk, common_prefix
-from ggufrope.evals.types import OpenContext, Sample, Score
-from ggufrope.lm import LanguageModel, Progress
+from ggufrope.evals.types import Sample, Score
+from ggufrope.lm import LanguageModel, OpenContext, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

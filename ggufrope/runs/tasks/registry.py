@@ -13,7 +13,7 @@ from ggufrope.runs.tasks.text import divergence, perplexity
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ggufrope.runs.plan import TaskName
+    from ggufrope.evals.task import TaskName
     from ggufrope.runs.tasks.request import Measure
 
 MEASURES: Mapping[TaskName, Measure] = {

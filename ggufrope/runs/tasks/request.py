@@ -9,8 +9,8 @@ from typing import TypeAlias, TypeVar
 
 from ggufrope.evals.results import Cell, CellResult
 from ggufrope.evals.texts import Text, read_text
-from ggufrope.evals.types import OpenContext, Result, Task
-from ggufrope.lm import LanguageModel, Progress
+from ggufrope.evals.types import Result, Task
+from ggufrope.lm import LanguageModel, OpenContext, Progress
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.jobs import Job
 from ggufrope.runs.plan import KvTypes, RunPlan

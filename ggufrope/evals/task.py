@@ -1,0 +1,232 @@
+"""What a task is: its settings, the cells it fills, what it is given, and what it yields.
+
+A task measures one thing in many cells: needles at every length and depth, or the perplexity of a
+text at every length. Each task is one module of this package that ends in a `Task` value, listed in
+`ggufrope.evals.registry`. Whoever carries out a plan asks the task which cells it fills
+(`places`) and how many tokens that takes (`tokens`), then runs it and stores each `CellResult` as
+it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ggufrope.errors import RequestError
+from ggufrope.evals.facts import ValueKind
+from ggufrope.evals.ruler.specs import RULER_TASKS
+
+if TYPE_CHECKING:
+    from ggufrope.evals.results import Cell, CellResult
+    from ggufrope.lm import LanguageModel, OpenContext, Progress
+
+TaskName: TypeAlias = Literal[
+    "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
+]
+NeedleMode: TypeAlias = Literal["one-pass", "isolated"]
+DEFAULT_DEPTHS = 11
+"""Needle depths of a grid: 0, 10, ... 100 percent."""
+BaseKind: TypeAlias = Literal["reference", "original"]
+"""What a task compares a model with. `reference`: the same scaling with an f16 cache, and for that
+itself the file as it stands. `original`: the model with no scaling added and an f16 cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Haystack:
+    """The text around needles: `noise`, `essay`, or a text file of the user's."""
+
+    kind: Literal["noise", "essay", "text"] = "essay"
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "text") != (self.file is not None):
+            raise RequestError(
+                'a haystack of kind "text" needs a file, and only that kind takes one: '
+                f"kind is {self.kind!r}, file is {self.file!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulerSettings:
+    """Which RULER-style tasks to run, and the files they need.
+
+    Raises RequestError for an unknown task.
+    """
+
+    tasks: tuple[str, ...] = field(
+        default=(), metadata={"help": "by RULER's names; none: all there is data for"}
+    )
+    squad: str | None = field(default=None, metadata={"help": "a SQuAD file, for qa_1"})
+    hotpotqa: str | None = field(default=None, metadata={"help": "a HotpotQA file, for qa_2"})
+    templates: str | None = field(
+        default=None, metadata={"help": "a JSON file of prompts that replace ours"}
+    )
+
+    def __post_init__(self) -> None:
+        known = [spec.name for spec in RULER_TASKS]
+        for name in self.tasks:
+            if name not in known:
+                raise RequestError(
+                    f"unknown RULER task {name!r}; expected some of {', '.join(known)}"
+                )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The tasks to run, in RULER's order."""
+        data = {None: True, "squad": self.squad is not None, "hotpotqa": self.hotpotqa is not None}
+        return tuple(
+            spec.name
+            for spec in RULER_TASKS
+            if (spec.name in self.tasks if self.tasks else data[spec.data])
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """How tasks measure: the part of a run plan that they read.
+
+    Raises RequestError where a number is out of range.
+    """
+
+    depths: int | tuple[float, ...] = field(
+        default=DEFAULT_DEPTHS, metadata={"help": "how many, evenly spread, or a list in percent"}
+    )
+    mode: NeedleMode = "one-pass"
+    control: bool = field(
+        default=True,
+        metadata={"help": "measure needles at the native context too, for comparison"},
+    )
+    value: ValueKind = field(default="number", metadata={"help": "what a needle's value is"})
+    samples: int = field(default=1, metadata={"help": "of each cell, with different needles"})
+    haystack: Haystack = Haystack()
+    text: str | None = field(
+        default=None, metadata={"help": "text file of perplexity and divergence"}
+    )
+    chunks: int = field(
+        default=4,
+        metadata={"help": "at most so many contexts of text for perplexity and divergence"},
+    )
+    ruler: RulerSettings = RulerSettings()
+
+    def __post_init__(self) -> None:
+        problems = tuple(self.setting_problems())
+        if problems:
+            raise RequestError("; ".join(problems))
+
+    def setting_problems(self) -> Iterator[str]:
+        """Say what is wrong with the settings, one sentence for each problem."""
+        if isinstance(self.depths, int):
+            if self.depths < 1:
+                yield f"depths {self.depths} must be 1 or more, or a list of percents"
+        elif not self.depths:
+            yield "depths is empty"
+        else:
+            for percent in self.depths:
+                if not 0 <= percent <= 100:
+                    yield f"depth {percent:g} is not a percentage from 0 to 100"
+        for name in ("samples", "chunks"):
+            if getattr(self, name) < 1:
+                yield f"{name} {getattr(self, name)} must be 1 or more"
+
+    @property
+    def depth_percents(self) -> tuple[float, ...]:
+        """Needle depths in percent of the context, ascending."""
+        if isinstance(self.depths, tuple):
+            return tuple(sorted(self.depths))
+        if self.depths == 1:
+            return (50.0,)
+        return tuple(round(100 * i / (self.depths - 1), 3) for i in range(self.depths))
+
+    @property
+    def setting_files(self) -> tuple[str, ...]:
+        """Every file that the settings name, once each."""
+        ruler = self.ruler
+        named = (self.haystack.file, self.text, ruler.squad, ruler.hotpotqa, ruler.templates)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """The lengths in tokens that cells are placed at: the plan's `contexts`, and the `native`
+    context that the model was trained for, None where the file does not say."""
+
+    contexts: tuple[int, ...]
+    native: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinates:
+    """Where one cell of a task lies: the fields of `Cell` that a task decides."""
+
+    context_tokens: int
+    depth_percent: float | None = None
+    sample: int | None = None
+    part: str | None = None
+    control: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What cells are compared with: its name, and how to open contexts of it."""
+
+    name: str
+    open_context: OpenContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRequest:
+    """One job for a task: fill the cells `todo`, of all the `cells` of the job.
+
+    `open_context` opens contexts of the model as it is to be measured, `base` is what a task that
+    compares compares it with. `planned` is called with the tokens that the calls of `progress`
+    will add up to, once they are known.
+    """
+
+    settings: TaskSettings
+    model: LanguageModel
+    open_context: OpenContext
+    cells: tuple[Cell, ...]
+    todo: tuple[Cell, ...]
+    seed: int = 0
+    base: Base | None = None
+    planned: Progress | None = None
+    progress: Progress | None = None
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """Context lengths of the whole job, ascending."""
+        return tuple(sorted({cell.context_tokens for cell in self.cells}))
+
+    def plan_tokens(self, count: int) -> None:
+        """Report how many tokens will be evaluated."""
+        if self.planned is not None:
+            self.planned(count)
+
+    def required_base(self) -> Base:
+        """Return the base. Raises RequestError where there is none to compare with."""
+        if self.base is None:
+            raise RequestError("the file with an f16 cache is the base: it diverges from nothing")
+        return self.base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One evaluation, as a value.
+
+    `places` yields the cells it fills, shortest context first. `tokens` returns the most tokens
+    that given cells take to evaluate. `run` yields the result of each cell as it is known, so that
+    it can be stored before the next; a BackendError becomes the reason of the cells it concerns,
+    and RequestError, where the job cannot be carried out, is raised before anything is evaluated.
+    """
+
+    name: TaskName
+    places: Callable[[TaskSettings, Lengths], Iterator[Coordinates]]
+    tokens: Callable[[TaskSettings, Sequence[Cell]], int]
+    run: Callable[[TaskRequest], Iterator[CellResult]]
+    compares_with: BaseKind | None = None
+
+    @property
+    def contexts_at_once(self) -> int:
+        """How many contexts it holds open together: a comparison reads its base in lockstep."""
+        return 1 if self.compares_with is None else 2
