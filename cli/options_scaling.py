@@ -80,6 +80,10 @@ class ScalingOptions:
             "--keep-short-context", "Bake, and leave the model as it is in short contexts.", ""
         ),
     ] = False
+    replace_scaling: Annotated[
+        bool,
+        _option("--replace-scaling", "Drop the file's own scaling, even if it was trained so.", ""),
+    ] = False
 
     def request(self) -> ScalingRequest:
         """The request these options make: the model as it stands where they say no scheme."""

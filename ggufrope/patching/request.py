@@ -68,6 +68,7 @@ _ANY_SCHEME = frozenset(
         "freq_base",
         "bake",
         "keep_short_context",
+        "replace_scaling",
     }
 )
 
@@ -109,6 +110,10 @@ class ScalingRequest:
     keep_short_context: bool = field(
         default=False,
         metadata={"help": "bake, and leave the model as it is up to its original context"},
+    )
+    replace_scaling: bool = field(
+        default=False,
+        metadata={"help": "drop the scaling that the file has, although it was trained with it"},
     )
 
     @property

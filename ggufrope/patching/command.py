@@ -1,0 +1,89 @@
+"""The words of our own command line, for a scaling request: the one module of the library that
+has them.
+
+Reports and search results end in a command to paste, and `advise` is made of them. They are part
+of a result, so the library writes them, and it writes them here alone: everywhere else a message
+names a field, and the command line puts the flag of `FLAGS` in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from ggufrope.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ggufrope.patching.request import ScalingRequest
+
+FLAGS: Mapping[str, str] = MappingProxyType(
+    {
+        "scaling": "--scaling",
+        "factor": "--factor",
+        "target_context": "--target-ctx",
+        "original_context": "--orig-ctx",
+        "freq_base": "--freq-base",
+        "beta_fast": "--beta-fast",
+        "beta_slow": "--beta-slow",
+        "ext_factor": "--ext-factor",
+        "attn_factor": "--attn-factor",
+        "low_freq_factor": "--low-freq-factor",
+        "high_freq_factor": "--high-freq-factor",
+        "long_factors": "--long-factors",
+        "short_factors": "--short-factors",
+        "from_config": "--from-config",
+        "bake": "--bake",
+        "keep_short_context": "--keep-short-context",
+        "replace_scaling": "--replace-scaling",
+    }
+)
+"""The flag of each field of `ScalingRequest`; `label`, a name in reports, has none."""
+
+
+def patch_command(request: ScalingRequest, model: Path | str, output: Path | str) -> str:
+    """Return the shell command that writes `request` into a copy of `model` at `output`.
+
+    Raises RequestError where the request is the model as it stands: there is nothing to write.
+    """
+    if request.is_file:
+        raise RequestError("the model as it stands needs no patch")
+    return command_line("patch", _path(model), "-o", _path(output), *scaling_options(request))
+
+
+def scaling_options(request: ScalingRequest) -> tuple[str, ...]:
+    """Return the options that make `request`, unquoted; none for the model as it stands."""
+    words: list[str] = []
+    for field in fields(request):
+        value = getattr(request, field.name)
+        if field.name not in FLAGS or value is None or value is False or value == "file":
+            continue
+        words.append(FLAGS[field.name])
+        if value is not True:
+            words.append(_word(value))
+    return tuple(words)
+
+
+def command_line(*words: str) -> str:
+    """Return `ggufrope` and these words as one shell command, each quoted where it must be."""
+    return shlex.join(("ggufrope", *words))
+
+
+def _word(value: float | str | tuple[float, ...]) -> str:
+    """A value as an option takes it: numbers exactly, an array as JSON."""
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
+
+
+def _path(path: Path | str) -> str:
+    """A path that cannot be taken for an option."""
+    text = os.fspath(path)
+    return f"./{text}" if text.startswith("-") else text
