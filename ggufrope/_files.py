@@ -5,11 +5,9 @@ Edits of models have a layer of their own, `container.filesystem`. This is for e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +63,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
     Text is written as UTF-8, line ends as they are. Raises StorageError.
     """
+    import tempfile  # slow to import, and most commands write nothing
+
     data = content.encode() if isinstance(content, str) else content
     with storage("write", path):
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
@@ -85,6 +85,8 @@ def sha256_of(path: Path, length: int | None = None) -> str:
 
     Raises StorageError.
     """
+    import hashlib
+
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_BLOCK))
     with storage("read", path):

@@ -21,7 +21,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import struct
 import sys
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
@@ -151,6 +150,8 @@ class FileLayer:
         if hasattr(os, "statvfs"):
             status = os.statvfs(path.parent)
             return status.f_bavail * status.f_frsize
+        import shutil
+
         return shutil.disk_usage(path.parent).free
 
     def insert_refusal(self, path: Path) -> str | None:

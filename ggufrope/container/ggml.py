@@ -1,8 +1,8 @@
-"""The ggml types: their names, and how many bytes tensor data takes.
+"""The ggml types: their names, and how many bytes tensor data and KV cache rows take.
 
-Figures from ggml/src/ggml.c (`type_traits`) and ggml/src/ggml-common.h. They stand here, and not
-behind an import of `gguf`, because that import alone takes longer than reading a header; a test
-holds the two against each other. A type missing here is not an error: its tensors are copied whole.
+Figures from ggml/src/ggml.c (`type_traits`) and ggml/src/ggml-common.h. They are not imported from
+`gguf`, because that import alone takes longer than reading a header; a test compares the two. A
+tensor type missing here is not an error: such tensors are copied whole.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _K = 256
 
 
 class TensorType(NamedTuple):
-    """How values are stored: `block_bytes` for every `block_size` of them."""
+    """A storage format of values: `block_bytes` for each block of `block_size` values."""
 
     name: str
     block_size: int
@@ -70,9 +70,9 @@ TYPES: dict[int, TensorType] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheType:
-    """How cache rows are stored: `block_bytes` for every `block_size` values.
+    """A storage format of KV cache rows: `block_bytes` for each block of `block_size` values.
 
-    `number` is the ggml type, ggml/include/ggml.h.
+    `number` is the ggml type (ggml/include/ggml.h).
     """
 
     name: str
@@ -110,7 +110,7 @@ CACHE_TYPES = {
         ("iq4_nl", 20),
     )
 }
-"""The types that llama.cpp's own command line accepts for a K or V cache, by name."""
+"""The types that llama.cpp's command line accepts for a K or V cache, by name."""
 
 
 def cache_type(name: str) -> CacheType:
@@ -152,13 +152,13 @@ class KvTypes:
 
 
 def type_name(number: int) -> str:
-    """The name of a type; its number where it is unknown."""
+    """Return the name of a type, or its number where the type is unknown."""
     kind = TYPES.get(number)
     return str(number) if kind is None else kind.name
 
 
 def data_length(type_: int, shape: Sequence[int]) -> int | None:
-    """Bytes of a tensor's data, or None where the type is unknown.
+    """Return the bytes of a tensor's data, or None where the type is unknown.
 
     `shape` is innermost first. Raises ValueError where a row is not a whole number of blocks.
     """

@@ -1,4 +1,14 @@
-"""Records of the header -> bytes, in either byte order."""
+"""A file as a sequence of pieces: new bytes, and spans of the old file.
+
+A `Rewrite` fixes what the new file says, record by record; where its tensor data starts is left
+open, because that decides how cheaply it can be stored. `compose` fixes that too. The records
+themselves are encoded here, in either byte order.
+
+`place_pieces` compares a composition with the old file: what is already in its place, and what to
+write. Room for a longer header can come from an insertion: whole file-system blocks put in at a
+block boundary, behind which every byte moves up without being copied. Offsets of the old file at or
+behind the insertion are then higher by its length in the new one.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +34,48 @@ if TYPE_CHECKING:
     from ggufrope.container.types import ByteOrder, Scalar
 
 
+Piece: TypeAlias = "bytes | Span"
+"""A part of the new file: these bytes, or this span of the old one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite:
+    """What the new file contains: every tensor offset is known, the start of the data is not.
+
+    `padding` is the record of reserved space in the old file, None where it has none. `reserve` is
+    how many bytes the new file must have reserved, None where any number will do.
+    """
+
+    source: Header
+    keys: tuple[str, ...]
+    tensor_names: tuple[str, ...]
+    alignment: int
+    key_values: tuple[Piece, ...]
+    padding_index: int
+    padding: KeyValue | None
+    reserve: int | None
+    tensor_infos: tuple[Piece, ...]
+    data: tuple[Piece, ...]
+
+    @property
+    def present_padding(self) -> int | None:
+        """Zeros reserved in the old file, or None."""
+        value = None if self.padding is None else self.padding.value
+        return value.count if isinstance(value, ArrayValue) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """The new file in full: its pieces in order, and where the tensor data starts."""
+
+    pieces: tuple[Piece, ...]
+    data_offset: int
+    size: int
+    padding: int | None
+
+
 def encode_key_value(key: str, value: TypedValue, order: ByteOrder) -> bytes:
-    """One metadata record. Raises RequestError where the value does not fit its type."""
+    """Return one metadata record. Raises RequestError where the value does not fit its type."""
     name = _encode_text(key, order)
     if not 8 < len(name) <= 8 + MAX_NAME_BYTES:
         raise RequestError(f"key {key[:80]!r} must have 1 to {MAX_NAME_BYTES} bytes")
@@ -39,20 +89,20 @@ def encode_key_value(key: str, value: TypedValue, order: ByteOrder) -> bytes:
 def encode_tensor_info(
     name: str, shape: Sequence[int], type_: int, offset: int, order: ByteOrder
 ) -> bytes:
-    """One tensor info record; `offset` is relative to the tensor data."""
+    """Return one tensor info record; `offset` is relative to the tensor data."""
     dimensions = len(shape)
     format_ = f"{order}I{dimensions}QIQ"
     return _encode_text(name, order) + struct.pack(format_, dimensions, *shape, type_, offset)
 
 
 def encode_padding(count: int, order: ByteOrder) -> bytes:
-    """The padding key-value with `count` zeros."""
+    """Return the padding key-value with `count` zeros."""
     head = struct.pack(order + "IIQ", ValueType.ARRAY, ValueType.UINT8, count)
     return _encode_text(PADDING_KEY, order) + head + bytes(count)
 
 
 PADDING_RECORD_BYTES = 8 + len(PADDING_KEY) + 4 + 4 + 8
-"""What the padding key-value takes beside its zeros."""
+"""Bytes of the padding key-value without its zeros."""
 
 
 def _encode_value(value: TypedValue, order: ByteOrder) -> bytes:
@@ -83,57 +133,13 @@ def _encode_text(text: str, order: ByteOrder) -> bytes:
     return struct.pack(order + "Q", len(data)) + data
 
 
-# The new file as a sequence of pieces: bytes, and spans of the old file.
-#
-# A `Rewrite` fixes what the new file says; where its tensor data starts is left open, because that
-# decides how cheaply it can be stored. `compose` closes the question.
-
-Piece: TypeAlias = "bytes | Span"
-"""A stretch of the new file: these bytes, or this span of the old one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rewrite:
-    """What the new file contains; every tensor offset is settled, the start of data is not.
-
-    `padding` is the reserved space that stands in the old file, None where it has none, and
-    `reserve` what the caller wants to be left afterwards, None for no opinion.
-    """
-
-    source: Header
-    keys: tuple[str, ...]
-    tensor_names: tuple[str, ...]
-    alignment: int
-    key_values: tuple[Piece, ...]
-    padding_index: int
-    padding: KeyValue | None
-    reserve: int | None
-    tensor_infos: tuple[Piece, ...]
-    data: tuple[Piece, ...]
-
-    @property
-    def standing_padding(self) -> int | None:
-        """Zeros reserved in the old file, or None."""
-        value = None if self.padding is None else self.padding.value
-        return value.count if isinstance(value, ArrayValue) else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Composition:
-    """The new file in full: its pieces in order, and where the tensor data starts."""
-
-    pieces: tuple[Piece, ...]
-    data_offset: int
-    size: int
-    padding: int | None
-
-
 def compose(
     rewrite: Rewrite, *, padding: int | None = None, data_offset: int | None = None
 ) -> Composition:
-    """The new file with `padding` zeros reserved (None: no padding key-value).
+    """Return the new file with `padding` zeros reserved (None: no padding key-value).
 
-    Without `data_offset` the data follows the header as closely as the alignment permits.
+    Without `data_offset` the data follows the header as closely as the alignment permits. Raises
+    ValueError where the data cannot start there.
     """
     source = rewrite.source
     keys = len(rewrite.key_values) + (padding is not None)
@@ -143,7 +149,7 @@ def compose(
         _count(source, 16, len(source.key_values), keys),
         *rewrite.key_values[: rewrite.padding_index],
     ]
-    if rewrite.padding is not None and padding == rewrite.standing_padding:
+    if rewrite.padding is not None and padding == rewrite.present_padding:
         pieces.append(rewrite.padding.span)
     elif padding is not None:
         pieces.append(encode_padding(padding, source.byte_order))
@@ -168,14 +174,16 @@ def compose(
 
 
 def header_end(rewrite: Rewrite) -> int:
-    """Where the tensor infos end when no space is reserved."""
+    """Return where the tensor infos end when no space is reserved."""
     return 24 + sum(map(piece_length, (*rewrite.key_values, *rewrite.tensor_infos)))
 
 
 def fitting(rewrite: Rewrite, data_offset: int) -> Composition | None:
-    """The new file with its data at `data_offset`, the space between reserved; None if that
-    cannot be: the header is too long, the gap too small for a padding key-value, or less than
-    the wanted reserve remains."""
+    """Return the new file with its data at `data_offset`, the space between reserved.
+
+    None where that cannot be: the header is too long, the gap is too small for a padding key-value,
+    or less than the wanted reserve remains.
+    """
     gap = data_offset - header_end(rewrite)
     if data_offset % rewrite.alignment or gap < 0:
         return None
@@ -196,7 +204,7 @@ def piece_length(piece: Piece) -> int:
 
 
 def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    """The same bytes in as few pieces as possible."""
+    """Return the same bytes in as few pieces as possible."""
     joined: list[Piece | list[bytes]] = []
     for piece in pieces:
         last = joined[-1] if joined else None
@@ -215,14 +223,14 @@ def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 
 
 def _gap(source: Header, length: int) -> Piece:
-    """The padding in front of the data: that of the old file as far as it reaches."""
+    """Return the padding in front of the data: that of the old file where it is long enough."""
     if length <= source.data_offset - _end(source) and source.file_size >= source.data_offset:
         return Span(offset=source.data_offset - length, length=length)
     return bytes(length)
 
 
 def _end(source: Header) -> int:
-    """Where the records of the old header end."""
+    """Return where the records of the old header end."""
     records = source.tensors or source.key_values
     return records[-1].span.end if records else 24
 
@@ -233,13 +241,6 @@ def _count(source: Header, offset: int, old: int, new: int) -> Piece:
     return struct.pack(source.byte_order + "Q", new)
 
 
-# What an edit in place leaves where it is, what it writes over, and what that destroys.
-#
-# Room for a longer header comes from an insertion: whole file-system blocks pushed in at a block
-# boundary, behind which every byte moves up without being copied. Offsets of the old file at or
-# behind the insertion are therefore read as higher by its length in the new one.
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Insertion:
     """`length` bytes of room made at `offset`, both multiples of the block size."""
@@ -248,7 +249,7 @@ class Insertion:
     length: int
 
     def after(self, offset: int) -> int:
-        """Where the byte at `offset` of the old file stands in the new one."""
+        """Return where the byte at `offset` of the old file is in the new one."""
         return offset + self.length if offset >= self.offset else offset
 
 
@@ -278,7 +279,7 @@ class Lost:
 def place_pieces(
     pieces: Iterable[Piece], insertion: Insertion | None
 ) -> tuple[tuple[Kept, ...], tuple[Patch, ...]]:
-    """The pieces of the new file that already stand in their place, and those to write."""
+    """Return the pieces of the new file that are already in their place, and those to write."""
     kept: list[Kept] = []
     patches: list[Patch] = []
     offset = 0
@@ -293,7 +294,7 @@ def place_pieces(
 
 
 def copied(pieces: Iterable[Piece]) -> tuple[Kept, ...]:
-    """Where a new file that was written from `pieces` has the bytes of the old one."""
+    """Return where a new file written from `pieces` has the bytes of the old one."""
     kept = []
     offset = 0
     for piece in pieces:
@@ -304,7 +305,7 @@ def copied(pieces: Iterable[Piece]) -> tuple[Kept, ...]:
 
 
 def inverse(kept: Iterable[Kept], old_size: int) -> Iterator[Span | Lost]:
-    """The old file, in order, as spans of the new file and spans that are lost."""
+    """Yield the old file, in order, as spans of the new file and spans that are lost."""
     end = 0
     for keeping in sorted(kept, key=lambda keeping: keeping.source.offset):
         source = keeping.source

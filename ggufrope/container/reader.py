@@ -1,8 +1,8 @@
-"""A binary stream -> Header, without decoding what nobody asked for.
+"""Read a GGUF header from a file or a stream, decoding only what is needed.
 
 Every count and length is checked against the bytes that are left before anything is allocated or
 skipped, so a hostile file costs no more than an honest one. Long arrays and arrays of strings are
-walked, not decoded: their `span` says where they are, and `arrays.py` reads them on demand.
+skipped, not decoded: their `span` says where they are, and `read_array` decodes them on demand.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
+from ggufrope._files import storage
 from ggufrope.container import ggml
 from ggufrope.container.types import ArrayValue, Header, KeyValue, Span, TensorInfo, ValueType
 from ggufrope.errors import MalformedError, RequestError, StorageError
@@ -25,11 +26,23 @@ if TYPE_CHECKING:
     from ggufrope.container.types import ByteOrder, Scalar, Value
 
 
-# Reads values from a binary stream, in either byte order, and never past its end.
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+ALIGNMENT_KEY = "general.alignment"
 
+# Limits far beyond any model, and low enough that a header at the limits fits in memory.
+MAX_KEY_VALUES = 65_536
+MAX_TENSORS = 100_000
+MAX_NAME_BYTES = 65_535
+MAX_STRING_BYTES = 16 << 20
+MAX_DIMENSIONS = 4
+MAX_DECODED_ITEMS = 1024
+MAX_DEPTH = 4
 MAX_WALKED_ITEMS = 1 << 24
-"""Strings and nested arrays in one header: sixty times the largest vocabulary there is."""
+"""Strings and nested arrays in one header: sixty times the largest vocabulary known."""
 
+_MAX_ELEMENTS = (1 << 63) - 1
 _CHUNK = 1 << 18
 
 CODES: dict[ValueType, str] = {
@@ -48,8 +61,91 @@ CODES: dict[ValueType, str] = {
 """`struct` codes of the types of fixed size."""
 
 
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read the header of the file at `path`.
+
+    Raises StorageError where the file cannot be read, MalformedError where it is not a GGUF file
+    of version 2 or 3, ends early, or contradicts itself.
+    """
+    path = Path(path)
+    with storage("read", path):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise StorageError(f"{path} is {kind}; expected a GGUF file")
+        with path.open("rb", buffering=0) as stream:
+            try:
+                return parse_header(stream, status.st_size)
+            except MalformedError as error:
+                located = MalformedError(f"{path}: {error}")
+                located.offset = error.offset
+                raise located from None
+
+
+def parse_header(stream: BinaryIO, file_size: int) -> Header:
+    """Read the header at the start of `stream`, of `file_size` bytes. Raises MalformedError."""
+    cursor = Cursor(stream, file_size)
+    version = _read_preamble(cursor)
+    tensor_count = _read_count(cursor, "tensors", MAX_TENSORS)
+    key_value_count = _read_count(cursor, "key-values", MAX_KEY_VALUES)
+    key_values = tuple(_read_key_value(cursor) for _ in range(key_value_count))
+    alignment = _alignment(key_values)
+    records = [_read_tensor_info(cursor) for _ in range(tensor_count)]
+    data_offset = aligned(cursor.position, alignment)
+    return Header(
+        version=version,
+        byte_order=cursor.order,
+        key_values=key_values,
+        tensors=_with_lengths(records, data_offset, file_size),
+        alignment=alignment,
+        data_offset=data_offset,
+        file_size=file_size,
+    )
+
+
+def aligned(offset: int, alignment: int) -> int:
+    """Return the first multiple of `alignment` that is not below `offset`."""
+    return -(-offset // alignment) * alignment
+
+
+def read_array(
+    path: str | os.PathLike[str], header: Header, key_value: KeyValue
+) -> tuple[Scalar, ...]:
+    """Read all items of an array of numbers, booleans or strings.
+
+    Raises RequestError where the value is no such array, StorageError where it cannot be read.
+    """
+    value = key_value.value
+    if not isinstance(value, ArrayValue) or value.item_type is ValueType.ARRAY:
+        raise RequestError(f"{key_value.key} is not an array of numbers or strings")
+    if value.items is not None:
+        return value.items
+    data = read_span(path, value.span)
+    if value.item_type is ValueType.STRING:
+        return _strings(data, value, header)
+    return struct.unpack(f"{header.byte_order}{value.count}{CODES[value.item_type]}", data)
+
+
+def read_tensor(path: str | os.PathLike[str], header: Header, name: str) -> bytes:
+    """Read the data of a tensor, in the file's byte order. Raises RequestError without one."""
+    tensor = header.tensor(name)
+    if tensor is None:
+        raise RequestError(f"{path} has no tensor {name!r}")
+    return read_span(path, header.data_span(tensor))
+
+
+def read_span(path: str | os.PathLike[str], span: Span) -> bytes:
+    """Read the bytes of a span of the file. Raises StorageError, MalformedError where cut short."""
+    with storage("read", Path(path)), Path(path).open("rb") as stream:
+        stream.seek(span.offset)
+        data = stream.read(span.length)
+    if len(data) < span.length:
+        raise MalformedError(f"{path} became shorter while it was read", offset=span.offset)
+    return data
+
+
 class Cursor:
-    """Reads forward through a stream by a window, and never past the end of the file."""
+    """A position in a stream that moves forward, through a window, and never past the end."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream = stream
@@ -78,7 +174,7 @@ class Cursor:
         raise MalformedError(message, offset=self.position if offset is None else offset)
 
     def take(self, length: int, what: str) -> bytes:
-        """The next `length` bytes; `what` names them should they be missing."""
+        """Read `length` bytes; `what` names them in the message where they are missing."""
         end = self._at + length
         if end > len(self._window):
             self._fill(length, what)
@@ -104,19 +200,19 @@ class Cursor:
             self._base, self._at, self._window = self.position, 0, b""
 
     def walk(self, count: int, what: str) -> None:
-        """Accounts for `count` items that must be visited one by one."""
+        """Count items that must be visited one by one. Raises MalformedError for too many."""
         self._walked += count
         if self._walked > MAX_WALKED_ITEMS:
             self.fail(f"{what} takes the header past {MAX_WALKED_ITEMS} strings and arrays")
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Skips `count` length-prefixed strings. The inner loop is the cost of a big vocabulary."""
+        """Skip `count` length-prefixed strings; the inner loop is the cost of a big vocabulary."""
         start = self.position
         unpack = self.u64.unpack_from
         while count:
             window, at = self._window, self._at
             try:
-                for count in range(count, 0, -1):  # noqa: B007, B020 - what is left at the stop
+                for count in range(count, 0, -1):  # noqa: B007, B020 - what is left when it stops
                     (length,) = unpack(window, at)
                     at += 8 + length
                 count = 0
@@ -131,7 +227,7 @@ class Cursor:
                 self._fill(8, what)
 
     def _fill(self, length: int, what: str) -> None:
-        """Moves the window so that it begins here and holds at least `length` bytes."""
+        """Move the window so that it begins here and has at least `length` bytes."""
         if length > self.remaining:
             self.fail(f"the file ends inside {what}: {length} bytes needed, {self.remaining} left")
         self._base = self.position
@@ -149,73 +245,8 @@ class Cursor:
             self.fail(f"the file became shorter while reading {what}")
 
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
-DEFAULT_ALIGNMENT = 32
-ALIGNMENT_KEY = "general.alignment"
-
-
-# Far beyond any model there is, and small enough that a header full of them stays within memory.
-MAX_KEY_VALUES = 65_536
-MAX_TENSORS = 100_000
-MAX_NAME_BYTES = 65_535
-MAX_STRING_BYTES = 16 << 20
-MAX_DIMENSIONS = 4
-MAX_DECODED_ITEMS = 1024
-MAX_DEPTH = 4
-_MAX_ELEMENTS = (1 << 63) - 1
-
-
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """The header of the file at `path`.
-
-    Raises StorageError where the file cannot be read, MalformedError where it is not a GGUF file
-    of version 2 or 3, ends early, or contradicts itself.
-    """
-    path = Path(path)
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise StorageError(f"{path} is {kind}; expected a GGUF file")
-        with path.open("rb", buffering=0) as stream:
-            return parse_header(stream, status.st_size)
-    except MalformedError as error:
-        located = MalformedError(f"{path}: {error}")
-        located.offset = error.offset
-        raise located from None
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def parse_header(stream: BinaryIO, file_size: int) -> Header:
-    """The header that `stream`, of `file_size` bytes, begins with. Raises MalformedError."""
-    cursor = Cursor(stream, file_size)
-    version = _read_preamble(cursor)
-    tensor_count = _read_count(cursor, "tensors", MAX_TENSORS)
-    key_value_count = _read_count(cursor, "key-values", MAX_KEY_VALUES)
-    key_values = tuple(_read_key_value(cursor) for _ in range(key_value_count))
-    alignment = _alignment(key_values)
-    records = [_read_tensor_info(cursor) for _ in range(tensor_count)]
-    data_offset = aligned(cursor.position, alignment)
-    return Header(
-        version=version,
-        byte_order=cursor.order,
-        key_values=key_values,
-        tensors=_with_lengths(records, data_offset, file_size),
-        alignment=alignment,
-        data_offset=data_offset,
-        file_size=file_size,
-    )
-
-
-def aligned(offset: int, alignment: int) -> int:
-    """The first multiple of `alignment` that is not below `offset`."""
-    return -(-offset // alignment) * alignment
-
-
 def _read_preamble(cursor: Cursor) -> int:
-    """Magic and version; sets the byte order, which only the version word tells."""
+    """Read magic and version; set the byte order, which only the version number shows."""
     if cursor.remaining == 0:
         cursor.fail("the file is empty; expected a GGUF file")
     magic = cursor.take(min(4, cursor.remaining), "the magic")
@@ -284,7 +315,7 @@ def _read_value(cursor: Cursor, kind: ValueType, what: str) -> Value:
 
 
 def _read_array(cursor: Cursor, what: str, *, depth: int) -> ArrayValue:
-    """Item type, count and items. `span` covers the items alone."""
+    """Read item type, count and items; `span` covers the items alone."""
     item_type = _read_type(cursor, f"the items of {what}")
     offset = cursor.position
     count = cursor.unpack(cursor.u64, f"the item count of {what}")
@@ -314,7 +345,7 @@ def _read_array(cursor: Cursor, what: str, *, depth: int) -> ArrayValue:
 
 
 def _alignment(key_values: tuple[KeyValue, ...]) -> int:
-    """`general.alignment` as llama.cpp takes it: a UINT32 power of two, 32 where absent."""
+    """Return `general.alignment` as llama.cpp reads it: a UINT32 power of two, 32 where absent."""
     found = next((kv for kv in key_values if kv.key == ALIGNMENT_KEY), None)
     if found is None:
         return DEFAULT_ALIGNMENT
@@ -331,7 +362,7 @@ def _alignment(key_values: tuple[KeyValue, ...]) -> int:
 
 
 def _read_tensor_info(cursor: Cursor) -> TensorInfo:
-    """One record; where the type is unknown `length` is -1 until all offsets are known."""
+    """Read one record; where its type is unknown, `length` is -1 until all offsets are known."""
     start = cursor.position
     name = _read_text(cursor, "a tensor name", MAX_NAME_BYTES)
     what = f"tensor {name!r}"
@@ -363,7 +394,7 @@ def _read_tensor_info(cursor: Cursor) -> TensorInfo:
 def _with_lengths(
     records: list[TensorInfo], data_offset: int, file_size: int
 ) -> tuple[TensorInfo, ...]:
-    """Gives unknown types the bytes up to the next tensor, and checks that all data is there."""
+    """Give unknown types the bytes up to the next tensor, and check that all data is there."""
     available = max(file_size - data_offset, 0)
     starts = sorted({record.offset for record in records} | {available})
     following = dict(pairwise(starts))
@@ -381,48 +412,6 @@ def _with_lengths(
             )
         tensors.append(record)
     return tuple(tensors)
-
-
-# Decodes on demand what the reader left as spans.
-
-
-def read_array(
-    path: str | os.PathLike[str], header: Header, key_value: KeyValue
-) -> tuple[Scalar, ...]:
-    """All items of an array of numbers, booleans or strings.
-
-    Raises RequestError where the value is no such array, StorageError where it cannot be read.
-    """
-    value = key_value.value
-    if not isinstance(value, ArrayValue) or value.item_type is ValueType.ARRAY:
-        raise RequestError(f"{key_value.key} is not an array of numbers or strings")
-    if value.items is not None:
-        return value.items
-    data = read_span(path, value.span)
-    if value.item_type is ValueType.STRING:
-        return _strings(data, value, header)
-    return struct.unpack(f"{header.byte_order}{value.count}{CODES[value.item_type]}", data)
-
-
-def read_tensor(path: str | os.PathLike[str], header: Header, name: str) -> bytes:
-    """The data of a tensor, in the file's byte order. Raises RequestError where there is none."""
-    tensor = header.tensor(name)
-    if tensor is None:
-        raise RequestError(f"{path} has no tensor {name!r}")
-    return read_span(path, header.data_span(tensor))
-
-
-def read_span(path: str | os.PathLike[str], span: Span) -> bytes:
-    """The bytes of a span of the file."""
-    try:
-        with Path(path).open("rb") as stream:
-            stream.seek(span.offset)
-            data = stream.read(span.length)
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(data) < span.length:
-        raise MalformedError(f"{path} became shorter while it was read", offset=span.offset)
-    return data
 
 
 def _strings(data: bytes, value: ArrayValue, header: Header) -> tuple[str, ...]:

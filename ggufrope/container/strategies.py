@@ -87,8 +87,8 @@ def options_in_place(
         short = header_end(rewrite) + (rewrite.reserve or 0) - rewrite.source.data_offset
         reason = f"the header needs {short} more bytes" if short > 0 else "no layout fits"
         yield Rejection(strategy=Strategy.OVERWRITE, reason=reason)
-        standing = rewrite.standing_padding
-        reserved = "no space is reserved" if standing is None else f"{standing} bytes are reserved"
+        present = rewrite.present_padding
+        reserved = "no space is reserved" if present is None else f"{present} bytes are reserved"
         yield Rejection(strategy=Strategy.RESERVE, reason=f"{reserved}, and {reason}")
     else:
         yield _limited(within)
@@ -128,7 +128,7 @@ def _without_insertion(rewrite: Rewrite) -> Iterator[Option]:
     for start in _starts(rewrite):
         composition = fitting(rewrite, start)
         if composition is not None:
-            same = composition.padding == rewrite.standing_padding
+            same = composition.padding == rewrite.present_padding
             strategy = Strategy.OVERWRITE if same else Strategy.RESERVE
             yield _option(strategy, rewrite, composition, None)
 
@@ -224,7 +224,7 @@ def _streamed(rewrite: Rewrite) -> Composition:
     """Return the copy: data where it was if the reserved space allows, else behind the header."""
     if rewrite.reserve is None and rewrite.padding is not None:
         kept = fitting(rewrite, rewrite.source.data_offset)
-        return kept or compose(rewrite, padding=rewrite.standing_padding)
+        return kept or compose(rewrite, padding=rewrite.present_padding)
     return compose(rewrite, padding=rewrite.reserve or None)
 
 

@@ -1,8 +1,9 @@
-"""The values a GGUF header is made of.
+"""The values that a GGUF header is made of, and the changes to make to one.
 
-Layout as in ggml/src/gguf.cpp and the GGUF specification: magic, version, counts, key-values,
-tensor infos, padding, tensor data. Everything here is immutable and knows its place in the file,
-so that an edit can copy what it does not change byte for byte.
+The layout of a file, as in ggml/src/gguf.cpp and the GGUF specification: magic, version, counts,
+key-values, tensor infos, padding, tensor data. A `Header` and its parts are immutable and know
+their place in the file, so that an edit can copy what it does not change byte for byte. `Edits` are
+plain data too: values to set, tensors to put.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+PADDING_KEY = "ggufrope.padding"
+"""Key of reserved header space: an array of UINT8 zeros that later edits shorten, so that tensor
+data need not move. Nothing reads it, any program may drop it, and only this package writes it."""
+
+
 class ValueType(IntEnum):
-    """The type word in front of every metadata value."""
+    """The type number in front of every metadata value."""
 
     UINT8 = 0
     INT8 = 1
@@ -59,8 +65,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayValue:
-    """An array value. `items` is None where it was left undecoded: strings, nested arrays and
-    arrays of more numbers than any per-layer setting has."""
+    """An array value. `span` covers the items alone.
+
+    `items` is None where they were not decoded: strings, nested arrays, and arrays of more numbers
+    than any per-layer setting has.
+    """
 
     item_type: ValueType
     count: int
@@ -73,7 +82,7 @@ Value: TypeAlias = Scalar | ArrayValue
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyValue:
-    """One metadata record; `span` covers key, type and value as they stand in the file."""
+    """One metadata record; `span` covers its key, type and value in the file."""
 
     key: str
     type: ValueType
@@ -100,7 +109,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """All that precedes the tensor data, and where that data starts."""
+    """Everything in front of the tensor data, and where that data starts."""
 
     version: int
     byte_order: ByteOrder
@@ -111,20 +120,20 @@ class Header:
     file_size: int
 
     def find(self, key: str) -> KeyValue | None:
-        """The first record named `key`, or None."""
+        """Return the first record named `key`, or None."""
         return next((kv for kv in self.key_values if kv.key == key), None)
 
     def get(self, key: str) -> Value | None:
-        """The value of `key`, or None where the file does not have it."""
+        """Return the value of `key`, or None where the file does not have it."""
         found = self.find(key)
         return None if found is None else found.value
 
     def tensor(self, name: str) -> TensorInfo | None:
-        """The first tensor named `name`, or None."""
+        """Return the first tensor named `name`, or None."""
         return next((tensor for tensor in self.tensors if tensor.name == name), None)
 
     def data_span(self, tensor: TensorInfo) -> Span:
-        """Where the tensor's data stands in the file."""
+        """Return where the data of `tensor` is in the file."""
         return Span(offset=self.data_offset + tensor.offset, length=tensor.length)
 
     @property
@@ -134,18 +143,12 @@ class Header:
         return value if isinstance(value, str) else None
 
 
-# What to change in a GGUF file: values to set and tensors to put, as plain data.
-
-PADDING_KEY = "ggufrope.padding"
-"""Holds reserved header space: an array of UINT8 zeros that later edits shrink instead of moving
-the tensor data. Nothing reads it; any program may drop it. It is laid out by this package alone."""
-
 Content: TypeAlias = "Scalar | tuple[Scalar, ...]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypedValue:
-    """A metadata value to write: a scalar, or with `type` ARRAY a tuple of `item_type`."""
+    """A metadata value to write: a scalar, or a tuple of `item_type` where `type` is ARRAY."""
 
     type: ValueType
     value: Content
@@ -166,7 +169,7 @@ class Edits:
     """Changes to one file.
 
     Keys that exist keep their place, new ones follow the last. `rename_tensors` maps old names to
-    new ones; `put_tensors` replaces the tensor of that (new) name in its place, or appends it.
+    new ones. `put_tensors` replaces the tensor of that (new) name in its place, or appends it.
     """
 
     set: Mapping[str, TypedValue] = field(default_factory=dict)
@@ -181,8 +184,10 @@ class Edits:
 
 
 def float_tensor(values: Sequence[float], byte_order: ByteOrder) -> TensorData:
-    """A one-dimensional F32 tensor, such as RoPE factors. Raises RequestError beyond F32's
-    range."""
+    """Return a one-dimensional F32 tensor, such as RoPE factors.
+
+    Raises RequestError where a value is beyond the range of F32.
+    """
     try:
         data = struct.pack(f"{byte_order}{len(values)}f", *values)
     except (struct.error, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""Header + edits -> Rewrite: what the new file says, record by record. Touches no file."""
+"""Header + edits -> `Rewrite`: what the new file says, record by record. Touches no file."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ MAX_TENSOR_NAME_BYTES = 63
 
 
 def plan_rewrite(header: Header, edits: Edits, *, reserve: int | None = None) -> Rewrite:
-    """What the file of `header` becomes under `edits`, leaving `reserve` bytes of header space.
+    """Return what the file of `header` becomes under `edits`.
 
-    Raises RequestError where an edit names what is not there, or asks for what no file can hold.
+    `reserve` is how many bytes of header space to leave for later edits. Raises RequestError where
+    an edit names what is not there, or what no file can hold.
     """
     if reserve is not None and not 0 <= reserve <= 1 << 30:
         raise RequestError(f"reserve {reserve} bytes: expected 0 to {1 << 30}")
@@ -76,14 +77,14 @@ def plan_rewrite(header: Header, edits: Edits, *, reserve: int | None = None) ->
 
 def _refuse_padding_edits(edits: Edits) -> None:
     if PADDING_KEY in edits.set or PADDING_KEY in edits.remove:
-        raise RequestError(f"{PADDING_KEY} is managed by the editor; ask for a reserve instead")
+        raise RequestError(f"{PADDING_KEY} cannot be edited; use reserve to leave header space")
     both = edits.set.keys() & edits.remove
     if both:
         raise RequestError(f"{min(both)} is both set and removed")
 
 
 def _own_padding(header: Header) -> KeyValue | None:
-    """The padding key-value, unless another program uses its name for something else."""
+    """Return the padding key-value. Raises RequestError where its key holds something else."""
     found = header.find(PADDING_KEY)
     if found is None:
         return None
@@ -96,9 +97,9 @@ def _own_padding(header: Header) -> KeyValue | None:
 def _key_values(
     header: Header, edits: Edits, padding: KeyValue | None
 ) -> tuple[list[str], list[Piece], int]:
-    """Keys and records without the padding, and before which of them the padding goes.
+    """Return keys and records without the padding, and the index of the padding among them.
 
-    New keys go in front of it: it can then give way without anything behind it moving.
+    New keys go in front of the padding: it can then be shortened without moving what follows it.
     """
     missing = edits.remove - {kv.key for kv in header.key_values}
     if missing:
@@ -130,18 +131,18 @@ def _key_values(
 
 
 def _record(header: Header, kv: KeyValue, wanted: TypedValue) -> Piece:
-    """The record of a key that is set: the old one where it already says so."""
+    """Return the record of a key that is set: the old one where it already says the same."""
     new = encode_key_value(kv.key, wanted, header.byte_order)
     old = kv.value
     if kv.type is not wanted.type or len(new) != kv.span.length:
         return new
     if not isinstance(old, ArrayValue):
-        standing = TypedValue(type=kv.type, value=old)
+        present = TypedValue(type=kv.type, value=old)
     elif old.items is not None:
-        standing = TypedValue(type=kv.type, value=old.items, item_type=old.item_type)
+        present = TypedValue(type=kv.type, value=old.items, item_type=old.item_type)
     else:
         return new
-    same = encode_key_value(kv.key, standing, header.byte_order) == new
+    same = encode_key_value(kv.key, present, header.byte_order) == new
     return kv.span if same else new
 
 
@@ -164,7 +165,7 @@ def _new_alignment(header: Header, edits: Edits) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A tensor of the new file; `content` is the old tensor it is, or the new data."""
+    """A tensor of the new file; `content` is the old tensor, or the new data."""
 
     name: str
     content: TensorInfo | TensorData
@@ -219,10 +220,10 @@ def _check_tensor_edits(header: Header, edits: Edits) -> None:
 def _relaid(
     header: Header, entries: Sequence[_Entry], alignment: int
 ) -> tuple[list[Piece], list[Piece]]:
-    """Tensor infos and data with offsets contiguous and in order, as llama.cpp demands."""
+    """Return tensor infos and data with contiguous, ascending offsets, as llama.cpp demands."""
     infos: list[Piece] = []
     data: list[Piece] = []
-    standing = {tensor.name: tensor for tensor in header.tensors}
+    present = {tensor.name: tensor for tensor in header.tensors}
     offset = written = 0
     for entry in entries:
         data.append(bytes(offset - written))
@@ -234,7 +235,7 @@ def _relaid(
         else:
             length = content.length
             pieces = [_with_pad(header, content, alignment)]
-        infos.append(_info(header, standing, entry, offset))
+        infos.append(_info(header, present, entry, offset))
         data += pieces
         written += sum(map(piece_length, pieces))
         offset += aligned(length, alignment)
@@ -245,7 +246,7 @@ def _relaid(
 
 
 def _with_pad(header: Header, tensor: TensorInfo, alignment: int) -> Span:
-    """The tensor's data with the padding that follows it, so that neighbors stay one span."""
+    """Return the data of a tensor and the padding behind it, so that neighbors stay one span."""
     start = header.data_offset + tensor.offset
     length = aligned(tensor.length, alignment)
     if length > aligned(tensor.length, header.alignment):
@@ -254,10 +255,10 @@ def _with_pad(header: Header, tensor: TensorInfo, alignment: int) -> Span:
     return Span(offset=start, length=max(min(length, header.file_size - start), 0))
 
 
-def _info(header: Header, standing: Mapping[str, TensorInfo], entry: _Entry, offset: int) -> Piece:
-    """The record of a tensor: the old one where it already says so."""
+def _info(header: Header, present: Mapping[str, TensorInfo], entry: _Entry, offset: int) -> Piece:
+    """Return the record of a tensor: the old one where it already says the same."""
     content = entry.content
-    found = standing.get(entry.name)
+    found = present.get(entry.name)
     wanted = (content.shape, content.type, offset)
     if found and (found.shape, found.type, found.offset) == wanted:
         return found.span
@@ -265,7 +266,7 @@ def _info(header: Header, standing: Mapping[str, TensorInfo], entry: _Entry, off
 
 
 def data_end(header: Header) -> int:
-    """Where tensor data with its final padding ends; bytes from there on are trailing bytes."""
+    """Return where tensor data and its final padding end; trailing bytes begin there."""
     ends = (aligned(tensor.offset + tensor.length, header.alignment) for tensor in header.tensors)
     return header.data_offset + max(ends, default=0)
 

@@ -61,10 +61,10 @@ def one_input(data: bytes) -> None:
         rewrite = plan_rewrite(header, Edits())
     except RequestError:
         return
-    same = compose(rewrite, padding=rewrite.standing_padding)
+    same = compose(rewrite, padding=rewrite.present_padding)
     assert materialized(same.pieces, data) == data
     assert same.data_offset == header.data_offset
-    changed = compose(plan_rewrite(header, EDITS), padding=rewrite.standing_padding)
+    changed = compose(plan_rewrite(header, EDITS), padding=rewrite.present_padding)
     edited = materialized(changed.pieces, data)
     again = parse_header(io.BytesIO(edited), len(edited))
     assert again.get("fuzz") == 1
