@@ -1,4 +1,4 @@
-"""What differs between two GGUF files: keys and tensors as data, and the bytes of tensors."""
+"""Differences between two GGUF files: of keys and tensors as data, and of the bytes of tensors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TensorDifference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """All that two files say differently, in the order of the first, then of the second."""
+    """All differences of two files, in the order of the first, then of the second."""
 
     keys: tuple[KeyDifference, ...]
     tensors: tuple[TensorDifference, ...]
@@ -52,8 +52,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Whether the tensors two files share have the same bytes. `old` and `new` map the names of
-    shared tensors to the SHA-256 of their data, in hexadecimal."""
+    """The digests of the tensors that two files share, and the names of the others.
+
+    `old` and `new` map the names of shared tensors to the SHA-256 of their data, in hexadecimal.
+    """
 
     old: Mapping[str, str]
     new: Mapping[str, str]
@@ -66,14 +68,15 @@ class Verification:
 
 
 def diff(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> Difference:
-    """What the headers of two files say differently; the bytes of tensors are not looked at."""
+    """Compare the headers of two files; the bytes of tensors are not read."""
     before, after = read_header(old), read_header(new)
+    first, second = (old, before), (new, after)
     old_keys = {kv.key: kv for kv in reversed(before.key_values)}
     new_keys = {kv.key: kv for kv in reversed(after.key_values)}
     keys = []
     for key in dict.fromkeys(kv.key for kv in (*before.key_values, *after.key_values)):
         one, other = old_keys.get(key), new_keys.get(key)
-        if one is None or other is None or not _same(old, before, one, new, after, other):
+        if one is None or other is None or not _same(first, one, second, other):
             keys.append(KeyDifference(key=key, old=one, new=other))
     old_tensors = {tensor.name: tensor for tensor in before.tensors}
     new_tensors = {tensor.name: tensor for tensor in after.tensors}
@@ -92,7 +95,7 @@ def verify(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Hashes the data of every tensor that both files have, in `workers` threads at once.
+    """Hash the data of every tensor that both files have, in `workers` threads at once.
 
     `progress` is called with (bytes hashed, bytes in all), from any of the threads.
     """
@@ -119,15 +122,17 @@ def tensor_digests(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str]:
-    """SHA-256 of each tensor's data, in hexadecimal, by name in the file's order."""
+    """Return the SHA-256 of each tensor's data, in hexadecimal, by name in the file's order."""
     spans = _spans(header, {tensor.name for tensor in header.tensors})
     jobs = [(Path(path), span) for span in spans.values()]
     return dict(zip(spans, _hash_all(jobs, workers, progress), strict=True))
 
 
 def weights_digest(digests: Mapping[str, str]) -> str:
-    """One SHA-256 for all tensors: over "DIGEST NAME" lines sorted by name. Neither metadata nor
-    the order of tensors changes it."""
+    """Return one SHA-256 for all tensors: that of "DIGEST NAME" lines sorted by name.
+
+    Neither metadata nor the order of tensors changes it.
+    """
     lines = (f"{digests[name]} {name}\n" for name in sorted(digests))
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -169,16 +174,15 @@ def _hash_all(
 
 
 def _same(
-    old: str | os.PathLike[str],
-    before: Header,
+    first: tuple[str | os.PathLike[str], Header],
     one: KeyValue,
-    new: str | os.PathLike[str],
-    after: Header,
+    second: tuple[str | os.PathLike[str], Header],
     other: KeyValue,
 ) -> bool:
-    """Whether two records say the same, be it in different byte orders."""
+    """Return whether records of two files (path, header) say the same, in any byte order."""
     if one.type is not other.type:
         return False
+    (old, before), (new, after) = first, second
     if before.byte_order == after.byte_order:
         return read_span(old, one.span) == read_span(new, other.span)
     mine, theirs = one.value, other.value

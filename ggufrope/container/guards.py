@@ -1,4 +1,8 @@
-"""What an edit in place could harm beside the file itself."""
+"""Guards: what an edit in place could harm beside the file itself.
+
+A link or a second name, a store that names files by their content, a process that has the file
+open. Each guard has a name, by which a caller forces the edit all the same.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope.errors import GuardError, RequestError, StorageError
+from ggufrope._files import storage
+from ggufrope.errors import GuardError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """A reason not to edit in place; `name` is what force takes to do it all the same."""
+    """A reason not to edit in place; `name` is what `force` takes to edit anyway."""
 
     name: str
     message: str
@@ -27,61 +32,63 @@ class Guard:
 GUARDS = (
     "symlink", "hard-link", "ollama-store", "huggingface-cache", "read-only", "in-use", "exists",
 )  # fmt: skip
-"""Every name that force takes; "exists" stands before an output that is already there."""
+"""Every name that `force` takes; "exists" guards an output file that exists already."""
 
 
 def check_names(force: Collection[str]) -> None:
-    """Raises RequestError for a name that no guard has."""
+    """Raise RequestError for a name that no guard has."""
     for name in force:
         if name not in GUARDS:
-            raise RequestError(f"no guard is called {name!r}: expected one of {', '.join(GUARDS)}")
+            raise RequestError(f"unknown guard {name!r}; expected one of {', '.join(GUARDS)}")
 
 
 def find_guards(path: str | os.PathLike[str]) -> tuple[Guard, ...]:
-    """Every guard that stands before an in-place edit of the file at `path`.
+    """Return every guard against an in-place edit of the file at `path`.
 
-    Whether another process uses the file is known on Linux only, and there only of processes this
-    user may look into. Raises StorageError where the file is not there.
+    Whether another process uses the file is known on Linux only, and there only for processes that
+    this user may inspect. Raises StorageError where the file does not exist.
     """
     path = Path(path)
     return tuple(_guards(path, _status(path), ()))
 
 
 def check_guards(path: str | os.PathLike[str], force: Collection[str] = ()) -> None:
-    """Raises GuardError for the first guard that `force` does not name, RequestError for a name of
-    none."""
+    """Raise GuardError for the first guard that `force` does not name.
+
+    Raises RequestError where `force` has a name that is no guard's.
+    """
     check_names(force)
     path = Path(path)
     for guard in _guards(path, _status(path), force):
         raise GuardError(
-            f"{guard.message}; write a new file, or force {guard.name!r}", guard=guard.name
+            f"{guard.message}; write a copy, or force {guard.name!r} to edit it anyway",
+            guard=guard.name,
         )
 
 
 def _status(path: Path) -> os.stat_result:
-    try:
+    with storage("read", path):
         return path.stat()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _guards(path: Path, status: os.stat_result, force: Collection[str]) -> Iterator[Guard]:
-    """The guards that `force` does not name; asking all processes is the expensive one."""
-    for guard in _standing(path, status):
+    """Yield the guards that `force` does not name; the dearest to find, "in-use", comes last."""
+    for guard in _file_guards(path, status):
         if guard.name not in force:
             yield guard
     if "in-use" not in force and (users := _users(path.resolve(), status)):
         yield Guard(name="in-use", message=f"{path} is open in process {', '.join(users)}")
 
 
-def _standing(path: Path, status: os.stat_result) -> Iterator[Guard]:
+def _file_guards(path: Path, status: os.stat_result) -> Iterator[Guard]:
+    """Yield the guards that the file itself shows."""
     real = path.resolve()
     if path.is_symlink():
         yield Guard(name="symlink", message=f"{path} is a link to {real}")
     if status.st_nlink > 1:
         yield Guard(
             name="hard-link",
-            message=f"{path} has {status.st_nlink} names, and an edit changes them all",
+            message=f"{path} has {status.st_nlink} hard links, and an edit changes them all",
         )
     store = _content_store(real)
     if store is not None:
@@ -91,10 +98,10 @@ def _standing(path: Path, status: os.stat_result) -> Iterator[Guard]:
 
 
 def _content_store(real: Path) -> Guard | None:
-    """Stores that name files by their content: an edit makes the name a lie.
+    """Return the guard of a store that names files by their content, which an edit would falsify.
 
-    Ollama: `blobs/sha256-SHA`. Hugging Face: `models--OWNER--NAME/blobs/SHA`, and where links are
-    not to be had the file itself in `models--OWNER--NAME/snapshots/COMMIT/`.
+    Ollama: `blobs/sha256-SHA`. Hugging Face: `models--OWNER--NAME/blobs/SHA`, or where there are no
+    links the file itself in `models--OWNER--NAME/snapshots/COMMIT/`.
     """
     if real.parent.name == "blobs" and real.name.startswith(("sha256-", "sha256:")):
         return Guard(name="ollama-store", message=f"{real} is a blob of an Ollama store")
@@ -106,7 +113,7 @@ def _content_store(real: Path) -> Guard | None:
 
 
 def _users(real: Path, status: os.stat_result) -> list[str]:
-    """Processes that have the file open or mapped, as "PID (name)"."""
+    """Return the processes that have the file open or mapped, as "PID (name)"."""
     if sys.platform != "linux":
         return []
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
@@ -133,7 +140,7 @@ def _has_open(process: Path, status: os.stat_result) -> bool:
 
 
 def _has_mapped(process: Path, marks: Iterable[bytes]) -> bool:
-    """By device and inode, and by name: on btrfs the maps show another device than stat does."""
+    """Look for device and inode, and for the name: on btrfs, maps and stat differ in the device."""
     try:
         maps = (process / "maps").read_bytes()
     except OSError:

@@ -1,7 +1,7 @@
-"""Finding a model file by the name people know it by. Nothing is ever downloaded.
+"""Find a model file by its usual name. Nothing is ever downloaded.
 
-A FILE is a path, `ollama:NAME[:TAG]`, or `hf:OWNER/REPO/FILE`; the last two are looked up in the
-stores those tools keep on disk (`OLLAMA_MODELS`; `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`).
+A name is a path, `ollama:NAME[:TAG]`, or `hf:OWNER/REPO/FILE`; the last two are looked up in the
+stores that those tools keep on disk (`OLLAMA_MODELS`; `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
 
 
 def locate(name: str) -> Path:
-    """The path of the model called `name`. A plain path is returned as given, unchecked.
+    """Return the path of the model called `name`. A plain path is returned as given, unchecked.
 
     Raises RequestError where an `ollama:` or `hf:` name has the wrong form, StorageError where
     nothing of that name is on disk.

@@ -1,8 +1,8 @@
-"""A model split over several files, seen as one.
+"""A model split over several files (shards), seen as one.
 
 As gguf-split writes it and src/llama-model-loader.cpp reads it: the first file has the metadata,
-`split.no` counts from 0 where file names count from 1, and of all copies of `split.tensors.count`
-only that of the first file is read. So an edit of keys touches the first file alone.
+`split.no` counts from 0 while file names count from 1, and of all copies of `split.tensors.count`
+only that of the first file is read. So an edit of keys changes the first file alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """All files of a model in order; most have one."""
+    """All files of a model in order; most models have one."""
 
     shards: tuple[Shard, ...]
 
@@ -59,12 +59,12 @@ class ModelFiles:
         return sum(shard.header.file_size for shard in self.shards)
 
     def shard_of(self, tensor: str) -> Shard | None:
-        """The file that has the tensor of that name, or None."""
+        """Return the file that has the tensor of that name, or None."""
         return next((shard for shard in self.shards if shard.header.tensor(tensor)), None)
 
 
 def open_model(path: str | os.PathLike[str]) -> ModelFiles:
-    """The model whose only or first file is at `path`.
+    """Read the headers of the model whose only or first file is at `path`.
 
     Raises RequestError for a later file of a split model, MalformedError where the files do not
     belong together, and what `read_header` raises.
@@ -78,8 +78,8 @@ def open_model(path: str | os.PathLike[str]) -> ModelFiles:
     number = _number(first, SPLIT_NO)
     if match is None or int(match["count"]) != count:
         raise MalformedError(
-            f"{path} is a file of a model split in {count} and must be named "
-            f"NAME-00001-of-{count:05}.gguf for the others to be found"
+            f"{path} is one of {count} files of a split model and must be named "
+            f"NAME-00001-of-{count:05}.gguf so that the others are found"
         )
     paths = _sibling_paths(path, match["prefix"], count)
     if number != 0 or path != paths[0]:
@@ -91,7 +91,7 @@ def open_model(path: str | os.PathLike[str]) -> ModelFiles:
 
 
 def sibling_paths(first: Path, count: int) -> tuple[Path, ...]:
-    """The paths of a model of `count` files whose first is `first`.
+    """Return the paths of a model of `count` files whose first is `first`.
 
     Raises RequestError where several files cannot be named after it.
     """
@@ -122,16 +122,16 @@ def _sibling_paths(path: Path, prefix: str, count: int) -> tuple[Path, ...]:
 
 
 def distribute(model: ModelFiles, edits: Edits) -> tuple[tuple[Shard, Edits], ...]:
-    """Edits of a model as edits of its files: only those that change, later files first.
+    """Split edits of a model into edits of its files: only those that change, later files first.
 
-    Keys belong to the first file, which is also where new tensors go; tensors that exist are
-    edited where they are. The count of all tensors is kept right. Raises RequestError where a
-    tensor is not there or its new name is taken.
+    Keys belong to the first file, and new tensors go there too; tensors that exist are edited
+    where they are. The count of all tensors is kept up to date. Raises RequestError where a tensor
+    does not exist or its new name is taken.
     """
     if len(model.shards) == 1:
         return ((model.shards[0], edits),)
     if edits.remove & {SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS}:
-        raise RequestError("the split.* keys hold the files of a split model together")
+        raise RequestError("the split.* keys hold the files of a split model together; keep them")
     names = [tensor.name for tensor in model.tensors]
     unknown = (edits.remove_tensors | edits.rename_tensors.keys()) - set(names)
     if unknown:
@@ -154,7 +154,7 @@ def distribute(model: ModelFiles, edits: Edits) -> tuple[tuple[Shard, Edits], ..
 
 
 def _part(shard: Shard, edits: Edits, added: list[str] | tuple[()]) -> Edits:
-    """The tensor edits that concern one file."""
+    """Return the tensor edits that concern one file."""
     names = {tensor.name for tensor in shard.header.tensors}
     renamed = {old: new for old, new in edits.rename_tensors.items() if old in names}
     final = {renamed.get(name, name) for name in names - edits.remove_tensors}

@@ -1,4 +1,4 @@
-"""A model of some blocks, and for each strategy an edit of it that must take that strategy."""
+"""A model of several blocks, and edits of it with the strategy that each must take."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def blocky_model(order: str = "<") -> Model:
-    """Header and tensors that each cross several blocks of 4096 bytes."""
+    """Return a model whose header and tensors each cross several blocks of 4096 bytes."""
     tokens = [f"token {n}" for n in range(900)]
     return Model(
         order=order,
@@ -41,7 +41,7 @@ def blocky_model(order: str = "<") -> Model:
 
 @dataclass(frozen=True)
 class Case:
-    """An edit, and how it is meant to be stored; `reserved` is left in the file beforehand."""
+    """An edit and the strategy it must take; `reserved` bytes are left in the file beforehand."""
 
     name: str
     edits: Edits
@@ -101,7 +101,7 @@ CASES = (
 
 
 def prepare(path: Path, case: Case, model: Model | None = None) -> bytes:
-    """Writes the model the case starts from, and returns its bytes."""
+    """Write the model that the case starts from, and return its bytes."""
     path.write_bytes((model or blocky_model()).encoded())
     if case.reserved is not None:
         rewrite = plan_rewrite(read_header(path), Edits(), reserve=case.reserved)

@@ -1,4 +1,4 @@
-"""File layers that misbehave on purpose, and one that can do on any disk what only some can."""
+"""File layers that fail on purpose, and one that offers on any disk what only some can do."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class Stop(BaseException):
-    """The process is gone: nothing it wanted to do afterwards happens."""
+    """The process has ended: nothing that it would have done afterwards happens."""
 
 
 class CapableFiles(FileLayer):
-    """Inserts, collapses and shares ranges by copying, with blocks of 4096 bytes.
+    """Files whose ranges are inserted, removed and shared by copying, in blocks of 4096 bytes.
 
-    Syncing does nothing: to these tests the page cache is the disk, and it is faster.
+    Syncing does nothing: these tests take the page cache for the disk, which is faster.
     """
 
     def sync(self, file: BinaryIO) -> None:
@@ -63,7 +63,7 @@ class CapableFiles(FileLayer):
 
 
 class CloningFiles(CapableFiles):
-    """Clones whole files and nothing less, as macOS does; the copy stands for shared blocks."""
+    """Files that are cloned whole, as on macOS; a plain copy stands for shared blocks."""
 
     def insert_refusal(self, path: Path) -> str | None:
         return "not on this system"
@@ -78,11 +78,11 @@ class CloningFiles(CapableFiles):
 
 
 class FaultyFiles(CapableFiles):
-    """Does as it is told until operation number `at`, counted from 0.
+    """Files that work until operation number `at`, counted from 0.
 
     `fail`: that one fails with an I/O error. `short`: it does half of its work, then fails.
-    `stop`: the process ends in front of it. `torn`: it does half, then the process ends.
-    `power`: the power goes; of all that was not synced, a random part never reached the disk.
+    `stop`: the process ends before it. `torn`: it does half, then the process ends.
+    `power`: the power fails; of all that was not synced, a random part never reached the disk.
     """
 
     def __init__(self, mode: str, at: int, seed: int = 0) -> None:
@@ -96,7 +96,7 @@ class FaultyFiles(CapableFiles):
         return self.seen > self.at
 
     def _step(self, half: bool = False) -> bool:
-        """Counts an operation; True if it is to be done by half before it fails."""
+        """Count an operation; return True if half of it is to be done before it fails."""
         if self._stopped:
             raise Stop
         self.seen += 1

@@ -1,7 +1,8 @@
-"""Whatever operation fails, falls short or is the last: the file is the old one or the new one.
+"""Whichever operation fails or is the last one: the file is the old one or the new one.
 
-Every strategy, every way to go wrong, at every single operation of the edit, of the recovery from
-it, and of an undo. What is left is held against both files byte for byte, and `gguf` reads both.
+Every strategy and every kind of failure, at every single operation of the edit, of the recovery
+from it, and of an undo. What is left is compared with both files byte by byte, and `gguf` reads
+both.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ in_every_way = pytest.mark.parametrize("mode", MODES)
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """In memory where there is such a place: thousands of renames wait for no disk."""
+    """Return a folder in memory where there is one: thousands of renames need no disk."""
     memory = Path("/dev/shm")
     with TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         yield Path(name)
 
 
 def outcome(path: Path, case: Case) -> tuple[bytes, bytes]:
-    """The file before and after the edit, both of which `gguf` can read."""
+    """Return the file before and after the edit, both of which `gguf` can read."""
     old = prepare(path, case)
     GGUFReader(path)
     execute(plan(path, case, CapableFiles()), files=CapableFiles())
@@ -53,7 +54,7 @@ def names(folder: Path) -> set[str]:
 
 
 def attempts(mode: str) -> Iterator[FaultyFiles]:
-    """One for each operation; three for each where chance decides what is lost."""
+    """Yield a layer for each operation; three for each where chance decides what is lost."""
     for at in range(200):
         for seed in range(3 if mode == "power" else 1):
             yield FaultyFiles(mode, at, seed)
@@ -80,7 +81,7 @@ def test_an_edit_that_goes_wrong(case: Case, mode: str, folder: Path) -> None:
         found = recover(path, files=CapableFiles())
         now = path.read_bytes()
         assert now in (old, new), files.at
-        assert now == left or found, "a repair must be said"
+        assert now == left or found, "a repair must be reported"
         if not files.struck:
             assert now == new
         if now == new:
@@ -120,7 +121,7 @@ def test_an_undo_that_goes_wrong(case: Case, mode: str, folder: Path) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in ("reserved", "grow and append")])
 @pytest.mark.parametrize("mode", ["fail", "stop", "torn", "power"])
 def test_a_recovery_that_goes_wrong(case: Case, mode: str, folder: Path) -> None:
-    """The edit is stopped everywhere, and then its recovery is too."""
+    """The edit is stopped at every operation, and then its recovery is too."""
     path = folder / "m.gguf"
     old, new = outcome(path, case)
     for at in range(200):
@@ -149,7 +150,7 @@ def test_a_recovery_that_goes_wrong(case: Case, mode: str, folder: Path) -> None
 
 @in_every_way
 def test_a_new_file_that_goes_wrong(mode: str, folder: Path) -> None:
-    """The source is never touched; the output is whole or absent, and its remains are found."""
+    """The source never changes; the output is whole or absent, and its remains are removed."""
     path, output = folder / "m.gguf", folder / "o.gguf"
     case = next(case for case in CASES if case.name == "stream")
     old = prepare(path, case)

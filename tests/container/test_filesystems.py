@@ -1,7 +1,7 @@
 """The system calls themselves: insertion, reflinks and copies on real file systems.
 
-The folder for temporary files shows what it can; btrfs and XFS are mounted from an image where
-that is permitted. A file system that cannot do what a test is about is named in its skip reason.
+Tried are the file system of the temporary folder, and btrfs and XFS mounted from an image where
+that is permitted. A skip reason names the file system and what it cannot do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fallocate and reflinks of Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
 @pytest.fixture(scope="module", params=["here", "btrfs", "xfs"])
@@ -96,7 +96,7 @@ def test_a_clone_takes_no_space(path: Path) -> None:
     execute(made, verify_all=True)
     os.sync()
     assert before - LOCAL.free_bytes(path) < 4 << 20
-    # The old file is its own again: what is written to one does not show in the other.
+    # The two files are independent: what is written to one does not show in the other.
     rewrite = plan_rewrite(read_header(path), Edits(set=SCALING))
     execute(plan_store(path, rewrite))
     assert output.read_bytes()[-size:] == data

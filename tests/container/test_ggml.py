@@ -1,4 +1,4 @@
-"""The table of ggml types, held against the one in the `gguf` package."""
+"""The table of ggml types, compared with the one in the `gguf` package; pairs of cache types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In-place edits that would harm something else are refused, each under its own name."""
+"""In-place edits that would harm something else are refused, each by the name of its guard."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.container.writer import small_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who uses a file")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists open files")
 
 EDITS = Edits(set={"llama.context_length": u32(4096)})
 
@@ -74,7 +74,7 @@ def test_symlink_is_followed_when_forced(tmp_path: Path) -> None:
     assert path.read_bytes() == small_model().encoded()
 
 
-def test_a_linked_directory_is_no_harm(tmp_path: Path) -> None:
+def test_a_linked_directory_has_no_guard(tmp_path: Path) -> None:
     model(tmp_path / "store" / "m.gguf")
     (tmp_path / "models").symlink_to(tmp_path / "store")
     assert names(tmp_path / "models" / "m.gguf") == []
@@ -149,7 +149,7 @@ def test_mapped_here(tmp_path: Path) -> None:
     assert names(path) == []
 
 
-def test_guards_do_not_concern_new_files(tmp_path: Path) -> None:
+def test_new_files_have_no_guards(tmp_path: Path) -> None:
     path = model(tmp_path / "blobs" / "sha256-0123")
     rewrite = plan_rewrite(read_header(path), EDITS)
     execute(plan_store(path, rewrite, output=tmp_path / "new.gguf"))
@@ -163,7 +163,7 @@ def test_guards_of_an_absent_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", [Strategy.OVERWRITE, Strategy.STREAM])
 def test_two_editors(tmp_path: Path, strategy: Strategy) -> None:
-    """The second is refused while the first is at work, and so is a recovery."""
+    """The second is refused while the first has the lock, and so is a recovery."""
     path = model(tmp_path / "m.gguf")
     made = plan_store(path, plan_rewrite(read_header(path), EDITS), strategy=strategy)
     before = path.read_bytes()

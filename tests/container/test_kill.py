@@ -1,4 +1,4 @@
-"""A child process killed for real, at random moments, again and again on one file."""
+"""A child process that edits one file is killed at random moments, many times."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""llama.cpp loads what the edit engine leaves: after edits by every strategy, after crashes and
-their repair, and over the files of a split model."""
+"""llama.cpp loads edited files: by every strategy, after crashes and repairs, split models too."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ LONGROPE = {"llama.rope.scaling.type": text("longrope")}
 
 @pytest.fixture(scope="module")
 def model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy to edit; every test leaves it as it found it, or at least loadable."""
+    """Return a copy to edit; every test restores it, or at least leaves it loadable."""
     return Path(shutil.copy(smollm2, tmp_path_factory.mktemp("model") / "m.gguf"))
 
 
@@ -45,7 +44,7 @@ def quiet() -> None:
 
 
 def loaded(path: Path) -> dict[str, str]:
-    """The metadata llama.cpp has after loading the whole model; fails where it refuses the file."""
+    """Load the whole model and return its metadata; fail where llama.cpp refuses the file."""
     settings = llama_cpp.llama_model_default_params()
     settings.n_gpu_layers = 0
     handle = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
@@ -95,7 +94,7 @@ def test_a_copy_and_its_undo(model: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["torn", "power"])
 def test_crashes_and_their_repair(model: Path, mode: str) -> None:
-    """Loaded after each repair, though what the crash left could not always be."""
+    """The model loads after each repair; what the crash left might not."""
     before = read_header(model)
     for at in (6, 8, 10, 12, 14):
         rewrite = plan_rewrite(read_header(model), Edits(set=YARN))
@@ -114,7 +113,7 @@ def test_crashes_and_their_repair(model: Path, mode: str) -> None:
 
 
 def test_a_split_model(smollm2: Path, tmp_path: Path) -> None:
-    """Two files made from one by hand; an edit touches the first, and both still make a model."""
+    """Two files made from one by hand: an edit changes the first, and they still load together."""
     header = read_header(smollm2)
     tensors = [
         Tensor(t.name, t.shape, read_tensor(smollm2, header, t.name), t.type)

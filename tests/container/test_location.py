@@ -1,4 +1,4 @@
-"""Names of models in the stores of other tools, against hand-made stores."""
+"""Names of models in the stores of other tools, looked up in stores made by hand."""
 
 from __future__ import annotations
 

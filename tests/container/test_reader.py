@@ -1,4 +1,4 @@
-"""The reader on literal bytes, on every truncation, and on lies about counts and lengths."""
+"""The reader on literal bytes, on every truncation, and on false counts and lengths."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ U64_MAX = b"\xff" * 8
         (MINIMAL + KEY + (b"\x09\0\0\0" * 6) + bytes(99), "more than the file can hold"),
     ],
 )
-def test_lies_are_malformed(data: bytes, says: str) -> None:
+def test_false_counts_and_lengths_are_malformed(data: bytes, says: str) -> None:
     with pytest.raises(MalformedError, match=says):
         parse(data)
 

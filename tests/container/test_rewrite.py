@@ -1,4 +1,4 @@
-"""Edits written to a new file: what changes, what stays byte for byte, and what is refused."""
+"""Edits written to a new file: what changes, what stays byte by byte, and what is refused."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ U8 = ValueType.UINT8
         Edits(put_tensors={"t": TensorData(shape=(1, 1, 1, 1, 1), data=bytes(4))}),
     ],
 )
-def test_impossible_wishes(tmp_path: Path, edits: Edits) -> None:
+def test_impossible_edits(tmp_path: Path, edits: Edits) -> None:
     header = read_header(written(tmp_path, small_model()))
     with pytest.raises(RequestError) as caught:
         plan_rewrite(header, edits)
@@ -202,7 +202,7 @@ def test_output_must_not_be_the_input(tmp_path: Path) -> None:
             plan_store(path, rewrite, output=output)
 
 
-def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+def test_impossible_outputs(tmp_path: Path) -> None:
     path = written(tmp_path, small_model())
     rewrite = plan_rewrite(read_header(path), Edits())
     other = tmp_path / "other.gguf"
@@ -219,7 +219,7 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
 
 
 class FullDisk(FileLayer):
-    """A disk with room for the header, and not for the data."""
+    """A disk with room for the header but not for the data."""
 
     def copy(self, *_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

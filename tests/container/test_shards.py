@@ -1,4 +1,4 @@
-"""Split models: read as one, edited in as few files as possible, counts kept right."""
+"""Split models: read as one, edited in as few files as possible, undone only as a whole."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_three_files_are_one_model(tmp_path: Path) -> None:
     assert model.shard_of("absent") is None
 
 
-def test_keys_and_new_tensors_touch_the_first_file_alone(tmp_path: Path) -> None:
+def test_keys_and_new_tensors_change_the_first_file_alone(tmp_path: Path) -> None:
     first = split(tmp_path)
     edits = Edits(
         set={"llama.context_length": u32(8192)},
@@ -102,7 +102,7 @@ def test_tensors_are_edited_where_they_are(tmp_path: Path) -> None:
     assert model.header.get("split.tensors.count") == 5
 
 
-def test_nothing_to_edit_touches_nothing(tmp_path: Path) -> None:
+def test_nothing_to_edit_changes_no_file(tmp_path: Path) -> None:
     assert distribute(open_model(split(tmp_path)), Edits()) == ()
 
 

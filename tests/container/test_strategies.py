@@ -78,15 +78,15 @@ def test_gguf_reads_the_result(case: Case, tmp_path: Path) -> None:
 
 
 @by_name
-def test_all_strategies_say_the_same(case: Case, tmp_path: Path) -> None:
-    """Whatever the route, keys, values and tensors are those a plain copy would have."""
+def test_all_strategies_give_the_same_content(case: Case, tmp_path: Path) -> None:
+    """By every strategy, keys, values and tensors are those of a plain copy."""
     path, copy = tmp_path / "m.gguf", tmp_path / "copy.gguf"
     prepare(path, case)
     rewrite = plan_rewrite(read_header(path), case.edits)
     execute(plan_store(path, rewrite, output=copy, strategy=Strategy.STREAM))
     execute(plan(path, case, CapableFiles()), files=CapableFiles())
 
-    def said(header_of: Path) -> list[tuple[str, object]]:
+    def stated(header_of: Path) -> list[tuple[str, object]]:
         header = read_header(header_of)
         return [
             (kv.key, kv.value)
@@ -94,7 +94,7 @@ def test_all_strategies_say_the_same(case: Case, tmp_path: Path) -> None:
             if kv.key not in ("ggufrope.padding", "tokenizer.ggml.tokens")
         ]
 
-    assert said(path) == said(copy)
+    assert stated(path) == stated(copy)
     assert tensors(path) == tensors(copy)
 
 
@@ -201,19 +201,20 @@ def test_a_journal_of_another_file_is_not_used(tmp_path: Path) -> None:
     prepare(path, CASES[0])
     execute(plan(path, CASES[0], LOCAL))
     (tmp_path / ".m.gguf.ggufrope-undo").rename(tmp_path / ".m.gguf.ggufrope-journal")
-    stranger = bytes(reversed(path.read_bytes()))
-    path.write_bytes(stranger)
+    other_bytes = bytes(reversed(path.read_bytes()))
+    path.write_bytes(other_bytes)
     with pytest.raises(StorageError, match="another file now"):
         recover(path)
-    assert path.read_bytes() == stranger
+    assert path.read_bytes() == other_bytes
 
 
-def test_no_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_lack_of_room_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     class Full(CapableFiles):
         def free_bytes(self, path: Path) -> int:
             return 20
 
     path = tmp_path / "m.gguf"
+    assert len(CASES) > 6
     for case in CASES[6:]:
         prepare(path, case)
         with pytest.raises(StorageError, match="20 bytes free"):
@@ -223,7 +224,7 @@ def test_no_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
         plan(path, CASES[1], Full())
 
 
-def test_an_impossible_strategy_says_why(tmp_path: Path) -> None:
+def test_an_impossible_strategy_is_refused_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     case = Case("", Edits(set=SCALING), Strategy.OVERWRITE, requested=True)
     prepare(path, case)
@@ -254,7 +255,7 @@ def test_whole_files_are_cloned_where_the_data_can_stay(name: str, tmp_path: Pat
     assert path.read_bytes() == old
 
 
-def test_whole_files_are_not_cloned_to_be_moved(tmp_path: Path) -> None:
+def test_whole_files_are_not_cloned_where_the_data_must_move(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     case = next(case for case in CASES if case.name == "grow")
     prepare(path, case)
@@ -265,7 +266,7 @@ def test_whole_files_are_not_cloned_to_be_moved(tmp_path: Path) -> None:
 
 def test_refusals_fall_through_to_the_copy(tmp_path: Path) -> None:
     class Fickle(CapableFiles):
-        """Promises everything and then refuses."""
+        """Files that promise every operation and then refuse it."""
 
         def insert_range(self, *_: object) -> None:
             raise OSError(95, "Operation not supported")

@@ -1,4 +1,4 @@
-"""Writes GGUF files byte by byte for tests, from the specification and not from the package."""
+"""Write GGUF files byte by byte for tests, from the specification, without the package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Tensor:
 
 @dataclass
 class Model:
-    """A GGUF file to be. `metadata` is (key, type, value); arrays hold (item type, items)."""
+    """A GGUF file to write. `metadata` is (key, type, value); arrays are (item type, items)."""
 
     metadata: list[tuple[str, int, Any]] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Model:
 
 
 def small_model(**changes: Any) -> Model:
-    """A tiny file that has a bit of everything a real one has."""
+    """Return a tiny file with each kind of key and tensor that real ones have."""
     model = Model(
         metadata=[
             ("general.architecture", STRING, "llama"),

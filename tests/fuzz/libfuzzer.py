@@ -1,4 +1,4 @@
-"""Runs the fuzz target of the reader under atheris: `pip install atheris`, then
+"""Run the fuzz target of the reader under atheris: `pip install atheris`, then
 
 python -m tests.fuzz.libfuzzer -max_total_time=600 NEW_INPUTS tests/fuzz/corpus
 """

@@ -1,10 +1,10 @@
 """The fuzz target of the reader, and a small coverage-guided fuzzer to run it with.
 
     python -m tests.fuzz.reader --seconds 60
-    python -m tests.fuzz.libfuzzer tests/fuzz/corpus    # the same target, where atheris is there
+    python -m tests.fuzz.libfuzzer tests/fuzz/corpus    # the same target, with atheris
 
-The built-in fuzzer mutates inputs and keeps those that take a new path through the reader, a path
-being a pair of lines executed one after the other. Same seed, same run.
+The built-in fuzzer mutates inputs and keeps those that take a new path through the reader; a path
+is a pair of lines executed one after the other. The same seed gives the same run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ EDITS = Edits(set={"fuzz": TypedValue(type=ValueType.UINT32, value=1)})
 
 
 def one_input(data: bytes) -> None:
-    """Anything but the domain error is a bug, and so is a file that a rewrite does not preserve."""
+    """Read one input. Any error but MalformedError is a bug; a rewrite must preserve the file."""
     try:
         header = parse_header(io.BytesIO(data), len(data))
     except MalformedError as error:
@@ -82,8 +82,10 @@ def seeds() -> list[bytes]:
 
 
 def fuzz(rounds: int, seed: int, *, until: float = float("inf")) -> tuple[int, list[bytes]]:
-    """Runs `rounds` mutated inputs, or until that monotonic time; returns how many paths were
-    seen, and the inputs that found them."""
+    """Run `rounds` mutated inputs, or until that monotonic time.
+
+    Return how many paths were seen, and the inputs that found new ones.
+    """
     chance = random.Random(seed)
     corpus = seeds()
     seen: set[tuple[str, int, int]] = set()
@@ -103,7 +105,7 @@ def fuzz(rounds: int, seed: int, *, until: float = float("inf")) -> tuple[int, l
 
 
 def paths(data: bytes) -> set[tuple[str, int, int]]:
-    """The pairs of lines of the reader that an input executes in succession."""
+    """Return the pairs of lines of the reader that an input executes one after the other."""
     taken: set[tuple[str, int, int]] = set()
 
     def call(frame: FrameType, _event: str, _arg: object) -> Any:

@@ -1,4 +1,4 @@
-"""A bounded run of the fuzzer, the same one every time; its corpus is replayed whole."""
+"""A bounded run of the fuzzer, the same every time, and a replay of its whole corpus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_bounded_run() -> None:
     assert count > 150
 
 
-def test_the_fuzzer_tells_paths_apart_and_lets_errors_out() -> None:
+def test_the_fuzzer_distinguishes_paths_and_passes_errors_on() -> None:
     good = (CORPUS / "small").read_bytes()
     assert paths(good) != paths(good[:30])
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for GGUF files: legal ones, and the odd things that occur in the wild."""
+"""Hypothesis strategies for GGUF files: regular ones, and unusual ones that occur in practice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.container.writer import ARRAY, STRING, Model, Tensor
 BITS = {0: 8, 1: 8, 2: 16, 3: 16, 4: 32, 5: 32, 10: 64, 11: 64}
 SIGNED = (1, 3, 5, 11)
 SIZES = {0: 4, 1: 2, 24: 1, 26: 4, 28: 8}
-"""Bytes of an element of the ggml types without blocks: F32, F16, I8, I32, F64."""
+"""Bytes of an element of ggml types without blocks: F32, F16, I8, I32, F64."""
 
 
 def _integers(kind: int) -> st.SearchStrategy[int]:
@@ -20,7 +20,7 @@ def _integers(kind: int) -> st.SearchStrategy[int]:
 
 
 def raw_text(max_size: int = 24) -> st.SearchStrategy[str]:
-    """Any bytes at all, as the package shows them."""
+    """Draw any bytes, decoded as the package does."""
     return st.binary(max_size=max_size).map(lambda data: data.decode("utf-8", "surrogateescape"))
 
 
@@ -39,7 +39,7 @@ SCALARS = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, STRING, 10, 11, 12])
 
 @st.composite
 def values(draw: st.DrawFn, *, nested: bool = True) -> tuple[int, Any]:
-    """A value type and a value; arrays may be empty, of strings, or of arrays."""
+    """Draw a value type and a value; arrays may be empty, of strings, or of arrays."""
     kind = draw(SCALARS)
     shape = draw(st.integers(0, 5 if nested else 4))
     if shape < 3:
@@ -52,7 +52,7 @@ def values(draw: st.DrawFn, *, nested: bool = True) -> tuple[int, Any]:
 
 @st.composite
 def models(draw: st.DrawFn, *, plain: bool = False) -> Model:
-    """A file; `plain` ones have nothing that llama.cpp or `gguf` refuse."""
+    """Draw a file; `plain` ones have nothing that llama.cpp or `gguf` refuse."""
     key = st.from_regex(r"[a-z]{1,6}(\.[a-z_]{1,6}){0,2}", fullmatch=True) if plain else raw_text()
     keys = draw(st.lists(key, max_size=8, unique=plain))
     reserved = ("general.alignment", "ggufrope.padding")

@@ -1,4 +1,4 @@
-"""Over generated files: what is written is read, what is edited is what was meant."""
+"""Generated files: reading returns what was written, and an edit changes what it names."""
 
 from __future__ import annotations
 
@@ -186,22 +186,22 @@ def edits(draw: st.DrawFn, model: Model) -> Edits:
 
 @profile
 @given(models(), st.data())
-def test_edits_do_what_they_say_and_undo_takes_them_back(model: Model, data: st.DataObject) -> None:
-    wish = data.draw(edits(model))
+def test_edits_change_what_they_name_and_undo_restores(model: Model, data: st.DataObject) -> None:
+    change = data.draw(edits(model))
     reserve = data.draw(st.sampled_from([None, None, 0, 100]))
     files = CapableFiles()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "m.gguf"
         path.write_bytes(model.encoded())
         before = read_header(path)
-        rewrite = plan_rewrite(before, wish, reserve=reserve)
+        rewrite = plan_rewrite(before, change, reserve=reserve)
         receipt = execute(
             plan_store(path, rewrite, files=files, force={"in-use"}), verify_all=True, files=files
         )
         after = receipt.header
         assert (after.version, after.byte_order) == (model.version, model.order)
-        check_keys(model, wish, path, after)
-        check_tensors(model, wish, path, after)
+        check_keys(model, change, path, after)
+        check_tensors(model, change, path, after)
         assert path.read_bytes().endswith(model.trailing)
         assert "tensor-offset" not in {finding.code for finding in layout_findings(after)}
         if receipt.undoable and path.read_bytes() != model.encoded():
@@ -209,31 +209,31 @@ def test_edits_do_what_they_say_and_undo_takes_them_back(model: Model, data: st.
             assert path.read_bytes() == model.encoded()
 
 
-def check_keys(model: Model, wish: Edits, path: Path, header: Header) -> None:
+def check_keys(model: Model, change: Edits, path: Path, header: Header) -> None:
     old = [key for key, _, _ in model.metadata]
     expected = [
         k
         for n, k in enumerate(old)
-        if k not in wish.remove and (k not in wish.set or k not in old[:n])
+        if k not in change.remove and (k not in change.set or k not in old[:n])
     ]
-    expected += [key for key in wish.set if key not in old]
+    expected += [key for key in change.set if key not in old]
     found = [kv for kv in header.key_values if kv.key != "ggufrope.padding"]
     assert [kv.key for kv in found] == expected
     for kv in found:
-        wanted = wish.set.get(kv.key)
+        wanted = change.set.get(kv.key)
         if wanted is not None:
             assert kv.type is wanted.type
             value = read_array(path, header, kv) if kv.type is ValueType.ARRAY else kv.value
             assert value == wanted.value
 
 
-def check_tensors(model: Model, wish: Edits, path: Path, header: Header) -> None:
+def check_tensors(model: Model, change: Edits, path: Path, header: Header) -> None:
     expected = {
-        wish.rename_tensors.get(tensor.name, tensor.name): tensor.data
+        change.rename_tensors.get(tensor.name, tensor.name): tensor.data
         for tensor in model.tensors
-        if tensor.name not in wish.remove_tensors
+        if tensor.name not in change.remove_tensors
     }
-    expected |= {name: tensor.data for name, tensor in wish.put_tensors.items()}
+    expected |= {name: tensor.data for name, tensor in change.put_tensors.items()}
     assert [tensor.name for tensor in header.tensors] == list(expected)
     assert {name: read_tensor(path, header, name) for name in expected} == expected
 
