@@ -3,8 +3,9 @@
 `recover` is called before anything else is done with a file. It commits an interrupted edit whose
 bytes are all there, rolls any other back, and removes files that were never finished.
 
-Of a split model each file is edited and recovered by itself, with records of its own. So the first
-file alone is neither undone nor said to be sound while a later one has a record that concerns it.
+Each file of a split model is edited and recovered by itself, with records of its own. Therefore
+`undo` of the first file is refused while a later one has an undo record, and so are `recover` and
+`undo` while a later one has a journal: the model would be left half changed without notice.
 """
 
 from __future__ import annotations
@@ -230,8 +231,8 @@ def _require_later_files_unedited(path: Path) -> None:
         names = ", ".join(later.name for later in edited)
         raise RequestError(
             f"{path} cannot be undone alone: later files of the same model were edited too "
-            f"({names}), and the model would be left half changed; undo each of them by its own "
-            "path first, if that is what you want"
+            f"({names}), and the model would be left half changed; if they were edited together, "
+            "undo each of them by its own path first"
         )
 
 
