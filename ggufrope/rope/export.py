@@ -10,7 +10,7 @@ from ggufrope.errors import RequestError
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.rope.encode import SCALING_FIELDS
 from ggufrope.rope.huggingface import to_config
-from ggufrope.rope.overrides import Recognized, command_flags, recognize, try_out
+from ggufrope.rope.overrides import Recognized, command_flags, context_overrides, recognize
 from ggufrope.rope.scaling import Linear, Unscaled, Yarn
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ def _run_time(found: Recognized, metadata: RopeMetadata) -> tuple[RopeOverrides,
     unset = dict.fromkeys(SCALING_FIELDS)
     bare = replace(metadata, factor_tensors=(), freq_base=found.base, **unset)  # type: ignore[arg-type]
     try:
-        trial = try_out(found.scaling, bare)
+        overrides, ignored = context_overrides(found.scaling, bare)
     except RequestError as error:
         return RopeOverrides(), [f"{error}; a patched file needs no flags"]
-    lost = [f"{i.parameter} {i.value:.6g}: {i.reason}; {i.instead}" for i in trial.ignored]
-    return replace(trial.overrides, freq_base=found.base), lost
+    lost = [f"{i.parameter} {i.value:.6g}: {i.reason}; {i.instead}" for i in ignored]
+    return replace(overrides, freq_base=found.base), lost
 
 
 def _llama_server(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:

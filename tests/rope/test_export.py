@@ -19,7 +19,7 @@ from ggufrope.rope.frequencies import frequencies
 from ggufrope.rope.huggingface import from_config
 from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import RopeMetadata
-from ggufrope.rope.overrides import command_flags, recognize, try_out
+from ggufrope.rope.overrides import command_flags, context_overrides, recognize
 from ggufrope.rope.scaling import (
     DynamicNtk,
     FrequencyFactors,
@@ -80,20 +80,20 @@ def test_factors_under_a_factor_have_no_name(metadata: Metadata) -> None:
 @pytest.mark.parametrize("scaling", RUN_TIME, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral3", "phi2"])
 def test_a_trial_does_what_was_wished(metadata: Metadata, name: str, scaling: RopeScaling) -> None:
-    trial = try_out(scaling, metadata(name), context_tokens=8192)
-    found = effective(metadata(name), context_tokens=8192, overrides=trial.overrides).groups[0]
+    overrides, ignored = context_overrides(scaling, metadata(name), context_tokens=8192)
+    found = effective(metadata(name), context_tokens=8192, overrides=overrides).groups[0]
     wished = frequencies(scaling, n_rot=64, base=10000.0, context_tokens=8192)
     np.testing.assert_allclose(found.inverse_frequencies, wished.inverse_frequencies, rtol=1e-12)
     assert found.magnitude == pytest.approx(wished.magnitude)
-    assert trial.ignored == ()
+    assert ignored == ()
 
 
 def test_a_trial_says_what_it_cannot(metadata: Metadata) -> None:
     wish = Yarn(factor=4.0, original_context=2048, attention_factor=1.0, truncate=False)
-    ignored = try_out(wish, metadata()).ignored
+    _, ignored = context_overrides(wish, metadata())
     assert [item.parameter for item in ignored] == ["attention_factor", "truncate"]
-    with pytest.raises(RequestError, match="lives in factor tensors"):
-        try_out(SCHEMES[-1], metadata())
+    with pytest.raises(RequestError, match="exists only as factor tensors"):
+        context_overrides(SCHEMES[-1], metadata())
 
 
 def test_flags_by_hand() -> None:

@@ -167,8 +167,8 @@ def test_types_and_removals(metadata: Metadata) -> None:
 def test_dead_betas_are_never_written_silently(metadata: Metadata) -> None:
     wish = Yarn(factor=4.0, original_context=2048, beta_fast=16.0)
     for name, advice in (
-        ("qwen2", "use --yarn-beta-fast 16 at run time"),
-        ("llama", "use --yarn-beta-fast 16 at run time, or bake it into factors"),
+        ("qwen2", "pass llama.cpp's --yarn-beta-fast 16 at run time"),
+        ("llama", "pass llama.cpp's --yarn-beta-fast 16 at run time, or bake it into factors"),
     ):
         found = express(wish, metadata(name))
         assert f"{name}.rope.scaling.yarn_beta_fast" not in found.keys

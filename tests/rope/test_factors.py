@@ -59,8 +59,8 @@ def test_npy_vectors_and_pairs() -> None:
         ('[1, "x"]', "json", r"f\[1\] is 'x': expected a number"),
         ("[true]", "json", r"f\[0\] is True"),
         ("[]", "json", "is empty"),
-        ("3", "json", "holds a int"),
-        ("{}", "json", "holds no factors"),
+        ("3", "json", "has a int"),
+        ("{}", "json", "has no factors"),
         ('{"long_factor": 3}', "json", "long_factor is a int: expected a list"),
         ("{", "json", "is not JSON"),
         ("[" * 100_000, "json", "is not JSON"),
@@ -68,9 +68,9 @@ def test_npy_vectors_and_pairs() -> None:
         ("pair,long\n0", "csv", "line 2 has 1 cells: expected 2"),
         (b"\xff\xfe", "csv", "is not text"),
         ("1\nx", "csv", r"\[1\] is 'x'"),
-        (b"\x93NUMPY", "npy", "is no npy array"),
-        (b"", "npy", "is no npy array"),
-        (npy(["a"]), "npy", "is no npy array"),
+        (b"\x93NUMPY", "npy", "is not an npy array"),
+        (b"", "npy", "is not an npy array"),
+        (npy(["a"]), "npy", "is not an npy array"),
         (npy(np.ones((2, 2, 2))), "npy", r"shape \(2, 2, 2\)"),
     ],
 )
@@ -99,7 +99,7 @@ def test_any_bytes_give_factors_or_the_domain_error(data: bytes, form: FactorFor
         return
 
 
-def test_one_face_does_not_fit_npy() -> None:
+def test_long_factors_alone_do_not_fit_npy() -> None:
     with pytest.raises(RequestError, match="npy holds one array"):
         format_factors(FactorSet(long=(1.0,)), form="npy")
 

@@ -152,7 +152,7 @@ def test_every_pair_lies_between_kept_and_interpolated(
 ) -> None:
     plain = frequencies(Unscaled(), n_rot=n_rot, base=base).inverse_frequencies
     found = frequencies(scaling, n_rot=n_rot, base=base).inverse_frequencies
-    slower = plain / found
+    slower = np.divide(plain, found)
     assert np.all(slower >= 1 - 1e-9)
     assert np.all(slower <= scaling.factor * (1 + 1e-9))
     assert np.all(np.diff(slower) >= -1e-9 * scaling.factor)
