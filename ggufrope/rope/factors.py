@@ -94,7 +94,9 @@ def _from_json(data: bytes, name: str) -> FactorSet:
     if isinstance(content, list):
         return FactorSet(factors=_numbers(content, name))
     if not isinstance(content, Mapping):
-        raise RequestError(f"{name} has a {type(content).__name__}: expected a list or an object")
+        raise RequestError(
+            f"{name} is a JSON {type(content).__name__}: expected a list or an object"
+        )
     for inner in ("rope_parameters", "rope_scaling"):
         if isinstance(content.get(inner), Mapping):
             content = content[inner]
@@ -160,7 +162,9 @@ def _from_npy(data: bytes, name: str) -> FactorSet:
 
 def _numbers(values: object, where: str) -> tuple[float, ...]:
     if not isinstance(values, list):
-        raise RequestError(f"{where} is a {type(values).__name__}: expected a list of numbers")
+        raise RequestError(
+            f"{where} is of type {type(values).__name__}: expected a list of numbers"
+        )
     numbers = []
     for index, value in enumerate(values):
         try:
