@@ -122,9 +122,21 @@ def _scaling(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
             f"{key} is {kind!r}, on which llama.cpp aborts: set {', '.join(SCALING_TYPES)}",
         )
         return
-    factor, old = metadata.factor, metadata.scale_linear
-    scale = factor if factor is not None else old
-    if factor is not None and old is not None:
+    yield from _factor_of_type(metadata)
+    if kind == "yarn" and metadata.original_context is None:
+        yield _warning(
+            "yarn-without-original-context",
+            metadata.key("original_context"),
+            f"YaRN takes {metadata.key('context_length')} for the original context: set "
+            f"{metadata.key('original_context')} to the length the model was trained with",
+        )
+
+
+def _factor_of_type(metadata: RopeMetadata) -> Iterator[Finding]:
+    """Check the scaling factor against the scaling type."""
+    kind, factor = metadata.scaling_type, metadata.factor
+    scale = _scale(metadata)
+    if factor is not None and metadata.scale_linear is not None:
         yield _warning(
             "scale-linear-beside-factor",
             metadata.key("scale_linear"),
@@ -144,13 +156,6 @@ def _scaling(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
             metadata.key("factor"),
             f"YaRN without a factor does nothing: set {metadata.key('factor')}",
         )
-    if kind == "yarn" and metadata.original_context is None:
-        yield _warning(
-            "yarn-without-original-context",
-            metadata.key("original_context"),
-            f"YaRN takes {metadata.key('context_length')} for the original context: set "
-            f"{metadata.key('original_context')} to the length the model was trained with",
-        )
     if kind == "longrope" and scale not in (None, 0, 1):
         yield _warning(
             "longrope-with-factor",
@@ -161,8 +166,9 @@ def _scaling(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
     if kind is None and scale not in (None, 0, 1):
         yield _info(
             "implicit-linear",
-            key,
-            f"without {key} llama.cpp scales linearly by {scale:g}: set the type to say so",
+            metadata.key("scaling_type"),
+            f"without {metadata.key('scaling_type')} llama.cpp scales linearly by {scale:g}: "
+            "set the type to say so",
         )
 
 
@@ -209,7 +215,13 @@ def _factor_tensors(metadata: RopeMetadata, arch: Architecture) -> Iterator[Find
                 f"set {metadata.key('scaling_type')}, or remove the tensor",
             )
         else:
-            yield from _factor_values(tensor, metadata, arch)
+            yield from _factor_layout(tensor, metadata, arch)
+            yield from _factor_values(tensor)
+    yield from _factor_set(metadata)
+
+
+def _factor_set(metadata: RopeMetadata) -> Iterator[Finding]:
+    """Check which factor tensors are there together."""
     names = {tensor.name for tensor in metadata.factor_tensors}
     by_length = names & {ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT}
     if ROPE_FREQS in names and by_length:
@@ -227,7 +239,7 @@ def _factor_tensors(metadata: RopeMetadata, arch: Architecture) -> Iterator[Find
             missing,
             f"{missing} is missing: {side} the original context no factors are applied; add it",
         )
-    if kind == "longrope" and not names:
+    if metadata.scaling_type == "longrope" and not names:
         yield _warning(
             "longrope-without-factors",
             metadata.key("scaling_type"),
@@ -235,7 +247,7 @@ def _factor_tensors(metadata: RopeMetadata, arch: Architecture) -> Iterator[Find
         )
 
 
-def _factor_values(
+def _factor_layout(
     tensor: FactorTensor, metadata: RopeMetadata, arch: Architecture
 ) -> Iterator[Finding]:
     try:
@@ -263,6 +275,9 @@ def _factor_values(
             f"llama.cpp loads {tensor.name} for {arch.name} but its graph never applies it: "
             "scale by metadata instead",
         )
+
+
+def _factor_values(tensor: FactorTensor) -> Iterator[Finding]:
     if tensor.values is None:
         return
     values = tensor.values
@@ -287,7 +302,7 @@ def _factor_values(
 def _reach(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
     """Check that the scaling covers the declared context, and acts on most layers."""
     context, original = metadata.context_length, metadata.original_context
-    scale = metadata.factor if metadata.factor is not None else metadata.scale_linear
+    scale = _scale(metadata)
     scaled = scale not in (None, 0, 1) and metadata.scaling_type != "none"
     if context and original and context > original * _EXTENDED_RATIO:
         if not scaled and not metadata.factor_tensors:
@@ -335,6 +350,11 @@ def _attention(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
             f"{metadata.key('attn_factor')} {attn:.4g} is the attention factor that llama.cpp "
             "applies for YaRN by itself, so it acts twice: remove it",
         )
+
+
+def _scale(metadata: RopeMetadata) -> float | None:
+    """The declared scaling factor: `factor`, else the old `scale_linear`."""
+    return metadata.scale_linear if metadata.factor is None else metadata.factor
 
 
 def _bad_number(metadata: RopeMetadata, field: str, value: float, bound: str) -> Finding:
