@@ -19,7 +19,7 @@ def factor_set(tensors: tuple[FactorTensor, ...]) -> FactorSet:
     from ggufrope.rope.factors import FactorSet
     from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 
-    arrays = {t.name: tuple(t.values.tolist()) for t in tensors if t.values is not None}
+    arrays = {t.name: t.values for t in tensors if t.values is not None}
     if not arrays:
         raise RequestError("the file has no factor tensors to extract")
     return FactorSet(
@@ -48,4 +48,4 @@ def show(tensors: tuple[FactorTensor, ...]) -> None:
 def _value(tensor: FactorTensor, pair: int) -> float | None:
     if tensor.values is None or pair >= len(tensor.values):
         return None
-    return float(tensor.values[pair])
+    return tensor.values[pair]

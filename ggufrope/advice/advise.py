@@ -16,6 +16,7 @@ from ggufrope.errors import RequestError
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.keys import ROPE_FACTORS_LONG
 from ggufrope.rope.layers import layer_kinds
+from ggufrope.rope.llamacpp import rotary_dimensions
 from ggufrope.rope.scaling import Linear, NtkAware, RopeScaling, Yarn
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def advise(
         )
     if target_context < 1:
         raise RequestError(f"target context {target_context}: expected 1 token or more")
+    rotary_dimensions(metadata, arch)  # refuses widths that no model has
     kinds = set(layer_kinds(metadata, arch))
     if not kinds & {"global", "sliding-window"}:
         raise RequestError(

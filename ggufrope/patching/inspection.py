@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ggufrope.container.ggml import F32
 from ggufrope.container.reader import read_tensor
 from ggufrope.container.shards import ModelFiles, open_model
 from ggufrope.container.types import Header
@@ -49,15 +51,15 @@ class Inspection:
 def read_model(path: Path) -> StoredModel:
     """Read the headers and factor tensors of a model. Raises FileError, or RequestError where
     `path` is a later file of a split model."""
-    import numpy as np
-
     files = open_model(path)
-    factors = {}
+    factors: dict[str, tuple[float, ...]] = {}
     for shard in files.shards:
-        for tensor in shard.header.tensors:
-            if tensor.name in FACTOR_TENSORS and tensor.type == 0:
-                data = read_tensor(shard.path, shard.header, tensor.name)
-                factors[tensor.name] = np.frombuffer(data, dtype=f"{shard.header.byte_order}f4")
+        for name in FACTOR_TENSORS:
+            tensor = shard.header.tensor(name)
+            if tensor is not None and tensor.type == F32 and name not in factors:
+                data = read_tensor(shard.path, shard.header, name)
+                layout = f"{shard.header.byte_order}{len(data) // 4}f"
+                factors[name] = struct.unpack(layout, data)
     whole = replace(files.header, tensors=files.tensors)
     return StoredModel(path=path, files=files, metadata=read_metadata(whole, factors))
 

@@ -29,9 +29,6 @@ from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ggufrope.container.shards import Shard
     from ggufrope.container.types import ByteOrder
 
@@ -224,8 +221,7 @@ def patched(metadata: RopeMetadata, expression: Expression) -> RopeMetadata:
         if factors is None:
             tensors.pop(name, None)
         else:
-            wide = factors.astype("float64")
-            tensors[name] = FactorTensor(name=name, length=len(wide), values=wide)
+            tensors[name] = FactorTensor(name=name, length=len(factors), values=factors)
     changes: dict[str, Any] = {**values, "factor_tensors": tuple(tensors.values())}
     return replace(metadata, **changes)
 
@@ -243,10 +239,10 @@ def _edits(expression: Expression, order: ByteOrder) -> Edits:
 
 
 def _tensors(
-    tensors: Mapping[str, NDArray[np.float32] | None], order: ByteOrder
+    tensors: Mapping[str, tuple[float, ...] | None], order: ByteOrder
 ) -> dict[str, TensorData]:
     return {
-        name: float_tensor(factors.tolist(), order)
+        name: float_tensor(factors, order)
         for name, factors in tensors.items()
         if factors is not None
     }

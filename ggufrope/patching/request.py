@@ -223,9 +223,9 @@ def _original_context(request: ScalingRequest, metadata: RopeMetadata) -> int:
         if request.original_context < 1:
             raise RequestError(f"--orig-ctx {request.original_context} must be 1 or more")
         return request.original_context
-    if metadata.original_context is not None:
+    if metadata.original_context:
         return metadata.original_context
-    if metadata.context_length is None:
+    if not metadata.context_length:
         raise RequestError("the file declares no context length; give --orig-ctx")
     if metadata.factor is not None and metadata.factor != 1:
         raise RequestError(

@@ -16,7 +16,7 @@ from ggufrope.rope.effective import RopeOverrides
 from ggufrope.rope.frequencies import frequencies
 from ggufrope.rope.llamacpp import effective, file_base, number, rotary_dimensions
 from ggufrope.rope.metadata import RopeMetadata
-from ggufrope.rope.overrides import try_out
+from ggufrope.rope.overrides import context_overrides
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import Target
@@ -37,17 +37,19 @@ def trial_overrides(
     rebased = replace(metadata, freq_base=base)
     wanted = frequencies(target.scaling, n_rot=n_rot, base=base, context_tokens=context_tokens)
     try:
-        overrides = try_out(target.scaling, rebased, context_tokens=context_tokens).overrides
+        overrides, _ = context_overrides(target.scaling, rebased, context_tokens=context_tokens)
         overrides = replace(overrides, freq_base=overrides.freq_base or base)
         predicted = effective(metadata, context_tokens=context_tokens, overrides=overrides)
     except (FileError, RequestError):
         return None
     exact = all(
         abs(group.magnitude / wanted.magnitude - 1) <= TOLERANCE
-        and (
-            abs(group.inverse_frequencies - wanted.inverse_frequencies)
-            <= TOLERANCE * wanted.inverse_frequencies
-        ).all()
+        and all(
+            abs(found - theta) <= TOLERANCE * theta
+            for found, theta in zip(
+                group.inverse_frequencies, wanted.inverse_frequencies, strict=True
+            )
+        )
         for group in predicted.groups
         if group.name == "global"
     )

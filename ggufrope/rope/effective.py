@@ -1,6 +1,6 @@
-"""What llama.cpp will do with a model's positions, as values, and what may be asked of it.
+"""What llama.cpp does with a model's positions, as values, and the parameters that change it.
 
-`llamacpp.effective` computes them.
+`llamacpp.effective` computes `EffectiveRope`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from ggufrope.errors import RequestError
 from ggufrope.rope.architectures import RopeType
-from ggufrope.rope.frequencies import Array
+from ggufrope.rope.frequencies import Floats
 from ggufrope.rope.keys import SCALING_TYPES
 
 ScalingType: TypeAlias = Literal["none", "linear", "yarn", "longrope"]
 ValueSource: TypeAlias = Literal["file", "default", "override", "ignored"]
+
+YARN_PARAMETERS = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")
+"""Fields of RopeOverrides that are keys of some files too."""
+
+LLAMA_FLAGS: Mapping[str, str] = MappingProxyType(
+    {
+        "scaling_type": "--rope-scaling",
+        "freq_base": "--rope-freq-base",
+        "freq_scale": "--rope-freq-scale",
+        "yarn_orig_ctx": "--yarn-orig-ctx",
+        **{name: "--" + name.replace("_", "-") for name in YARN_PARAMETERS},
+    }
+)
+"""Field of RopeOverrides -> the flag of llama-server and its siblings that sets it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +64,7 @@ class RopeOverrides:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise RequestError(f"{name} {value:g} must be a finite number above 0")
-        for name in ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"):
+        for name in YARN_PARAMETERS:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise RequestError(f"{name} {value:g} must be a finite number, 0 or more")
@@ -59,8 +74,8 @@ class RopeOverrides:
 class EffectiveValue:
     """One setting as it takes effect.
 
-    `source` says where `value` comes from; "ignored" is a value the runtime falls back to although
-    the file or an override says otherwise, and `reason` tells why.
+    `source` says where `value` comes from. "ignored" means that the runtime uses `value` although
+    the file or an override says otherwise; `reason` says why.
     """
 
     value: float | int | str | None
@@ -68,26 +83,30 @@ class EffectiveValue:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerGroup:
-    """Layers that rotate alike. `inverse_frequencies` is float64 `[n_rot/2]` in rad/token, empty
-    where the layers do not rotate; `magnitude` multiplies rotated queries and keys each."""
+    """Layers that rotate alike.
+
+    `inverse_frequencies` has `n_rot/2` values in rad/token, none where the layers do not rotate.
+    `magnitude` is the attention factor, which multiplies rotated queries and rotated keys.
+    """
 
     name: str
     layers: tuple[int, ...]
-    inverse_frequencies: Array
+    inverse_frequencies: Floats
     magnitude: float
 
     @property
     def n_rot(self) -> int:
+        """Rotary dimensions of a head."""
         return 2 * len(self.inverse_frequencies)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EffectiveRope:
-    """What the runtime does: layer groups in the order of their first layer, and why.
+    """What the runtime does and why: layer groups in the order of their first layer.
 
-    `caveat` says what of this architecture's rotation the groups do not cover, if anything.
+    `caveat` says which part of this architecture's rotation the groups do not cover, if any.
     """
 
     rope_type: RopeType
@@ -97,8 +116,8 @@ class EffectiveRope:
     caveat: str | None = None
 
     def group(self, layer: int) -> LayerGroup:
-        """The group that `layer` belongs to; RequestError where the model has no such layer."""
+        """Return the group of `layer`. Raises RequestError where the model has no such layer."""
         for group in self.groups:
             if layer in group.layers:
                 return group
-        raise RequestError(f"layer {layer} is not one of the model's")
+        raise RequestError(f"the model has no layer {layer}")

@@ -1,4 +1,4 @@
-"""The same settings in other tools' words, and what each of them cannot say."""
+"""The settings of a file for other tools, and what each tool cannot express."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ggufrope.errors import RequestError
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.rope.encode import SCALING_FIELDS
 from ggufrope.rope.huggingface import to_config
-from ggufrope.rope.overrides import Recognized, command_flags, recognize, try_out
+from ggufrope.rope.overrides import Recognized, command_flags, context_overrides, recognize
 from ggufrope.rope.scaling import Linear, Unscaled, Yarn
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _LLAMA_TYPES = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """`text` to put into the tool; `inexpressible` says, a sentence each, what it leaves out."""
+    """`text` to pass to the tool; `inexpressible` has one sentence for each thing it leaves out."""
 
     tool: Tool
     text: str
@@ -35,10 +35,11 @@ class Export:
 
 
 def export(metadata: RopeMetadata, tool: Tool, *, context_tokens: int | None = None) -> Export:
-    """Say in the words of `tool` what the file's settings amount to, for `context_tokens`.
+    """Write the file's settings for `tool`, with a context of `context_tokens` (None: the file's).
 
     The llama.cpp tools read the file's settings by themselves; for them the text gives the same
-    to a file that lacks them. Raises RequestError where no one scheme says it or `tool` is unknown.
+    rotation to a file that lacks the settings. Raises RequestError where no one scheme describes
+    the settings, or `tool` is unknown.
     """
     if tool not in _WRITERS:
         raise RequestError(
@@ -46,7 +47,7 @@ def export(metadata: RopeMetadata, tool: Tool, *, context_tokens: int | None = N
         )
     tokens = context_tokens or metadata.context_length
     if not tokens:
-        raise RequestError("the file names no context length: give one")
+        raise RequestError("the file declares no context length: set context_tokens")
     text, inexpressible = _WRITERS[tool](recognize(metadata), metadata, tokens)
     return Export(tool=tool, text=text, inexpressible=tuple(inexpressible))
 
@@ -55,15 +56,15 @@ _Written: TypeAlias = "tuple[str, list[str]]"
 
 
 def _run_time(found: Recognized, metadata: RopeMetadata) -> tuple[RopeOverrides, list[str]]:
-    """Context parameters for a file of the model that has none of the settings."""
+    """Context parameters for a file of the model without any of the settings."""
     unset = dict.fromkeys(SCALING_FIELDS)
     bare = replace(metadata, factor_tensors=(), freq_base=found.base, **unset)  # type: ignore[arg-type]
     try:
-        trial = try_out(found.scaling, bare)
+        overrides, ignored = context_overrides(found.scaling, bare)
     except RequestError as error:
         return RopeOverrides(), [f"{error}; a patched file needs no flags"]
-    lost = [f"{i.parameter} {i.value:.6g}: {i.reason}; {i.instead}" for i in trial.ignored]
-    return replace(trial.overrides, freq_base=found.base), lost
+    lost = [f"{i.parameter} {i.value:.6g}: {i.reason}; {i.instead}" for i in ignored]
+    return replace(overrides, freq_base=found.base), lost
 
 
 def _llama_server(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
@@ -107,7 +108,7 @@ def _vllm(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
         return f"vllm serve MODEL --max-model-len {tokens}", lost
     given = json.dumps({"rope_parameters": parameters}, separators=(",", ":"))
     if isinstance(found.scaling, Yarn):
-        lost.append("a short prompt is scaled as a long one: vLLM applies YaRN at every length")
+        lost.append("vLLM applies YaRN at every length: short prompts are scaled too")
     return f"vllm serve MODEL --max-model-len {tokens} --hf-overrides '{given}'", lost
 
 
@@ -115,7 +116,7 @@ def _ollama(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
     lost = []
     if not isinstance(found.scaling, Unscaled):
         name = type(found.scaling).__name__
-        lost.append(f"{name}: a Modelfile has no RoPE parameters; Ollama takes it from the file")
+        lost.append(f"{name}: a Modelfile has no RoPE parameters; Ollama reads the file's own")
     return f"FROM ./MODEL.gguf\nPARAMETER num_ctx {tokens}", lost
 
 
@@ -127,7 +128,8 @@ def _koboldcpp(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Writt
         case Linear(factor=factor):
             return f"{command} --ropeconfig {1 / factor:.9g} {found.base:.9g}", []
     name = type(found.scaling).__name__
-    return command, [f"{name}: --ropeconfig knows a scale and a base only; it reads the file's own"]
+    lost = f"{name}: --ropeconfig takes only a scale and a base; KoboldCpp reads the file's own"
+    return command, [lost]
 
 
 def _axolotl(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written:
@@ -141,14 +143,14 @@ def _axolotl(found: Recognized, metadata: RopeMetadata, tokens: int) -> _Written
 
 
 def _parameters(found: Recognized) -> tuple[dict[str, Any] | None, list[str]]:
-    """`rope_parameters` as transformers has them, and what they leave out."""
+    """`rope_parameters` of transformers, and what they leave out."""
     try:
         parameters = to_config(found.scaling, base=found.base)
     except RequestError as error:
         return None, [f"{error}: use the GGUF file itself"]
     lost = []
     if isinstance(found.scaling, Yarn) and found.scaling.ext_factor != 1:
-        lost.append(f"ext_factor {found.scaling.ext_factor:g}: transformers has no such weight")
+        lost.append(f"ext_factor {found.scaling.ext_factor:g}: transformers has no such parameter")
     return parameters, lost
 
 

@@ -1,4 +1,7 @@
-"""Factor arrays as people keep them: json, csv, npy, or inside a config.json. Bytes in and out."""
+"""Factor arrays as bytes in and out: JSON, CSV, NumPy's npy, or inside a config.json.
+
+Only npy needs NumPy, which is imported when such a file is read or written.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-import numpy as np
 
 from ggufrope.errors import RequestError
 from ggufrope.rope.scaling import check_factors
@@ -26,7 +27,7 @@ PLAIN_NAMES = ("factors", "rope_freqs.weight", "rope_freqs")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorSet:
-    """The arrays one file holds: `factors` for all contexts, or `long` and `short`, or some."""
+    """The arrays of one file: `factors` for all contexts, `long` and `short`, or one of these."""
 
     factors: tuple[float, ...] | None = None
     long: tuple[float, ...] | None = None
@@ -37,9 +38,9 @@ def parse_factors(data: bytes, *, form: FactorFormat, name: str) -> FactorSet:
     """Read factor arrays from the bytes of a file called `name`.
 
     json: a list, or an object with factors, long_factor and short_factor in any of their
-    spellings, also inside rope_scaling or rope_parameters. csv: one number a line, or two or more
+    spellings, also inside rope_scaling or rope_parameters. csv: one number per line, or two or more
     columns with a header (pair, long, short). npy: a vector, or two rows, long and short. Raises
-    RequestError where it is none of these or a value is no finite number above 0.
+    RequestError where the bytes are none of these or a value is not a finite number above 0.
     """
     readers = {"json": _from_json, "csv": _from_csv, "npy": _from_npy}
     found = readers[form](data, name)
@@ -48,9 +49,7 @@ def parse_factors(data: bytes, *, form: FactorFormat, name: str) -> FactorSet:
         if values is not None:
             check_factors(f"{name}: {label}", values)
     if found == FactorSet():
-        raise RequestError(
-            f"{name} holds no factors: expected factors, long_factor or short_factor"
-        )
+        raise RequestError(f"{name} has no factors: expected factors, long_factor or short_factor")
     return found
 
 
@@ -71,6 +70,8 @@ def format_factors(factors: FactorSet, *, form: FactorFormat) -> bytes:
         return ("\n".join(lines) + "\n").encode()
     if factors.factors is None and (factors.long is None or factors.short is None):
         raise RequestError("npy holds one array, or long and short together: write json or csv")
+    import numpy as np
+
     stream = io.BytesIO()
     array = np.array(list(present.values()) if factors.factors is None else factors.factors)
     np.save(stream, array, allow_pickle=False)
@@ -78,7 +79,10 @@ def format_factors(factors: FactorSet, *, form: FactorFormat) -> bytes:
 
 
 def first_descent(factors: Sequence[float]) -> int | None:
-    """The first index whose factor is below the one before, or None: searched factors rise."""
+    """Return the first index whose factor is below the one before, or None.
+
+    Factors should not decrease from fast to slow pairs (LongRoPE, section 3.2).
+    """
     return next((i for i in range(1, len(factors)) if factors[i] < factors[i - 1]), None)
 
 
@@ -90,7 +94,9 @@ def _from_json(data: bytes, name: str) -> FactorSet:
     if isinstance(content, list):
         return FactorSet(factors=_numbers(content, name))
     if not isinstance(content, Mapping):
-        raise RequestError(f"{name} holds a {type(content).__name__}: expected a list or an object")
+        raise RequestError(
+            f"{name} is a JSON {type(content).__name__}: expected a list or an object"
+        )
     for inner in ("rope_parameters", "rope_scaling"):
         if isinstance(content.get(inner), Mapping):
             content = content[inner]
@@ -113,7 +119,7 @@ def _from_csv(data: bytes, name: str) -> FactorSet:
         raise RequestError(f"{name} is not text: {error}") from error
     rows = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
     if not rows:
-        raise RequestError(f"{name} is empty: expected one number a line")
+        raise RequestError(f"{name} is empty: expected one number per line")
     header, body = _header(rows)
     width = len(header)
     for number, row in enumerate(body, start=len(rows) - len(body) + 1):
@@ -138,11 +144,13 @@ def _is_number(cell: str) -> bool:
 
 
 def _from_npy(data: bytes, name: str) -> FactorSet:
+    import numpy as np
+
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
         values = np.asarray(array, dtype=np.float64)
     except (ValueError, TypeError, EOFError, OSError) as error:
-        raise RequestError(f"{name} is no npy array of numbers: {error}") from error
+        raise RequestError(f"{name} is not an npy array of numbers: {error}") from error
     if values.ndim == 1:
         return FactorSet(factors=tuple(values.tolist()))
     if values.ndim == 2 and len(values) == 2:
@@ -154,7 +162,9 @@ def _from_npy(data: bytes, name: str) -> FactorSet:
 
 def _numbers(values: object, where: str) -> tuple[float, ...]:
     if not isinstance(values, list):
-        raise RequestError(f"{where} is a {type(values).__name__}: expected a list of numbers")
+        raise RequestError(
+            f"{where} is of type {type(values).__name__}: expected a list of numbers"
+        )
     numbers = []
     for index, value in enumerate(values):
         try:

@@ -1,16 +1,18 @@
-"""A scaling scheme -> inverse frequencies and attention magnitude.
+"""A scaling scheme -> inverse frequencies and the attention factor.
 
-Frequencies are what a runtime multiplies a position by to get an angle; the magnitude multiplies
-both rotated queries and rotated keys. Equal to transformers' `modeling_rope_utils` (5.23).
+A runtime multiplies the position of a token by an inverse frequency (radians per token) to get the
+angle of a pair of rotary dimensions. The attention factor, called `magnitude` in values and JSON,
+multiplies the rotated queries and the rotated keys. Results equal those of transformers'
+`modeling_rope_utils` (5.23).
+
+Sequences of numbers are tuples of Python floats, one value per pair: `n_rot/2` of them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope.errors import RequestError
 from ggufrope.rope.scaling import (
@@ -27,28 +29,41 @@ from ggufrope.rope.scaling import (
     Yarn,
 )
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Floats: TypeAlias = tuple[float, ...]
+
+MAX_ROTARY_DIMENSIONS = 65536
+"""The largest rotary dimension that is computed. Published models have 32 to 512; the bound keeps
+a damaged or hostile header from taking all memory."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Frequencies:
-    """`inverse_frequencies` is float64 `[n_rot/2]`, in rad/token; `magnitude` is a plain factor."""
+    """`inverse_frequencies` has `n_rot/2` values in rad/token; `magnitude` is the attention
+    factor."""
 
-    inverse_frequencies: Array
+    inverse_frequencies: Floats
     magnitude: float
 
 
 def frequencies(
     scaling: RopeScaling, *, n_rot: int, base: float, context_tokens: int | None = None
 ) -> Frequencies:
-    """Inverse frequencies and magnitude of `scaling` over `n_rot` rotary dimensions.
+    """Compute the inverse frequencies and the attention factor of `scaling` over `n_rot` rotary
+    dimensions.
 
-    `context_tokens` is the length of the context in use, which LongRoPE and dynamic NTK depend
-    on; None means one within the original context. Raises RequestError where `n_rot` or `base` is
-    no setting of RoPE, or factors are not one a pair.
+    `context_tokens` is the length of the context in use, on which LongRoPE and dynamic NTK depend;
+    None means a length within the original context. Raises RequestError where `n_rot` or `base` is
+    out of range, or where the number of factors is not `n_rot/2`.
     """
     if n_rot < 2 or n_rot % 2:
         raise RequestError(f"rotary dimension {n_rot} must be even and at least 2")
+    if n_rot > MAX_ROTARY_DIMENSIONS:
+        raise RequestError(
+            f"rotary dimension {n_rot} is too large: expected at most {MAX_ROTARY_DIMENSIONS}"
+        )
     if not (math.isfinite(base) and base > 1):
         raise RequestError(f"RoPE base {base:g} must be a finite number above 1")
     plain = plain_frequencies(n_rot, base)
@@ -56,7 +71,8 @@ def frequencies(
         case Unscaled():
             return Frequencies(inverse_frequencies=plain, magnitude=1.0)
         case Linear(factor=factor):
-            return Frequencies(inverse_frequencies=plain / factor, magnitude=1.0)
+            slowed = tuple(theta / factor for theta in plain)
+            return Frequencies(inverse_frequencies=slowed, magnitude=1.0)
         case NtkAware(factor=factor):
             ntk = plain_frequencies(n_rot, ntk_base(base, factor, n_rot))
             return Frequencies(inverse_frequencies=ntk, magnitude=1.0)
@@ -82,19 +98,23 @@ def frequencies(
         case FrequencyFactors(factors=factors, attention_factor=magnitude):
             return Frequencies(inverse_frequencies=_divided(plain, factors), magnitude=magnitude)
         case Proportional(fraction=fraction, factor=factor):
-            turning = np.arange(n_rot // 2) < int(fraction * n_rot // 2)
-            proportional = np.where(turning, plain / factor, 0.0)
+            turning = int(fraction * n_rot // 2)
+            proportional = tuple(
+                theta / factor if pair < turning else 0.0 for pair, theta in enumerate(plain)
+            )
             return Frequencies(inverse_frequencies=proportional, magnitude=1.0)
     raise RequestError(f"{type(scaling).__name__} is not a RoPE scaling scheme")
 
 
-def plain_frequencies(n_rot: int, base: float) -> Array:
-    """θ_j = base^(-2j/n_rot), float64 `[n_rot/2]`, rad/token (Su et al. 2021, section 3.2.2)."""
-    return np.power(base, -np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
+def plain_frequencies(n_rot: int, base: float) -> Floats:
+    """Return θ_j = base^(-2j/n_rot) for each pair j, in rad/token (Su et al. 2021, section
+    3.2.2)."""
+    return tuple(base ** (-dimension / n_rot) for dimension in range(0, n_rot, 2))
 
 
 def ntk_base(base: float, factor: float, n_rot: int) -> float:
-    """The NTK-aware base, at which the slowest pair is slowed exactly `factor` times."""
+    """Return base·factor^(d/(d-2)), d rotary dimensions: the base at which the slowest pair turns
+    exactly `factor` times slower (YaRN paper, definition 1)."""
     if n_rot < 4:
         raise RequestError(f"NTK-aware scaling needs a rotary dimension of 4 or more, not {n_rot}")
     try:
@@ -104,18 +124,20 @@ def ntk_base(base: float, factor: float, n_rot: int) -> float:
 
 
 def dynamic_growth(scaling: DynamicNtk, context_tokens: int | None) -> float:
-    """The NTK factor of dynamic NTK at `context_tokens`: 1 up to the original context."""
+    """Return the NTK factor of dynamic NTK at `context_tokens`, 1 up to the original context
+    (transformers' `_compute_dynamic_ntk_parameters`)."""
     ratio = max(context_tokens or 0, scaling.original_context) / scaling.original_context
     return scaling.factor * ratio - (scaling.factor - 1)
 
 
 def yarn_mscale(factor: float, weight: float = 1.0) -> float:
-    """YaRN's magnitude, 1 + 0.1·weight·ln factor (YaRN paper, equation 22)."""
+    """Return YaRN's attention factor, 1 + 0.1·weight·ln factor (YaRN paper, equation 22)."""
     return 1.0 if factor <= 1 else 1.0 + 0.1 * weight * math.log(factor)
 
 
 def yarn_magnitude(scaling: Yarn) -> float:
-    """The magnitude of YaRN: the given attention factor, or the one its other parameters imply."""
+    """Return YaRN's attention factor: the one given, or the one its other parameters imply
+    (transformers' `_compute_yarn_parameters`)."""
     if scaling.attention_factor is not None:
         return scaling.attention_factor
     if scaling.mscale and scaling.mscale_all_dim:
@@ -125,7 +147,8 @@ def yarn_magnitude(scaling: Yarn) -> float:
 
 
 def longrope_magnitude(scaling: LongRope) -> float:
-    """The magnitude of LongRoPE: the given attention factor, or the one its factor implies."""
+    """Return LongRoPE's attention factor: the one given, or sqrt(1 + ln factor / ln
+    original_context) (LongRoPE, section 3.3)."""
     if scaling.attention_factor is not None:
         return scaling.attention_factor
     if scaling.factor is None or scaling.factor <= 1:
@@ -141,29 +164,40 @@ def yarn_kept(
     beta_slow: float,
     *,
     truncate: bool = True,
-) -> Array:
-    """How far each pair keeps its frequency under YaRN: `[n_rot/2]`, 1 kept, 0 interpolated.
+) -> Floats:
+    """Return how far each pair keeps its frequency under YaRN: 1 kept, 0 interpolated.
 
     As in ggml/src/ggml.c `ggml_rope_yarn_corr_dims` and ggml-cpu/ops.cpp `rope_yarn_ramp`;
     without `truncate`, as in transformers.
     """
 
     def pair_turning(turns: float) -> float:
+        """The pair that turns so many times in the original context, as a real number."""
         if turns == 0:
             return math.inf
-        return n_rot * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
+        wave = original_context / (turns * 2 * math.pi)
+        return n_rot * math.log(wave) / (2 * math.log(base)) if wave > 0 else -math.inf
 
     low, high = pair_turning(beta_fast), pair_turning(beta_slow)
     if truncate:
-        low, high = float(np.floor(low)), float(np.ceil(high))
+        low = float(math.floor(low)) if math.isfinite(low) else low
+        high = float(math.ceil(high)) if math.isfinite(high) else high
     low, high = max(low, 0), min(high, n_rot - 1)
-    ramp = (np.arange(n_rot // 2) - low) / max(high - low, 0.001)
-    kept: Array = 1.0 - np.clip(ramp, 0.0, 1.0)
-    return kept
+    width = max(high - low, 0.001)
+    return tuple(1.0 - _unit((pair - low) / width) for pair in range(n_rot // 2))
 
 
-def _yarn(scaling: Yarn, plain: Array, n_rot: int, base: float) -> Frequencies:
-    kept = scaling.ext_factor * yarn_kept(
+def blend(interpolated: Floats, extrapolated: Floats, kept: Sequence[float]) -> Floats:
+    """Mix two sets of inverse frequencies: `kept` is the weight of `extrapolated`, pair by pair
+    (YaRN paper, equation 13)."""
+    return tuple(
+        slow * (1 - weight) + fast * weight
+        for slow, fast, weight in zip(interpolated, extrapolated, kept, strict=True)
+    )
+
+
+def _yarn(scaling: Yarn, plain: Floats, n_rot: int, base: float) -> Frequencies:
+    kept = yarn_kept(
         n_rot,
         base,
         scaling.original_context,
@@ -171,22 +205,30 @@ def _yarn(scaling: Yarn, plain: Array, n_rot: int, base: float) -> Frequencies:
         scaling.beta_slow,
         truncate=scaling.truncate,
     )
-    mixed = plain / scaling.factor * (1 - kept) + plain * kept
+    slowed = tuple(theta / scaling.factor for theta in plain)
+    mixed = blend(slowed, plain, [scaling.ext_factor * weight for weight in kept])
     return Frequencies(inverse_frequencies=mixed, magnitude=yarn_magnitude(scaling))
 
 
 def _by_turns(
-    plain: Array, factor: float, original_context: int, beta_fast: float, beta_slow: float
-) -> Array:
-    turns = original_context * plain / (2 * math.pi)
-    kept = np.clip((turns - beta_slow) / (beta_fast - beta_slow), 0.0, 1.0)
-    return plain / factor * (1 - kept) + plain * kept
+    plain: Floats, factor: float, original_context: int, beta_fast: float, beta_slow: float
+) -> Floats:
+    """NTK-by-parts: the ramp over the turns made in the original context (YaRN paper, equations
+    11 to 13; transformers' `_compute_llama3_parameters`)."""
+    turns = (original_context * theta / (2 * math.pi) for theta in plain)
+    kept = [_unit((turn - beta_slow) / (beta_fast - beta_slow)) for turn in turns]
+    return blend(tuple(theta / factor for theta in plain), plain, kept)
 
 
-def _divided(plain: Array, factors: tuple[float, ...]) -> Array:
+def _divided(plain: Floats, factors: Floats) -> Floats:
     if len(factors) != len(plain):
         raise RequestError(
             f"{len(factors)} frequency factors for {len(plain)} rotary pairs: "
-            "one a pair of rotary dimensions is needed"
+            "expected one factor per pair"
         )
-    return plain / np.asarray(factors, dtype=np.float64)
+    return tuple(theta / factor for theta, factor in zip(plain, factors, strict=True))
+
+
+def _unit(value: float) -> float:
+    """`value` clipped to 0 to 1."""
+    return min(max(value, 0.0), 1.0)

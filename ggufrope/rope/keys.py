@@ -1,7 +1,7 @@
-"""The GGUF keys and tensors that say how a model's positions work.
+"""The GGUF keys and tensors that define how a model's positions work.
 
-Key names are `ARCHITECTURE.SUFFIX`; suffixes and types as in llama.cpp's src/llama-arch.cpp and
-the `get_key` calls that read them. A key of another type does not load.
+Key names are `ARCHITECTURE.SUFFIX`. Suffixes and types are those of llama.cpp's src/llama-arch.cpp
+and of the `get_key` calls that read them. llama.cpp does not load a key of another type.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySpec:
-    """One key: its suffix, the type llama.cpp reads, and whether an array per layer may do."""
+    """One key: its suffix, the type llama.cpp reads, and whether it may be an array per layer."""
 
     suffix: str
     type: ValueType
@@ -74,7 +74,7 @@ KEYS: Mapping[str, KeySpec] = MappingProxyType(
 """Field of RopeMetadata -> its key."""
 
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")
-"""What `rope.scaling.type` may say; any other word aborts llama.cpp on an assertion."""
+"""The values of `rope.scaling.type`; any other word aborts llama.cpp on an assertion."""
 
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_FACTORS_LONG = "rope_factors_long.weight"
@@ -84,5 +84,5 @@ FACTOR_TENSORS = (ROPE_FREQS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT)
 
 
 def key_name(architecture: str, field: str) -> str:
-    """The full GGUF key of a RopeMetadata field, as in ("llama", "freq_base")."""
+    """Return the full GGUF key of a RopeMetadata field, as for ("llama", "freq_base")."""
     return f"{architecture}.{KEYS[field].suffix}"

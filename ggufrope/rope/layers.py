@@ -1,4 +1,8 @@
-"""Which layers of a model slide a window, do not rotate, or have no attention at all."""
+"""Which layers of a model use a sliding window, do not rotate, or have no attention at all.
+
+Follows `load_hparams` and the graphs of llama.cpp's src/models at the commit that
+`architectures.source()` names.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,14 @@ if TYPE_CHECKING:
 LayerKind: TypeAlias = Literal["global", "sliding-window", "no-rope", "recurrent"]
 
 MAX_LAYERS = 512
-"""llama.cpp's LLAMA_MAX_LAYERS; a model of more does not load."""
+"""llama.cpp's LLAMA_MAX_LAYERS; a model with more does not load."""
 
 
 def layer_count(metadata: RopeMetadata) -> int:
-    """Layers of the trunk, without the heads that draft further tokens."""
+    """Return the number of layers of the trunk, without the heads that draft further tokens.
+
+    Raises FileError where the file declares no number from 1 to MAX_LAYERS.
+    """
     blocks = metadata.block_count
     if blocks is None or not 0 < blocks <= MAX_LAYERS:
         raise FileError(
@@ -27,7 +34,7 @@ def layer_count(metadata: RopeMetadata) -> int:
 
 
 def sliding_layers(metadata: RopeMetadata, arch: Architecture) -> tuple[bool, ...]:
-    """For each layer, whether its attention is limited to a window."""
+    """Return for each layer whether its attention is limited to a window."""
     layers = layer_count(metadata)
     window = arch.sliding
     if window is None or not _slides(metadata, window, layers):
@@ -43,7 +50,7 @@ def sliding_layers(metadata: RopeMetadata, arch: Architecture) -> tuple[bool, ..
 
 
 def layer_kinds(metadata: RopeMetadata, arch: Architecture) -> tuple[LayerKind, ...]:
-    """For each layer, the kind of rotation it gets."""
+    """Return the kind of rotation of each layer."""
     sliding = sliding_layers(metadata, arch)
     recurrent = recurrent_layers(metadata, arch)
     unrotated = _unrotated(metadata, arch, sliding)
@@ -54,7 +61,7 @@ def layer_kinds(metadata: RopeMetadata, arch: Architecture) -> tuple[LayerKind, 
 
 
 def recurrent_layers(metadata: RopeMetadata, arch: Architecture) -> tuple[bool, ...]:
-    """For each layer, whether it has a recurrent state in place of attention."""
+    """Return for each layer whether it has a recurrent state in place of attention."""
     layers = layer_count(metadata)
     if arch.recurrent == "none":
         return (False,) * layers
@@ -89,7 +96,7 @@ def _unrotated(
     if arch.no_rope == "pattern":
         return tuple(flag == 0 for flag in per_layer(metadata.rope_pattern, layers, default=1))
     if arch.no_rope == "last":
-        # Without sliding layers llama4 sets the step to the layer count: only the last is left out.
+        # Without sliding layers llama4 sets the step to the layer count: only the last is skipped.
         step = arch.step if arch.step_always or any(sliding) else layers
         return tuple((layer + 1) % step == 0 for layer in range(layers))
     if arch.no_rope == "global" and any(sliding):

@@ -1,4 +1,4 @@
-"""Contradictions and dead settings in a file, each with what to do about it."""
+"""Contradictions and settings without effect in a file, each with what to do about it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from ggufrope.container.ggml import F32
 from ggufrope.errors import FileError
 from ggufrope.rope.architectures import Architecture, architecture
+from ggufrope.rope.effective import LLAMA_FLAGS, YARN_PARAMETERS
 from ggufrope.rope.factors import first_descent
 from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, SCALING_TYPES
 from ggufrope.rope.layers import layer_kinds
-from ggufrope.rope.llamacpp import rotary_dimensions
+from ggufrope.rope.llamacpp import rotary_dimensions, sliding_dimensions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,20 +22,17 @@ if TYPE_CHECKING:
 
 Severity: TypeAlias = Literal["error", "warning", "info"]
 
-_YARN_FLAGS = {
-    "yarn_ext_factor": "--yarn-ext-factor",
-    "yarn_attn_factor": "--yarn-attn-factor",
-    "yarn_beta_fast": "--yarn-beta-fast",
-    "yarn_beta_slow": "--yarn-beta-slow",
-}
 _EXTENDED_RATIO = 1.001
-"""A context this much longer than what scaling accounts for is more than a rounding."""
+"""A context this much longer than what the scaling covers is more than a rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing wrong or without effect. An error keeps llama.cpp from loading the file or makes
-    the result nonsense, a warning changes quality or is not what it seems, an info is harmless."""
+    """One thing that is wrong or has no effect.
+
+    An error keeps llama.cpp from loading the file or makes the result nonsense. A warning changes
+    quality or is not what it seems. An info is harmless.
+    """
 
     code: str
     severity: Severity
@@ -42,7 +41,7 @@ class Finding:
 
 
 def lint(metadata: RopeMetadata) -> tuple[Finding, ...]:
-    """Everything found wrong with the declared settings, errors first."""
+    """Return everything wrong with the declared settings, errors first."""
     try:
         arch = architecture(metadata.architecture)
     except FileError as error:
@@ -78,13 +77,21 @@ def _numbers(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
     try:
         rotary_dimensions(metadata, arch)
     except FileError as error:
-        yield _error("rotary-dimensions", metadata.key("dimension_count"), str(error))
+        yield _error("rotary-dimensions", metadata.n_rot_key, str(error))
+        return
+    try:
+        if arch.sliding is not None:
+            sliding_dimensions(metadata, arch)
+    except FileError as error:
+        yield _error("rotary-dimensions", metadata.key("dimension_count_swa"), str(error))
 
 
 def _lengths(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
     key = metadata.key("context_length")
     if not metadata.context_length:
-        yield _error("no-context-length", key, f"{key} is missing: llama.cpp refuses the file")
+        missing = f"{key} is missing: llama.cpp refuses the file"
+        zero = f"{key} is 0: set the length the model was trained with"
+        yield _error("no-context-length", key, missing if metadata.context_length is None else zero)
         return
     original = metadata.original_context
     if original is not None and metadata.scaling_type in ("yarn", "longrope"):
@@ -115,32 +122,39 @@ def _scaling(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
             f"{key} is {kind!r}, on which llama.cpp aborts: set {', '.join(SCALING_TYPES)}",
         )
         return
-    factor, old = metadata.factor, metadata.scale_linear
-    scale = factor if factor is not None else old
-    if factor is not None and old is not None:
-        yield _warning(
-            "scale-linear-beside-factor",
-            metadata.key("scale_linear"),
-            f"{metadata.key('scale_linear')} is dead beside {metadata.key('factor')}: remove it",
-        )
-    if kind == "none" and scale not in (None, 0, 1):
-        yield _warning(
-            "factor-without-scaling",
-            metadata.key("factor"),
-            f"a factor of {scale:g} is dead with scaling type none: set the type, or remove it",
-        )
-    if kind == "yarn" and scale in (None, 0, 1):
-        yield _warning(
-            "yarn-without-factor",
-            metadata.key("factor"),
-            f"YaRN without a factor does nothing: set {metadata.key('factor')}",
-        )
+    yield from _factor_of_type(metadata)
     if kind == "yarn" and metadata.original_context is None:
         yield _warning(
             "yarn-without-original-context",
             metadata.key("original_context"),
             f"YaRN takes {metadata.key('context_length')} for the original context: set "
             f"{metadata.key('original_context')} to the length the model was trained with",
+        )
+
+
+def _factor_of_type(metadata: RopeMetadata) -> Iterator[Finding]:
+    """Check the scaling factor against the scaling type."""
+    kind, factor = metadata.scaling_type, metadata.factor
+    scale = _scale(metadata)
+    if factor is not None and metadata.scale_linear is not None:
+        yield _warning(
+            "scale-linear-beside-factor",
+            metadata.key("scale_linear"),
+            f"{metadata.key('scale_linear')} has no effect beside {metadata.key('factor')}: "
+            "remove it",
+        )
+    if kind == "none" and scale not in (None, 0, 1):
+        yield _warning(
+            "factor-without-scaling",
+            metadata.key("factor"),
+            f"a factor of {scale:g} has no effect with scaling type none: set the type, or remove "
+            "the factor",
+        )
+    if kind == "yarn" and scale in (None, 0, 1):
+        yield _warning(
+            "yarn-without-factor",
+            metadata.key("factor"),
+            f"YaRN without a factor does nothing: set {metadata.key('factor')}",
         )
     if kind == "longrope" and scale not in (None, 0, 1):
         yield _warning(
@@ -152,22 +166,24 @@ def _scaling(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
     if kind is None and scale not in (None, 0, 1):
         yield _info(
             "implicit-linear",
-            key,
-            f"without {key} llama.cpp scales linearly by {scale:g}: set the type to say so",
+            metadata.key("scaling_type"),
+            f"without {metadata.key('scaling_type')} llama.cpp scales linearly by {scale:g}: "
+            "set the type to say so",
         )
 
 
 def _dead_keys(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
-    for field, flag in _YARN_FLAGS.items():
+    for field in YARN_PARAMETERS:
         value = getattr(metadata, field)
         if value is None or field in arch.reads:
             continue
         bake = ", or bake it into factors" if arch.loads_factors else ""
+        flag = LLAMA_FLAGS[field]
         yield _warning(
             "dead-key",
             metadata.key(field),
             f"llama.cpp does not read {metadata.key(field)} for {arch.name}: "
-            f"give {flag} {value:g} at run time{bake}",
+            f"pass llama.cpp's {flag} {value:g} at run time{bake}",
         )
     for field in ("yarn_log_multiplier", "alpha"):
         if getattr(metadata, field) is not None and field not in arch.reads:
@@ -199,23 +215,31 @@ def _factor_tensors(metadata: RopeMetadata, arch: Architecture) -> Iterator[Find
                 f"set {metadata.key('scaling_type')}, or remove the tensor",
             )
         else:
-            yield from _factor_values(tensor, metadata, arch)
+            yield from _factor_layout(tensor, metadata, arch)
+            yield from _factor_values(tensor)
+    yield from _factor_set(metadata)
+
+
+def _factor_set(metadata: RopeMetadata) -> Iterator[Finding]:
+    """Check which factor tensors are there together."""
     names = {tensor.name for tensor in metadata.factor_tensors}
-    faces = names & {ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT}
-    if ROPE_FREQS in names and faces:
+    by_length = names & {ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT}
+    if ROPE_FREQS in names and by_length:
         yield _warning(
             "shadowed-factors",
             ROPE_FREQS,
-            f"{ROPE_FREQS} is always preferred: {', '.join(sorted(faces))} never act; remove one",
+            f"{ROPE_FREQS} is always preferred: {', '.join(sorted(by_length))} has no effect; "
+            "remove one of them",
         )
-    if len(faces) == 1:
-        missing = ROPE_FACTORS_SHORT if ROPE_FACTORS_LONG in faces else ROPE_FACTORS_LONG
+    if len(by_length) == 1:
+        missing = ROPE_FACTORS_SHORT if ROPE_FACTORS_LONG in by_length else ROPE_FACTORS_LONG
+        side = "up to" if missing == ROPE_FACTORS_SHORT else "above"
         yield _warning(
             "lone-factors",
             missing,
-            f"{missing} is missing: on that side of the original context nothing is scaled",
+            f"{missing} is missing: {side} the original context no factors are applied; add it",
         )
-    if kind == "longrope" and not names:
+    if metadata.scaling_type == "longrope" and not names:
         yield _warning(
             "longrope-without-factors",
             metadata.key("scaling_type"),
@@ -223,7 +247,7 @@ def _factor_tensors(metadata: RopeMetadata, arch: Architecture) -> Iterator[Find
         )
 
 
-def _factor_values(
+def _factor_layout(
     tensor: FactorTensor, metadata: RopeMetadata, arch: Architecture
 ) -> Iterator[Finding]:
     try:
@@ -235,7 +259,14 @@ def _factor_values(
             "factor-length",
             tensor.name,
             f"{tensor.name} has {tensor.length} values: llama.cpp loads only {pairs}, "
-            "one a pair of rotary dimensions",
+            "one per pair of rotary dimensions",
+        )
+    if tensor.type != F32:
+        yield _error(
+            "factor-type",
+            tensor.name,
+            f"{tensor.name} is of type {tensor.type_name}: llama.cpp needs F32 factors; "
+            "write it again as F32",
         )
     if arch.factors_on == "none":
         yield _warning(
@@ -244,9 +275,12 @@ def _factor_values(
             f"llama.cpp loads {tensor.name} for {arch.name} but its graph never applies it: "
             "scale by metadata instead",
         )
+
+
+def _factor_values(tensor: FactorTensor) -> Iterator[Finding]:
     if tensor.values is None:
         return
-    values = tensor.values.tolist()
+    values = tensor.values
     bad = next((i for i, v in enumerate(values) if not (math.isfinite(v) and v > 0)), None)
     if bad is not None:
         yield _error(
@@ -260,14 +294,15 @@ def _factor_values(
         yield _warning(
             "factor-descent",
             tensor.name,
-            f"{tensor.name} falls at index {descent}: factors should rise from fast to slow pairs",
+            f"{tensor.name} decreases at index {descent}: factors should not decrease from fast to "
+            "slow pairs",
         )
 
 
 def _reach(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
-    """Whether the scaling reaches the declared context, and the layers."""
+    """Check that the scaling covers the declared context, and acts on most layers."""
     context, original = metadata.context_length, metadata.original_context
-    scale = metadata.factor if metadata.factor is not None else metadata.scale_linear
+    scale = _scale(metadata)
     scaled = scale not in (None, 0, 1) and metadata.scaling_type != "none"
     if context and original and context > original * _EXTENDED_RATIO:
         if not scaled and not metadata.factor_tensors:
@@ -275,7 +310,7 @@ def _reach(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
                 "context-raised-without-scaling",
                 metadata.key("context_length"),
                 f"the context is {context / original:.3g} times the original {original} and "
-                "nothing is scaled: set a scaling, or the context back",
+                "nothing is scaled: set a scaling, or restore the context length",
             )
         elif scaled and scale is not None and scale * original * _EXTENDED_RATIO < context:
             yield _warning(
@@ -298,8 +333,8 @@ def _reach(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
         yield _warning(
             "scaling-mostly-inert",
             metadata.key("scaling_type"),
-            f"the scaling acts on {len(kinds) - inert} of {len(kinds)} layers: the others slide a "
-            "window or do not rotate, and need none",
+            f"the scaling acts on {len(kinds) - inert} of {len(kinds)} layers: the others use a "
+            "sliding window or do not rotate, and need no scaling",
         )
 
 
@@ -312,9 +347,14 @@ def _attention(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
         yield _warning(
             "attention-factor-twice",
             metadata.key("attn_factor"),
-            f"{metadata.key('attn_factor')} {attn:.4g} is what llama.cpp applies for YaRN by "
-            "itself, so it acts twice: remove it",
+            f"{metadata.key('attn_factor')} {attn:.4g} is the attention factor that llama.cpp "
+            "applies for YaRN by itself, so it acts twice: remove it",
         )
+
+
+def _scale(metadata: RopeMetadata) -> float | None:
+    """The declared scaling factor: `factor`, else the old `scale_linear`."""
+    return metadata.scale_linear if metadata.factor is None else metadata.factor
 
 
 def _bad_number(metadata: RopeMetadata, field: str, value: float, bound: str) -> Finding:

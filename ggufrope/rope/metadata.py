@@ -1,4 +1,4 @@
-"""What a GGUF file says about positions, and nothing about what that means.
+"""What a GGUF file declares about positions, and nothing about what that means.
 
 Every field is the value of one key (`keys.KEYS` names it), or None where the key is absent.
 """
@@ -9,19 +9,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ggufrope.container.ggml import F32, TYPES
 from ggufrope.container.types import ArrayValue, Header, KeyValue, Scalar, ValueType
 from ggufrope.errors import MalformedError
 from ggufrope.rope.keys import FACTOR_TENSORS, KEYS, KeySpec, key_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from collections.abc import Mapping, Sequence
 
 PerLayer: TypeAlias = int | tuple[int, ...]
-"""One number for all layers, or one a layer."""
+"""One number for all layers, or one per layer."""
 
 _INTEGERS = {
     ValueType.UINT8,
@@ -46,13 +43,23 @@ class Mistyped:
     expected: ValueType
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FactorTensor:
-    """A factor tensor of the file: `length` values; float64 `values` where they were read."""
+    """A factor tensor of the file: its `length`, and its `values` where they were read.
+
+    `type` is its ggml type; llama.cpp rotates with F32 factors alone.
+    """
 
     name: str
     length: int
-    values: NDArray[np.float64] | None = None
+    values: tuple[float, ...] | None = None
+    type: int = F32
+
+    @property
+    def type_name(self) -> str:
+        """The ggml type by name, or by number where it is unknown."""
+        known = TYPES.get(self.type)
+        return str(self.type) if known is None else known.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,15 +127,24 @@ class RopeMetadata:
         """Rotary dimensions of a head: `dimension_count`, else the whole head."""
         return self.head_size if self.dimension_count is None else self.dimension_count
 
+    @property
+    def n_rot_key(self) -> str:
+        """The GGUF key that decides `n_rot`, for messages."""
+        decides = {"dimension_count": self.dimension_count, "key_length": self.key_length}
+        found = next((field for field, value in decides.items() if value is not None), None)
+        default = "dimension_count" if self.n_rot is None else "embedding_length"
+        return self.key(found or default)
+
 
 def read_metadata(
-    header: Header, factor_tensors: Mapping[str, NDArray[np.floating[Any]]] | None = None
+    header: Header, factor_tensors: Mapping[str, Sequence[float]] | None = None
 ) -> RopeMetadata:
-    """The positional settings that `header` declares.
+    """Read the positional settings that `header` declares.
 
     `factor_tensors` holds the values of the factor tensors by name, where the caller read them.
-    Raises MalformedError where the architecture is missing or a key holds what cannot be its value;
-    a number of another width or kind is taken and noted in `mistyped`.
+    Raises MalformedError where the architecture is missing, a key holds what cannot be its value,
+    or a factor tensor has other than as many values as its shape says. A number of another width
+    or kind is accepted and noted in `mistyped`.
     """
     architecture = header.architecture
     if architecture is None:
@@ -152,14 +168,14 @@ def read_metadata(
 
 
 def first_layer(value: PerLayer | None) -> int | None:
-    """The value of layer 0, which llama.cpp takes where it wants one for the model."""
+    """Return the value of layer 0, which llama.cpp uses where it needs one for the model."""
     if isinstance(value, tuple):
         return value[0] if value else None
     return value
 
 
 def per_layer(value: PerLayer | None, layers: int, *, default: int) -> tuple[int, ...]:
-    """`value` spelled out for each of `layers` layers, short arrays ending in `default`."""
+    """Return `value` for each of `layers` layers; a short array is filled up with `default`."""
     if value is None:
         return (default,) * layers
     if isinstance(value, int):
@@ -196,23 +212,25 @@ def _convert(found: KeyValue, value: Scalar, kind: ValueType, spec: KeySpec) -> 
 
 
 def _expected(spec: KeySpec) -> str:
-    per = " or an array with one a layer" if spec.per_layer else ""
+    per = " or an array with one value per layer" if spec.per_layer else ""
     return f"a {spec.type.name.lower()}{per}"
 
 
 def _factor_tensors(
-    header: Header, values: Mapping[str, NDArray[np.floating[Any]]]
+    header: Header, values: Mapping[str, Sequence[float]]
 ) -> tuple[FactorTensor, ...]:
     tensors = []
     for name in FACTOR_TENSORS:
         info = header.tensor(name)
-        if info is not None:
-            read = values.get(name)
-            tensors.append(
-                FactorTensor(
-                    name=name,
-                    length=math.prod(info.shape),
-                    values=None if read is None else np.asarray(read, dtype=np.float64).ravel(),
-                )
+        if info is None:
+            continue
+        length = math.prod(info.shape)
+        read = values.get(name)
+        if read is not None and len(read) != length:
+            raise MalformedError(
+                f"{name} holds {len(read)} values: its shape says {length}",
+                offset=info.span.offset,
             )
+        numbers = None if read is None else tuple(map(float, read))
+        tensors.append(FactorTensor(name=name, length=length, values=numbers, type=info.type))
     return tuple(tensors)

@@ -1,8 +1,8 @@
-"""The RoPE scaling schemes, as values: what is wished for, independent of file and runtime.
+"""The RoPE scaling schemes as values, independent of file and runtime.
 
 A scheme turns the inverse frequencies of plain RoPE, θ_j = base^(-2j/n_rot), into others, and may
-scale the rotated vectors by a magnitude. `frequencies.py` does the arithmetic. A scheme that
-exists is a scheme that makes sense: construction raises RequestError on anything else.
+multiply the rotated vectors by an attention factor. `frequencies.py` does the arithmetic. Every
+class checks its parameters on construction and raises RequestError where they make no sense.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeAlias
 from ggufrope.errors import RequestError
 
 MAX_FACTOR = 10_000.0
-"""No scheme is of use beyond; a larger number is a length in tokens given by mistake."""
+"""The largest factor accepted: a larger number is a length in tokens, given by mistake."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,8 @@ class NtkAware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicNtk:
-    """NTK-aware with a base that grows with the context, from `original_context` tokens on."""
+    """NTK-aware scaling with a base that grows with the context beyond `original_context` tokens
+    (YaRN paper, section 3.3)."""
 
     factor: float
     original_context: int
@@ -56,10 +57,10 @@ class DynamicNtk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NtkByParts:
-    """Fast pairs kept, slow ones interpolated, in between by turns made in the original context.
+    """Fast pairs kept, slow pairs interpolated, with a ramp over the turns in between.
 
-    A pair that turns more than `beta_fast` times within `original_context` is kept, one that
-    turns less than `beta_slow` times is interpolated (YaRN paper, equations 11 to 13).
+    A pair that turns more than `beta_fast` times within `original_context` keeps its frequency;
+    one that turns less than `beta_slow` times is interpolated (YaRN paper, equations 11 to 13).
     """
 
     factor: float
@@ -75,11 +76,12 @@ class NtkByParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Yarn:
-    """NTK-by-parts with the ramp over the pair index, and a magnitude (YaRN paper, section 3.4).
+    """NTK-by-parts with the ramp over the pair index, and an attention factor (YaRN paper, section
+    3.4).
 
-    `ext_factor` is llama.cpp's weight of the kept part (0 is linear). The magnitude is
-    `attention_factor`; where that is None, mscale(factor, mscale) / mscale(factor, mscale_all_dim)
-    if both are given, else 1 + 0.1 ln factor. `truncate` rounds the band limits to whole pairs.
+    `ext_factor` is llama.cpp's weight of the kept part (0 is linear). Where `attention_factor` is
+    None, it is mscale(factor, mscale) / mscale(factor, mscale_all_dim) if both are given, else
+    1 + 0.1 ln factor (equation 22). `truncate` rounds the band limits to whole pairs.
     """
 
     factor: float
@@ -104,7 +106,8 @@ class Yarn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Llama3:
-    """Llama 3.1's scheme: NTK-by-parts with its own names for the limits, and no magnitude."""
+    """Llama 3.1's scheme: NTK-by-parts with its own names for the limits (transformers'
+    `_compute_llama3_parameters`)."""
 
     factor: float
     original_context: int
@@ -125,10 +128,10 @@ class Llama3:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LongRope:
-    """One searched divisor a pair, and a second set for contexts above the original (LongRoPE).
+    """One searched divisor per pair, and a second set for contexts above the original (LongRoPE).
 
-    The magnitude is `attention_factor`; where that is None, sqrt(1 + ln factor / ln
-    original_context), `factor` being the ratio of the extended to the original context.
+    Where `attention_factor` is None, it is sqrt(1 + ln factor / ln original_context), with `factor`
+    the ratio of the extended to the original context (LongRoPE, section 3.3).
     """
 
     long_factors: tuple[float, ...]
@@ -143,19 +146,19 @@ class LongRope:
         if len(self.long_factors) != len(self.short_factors):
             raise RequestError(
                 f"long_factors has {len(self.long_factors)} values and short_factors "
-                f"{len(self.short_factors)}: both need one a pair of rotary dimensions"
+                f"{len(self.short_factors)}: both need one value per pair of rotary dimensions"
             )
         _check_context(self.original_context)
         if self.factor is not None:
             _check_factor(self.factor)
         _check_optional_positive("attention_factor", self.attention_factor)
         if self.factor is None and self.attention_factor is None:
-            raise RequestError("LongRoPE needs a factor or an attention_factor for its magnitude")
+            raise RequestError("LongRoPE needs a factor or an attention_factor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrequencyFactors:
-    """Every frequency divided by a number of its own: what a rope_freqs tensor does."""
+    """Every frequency divided by its own factor, which is what a rope_freqs tensor does."""
 
     factors: tuple[float, ...]
     attention_factor: float = 1.0
@@ -167,7 +170,8 @@ class FrequencyFactors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proportional:
-    """Only the first `fraction` of the pairs turn, at the whole head's frequencies (Gemma 4)."""
+    """Only the first `fraction` of the pairs turn, with the frequencies of the whole head (Gemma 4;
+    transformers' rope type "proportional")."""
 
     fraction: float
     factor: float = 1.0
@@ -192,10 +196,10 @@ RopeScaling: TypeAlias = (
 
 
 def check_factors(name: str, factors: tuple[float, ...]) -> None:
-    """Raise RequestError, naming the first bad index, unless all `factors` are finite and
-    positive."""
+    """Check that all `factors` are finite and positive. Raises RequestError, naming the first that
+    is not."""
     if not factors:
-        raise RequestError(f"{name} is empty: one value a pair of rotary dimensions is needed")
+        raise RequestError(f"{name} is empty: expected one value per pair of rotary dimensions")
     for index, factor in enumerate(factors):
         if not (math.isfinite(factor) and factor > 0):
             raise RequestError(f"{name}[{index}] is {factor:g}: expected a finite number above 0")

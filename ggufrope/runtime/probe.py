@@ -148,7 +148,7 @@ def compare(measured: Probe, predicted: EffectiveRope, *, tolerance: float = 1e-
     errors = []
     for layer in measured.layers:
         group = predicted.group(layer.layer)
-        error = _relative_error(layer.inverse_frequencies, group.inverse_frequencies)
+        error = _relative_error(layer.inverse_frequencies, np.array(group.inverse_frequencies))
         if layer.magnitude is not None:
             error = max(error, abs(layer.magnitude / group.magnitude - 1))
         errors.append((layer.layer, error))

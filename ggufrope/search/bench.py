@@ -16,7 +16,7 @@ from ggufrope.lm import Branch, LanguageContext, LanguageModel, OpenContext
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.rope.llamacpp import yarn_file_magnitude
-from ggufrope.rope.overrides import try_out
+from ggufrope.rope.overrides import context_overrides
 from ggufrope.rope.scaling import FrequencyFactors, RopeScaling, Yarn
 from ggufrope.search.overlay import FactorFile, factor_file
 
@@ -175,7 +175,7 @@ class OverrideBench(Generic[ModelT]):
         self._model: ModelT | None = None
 
     def under(self, scaling: RopeScaling) -> Subject:
-        overrides = try_out(scaling, self._metadata).overrides
+        overrides, _ = context_overrides(scaling, self._metadata)
         implied = 1.0
         if isinstance(scaling, Yarn):
             arch = architecture(self._metadata.architecture)

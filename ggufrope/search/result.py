@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggufrope.rope.architectures import architecture
-from ggufrope.rope.overrides import command_flags, try_out
+from ggufrope.rope.overrides import command_flags, context_overrides
 from ggufrope.rope.scaling import RopeScaling, Yarn
 from ggufrope.search.engine import WINNER, YARN, Found
 from ggufrope.search.holdout import Comparison, Standing
@@ -155,7 +155,7 @@ def patch_command(model: StoredModel, rotation: Rotation, found: Found, factors_
 def _flags(model: StoredModel, winner: RopeScaling) -> tuple[str, ...]:
     if not isinstance(winner, Yarn):
         return ()
-    return command_flags(try_out(winner, model.metadata).overrides)
+    return command_flags(context_overrides(winner, model.metadata)[0])
 
 
 def _standing(standing: Standing) -> str:

@@ -63,7 +63,7 @@ class Rotation:
     def relative_factors(self, scaling: RopeScaling) -> NDArray[np.float64]:
         """What `scaling` divides each pair's own frequency by, `[n_rot/2]`."""
         baked = bake(scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context)
-        return baked.factors
+        return np.array(baked.factors)
 
     def absolute_factors(self, scaling: RopeScaling) -> tuple[float, ...]:
         """The factor tensor of `scaling`: on top of the native factors, as float32 holds it."""
@@ -141,7 +141,7 @@ def _native(metadata: RopeMetadata) -> tuple[float, ...] | None:
     for name in (ROPE_FREQS, ROPE_FACTORS_SHORT):
         tensor = metadata.tensor(name)
         if tensor is not None and tensor.values is not None:
-            return tuple(tensor.values.tolist())
+            return tensor.values
     return None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 from ggufrope.container.types import Header, KeyValue, Span, TensorInfo, Value, ValueType
@@ -31,7 +30,7 @@ def make_metadata(architecture: str = "llama", **fields: Any) -> RopeMetadata:
     }
     factors = fields.pop("factors", {})
     tensors = tuple(
-        FactorTensor(name=name, length=len(values), values=np.asarray(values, dtype=np.float64))
+        FactorTensor(name=name, length=len(values), values=tuple(map(float, values)))
         for name, values in factors.items()
     )
     return RopeMetadata(architecture=architecture, factor_tensors=tensors, **common | fields)
@@ -71,9 +70,7 @@ def apply_expression(expression: Expression, metadata: RopeMetadata) -> RopeMeta
         if values is None:
             tensors.pop(name, None)
         else:
-            tensors[name] = FactorTensor(
-                name=name, length=len(values), values=values.astype(np.float64)
-            )
+            tensors[name] = FactorTensor(name=name, length=len(values), values=values)
     return replace(metadata, factor_tensors=tuple(tensors.values()), **fields)
 
 

@@ -33,7 +33,7 @@ def test_the_architectures_that_apply_factors() -> None:
     "name",
     ["qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "gpt-oss", "glm4", "command-r", "cohere2"],
 )
-def test_these_load_none(name: str) -> None:
+def test_these_load_no_factors(name: str) -> None:
     assert architecture(name).tensors == ()
 
 
@@ -64,7 +64,7 @@ def test_rope_types(name: str, rope: str) -> None:
     assert architecture(name).rope == rope
 
 
-def test_llama_takes_its_tensors_by_the_scaling_type() -> None:
+def test_llama_loads_factor_tensors_by_the_scaling_type() -> None:
     llama = architecture("llama")
     assert llama.loads(ROPE_FREQS, "linear")
     assert not llama.loads(ROPE_FREQS, "longrope")

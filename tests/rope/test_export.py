@@ -19,7 +19,7 @@ from ggufrope.rope.frequencies import frequencies
 from ggufrope.rope.huggingface import from_config
 from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import RopeMetadata
-from ggufrope.rope.overrides import command_flags, recognize, try_out
+from ggufrope.rope.overrides import command_flags, context_overrides, recognize
 from ggufrope.rope.scaling import (
     DynamicNtk,
     FrequencyFactors,
@@ -79,21 +79,23 @@ def test_factors_under_a_factor_have_no_name(metadata: Metadata) -> None:
 
 @pytest.mark.parametrize("scaling", RUN_TIME, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral3", "phi2"])
-def test_a_trial_does_what_was_wished(metadata: Metadata, name: str, scaling: RopeScaling) -> None:
-    trial = try_out(scaling, metadata(name), context_tokens=8192)
-    found = effective(metadata(name), context_tokens=8192, overrides=trial.overrides).groups[0]
-    wished = frequencies(scaling, n_rot=64, base=10000.0, context_tokens=8192)
-    np.testing.assert_allclose(found.inverse_frequencies, wished.inverse_frequencies, rtol=1e-12)
-    assert found.magnitude == pytest.approx(wished.magnitude)
-    assert trial.ignored == ()
+def test_context_overrides_give_the_scheme(
+    metadata: Metadata, name: str, scaling: RopeScaling
+) -> None:
+    overrides, ignored = context_overrides(scaling, metadata(name), context_tokens=8192)
+    found = effective(metadata(name), context_tokens=8192, overrides=overrides).groups[0]
+    wanted = frequencies(scaling, n_rot=64, base=10000.0, context_tokens=8192)
+    np.testing.assert_allclose(found.inverse_frequencies, wanted.inverse_frequencies, rtol=1e-12)
+    assert found.magnitude == pytest.approx(wanted.magnitude)
+    assert ignored == ()
 
 
-def test_a_trial_says_what_it_cannot(metadata: Metadata) -> None:
-    wish = Yarn(factor=4.0, original_context=2048, attention_factor=1.0, truncate=False)
-    ignored = try_out(wish, metadata()).ignored
+def test_what_context_overrides_cannot_express_is_listed(metadata: Metadata) -> None:
+    scheme = Yarn(factor=4.0, original_context=2048, attention_factor=1.0, truncate=False)
+    _, ignored = context_overrides(scheme, metadata())
     assert [item.parameter for item in ignored] == ["attention_factor", "truncate"]
-    with pytest.raises(RequestError, match="lives in factor tensors"):
-        try_out(SCHEMES[-1], metadata())
+    with pytest.raises(RequestError, match="exists only as factor tensors"):
+        context_overrides(SCHEMES[-1], metadata())
 
 
 def test_flags_by_hand() -> None:
@@ -118,9 +120,9 @@ def test_llama_server_flags_give_a_bare_file_the_same_rotation(metadata: Metadat
         name = names.get(flag, flag.removeprefix("--").removeprefix("rope-").replace("-", "_"))
         given[name] = value if name == "scaling_type" else float(value)
     found = effective(metadata(), context_tokens=8192, overrides=RopeOverrides(**given)).groups[0]
-    wished = effective(model, context_tokens=8192).groups[0]
-    np.testing.assert_allclose(found.inverse_frequencies, wished.inverse_frequencies, rtol=1e-8)
-    assert found.magnitude == pytest.approx(wished.magnitude)
+    wanted = effective(model, context_tokens=8192).groups[0]
+    np.testing.assert_allclose(found.inverse_frequencies, wanted.inverse_frequencies, rtol=1e-8)
+    assert found.magnitude == pytest.approx(wanted.magnitude)
 
 
 @pytest.mark.parametrize(
@@ -165,9 +167,10 @@ def test_the_others_by_hand(metadata: Metadata) -> None:
     ]
 
 
-def test_what_a_tool_cannot_say_is_said(metadata: Metadata, applied: Applied) -> None:
+def test_what_a_tool_cannot_express_is_listed(metadata: Metadata, applied: Applied) -> None:
     before = metadata()
     factors = applied(express(FrequencyFactors(factors=(2.0,) * 32), before), before)
+    assert len(get_args(Tool)) == 7
     for tool in get_args(Tool):
         assert export(factors, tool).inexpressible, tool
     yarn = metadata(scaling_type="yarn", factor=4.0, original_context=2048)

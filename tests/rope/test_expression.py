@@ -70,16 +70,16 @@ def same_rotation(
 ) -> None:
     groups = effective(model, context_tokens=context_tokens).groups
     whole = next(group for group in groups if group.name == "global")
-    wished = frequencies(scaling, n_rot=64, base=base, context_tokens=context_tokens)
+    wanted = frequencies(scaling, n_rot=64, base=base, context_tokens=context_tokens)
     np.testing.assert_allclose(
-        whole.inverse_frequencies, wished.inverse_frequencies, rtol=2e-7, atol=1e-25
+        whole.inverse_frequencies, wanted.inverse_frequencies, rtol=2e-7, atol=1e-25
     )
-    assert whole.magnitude == pytest.approx(wished.magnitude, rel=1e-6)
+    assert whole.magnitude == pytest.approx(wanted.magnitude, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", PREDICTABLE)
 @pytest.mark.parametrize("scaling", IN_METADATA, ids=lambda s: type(s).__name__)
-def test_metadata_does_what_was_wished(
+def test_metadata_gives_the_scheme(
     metadata: Metadata, applied: Applied, name: str, scaling: RopeScaling
 ) -> None:
     before = metadata(name, factor=3.0, attn_factor=1.7, scale_linear=2.0, yarn_beta_fast=9.0)
@@ -89,7 +89,7 @@ def test_metadata_does_what_was_wished(
 
 @pytest.mark.parametrize("name", LOADING)
 @pytest.mark.parametrize("scaling", IN_FACTORS, ids=lambda s: type(s).__name__)
-def test_factor_tensors_do_what_was_wished(
+def test_factor_tensors_give_the_scheme(
     metadata: Metadata, applied: Applied, name: str, scaling: RopeScaling
 ) -> None:
     before = metadata(name, scaling_type="yarn", factor=3.0)
@@ -99,7 +99,7 @@ def test_factor_tensors_do_what_was_wished(
 
 @pytest.mark.parametrize("name", LOADING)
 @pytest.mark.parametrize("scaling", [*IN_METADATA, ANY_BETAS], ids=lambda s: type(s).__name__)
-def test_baked_metadata_does_the_same(
+def test_baked_schemes_rotate_the_same(
     metadata: Metadata, applied: Applied, name: str, scaling: RopeScaling
 ) -> None:
     before = metadata(name, scaling_type="yarn", factor=3.0)
@@ -118,19 +118,21 @@ def test_longrope_on_both_sides_of_its_original_context(
         same_rotation(after, LONGROPE, base=10000.0, context_tokens=tokens)
 
 
-def test_two_faces_leave_the_short_one_as_it_was(metadata: Metadata, applied: Applied) -> None:
+def test_keeping_the_short_context_leaves_short_contexts_unchanged(
+    metadata: Metadata, applied: Applied
+) -> None:
     native = np.geomspace(1, 8, 32).astype(np.float32).astype(np.float64)
     before = metadata(factors={"rope_freqs.weight": native}, attn_factor=1.2)
-    wish = Yarn(factor=4.0, original_context=2048)
-    expression = express(wish, before, keep_short_context=True, context_length=8192)
+    scheme = Yarn(factor=4.0, original_context=2048)
+    expression = express(scheme, before, keep_short_context=True, context_length=8192)
     after = applied(expression, before)
     for tokens in (512, 2048):
         old, new = (effective(m, context_tokens=tokens).groups[0] for m in (before, after))
         np.testing.assert_allclose(new.inverse_frequencies, old.inverse_frequencies, rtol=1e-7)
         assert new.magnitude == old.magnitude
     long = effective(after, context_tokens=8192).groups[0].inverse_frequencies
-    wished = frequencies(wish, n_rot=64, base=10000.0).inverse_frequencies / native
-    np.testing.assert_allclose(long, wished, rtol=2e-7)
+    wanted = frequencies(scheme, n_rot=64, base=10000.0).inverse_frequencies / native
+    np.testing.assert_allclose(long, wanted, rtol=2e-7)
     assert [ignored.parameter for ignored in expression.ignored] == ["attention_factor"]
 
 
@@ -139,18 +141,28 @@ def test_yarn_on_top_of_native_factors_is_the_same_baked(
 ) -> None:
     native = np.geomspace(1, 8, 32).astype(np.float32)
     before = metadata(factors={"rope_freqs.weight": native})
-    wish = Yarn(factor=4.0, original_context=2048)
+    scheme = Yarn(factor=4.0, original_context=2048)
     declared, baked = (
-        effective(applied(express(wish, before, baked=b), before)).groups[0] for b in (False, True)
+        effective(applied(express(scheme, before, baked=b), before)).groups[0]
+        for b in (False, True)
     )
     np.testing.assert_allclose(baked.inverse_frequencies, declared.inverse_frequencies, rtol=2e-7)
     assert baked.magnitude == pytest.approx(declared.magnitude, rel=1e-6)
 
 
+def test_edits_compare_by_value_and_hold_float32(metadata: Metadata) -> None:
+    scheme = FrequencyFactors(factors=(1.1,) * 32)
+    found = express(scheme, metadata())
+    assert found == express(scheme, metadata())
+    assert found.tensors == {"rope_freqs.weight": (float(np.float32(1.1)),) * 32}
+    with pytest.raises(RequestError, match="too large for a float32 tensor"):
+        express(FrequencyFactors(factors=(1e39,) * 32), metadata())
+
+
 def test_types_and_removals(metadata: Metadata) -> None:
     before = metadata("qwen2", scale_linear=2.0, yarn_beta_fast=9.0, attn_factor=1.2)
-    wish = Yarn(factor=4.0, original_context=2048)
-    found = express(wish, before, context_length=8192)
+    scheme = Yarn(factor=4.0, original_context=2048)
+    found = express(scheme, before, context_length=8192)
     assert found.keys == {
         "qwen2.rope.scaling.type": TypedValue(type=ValueType.STRING, value="yarn"),
         "qwen2.rope.scaling.factor": TypedValue(type=ValueType.FLOAT32, value=4.0),
@@ -164,17 +176,17 @@ def test_types_and_removals(metadata: Metadata) -> None:
     assert found.ignored == ()
 
 
-def test_dead_betas_are_never_written_silently(metadata: Metadata) -> None:
-    wish = Yarn(factor=4.0, original_context=2048, beta_fast=16.0)
+def test_betas_that_llama_cpp_does_not_read_are_listed_not_written(metadata: Metadata) -> None:
+    scheme = Yarn(factor=4.0, original_context=2048, beta_fast=16.0)
     for name, advice in (
-        ("qwen2", "use --yarn-beta-fast 16 at run time"),
-        ("llama", "use --yarn-beta-fast 16 at run time, or bake it into factors"),
+        ("qwen2", "pass llama.cpp's --yarn-beta-fast 16 at run time"),
+        ("llama", "pass llama.cpp's --yarn-beta-fast 16 at run time, or bake it into factors"),
     ):
-        found = express(wish, metadata(name))
+        found = express(scheme, metadata(name))
         assert f"{name}.rope.scaling.yarn_beta_fast" not in found.keys
         assert [ignored.instead for ignored in found.ignored] == [advice]
         assert found.flags == ("--yarn-beta-fast", "16")
-    live = express(wish, metadata("mistral3"))
+    live = express(scheme, metadata("mistral3"))
     assert live.ignored == ()
     assert live.keys["mistral3.rope.scaling.yarn_beta_fast"] == TypedValue(
         type=ValueType.FLOAT32, value=16.0
@@ -192,10 +204,10 @@ def test_factors_are_refused_with_what_works_instead(
 
 
 def test_dynamic_ntk_becomes_the_base_of_one_context(metadata: Metadata, applied: Applied) -> None:
-    wish = DynamicNtk(factor=2.0, original_context=2048)
+    scheme = DynamicNtk(factor=2.0, original_context=2048)
     before = metadata()
-    found = express(wish, before, context_length=8192)
-    same_rotation(applied(found, before), wish, base=10000.0, context_tokens=8192)
+    found = express(scheme, before, context_length=8192)
+    same_rotation(applied(found, before), scheme, base=10000.0, context_tokens=8192)
     assert "--rope-freq-base" in found.ignored[0].instead
 
 
@@ -208,14 +220,16 @@ def test_a_new_base_beside_an_alpha(metadata: Metadata, applied: Applied) -> Non
     assert slowed == pytest.approx(4.0)
 
 
-def test_a_new_base_spares_the_sliding_layers(metadata: Metadata, applied: Applied) -> None:
+def test_a_new_base_leaves_the_sliding_layers_unchanged(
+    metadata: Metadata, applied: Applied
+) -> None:
     before = metadata("gpt-oss", sliding_window=128)
     after = applied(express(NtkAware(factor=4.0), before), before)
     old, new = (effective(model).group(0).inverse_frequencies for model in (before, after))
     np.testing.assert_array_equal(old, new)
 
 
-def test_tensors_that_the_new_type_refuses_are_taken_out(
+def test_tensors_that_the_new_type_refuses_are_removed(
     metadata: Metadata, applied: Applied
 ) -> None:
     before = metadata(
@@ -232,16 +246,16 @@ def test_factors_for_another_head_size_are_refused(metadata: Metadata) -> None:
         express(FrequencyFactors(factors=RISING[1:]), metadata())
 
 
-def test_a_scaling_that_meets_only_windows_says_so(metadata: Metadata) -> None:
+def test_a_note_says_that_only_sliding_layers_rotate(metadata: Metadata) -> None:
     found = express(Linear(factor=2.0), metadata("llama4"))
     assert "only sliding-window layers rotate: a window needs no extension" in found.notes
 
 
-def test_a_scaling_that_meets_nothing_says_so(metadata: Metadata) -> None:
+def test_a_note_says_that_no_layer_rotates(metadata: Metadata) -> None:
     found = express(Linear(factor=2.0), metadata("granite", finetuned=False))
     assert "no layer of this model rotates: the scaling does nothing" in found.notes
 
 
-def test_the_magnitude_of_yarn_is_not_written_twice(metadata: Metadata) -> None:
-    wish = Yarn(factor=4.0, original_context=2048, attention_factor=1 + 0.1 * math.log(4))
-    assert "llama.rope.scaling.attn_factor" not in express(wish, metadata()).keys
+def test_the_attention_factor_of_yarn_is_not_written_twice(metadata: Metadata) -> None:
+    scheme = Yarn(factor=4.0, original_context=2048, attention_factor=1 + 0.1 * math.log(4))
+    assert "llama.rope.scaling.attn_factor" not in express(scheme, metadata()).keys

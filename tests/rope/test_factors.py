@@ -59,22 +59,22 @@ def test_npy_vectors_and_pairs() -> None:
         ('[1, "x"]', "json", r"f\[1\] is 'x': expected a number"),
         ("[true]", "json", r"f\[0\] is True"),
         ("[]", "json", "is empty"),
-        ("3", "json", "holds a int"),
-        ("{}", "json", "holds no factors"),
-        ('{"long_factor": 3}', "json", "long_factor is a int: expected a list"),
+        ("3", "json", "is a JSON int"),
+        ("{}", "json", "has no factors"),
+        ('{"long_factor": 3}', "json", "long_factor is of type int: expected a list"),
         ("{", "json", "is not JSON"),
         ("[" * 100_000, "json", "is not JSON"),
         ("", "csv", "is empty"),
         ("pair,long\n0", "csv", "line 2 has 1 cells: expected 2"),
         (b"\xff\xfe", "csv", "is not text"),
         ("1\nx", "csv", r"\[1\] is 'x'"),
-        (b"\x93NUMPY", "npy", "is no npy array"),
-        (b"", "npy", "is no npy array"),
-        (npy(["a"]), "npy", "is no npy array"),
+        (b"\x93NUMPY", "npy", "is not an npy array"),
+        (b"", "npy", "is not an npy array"),
+        (npy(["a"]), "npy", "is not an npy array"),
         (npy(np.ones((2, 2, 2))), "npy", r"shape \(2, 2, 2\)"),
     ],
 )
-def test_what_is_no_factors_is_one_clear_line(
+def test_files_without_factors_give_one_clear_line(
     data: str | bytes, form: FactorFormat, message: str
 ) -> None:
     with pytest.raises(RequestError, match=message) as error:
@@ -99,11 +99,11 @@ def test_any_bytes_give_factors_or_the_domain_error(data: bytes, form: FactorFor
         return
 
 
-def test_one_face_does_not_fit_npy() -> None:
+def test_long_factors_alone_do_not_fit_npy() -> None:
     with pytest.raises(RequestError, match="npy holds one array"):
         format_factors(FactorSet(long=(1.0,)), form="npy")
 
 
-def test_order() -> None:
+def test_first_descent() -> None:
     assert first_descent((1, 2, 2, 1.5, 3)) == 3
     assert first_descent((1, 1, 2)) is None

@@ -121,7 +121,7 @@ def test_proportional_leaves_the_other_pairs_still() -> None:
 
 
 @pytest.mark.parametrize(("n_rot", "base"), [(0, 1e4), (3, 1e4), (64, 1.0), (64, math.nan)])
-def test_settings_that_are_no_rope_are_refused(n_rot: int, base: float) -> None:
+def test_dimensions_and_bases_out_of_range_are_refused(n_rot: int, base: float) -> None:
     with pytest.raises(RequestError):
         frequencies(Unscaled(), n_rot=n_rot, base=base)
 
@@ -152,7 +152,7 @@ def test_every_pair_lies_between_kept_and_interpolated(
 ) -> None:
     plain = frequencies(Unscaled(), n_rot=n_rot, base=base).inverse_frequencies
     found = frequencies(scaling, n_rot=n_rot, base=base).inverse_frequencies
-    slower = plain / found
+    slower = np.divide(plain, found)
     assert np.all(slower >= 1 - 1e-9)
     assert np.all(slower <= scaling.factor * (1 + 1e-9))
     assert np.all(np.diff(slower) >= -1e-9 * scaling.factor)

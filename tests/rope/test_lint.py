@@ -80,7 +80,7 @@ ONES = np.ones(32)
         ("llama", {**YARN, "attn_factor": 1.1386}, "attention-factor-twice", "warning"),
     ],
 )
-def test_each_case(
+def test_each_finding(
     metadata: Metadata, name: str, fields: dict[str, Any], code: str, severity: str
 ) -> None:
     found = {(finding.code, finding.severity) for finding in lint(metadata(name, **fields))}

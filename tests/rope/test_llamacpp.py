@@ -26,7 +26,7 @@ from ggufrope.rope.scaling import Linear, Unscaled, Yarn
 
 Metadata = Callable[..., RopeMetadata]
 YARN: dict[str, Any] = {"scaling_type": "yarn", "factor": 4.0, "original_context": 2048}
-PLAIN = frequencies(Unscaled(), n_rot=64, base=10000.0).inverse_frequencies
+PLAIN = np.array(frequencies(Unscaled(), n_rot=64, base=10000.0).inverse_frequencies)
 
 
 def one_pair(found: EffectiveRope, pair: int) -> float:
@@ -43,6 +43,14 @@ def test_nothing_said_is_plain_rope(metadata: Metadata) -> None:
     assert found.rope_type == "norm"
 
 
+def test_predictions_compare_by_value(metadata: Metadata) -> None:
+    factors = {"rope_freqs.weight": [1.0] * 16 + [2.0] * 16}
+    found = effective(metadata(**YARN, factors=factors))
+    assert found == effective(metadata(**YARN, factors=factors))
+    assert found != effective(metadata(**YARN))
+    assert {type(value) for value in found.groups[0].inverse_frequencies} == {float}
+
+
 def test_a_factor_alone_is_linear(metadata: Metadata) -> None:
     expected = frequencies(Linear(factor=4.0), n_rot=64, base=10000.0).inverse_frequencies
     for fields in ({"factor": 4.0}, {"scale_linear": 4.0}, {"factor": 4.0, "scale_linear": 2.0}):
@@ -50,7 +58,7 @@ def test_a_factor_alone_is_linear(metadata: Metadata) -> None:
         np.testing.assert_allclose(found.groups[0].inverse_frequencies, expected)
 
 
-def test_yarn_is_the_paper_with_its_magnitude(metadata: Metadata) -> None:
+def test_yarn_is_the_paper_with_its_attention_factor(metadata: Metadata) -> None:
     found = effective(metadata(**YARN))
     expected = frequencies(Yarn(factor=4.0, original_context=2048), n_rot=64, base=10000.0)
     np.testing.assert_allclose(
@@ -59,7 +67,7 @@ def test_yarn_is_the_paper_with_its_magnitude(metadata: Metadata) -> None:
     assert found.groups[0].magnitude == pytest.approx(1 + 0.1 * math.log(4))
 
 
-def test_betas_in_the_file_are_dead_on_llama_and_live_on_mistral3(metadata: Metadata) -> None:
+def test_betas_in_the_file_act_on_mistral3_but_not_on_llama(metadata: Metadata) -> None:
     betas = {"yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0}
     dead = effective(metadata(**YARN, **betas))
     live = effective(metadata("mistral3", **YARN, **betas))
@@ -78,7 +86,7 @@ def test_betas_in_the_file_are_dead_on_llama_and_live_on_mistral3(metadata: Meta
     assert live.values["yarn_beta_fast"].source == "file"
 
 
-def test_grok_assumes_a_beta_of_its_own(metadata: Metadata) -> None:
+def test_grok_has_its_own_default_of_beta_fast(metadata: Metadata) -> None:
     assert effective(metadata("grok", **YARN)).values["yarn_beta_fast"].value == 8.0
 
 
@@ -127,10 +135,10 @@ def test_factors_divide_and_compose_with_linear(metadata: Metadata) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "face"), [(256, "short"), (2048, "short"), (2049, "long"), (1793, "short")]
+    ("tokens", "side"), [(256, "short"), (2048, "short"), (2049, "long"), (1793, "short")]
 )
-def test_the_face_follows_the_context_as_allocated(
-    metadata: Metadata, tokens: int, face: str
+def test_long_or_short_factors_follow_the_context_as_allocated(
+    metadata: Metadata, tokens: int, side: str
 ) -> None:
     factors = {
         "rope_factors_long.weight": np.full(32, 4.0),
@@ -140,11 +148,11 @@ def test_the_face_follows_the_context_as_allocated(
         scaling_type="longrope", original_context=2048, context_length=8192, factors=factors
     )
     found = effective(model, context_tokens=tokens)
-    assert one_pair(found, 0) == (0.25 if face == "long" else 1.0)
-    assert found.values["frequency_factors"].value == f"rope_factors_{face}.weight"
+    assert one_pair(found, 0) == (0.25 if side == "long" else 1.0)
+    assert found.values["frequency_factors"].value == f"rope_factors_{side}.weight"
 
 
-def test_an_original_context_override_does_not_move_the_face(metadata: Metadata) -> None:
+def test_an_original_context_override_does_not_change_the_factors(metadata: Metadata) -> None:
     factors = {
         "rope_factors_long.weight": np.full(32, 4.0),
         "rope_factors_short.weight": np.ones(32),
@@ -168,7 +176,7 @@ def test_gemma3_leaves_its_sliding_layers_alone(metadata: Metadata) -> None:
     assert found.values["freq_scale_swa"].source == "ignored"
 
 
-def test_gpt_oss_scales_its_sliding_layers_by_the_file_whatever_the_flags(
+def test_gpt_oss_scales_its_sliding_layers_by_the_file_not_by_overrides(
     metadata: Metadata,
 ) -> None:
     model = metadata("gpt-oss", sliding_window=128, **YARN)
@@ -185,7 +193,7 @@ def test_cohere2_rotates_only_its_sliding_layers(metadata: Metadata) -> None:
         "sliding-window": (0, 1, 2, 4, 5, 6),
         "no-rope": (3, 7),
     }
-    assert found.group(3).inverse_frequencies.size == 0
+    assert found.group(3).inverse_frequencies == ()
 
 
 def test_olmo3_gives_its_sliding_layers_plain_rope(metadata: Metadata) -> None:
@@ -206,7 +214,7 @@ def test_baichuan_rotates_only_the_size_it_was_released_in(metadata: Metadata) -
     assert effective(metadata("baichuan", block_count=40)).groups[0].name == "no-rope"
 
 
-def test_cogvlm_minds_no_setting(metadata: Metadata) -> None:
+def test_cogvlm_uses_no_setting(metadata: Metadata) -> None:
     found = effective(
         metadata("cogvlm", **YARN, attn_factor=2.0), overrides=RopeOverrides(freq_base=1e6)
     )
@@ -215,7 +223,7 @@ def test_cogvlm_minds_no_setting(metadata: Metadata) -> None:
     assert found.caveat is not None
 
 
-def test_recurrent_layers_stand_apart(metadata: Metadata) -> None:
+def test_recurrent_layers_are_a_group_of_their_own(metadata: Metadata) -> None:
     found = effective(metadata("granitehybrid", head_count_kv=(0, 0, 2, 0, 0, 2, 0, 0)))
     assert {group.name: group.layers for group in found.groups}["global"] == (2, 5)
     interval = effective(metadata("qwen3next", key_length=256, dimension_count=64))
@@ -280,7 +288,7 @@ def test_an_unknown_architecture_is_named(metadata: Metadata) -> None:
         {"yarn_orig_ctx": 0},
     ],
 )
-def test_overrides_that_llama_cpp_would_take_for_unset_are_refused(fields: dict[str, Any]) -> None:
+def test_overrides_that_llama_cpp_would_read_as_unset_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=next(iter(fields)).replace("_", "[_ ]")):
         RopeOverrides(**fields)
 
@@ -303,7 +311,7 @@ COUNTS = [field for field, spec in KEYS.items() if spec.type is ValueType.UINT32
     counts=st.fixed_dictionaries({}, optional={field: anything(int) for field in COUNTS}),
     tokens=st.none() | st.integers(-1, 2**31),
 )
-def test_whatever_a_file_says_it_is_an_answer_or_the_domain_error(
+def test_any_values_give_a_prediction_or_the_domain_error(
     name: str, kind: str | None, floats: Any, counts: Any, tokens: int | None
 ) -> None:
     common = {"context_length": 2048, "block_count": 8, "embedding_length": 256, "head_count": 4}

@@ -31,7 +31,7 @@ def test_a_length_given_as_a_factor_is_refused() -> None:
 
 
 @pytest.mark.parametrize("scheme", [DynamicNtk, NtkByParts, Yarn, Llama3])
-def test_an_original_context_of_nothing_is_refused(scheme: type[Yarn]) -> None:
+def test_an_original_context_of_0_is_refused(scheme: type[Yarn]) -> None:
     with pytest.raises(RequestError, match="original_context 0"):
         scheme(factor=2.0, original_context=0)
 

@@ -174,7 +174,10 @@ def test_smollm2_under_yarn(smollm2: Path) -> None:
 
 def predicted(frequencies: np.ndarray, magnitude: float) -> EffectiveRope:
     group = LayerGroup(
-        name="global", layers=(0, 1), inverse_frequencies=frequencies, magnitude=magnitude
+        name="global",
+        layers=(0, 1),
+        inverse_frequencies=tuple(frequencies.tolist()),
+        magnitude=magnitude,
     )
     return EffectiveRope(rope_type="norm", context_tokens=512, groups=(group,), values={})
 
