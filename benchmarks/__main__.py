@@ -1,4 +1,4 @@
-"""Every benchmark that needs nothing but this checkout and its demo model, one after the other.
+"""Run every benchmark that needs only this checkout and its demo model, one after the other.
 
     python -m benchmarks [MODEL.gguf]
 

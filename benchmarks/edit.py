@@ -1,10 +1,10 @@
-"""What an edit costs, beside the tools people use for it today.
+"""Compare the cost of an edit with that of the tools that people use for it today.
 
     python -m benchmarks.edit [--folder DIR] [--runs N]
 
-Makes files of 250 MB, 1 GB and, sparse, 16 GB in DIR, each with a vocabulary of 262144 tokens, and
-measures: a patch in place against gguf-new-metadata; bytes written against the size of the header;
-the 16 GB file against the small one; a streamed copy against cp; the peak of memory.
+Write files of 250 MB, 1 GB and, sparse, 16 GB into DIR, each with a vocabulary of 262144 tokens,
+and measure: a patch in place and gguf-new-metadata; bytes written and the size of the header; the
+16 GB file and the small one; a streamed copy and cp; peak memory.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def patch(path: Path) -> None:
 
 
 def in_place(path: Path, runs: int) -> dict[str, object]:
-    """Adding two keys, which makes the header longer: whole processes on both sides."""
+    """Add two keys, which makes the header longer; measure whole processes on both sides."""
     output = path.with_suffix(".peer")
     options = ["--scaling", "linear", "--factor", "2"]
     ours = process(
@@ -111,7 +111,7 @@ def sparse(small: Path, large: Path, runs: int) -> dict[str, object]:
 
 
 def streamed(path: Path, runs: int) -> dict[str, object]:
-    """Both durable: cp followed by sync of the file, as ours is synced before it is renamed."""
+    """Measure two durable copies: cp and sync, and ours, which is synced before it is renamed."""
     output = path.with_suffix(".out")
     rewrite = plan_rewrite(read_header(path), Edits(set=SCALING))
 

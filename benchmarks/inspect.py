@@ -1,4 +1,4 @@
-"""`ggufrope inspect` against gguf-dump, as whole processes, on a vocabulary of 262144 tokens.
+"""Compare `ggufrope inspect` with gguf-dump, as processes, on a vocabulary of 262144 tokens.
 
 python -m benchmarks.inspect [--folder DIR] [--runs N]
 """

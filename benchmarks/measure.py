@@ -1,4 +1,4 @@
-"""Runs commands and says what they cost: seconds by the clock, seconds of CPU, peak memory."""
+"""Measure commands and functions: seconds by the clock, seconds of CPU, peak memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Cost:
-    """The median over some runs; memory is the largest seen, in MiB."""
+    """The medians over `runs` runs; memory is the largest, in MiB."""
 
     wall_seconds: float
     cpu_seconds: float
@@ -33,7 +33,7 @@ class Cost:
 def process(
     command: Sequence[str | Path], *, runs: int, before: Callable[[], None] | None = None
 ) -> Cost:
-    """Runs a command to its end `runs` times, after a call of `before` each time."""
+    """Run a command to its end `runs` times, each time after a call of `before`."""
     walls, cpus, peaks = [], [], []
     for _ in range(runs):
         if before is not None:
@@ -57,7 +57,7 @@ def process(
 def call(
     function: Callable[[], object], *, runs: int, before: Callable[[], None] | None = None
 ) -> Cost:
-    """The same for a function in this process."""
+    """Call a function `runs` times, each time after a call of `before`."""
     walls, cpus = [], []
     for _ in range(runs):
         if before is not None:
@@ -71,11 +71,11 @@ def call(
 
 
 def script(name: str) -> str:
-    """A console script of this environment, or of the search path."""
+    """Return the path of a console script of this environment, or of the search path."""
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise SystemExit(f"{name} is not installed here")
+        raise SystemExit(f"{name} is not installed")
     return found
 
 
@@ -89,7 +89,7 @@ def environment() -> dict[str, str]:
 
 
 def record(name: str, results: dict[str, Any]) -> None:
-    """Prints the results and keeps them as results/NAME.json."""
+    """Print the results and store them as results/NAME.json."""
     full = {"environment": environment(), **results}
     text = json.dumps(full, indent=2, default=lambda value: _rounded(asdict(value)))
     (RESULTS / f"{name}.json").write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""Model files for the benchmarks, made in a second and the same every time."""
+"""Model files for the benchmarks, made in a second and equal every time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ F16_MATRIX = (2048, 5632)
 
 
 def big_vocabulary(path: Path, *, data_bytes: int, sparse: bool = False) -> Path:
-    """A llama-shaped file with a vocabulary of 262144 tokens, their scores and types, and about
-    `data_bytes` of F16 matrices; with `sparse` their data is a hole and takes no space."""
+    """Write a file shaped like a Llama: 262144 tokens, and about `data_bytes` of F16 matrices.
+
+    With `sparse` the data of the matrices is a hole and takes no space on the disk.
+    """
     size = F16_MATRIX[0] * F16_MATRIX[1] * 2
     count = max(data_bytes // size, 1)
     names = [f"blk.{n // 7}.tensor_{n % 7}.weight" for n in range(count)]
@@ -54,8 +56,10 @@ def big_vocabulary(path: Path, *, data_bytes: int, sparse: bool = False) -> Path
 
 
 def make(path: Path, *, data_bytes: int, sparse: bool = False) -> Path:
-    """`big_vocabulary` in another process, so that this one stays small: what a child process is
-    said to have used at its peak includes what its parent used."""
+    """Call `big_vocabulary` in another process, so that this one stays small.
+
+    The peak memory of a child process includes that of its parent.
+    """
     arguments = [str(path), str(data_bytes), *(["sparse"] if sparse else [])]
     subprocess.run([sys.executable, "-m", "benchmarks.models", *arguments], check=True)
     return path

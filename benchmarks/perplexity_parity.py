@@ -1,9 +1,9 @@
-"""Our chunked perplexity beside llama-perplexity's, on the same model and the same text.
+"""Compare our chunked perplexity with llama-perplexity's, on the same model and text.
 
     python -m benchmarks.perplexity_parity MODEL.gguf --llama-perplexity .../llama-perplexity
 
-Exit code 1 where a printed digit differs. llama-perplexity comes with llama.cpp: take the commit
-that `ggufrope doctor` names, for another version may calculate differently.
+The exit code is 1 where a printed digit differs. llama-perplexity is part of llama.cpp: use the
+commit that `ggufrope doctor` names, because another version may calculate differently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ggufrope.runtime.settings import ContextSettings
 
 
 def ours(model_path: Path, text: Text, n_ctx: int, chunks: int) -> tuple[str, float]:
-    """The printed value, and the seconds it took."""
+    """Return our value as it is printed, and the seconds it took."""
     with Model.open(model_path) as model:
         task = PerplexityTask(PerplexityPlan(n_ctx=n_ctx, text=text, chunks=chunks))
         begun = time.perf_counter()
@@ -36,7 +36,7 @@ def ours(model_path: Path, text: Text, n_ctx: int, chunks: int) -> tuple[str, fl
 def theirs(
     program: Path, model_path: Path, text: Text, n_ctx: int, chunks: int
 ) -> tuple[str, float]:
-    """The same of llama-perplexity."""
+    """Return llama-perplexity's value as it is printed, and the seconds it took."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "text.txt"
         # It drops one newline at the end of a file, and reads backslashes as escapes.

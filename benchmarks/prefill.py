@@ -1,4 +1,4 @@
-"""Prefill through `Context` against a bare `llama_decode` loop, as a ratio of times.
+"""Compare prefill through `Context` with a bare `llama_decode` loop, as a ratio of times.
 
     python -m benchmarks.prefill MODEL [--tokens 1024] [--rounds 5]
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def bare_loop(context: Context, tokens: list[int]) -> None:
-    """What a C program would do: the whole prompt in batches of n_batch, nothing else."""
+    """Evaluate the whole prompt in batches of n_batch, as a C program would, and nothing else."""
     llama = library.load()
     array = (llama.llama_token * len(tokens))(*tokens)
     for start in range(0, len(tokens), context.n_batch):

@@ -1,4 +1,4 @@
-"""Fixtures shared by every folder: real models, where they are, and a copy to harm."""
+"""Fixtures shared by all folders: real models, their paths, and a copy to edit."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-with suppress(ImportError):  # the GPU tests do without
+with suppress(ImportError):  # the GPU tests do not need it
     from hypothesis import settings
 
-    # How long an example takes tells how busy the machine is, not whether the code is right.
+    # The time of an example depends on how busy the machine is, so there is no deadline.
     settings.register_profile("ggufrope", deadline=None)
     settings.load_profile("ggufrope")
 

@@ -1,7 +1,7 @@
-"""The whole effect, on a model trained at 256 tokens: collapse beyond, and what cures it.
+"""The whole effect, on a model trained at 256 tokens: collapse in longer contexts, and its cure.
 
-Files are written by `patch` and read by llama.cpp; the same is then asked of context parameters
-with nothing written.
+Files are written by `patch` and read by llama.cpp. The same is then measured with context
+parameters and nothing written.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def loaded(nano: Path) -> Iterator[Model]:
 def ask(
     model: Model, length: int, seed: int, rope: RopeOverrides | None = None
 ) -> list[NeedleResult]:
-    """Eleven depths at one length."""
+    """Measure eleven depths at one length."""
     plan = NeedlePlan(
         lengths=(length,), depths=tuple(10.0 * i for i in range(11)), haystack="noise", seed=seed
     )
@@ -64,7 +64,7 @@ Written = Callable[[str, int], Results]
 
 @pytest.fixture(scope="module")
 def written(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """Results of files written by `patch`, by (method, length): once for the module."""
+    """The results of files written by `patch`, by (method, length), once for the module."""
     folder = tmp_path_factory.mktemp("nano")
 
     @cache
@@ -148,7 +148,7 @@ def test_baked_yarn_gives_the_logits_of_declared_yarn(
     assert np.abs(one - logits(nano, tokens, n_ctx=FAR)).max() > 5
 
 
-def test_a_dead_key_changes_nothing_and_a_baked_one_does(
+def test_an_ignored_key_changes_nothing_and_a_baked_one_does(
     nano: Path, tmp_path: Path, tokens: list[int]
 ) -> None:
     yarn = ScalingRequest(scaling="yarn", target_context=FAR)
@@ -165,7 +165,7 @@ def test_a_dead_key_changes_nothing_and_a_baked_one_does(
     assert np.abs(plain - logits(baked, tokens, n_ctx=FAR)).max() > 0.1
 
 
-def test_a_keep_short_context_model_is_itself_up_to_its_original_context(
+def test_a_model_that_keeps_short_context_is_unchanged_up_to_its_original_context(
     nano: Path, tmp_path: Path, tokens: list[int]
 ) -> None:
     two = ScalingRequest(scaling="yarn", target_context=FAR, keep_short_context=True)

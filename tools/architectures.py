@@ -2,10 +2,10 @@
 
     python tools/architectures.py LLAMA_CPP COMMIT PACKAGE > ggufrope/rope/architectures.json
 
-LLAMA_CPP is a source tree, as in vendor/llama.cpp of llama-cpp-python's source package, COMMIT
-its commit, PACKAGE what it came in. Nearly everything is read out of the C++: the keys and factor
-tensors that a model class loads, and how its graph calls ggml_rope_ext. What such reading cannot
-tell is in EXCEPTIONS, each with the place to check.
+LLAMA_CPP is a source tree, as in vendor/llama.cpp of llama-cpp-python's source package, COMMIT its
+commit, PACKAGE the package it came in. Nearly everything is read out of the C++: the keys and
+factor tensors that a model class loads, and how its graph calls ggml_rope_ext. What this cannot
+find out is in EXCEPTIONS, each with the place in the source to check.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Source:
-    """The C++ of src/, with every function body found by its qualified name."""
+    """The C++ of src/, with function bodies by their qualified names."""
 
     def __init__(self, root: Path) -> None:
         self.arch = (root / "src/llama-arch.cpp").read_text("utf-8")
@@ -86,13 +86,13 @@ class Source:
             self.bodies[name] = self.bodies.get(name, "") + body
 
     def names(self) -> dict[str, str]:
-        """LLM_ARCH_X -> its name in files."""
+        """Return the name in files of each LLM_ARCH_X."""
         table = re.search(r"LLM_ARCH_NAMES = \{(.*?)\n\};", self.arch, re.S)
         pairs = re.findall(r'\{\s*(LLM_ARCH_\w+),\s*"([^"]+)"', table[1] if table else "")
         return {arch: name for arch, name in pairs if arch != "LLM_ARCH_UNKNOWN"}
 
     def model_class(self, arch: str) -> str | None:
-        """The class that loads `arch`."""
+        """Return the class that loads `arch`."""
         cases = rf"case {arch}:(?:\s*case LLM_ARCH_\w+:)*\s*"
         found = re.search(cases + r"(?:\{[^}]*?)?return new (llama_model_\w+)", self.model)
         return found[1] if found else None
@@ -102,7 +102,7 @@ class Source:
         return found[1] if found and found[1] != "llama_model_base" else None
 
     def method(self, owner: str | None, method: str) -> str:
-        """The body of a class's method, its own or inherited."""
+        """Return the body of a class's method, its own or inherited."""
         while owner is not None:
             body = self.bodies.get(f"{owner}::{method}")
             if body is not None:
@@ -111,7 +111,7 @@ class Source:
         return ""
 
     def graph(self, owner: str) -> str:
-        """All that builds the graph of a class, but for its multi-token prediction."""
+        """Return the code that builds the graph of a class, without multi-token prediction."""
         struct = re.search(rf"struct {owner} : .*?\n\}};", self.classes, re.S)
         borrowed = re.search(r"using graph = (llama_model_\w+)::graph", struct[0] if struct else "")
         if borrowed:
@@ -127,7 +127,7 @@ class Source:
         return self.graph(parent) if parent else "\n".join(own)
 
     def rope_type(self, arch: str) -> tuple[str, bool]:
-        """The rope type, and whether rope sections in the file make it M-RoPE."""
+        """Return the rope type, and whether rope sections in the file make it M-RoPE."""
         start = self.model.index("llama_rope_type llama_model_rope_type(")
         body = _without_comments(self.model[start : self.model.index("\n}\n", start)])
         rest = body[body.index(f"case {arch}:") :]
@@ -229,7 +229,7 @@ def _recurrent(hparams: str) -> dict[str, Any]:
 
 
 def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
-    """The table's entry of one architecture, without the fields that are at their defaults."""
+    """Return the entry of one architecture, without the fields that have their defaults."""
     rope, by_sections = source.rope_type(arch)
     fields: dict[str, Any] = {"rope": rope}
     owner = source.model_class(arch)
@@ -271,7 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("root", type=Path, help="a source tree of llama.cpp")
     parser.add_argument("commit", help="its commit, 40 hexadecimal digits")
-    parser.add_argument("package", help="what it came in, as in 'llama-cpp-python 0.3.36'")
+    parser.add_argument("package", help="the package it came in, as in 'llama-cpp-python 0.3.36'")
     given = parser.parse_args()
     source = Source(given.root)
     table = {name: entry(source, arch, name) for arch, name in source.names().items()}

@@ -1,9 +1,9 @@
-"""llama-cpp-python for one NVIDIA card, built from its source package without network or pip.
+"""Build llama-cpp-python for one NVIDIA GPU from its source package, without network or pip.
 
     python -m tools.cuda_build SDIST.tar.gz REDUCED.tar.gz
 
-writes the part of a source package that the build needs, small enough to carry along. The CMake
-project of llama.cpp is built directly, for the shared libraries alone, and laid out with the Python
+writes the part of a source package that the build needs, 3 MB that are easy to copy. The CMake
+project of llama.cpp is built directly, only for its shared libraries, and placed beside the Python
 files as pip would install them.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 Run = Callable[[Sequence[str]], object]
-"""Runs a command to its end, and raises where it fails."""
+"""A function that runs a command to its end, and raises where it fails."""
 
 _NEEDED = re.compile(
     r"""
@@ -50,8 +50,10 @@ def reduce(source: Path, output: Path) -> None:
 
 
 def unpack(source: Path, folder: Path) -> Path:
-    """The tree of a source package, whole or reduced, unpacked into `folder`; or `source` itself
-    where that is a folder."""
+    """Unpack a source package, whole or reduced, into `folder`, and return its tree.
+
+    Where `source` is a folder, return it as it is.
+    """
     if source.is_dir():
         return source
     with tarfile.open(source) as archive:
@@ -69,9 +71,11 @@ def build(
     run: Run,
     defines: Sequence[str] = (),
 ) -> None:
-    """Compile llama.cpp for CUDA `architecture` ("90" is compute capability 9.0) with `jobs`
-    processes, and put the package `llama_cpp` into the folder `site`. `defines` are more of
-    CMake's NAME=VALUE."""
+    """Compile llama.cpp for CUDA, and put the package `llama_cpp` into the folder `site`.
+
+    `architecture` is CMake's number, "90" for compute capability 9.0. `jobs` is the number of
+    processes. `defines` are further NAME=VALUE settings for CMake.
+    """
     folder = site.parent / "build"
     run([*configuration(tree, folder, architecture), *(f"-D{define}" for define in defines)])
     run(["cmake", "--build", str(folder), "--target", "llama", "--parallel", str(jobs)])
@@ -84,7 +88,7 @@ def build(
 
 
 def configuration(tree: Path, folder: Path, architecture: str) -> list[str]:
-    """The CMake command that prepares the build in `folder`."""
+    """Return the CMake command that prepares the build in `folder`."""
     options = {
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_CUDA_ARCHITECTURES": architecture,

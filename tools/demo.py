@@ -1,10 +1,10 @@
-"""The main job on a real model, command by command, as a person would type it.
+"""Patch, inspect and validate a real model, command by command, as a person would type it.
 
     python tools/demo.py MODEL.gguf [--full]
 
-Stretches a copy of the model to 16384 tokens with YaRN, shows what changed and what will take
-effect, and measures needle recall with an f16 and a q8_0 KV cache. By default up to 4096 tokens,
-about two minutes on two cores; with --full up to the whole 16384.
+Extend a copy of the model to 16384 tokens with YaRN, show what changed and what will take effect,
+and measure needle recall with an f16 and a q8_0 KV cache: by default up to 4096 tokens, about two
+minutes on two cores; with --full up to 16384.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ FULL = "2048,4096,8192,12288,16384"
 
 
 def step(*arguments: str) -> int:
-    """Print and run one ggufrope command; a failed check (1) is a result, more is the end."""
+    """Print and run one ggufrope command; leave where its exit code is more than 1.
+
+    Exit code 1 is a failed check, which is a result.
+    """
     print(f"\n$ ggufrope {shlex.join(arguments)}", flush=True)
     command = [sys.executable, "-c", "from ggufrope_cli.app import main; main()", *arguments]
     code = subprocess.run(command).returncode

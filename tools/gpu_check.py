@@ -1,16 +1,16 @@
-"""What only a machine with an NVIDIA GPU can show: one command, no network.
+"""Check ggufrope on a machine with an NVIDIA GPU: one command, no network.
 
     tools/gpu-check OUT --source SOURCE [--wheels DIR] [--model SMOLLM2.gguf]
 
 SOURCE is the source package of llama-cpp-python, or the 3 MB that `python -m tools.cuda_build`
-leaves of it. It is built for the card found; then the GPU tests run, and a matrix of KV cache types
-and context lengths on SmolLM2 (YaRN) and on a model of 8B shapes with random weights. OUT gets
-result.json, result.html and a log for each phase. A phase that fails is recorded, and the rest goes
-on; the exit status is 1 if any failed.
+makes of it. It is built for the GPU of this machine. Then the GPU tests run, and a matrix of KV
+cache types and context lengths on SmolLM2 (YaRN) and on a model of 8B shapes with random weights.
+OUT gets result.json, result.html and one log per phase. A phase that fails is recorded, and the
+next ones run; the exit code is 1 if any failed.
 
 The machine needs Python, a C++ compiler, CMake and the CUDA compiler. The Python packages that
 ggufrope and llama-cpp-python import (gguf, numpy, rich, typer, jinja2, diskcache,
-vl-convert-python, pytest, pytest-timeout) are installed there, or come along as wheels in DIR.
+scipy, vl-convert-python, pytest, pytest-timeout) are installed there, or are wheels in DIR.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CHECK_FAILED = 1
 
 
 class GpuCheck:
-    """The phases in their order, sharing an environment that grows with them."""
+    """The phases in their order, which share one environment."""
 
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         self.out: Path = options.out
@@ -58,11 +58,11 @@ class GpuCheck:
         self._models: list[Path] = []
         self._run_page: str | None = None
 
-    def carry_out(self) -> bool:
-        """Every phase; whether none failed. The results are written whatever happens."""
+    def run(self) -> bool:
+        """Carry out every phase, write the results, and return whether none failed."""
         if self._options.cpu:
             for name in ("card", "build"):
-                self.phases.skip(name, "asked to do without a GPU")
+                self.phases.skip(name, "not run with --cpu")
         else:
             self._card()
             self._packages()
@@ -96,7 +96,7 @@ class GpuCheck:
             self.result["cuda_compiler"] = self._run("nvcc", "--version").splitlines()[-1]
 
     def _packages(self) -> None:
-        """Wheels that came along, and the command line of this checkout under its own name."""
+        """Install the wheels of DIR, and the command line of this checkout under its own name."""
         with self.phases.phase("packages"):
             self._site.mkdir()
             (self._site / "ggufrope_cli").symlink_to(ROOT / "cli", target_is_directory=True)
@@ -108,9 +108,9 @@ class GpuCheck:
     def _build(self) -> None:
         with self.phases.phase("build") as phase:
             if self._architecture is None:
-                raise PhaseError("no card to build for")
+                raise PhaseError("no GPU to build for")
             if self._options.source is None:
-                raise PhaseError("--source: the source package of llama-cpp-python is needed")
+                raise PhaseError("missing --source: the source package of llama-cpp-python")
             folder = self._work / "source"
             folder.mkdir()
             jobs = os.cpu_count() or 1
@@ -126,9 +126,9 @@ class GpuCheck:
 
     def _doctor(self) -> None:
         with self.phases.phase("doctor"):
-            told = json.loads(self._ggufrope("doctor", "--json"))
-            self.result["doctor"] = told
-            if not (told["can_offload"] or self._options.cpu):
+            doctor = json.loads(self._ggufrope("doctor", "--json"))
+            self.result["doctor"] = doctor
+            if not (doctor["can_offload"] or self._options.cpu):
                 raise PhaseError("this build of llama.cpp cannot use a GPU")
 
     def _tests(self) -> None:
@@ -147,7 +147,7 @@ class GpuCheck:
         with self.phases.phase("smollm2"):
             model: Path = self._options.model
             if not model.is_file():
-                raise PhaseError(f"{model} is not there; name the file with --model")
+                raise PhaseError(f"{model} does not exist; give the file with --model")
             link = self._work / "smollm2.gguf"
             link.symlink_to(model.resolve())
             self._models.append(link)
@@ -159,7 +159,7 @@ class GpuCheck:
             self._models.append(path)
 
     def _matrix(self) -> None:
-        """One run, a phase for each model: what fails on one leaves the other."""
+        """Measure all models in one run, with one phase per model, so that each can fail alone."""
         plan = self.out / "plan.toml"
         plan.write_text(plan_text(self._models, self._options.contexts), encoding="utf-8")
         for model in self._models:
@@ -171,8 +171,8 @@ class GpuCheck:
     def _report(self) -> None:
         with self.phases.phase("report"):
             folder = str(self.out / "run")
-            told = self._ggufrope("report", folder, "--json", allowed=(0, _CHECK_FAILED))
-            self.result["run"] = run = json.loads(told)
+            output = self._ggufrope("report", folder, "--json", allowed=(0, _CHECK_FAILED))
+            self.result["run"] = run = json.loads(output)
             written = self._work / "run.html"
             self._ggufrope("report", folder, "--html", str(written))
             self._run_page = written.read_text(encoding="utf-8")
@@ -182,7 +182,7 @@ class GpuCheck:
 
 
 def plan_text(models: Sequence[Path], contexts: Sequence[int]) -> str:
-    """The plan: speeds at every length, and a needle, for whose sake the whole length is read."""
+    """Return the plan: speeds at every length, and a needle, for which the whole length is read."""
     settings = {
         "name": "gpu-check",
         "models": [str(model) for model in models],
@@ -198,7 +198,7 @@ def plan_text(models: Sequence[Path], contexts: Sequence[int]) -> str:
 
 
 def tally(junit: Path) -> dict[str, object]:
-    """What a JUnit file of pytest says: counts, and why tests were skipped or failed."""
+    """Return the counts of a JUnit file of pytest, and why tests were skipped or failed."""
     cases = list(ElementTree.parse(junit).iter("testcase"))
     ended = {
         kind: [found.get("message", "") for case in cases for found in case.findall(kind)]
@@ -212,24 +212,30 @@ def tally(junit: Path) -> dict[str, object]:
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options, with contexts settled."""
+    """Parse the options, and fill in the contexts and the shape."""
     parser = argparse.ArgumentParser(
         prog="gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path, help="folder for the results; made anew")
+    parser.add_argument("out", type=Path, help="folder for the results; must not exist")
     parser.add_argument("--source", type=Path, help="source package of llama-cpp-python")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install first")
     parser.add_argument(
-        "--define", action="append", default=[], metavar="NAME=VALUE", help="more for CMake"
+        "--define",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further setting for CMake",
     )
     smollm2 = ROOT / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     parser.add_argument("--model", type=Path, default=smollm2, help="SmolLM2 (%(default)s)")
-    parser.add_argument("--shape", choices=("8b", "tiny"), help="of the random model (8b)")
-    parser.add_argument("--contexts", type=_lengths, help="lengths, as in 8k,32k,128k")
+    parser.add_argument("--shape", choices=("8b", "tiny"), help="shape of the random model (8b)")
+    parser.add_argument("--contexts", type=_lengths, help="context lengths, as in 8k,32k,128k")
     parser.add_argument("--quick", action="store_true", help="8k and 16k only")
-    parser.add_argument("--minutes", type=float, default=60, help="for all of it (%(default)s)")
     parser.add_argument(
-        "--cpu", action="store_true", help="build nothing, use what is installed, in tiny sizes"
+        "--minutes", type=float, default=60, help="time limit for all phases (%(default)s)"
+    )
+    parser.add_argument(
+        "--cpu", action="store_true", help="build nothing; use what is installed, with tiny sizes"
     )
     options = parser.parse_args(arguments)
     usual = CPU_CONTEXTS if options.cpu else QUICK_CONTEXTS if options.quick else CONTEXTS
@@ -248,7 +254,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(arguments)
     options.out.mkdir(parents=True, exist_ok=False)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
-        passed = GpuCheck(options, Path(work)).carry_out()
+        passed = GpuCheck(options, Path(work)).run()
     print(f"results: {options.out / 'result.json'} and {options.out / 'result.html'}")
     return 0 if passed else 1
 

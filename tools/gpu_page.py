@@ -1,4 +1,4 @@
-"""The result of a check as one self-contained page: what was done, and the run's own report."""
+"""The result of a check as one self-contained page: the phases, and the report of the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLUMNS = ("phase", "status", "seconds", "GPU %", "GPU peak MiB", "more")
 
 
 def page(result: Mapping[str, Any], report: str | None) -> str:
-    """HTML of a result; `report` is the page of the run, where there is one."""
+    """Return the HTML of a result; `report` is the page of the run, where there is one."""
     shown = ", ".join(
         f"{card['name']} ({card['memory_mib']} MiB, driver {card['driver']})"
         for card in result.get("cards", ())

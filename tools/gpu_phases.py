@@ -11,16 +11,16 @@ from pathlib import Path
 
 _CARD = "name,compute_cap,memory.total,driver_version"
 _LOAD = "index,utilization.gpu,memory.used"
-_LAST_WORDS = 400
+_LOG_TAIL = 400
 
 
 class PhaseError(Exception):
-    """A phase could not be carried out; its message is the reason."""
+    """A phase failed; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """An NVIDIA GPU as nvidia-smi tells it; `architecture` is CMake's word, "90" for 9.0."""
+    """An NVIDIA GPU as nvidia-smi describes it; `architecture` is "90" for capability 9.0."""
 
     name: str
     architecture: str
@@ -30,8 +30,11 @@ class Card:
 
 @dataclass(slots=True, kw_only=True)
 class Phase:
-    """`status` is "ok", "failed" or "skipped"; `gpu_percent` the mean utilization of the busiest
-    card, `gpu_peak_mib` the most memory in use on any, both None where nothing was seen."""
+    """One phase and its result; `status` is "ok", "failed" or "skipped".
+
+    `gpu_percent` is the mean utilization of the busiest GPU, `gpu_peak_mib` the most memory in use
+    on any. Both are None where nothing was measured.
+    """
 
     name: str
     status: str = "ok"
@@ -43,7 +46,7 @@ class Phase:
 
 
 class Phases:
-    """Carries phases out one after the other; `minutes` are for all of them together."""
+    """Carries out phases one after the other, within `minutes` for all of them together."""
 
     def __init__(self, folder: Path, *, minutes: float) -> None:
         self.done: list[Phase] = []
@@ -52,7 +55,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """What happens inside is a phase: an error in it is recorded and goes no further."""
+        """Record the block as a phase; an error in it is its result and is not raised."""
         phase = Phase(name=name)
         self.done.append(phase)
         print(f"{name} …", flush=True)
@@ -67,7 +70,7 @@ class Phases:
         print(f"{name}: {phase.status} after {phase.seconds} s {phase.reason}", flush=True)
 
     def skip(self, name: str, reason: str) -> None:
-        """Record a phase that has no place here."""
+        """Record a phase that is not carried out."""
         self.done.append(Phase(name=name, status="skipped", reason=reason))
         print(f"{name}: skipped, {reason}", flush=True)
 
@@ -78,48 +81,48 @@ class Phases:
         environment: Mapping[str, str],
         allowed: Sequence[int] = (0,),
     ) -> str:
-        """Standard output of a command; all it says is kept in the log of its phase.
+        """Run a command and return its standard output; all output is in the log of the phase.
 
-        Raises PhaseError where its exit status is not `allowed` or the time is used up.
+        Raises PhaseError where the exit status is not `allowed`, or no time is left.
         """
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise PhaseError("the time for the whole check is used up")
+            raise PhaseError("no time is left (see --minutes)")
         log = self._folder / f"{self.done[-1].name.replace(' ', '-')}.log"
-        with log.open("a", encoding="utf-8") as talk:
-            print("$", *command, file=talk, flush=True)
+        with log.open("a", encoding="utf-8") as stream:
+            print("$", *command, file=stream, flush=True)
             try:
                 done = subprocess.run(
                     command,
                     env=dict(environment),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
-                    stderr=talk,
+                    stderr=stream,
                     text=True,
                     timeout=left,
                 )
             except subprocess.TimeoutExpired:
-                raise PhaseError(f"cut off: {left:.0f} s were left for it") from None
-            talk.write(done.stdout)
+                raise PhaseError(f"stopped after the {left:.0f} s that were left") from None
+            stream.write(done.stdout)
         if done.returncode not in allowed:
-            words = log.read_text(encoding="utf-8", errors="replace").strip()[-_LAST_WORDS:]
-            raise PhaseError(f"exit status {done.returncode}: {words}")
+            tail = log.read_text(encoding="utf-8", errors="replace").strip()[-_LOG_TAIL:]
+            raise PhaseError(f"exit status {done.returncode}: {tail}")
         return done.stdout
 
 
 def cards() -> tuple[Card, ...]:
-    """Every NVIDIA GPU of this machine; PhaseError where there is none."""
+    """Return the NVIDIA GPUs of this machine. Raises PhaseError where there is none."""
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             _nvidia_smi(_CARD), check=True, capture_output=True, text=True, timeout=60
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise PhaseError(f"no NVIDIA GPU: nvidia-smi does not answer ({error})") from error
-    return parse_cards(told.stdout)
+    return parse_cards(done.stdout)
 
 
 def parse_cards(text: str) -> tuple[Card, ...]:
-    """The lines of nvidia-smi as cards."""
+    """Parse the lines of nvidia-smi."""
     rows = [[word.strip() for word in line.split(",")] for line in text.splitlines() if line]
     return tuple(
         Card(
@@ -133,7 +136,7 @@ def parse_cards(text: str) -> tuple[Card, ...]:
 
 
 def parse_load(text: str) -> tuple[float | None, float | None]:
-    """Mean utilization in percent of the busiest card, and peak memory in MiB of any."""
+    """Return the mean utilization of the busiest GPU in percent, and the peak memory in MiB."""
     percents: dict[str, list[float]] = {}
     most: float | None = None
     for line in text.splitlines():
@@ -149,7 +152,7 @@ def parse_load(text: str) -> tuple[float | None, float | None]:
 
 
 class _GpuWatch:
-    """Samples the load of the GPUs once a second, where nvidia-smi is there to ask."""
+    """Samples the load of the GPUs once per second, where nvidia-smi is installed."""
 
     def __init__(self) -> None:
         self.seen: tuple[float | None, float | None] = (None, None)
@@ -168,8 +171,8 @@ class _GpuWatch:
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.terminate()
-            said, _ = self._process.communicate()
-            self.seen = parse_load(said)
+            output, _ = self._process.communicate()
+            self.seen = parse_load(output)
 
 
 def _nvidia_smi(query: str) -> list[str]:

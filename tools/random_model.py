@@ -1,4 +1,4 @@
-"""A Llama of a real model's size with random weights: for speed and memory, it says nothing true.
+"""Write a Llama of a real size with random weights, to measure speed and memory.
 
     python -m tools.random_model OUT.gguf 8b
 
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 _BLOCK = 32
 _Q8_0 = np.dtype([("scale", "<f2"), ("values", "i1", _BLOCK)])  # block_q8_0, ggml-common.h
 _DEVIATION = 127 / np.sqrt(3)
-"""Of values spread evenly over a signed byte."""
+"""The standard deviation of values spread evenly over a signed byte."""
 _RANDOM_BYTES = 16 * 1024 * 1024
-"""Drawn once and repeated: drawing all would take minutes, and no speed depends on the values."""
+"""Bytes drawn once and repeated. Drawing all would take minutes, and no speed depends on them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Sizes of a Llama; every one that is a tensor's inner dimension is a multiple of 32."""
+    """The sizes of a Llama; each that is the inner dimension of a tensor is a multiple of 32."""
 
     layers: int
     width: int
@@ -43,7 +43,7 @@ class Shape:
         return self.width // self.heads
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and shapes in numpy's order, the inner dimension last."""
+        """Yield names and shapes in numpy's order, the inner dimension last."""
         width, kv_width = self.width, self.kv_heads * self.head_size
         yield "token_embd.weight", (self.vocabulary, width)
         yield "output_norm.weight", (width,)
@@ -67,13 +67,13 @@ SHAPES = {
     "8b": Shape(layers=32, width=4096, heads=32, kv_heads=8, hidden=14336, vocabulary=128256),
     "tiny": Shape(layers=2, width=64, heads=2, kv_heads=1, hidden=96, vocabulary=320, context=256),
 }
-"""By name: "8b" is that of Llama 3 8B, "tiny" for tests."""
+"""Shapes by name: "8b" is that of Llama 3 8B, "tiny" is for tests."""
 
 
 def write(path: Path, shape: Shape, *, seed: int = 0, hollow: bool = False) -> None:
     """Write a model of `shape` to `path`: matrices in q8_0, norms in f32.
 
-    A `hollow` one has a hole for weights: it has the size of the model, and takes no disk.
+    A `hollow` model has a hole in place of weights: the size of a model, and no space on the disk.
     """
     writer = gguf.GGUFWriter(path, "llama")
     _add_metadata(writer, shape)
@@ -100,7 +100,7 @@ def write(path: Path, shape: Shape, *, seed: int = 0, hollow: bool = False) -> N
 
 
 def _size(shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor."""
+    """Return the bytes of a tensor."""
     if len(shape) == 1:
         return 4 * shape[0]
     rows, columns = shape
@@ -108,7 +108,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _weights(random: NDArray[np.int8], shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """One tensor: ones, or the random blocks over and over, of deviation 1/sqrt(inputs)."""
+    """Return one tensor: ones, or the random blocks repeated, of deviation 1/sqrt(inputs)."""
     if len(shape) == 1:
         return np.ones(shape, "<f4")
     rows, columns = shape
@@ -135,7 +135,7 @@ def _add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
-    """Byte-level BPE with a single merge, which makes text a token a byte; the rest is unused."""
+    """Add byte-level BPE with a single merge: nearly one token per byte; the rest is unused."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     symbols = [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""Everything here needs a GPU, and a build of llama.cpp that can use it."""
+"""Tests that need a GPU, and a build of llama.cpp that can use it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tools.random_model import Shape, write
 
 SHAPE = Shape(layers=8, width=512, heads=8, kv_heads=2, hidden=1024, vocabulary=4096)
 LAYERS = SHAPE.layers + 1
-"""As llama.cpp counts them: the output is one."""
+"""As llama.cpp counts layers: the output is one of them."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def gpus() -> tuple[Device, ...]:
-    """The GPUs llama.cpp sees, in its order."""
+    """The GPUs that llama.cpp finds, in its order."""
     if not library.can_offload():
         pytest.skip("this build of llama.cpp cannot use a GPU")
     found = tuple(device for device in library.devices() if device.kind == "gpu")
     if not found:
-        pytest.skip("llama.cpp sees no GPU")
+        pytest.skip("llama.cpp finds no GPU")
     return found
 
 
 @pytest.fixture(scope="session")
 def model_path(gpus: tuple[Device, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model of random weights."""
+    """A small model with random weights."""
     path = tmp_path_factory.mktemp("gpu") / "random.gguf"
     write(path, SHAPE)
     return path
@@ -36,7 +36,7 @@ def model_path(gpus: tuple[Device, ...], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def too_large(gpus: tuple[Device, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of half as much again as all GPUs have; it takes no disk."""
+    """A model of 1.5 times the memory of all GPUs, which takes no space on the disk."""
     wide = {"width": 8192, "heads": 64, "kv_heads": 8, "hidden": 131072, "vocabulary": 4096}
     layer_bytes = 3_580_000_000  # of those sizes in q8_0; llama.cpp takes at most 512 layers
     layers = int(1.5 * sum(gpu.memory_total for gpu in gpus) / layer_bytes) + 2

@@ -1,4 +1,4 @@
-"""Caches on the GPU: where they are, what they take, and that the GPU computes the same."""
+"""Caches on the GPU: where they are, their size, and that the GPU computes the same."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def model(model_path: Path) -> Iterator[Model]:
 
 
 def cache_devices(context: Context) -> set[str]:
-    """Devices that hold a part of the K/V cache."""
+    """Return the devices that hold a part of the K/V cache."""
     found = (re.search(r"(\S+) KV buffer size", line) for line in context.log)
     return {line[1] for line in found if line}
 
 
 def logits(model: Model, **settings: object) -> NDArray[np.float32]:
-    """Log-probabilities after every token of the text, `[tokens, vocabulary]`."""
+    """Return the log-probabilities after every token of the text, `[tokens, vocabulary]`."""
     with Context(model, ContextSettings(n_ctx=1024, **settings)) as context:
         rows = np.concatenate(list(context.logits(model.tokenize(TEXT))))
     return rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
 
 
 def divergence(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """The mean Kullback-Leibler divergence, in nat per token."""
+    """Return the mean Kullback-Leibler divergence, in nat per token."""
     return float((np.exp(one) * (one - other)).sum(axis=1).mean())
 
 
@@ -50,12 +50,12 @@ def test_the_cache_is_on_the_gpu(model: Model, gpus: tuple[Device, ...]) -> None
         assert gpus[0].name in cache_devices(context)
 
 
-def test_the_cache_stays_off_the_gpu_where_asked(model: Model) -> None:
+def test_the_cache_is_on_the_cpu_with_offload_kqv_off(model: Model) -> None:
     with Context(model, ContextSettings(n_ctx=1024, offload_kqv=False)) as context:
         assert cache_devices(context) == {"CPU"}
 
 
-def test_the_cache_of_a_layer_is_where_the_layer_is(
+def test_the_cache_of_a_layer_is_on_the_device_of_the_layer(
     model_path: Path, gpus: tuple[Device, ...]
 ) -> None:
     with (
@@ -66,24 +66,22 @@ def test_the_cache_of_a_layer_is_where_the_layer_is(
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
-def test_the_need_on_each_gpu_is_what_a_context_then_takes(
+def test_the_need_on_each_gpu_is_what_the_context_allocates(
     kind: str, model: Model, gpus: tuple[Device, ...]
 ) -> None:
     settings = ContextSettings(n_ctx=16384, type_k=kind, type_v=kind)
-    foretold = {buffer.device: buffer.size_bytes for buffer in context_need(model, settings)}
+    predicted = {buffer.device: buffer.size_bytes for buffer in context_need(model, settings)}
     with Context(model, settings) as context:
         for gpu in gpus:
             taken = sum(b.size_bytes for b in context.buffers if b.device == gpu.name)
-            assert foretold.get(gpu.name, 0) == pytest.approx(taken, rel=0.02, abs=MIB)
+            assert predicted.get(gpu.name, 0) == pytest.approx(taken, rel=0.02, abs=MIB)
 
 
-def test_a_cache_that_does_not_fit_is_refused_by_the_name_of_the_gpu(
+def test_a_cache_that_does_not_fit_is_refused_with_the_name_of_the_gpu(
     model: Model, gpus: tuple[Device, ...]
 ) -> None:
     free = {gpu.name: 8 * MIB for gpu in gpus} | {"CPU": 2**40}
-    with pytest.raises(
-        InsufficientMemoryError, match=rf"on {gpus[0].name}, where 0.0 GiB are free"
-    ):
+    with pytest.raises(InsufficientMemoryError, match=rf"on {gpus[0].name}, but 8.0 MiB are free"):
         require_fit(model, ContextSettings(n_ctx=65536), free)
 
 

@@ -1,4 +1,4 @@
-"""Layers go where they are put, and what does not fit is refused before it is loaded."""
+"""Layers are on the devices that were chosen; weights that do not fit are refused unloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 
 
 def on(model: Model, device: Device) -> int:
-    """Bytes of weights on a device."""
+    """Return the bytes of weights on a device."""
     return sum(b.size_bytes for b in model.placement.buffers if b.device == device.name)
 
 
@@ -34,16 +34,16 @@ def test_all_layers_are_on_the_gpus(model_path: Path, gpus: tuple[Device, ...]) 
 
 
 @pytest.mark.parametrize("layers", [0, 1, 4, LAYERS])
-def test_as_many_layers_are_on_the_gpus_as_asked(
+def test_as_many_layers_are_on_the_gpus_as_requested(
     layers: int, model_path: Path, gpus: tuple[Device, ...]
 ) -> None:
-    foretold = {
+    predicted = {
         b.device: b.size_bytes for b in weights_need(model_path, LoadOptions(gpu_layers=layers))
     }
     with Model.open(model_path, gpu_layers=layers) as model:
         assert model.placement.layers_on_gpu == layers
         for gpu in gpus:
-            assert on(model, gpu) == pytest.approx(foretold.get(gpu.name, 0), abs=MIB)
+            assert on(model, gpu) == pytest.approx(predicted.get(gpu.name, 0), abs=MIB)
 
 
 def test_weights_take_memory_of_the_gpu(model_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_main_gpu_has_the_whole_model(model_path: Path, gpus: tuple[Device, ..
             assert all(on(model, other) == 0 for other in gpus if other != gpu)
 
 
-def test_a_tensor_split_shares_the_model_out(model_path: Path, gpus: tuple[Device, ...]) -> None:
+def test_a_tensor_split_divides_the_model(model_path: Path, gpus: tuple[Device, ...]) -> None:
     if len(gpus) < 2:
         pytest.skip("a tensor split needs two GPUs")
     shares = (2.0, 1.0, *[0.0] * (len(gpus) - 2))
@@ -69,15 +69,15 @@ def test_a_tensor_split_shares_the_model_out(model_path: Path, gpus: tuple[Devic
         assert not any(others)
 
 
-def test_weights_that_do_not_fit_are_refused_and_take_nothing(too_large: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_and_allocate_nothing(too_large: Path) -> None:
     before = free_on_gpus()
-    with pytest.raises(InsufficientMemoryError, match=r"GiB are free: put fewer there"):
+    with pytest.raises(InsufficientMemoryError, match=r"GiB are free: set gpu_layers lower"):
         Model.open(too_large)
     for name, free in free_on_gpus().items():
         assert free == pytest.approx(before[name], abs=256 * MIB)
 
 
-def test_fewer_layers_where_asked_for(too_large: Path) -> None:
+def test_fewer_layers_fit_with_a_longer_context(too_large: Path) -> None:
     few = fitting_layers(too_large, ContextSettings(n_ctx=65536))
     more = fitting_layers(too_large, ContextSettings(n_ctx=1024))
     assert 0 < few <= more

@@ -1,4 +1,4 @@
-"""tools/gpu-check as far as a machine without a GPU can take it."""
+"""tools/gpu-check, as far as it runs on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = random_model.SHAPES["tiny"]
 
 @pytest.fixture(scope="module")
 def checked(root: Path, nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole check on the CPU, with the nano model in SmolLM2's place."""
+    """The folder of a whole check on the CPU, with the nano model in place of SmolLM2."""
     out = tmp_path_factory.mktemp("check") / "out"
     command = [str(root / "tools" / "gpu-check"), str(out), "--cpu", "--model", str(nano)]
     done = subprocess.run(
@@ -42,9 +42,9 @@ def result(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_every_phase_is_told_with_its_time(checked: Path) -> None:
-    told = {phase["name"]: phase["status"] for phase in result(checked)["phases"]}
-    assert told == {
+def test_every_phase_is_recorded_with_its_time(checked: Path) -> None:
+    statuses = {phase["name"]: phase["status"] for phase in result(checked)["phases"]}
+    assert statuses == {
         "card": "skipped",
         "build": "skipped",
         "doctor": "ok",
@@ -68,6 +68,7 @@ def test_the_matrix_has_a_speed_for_every_model_cache_type_and_length(checked: P
         for kv in gpu_check.CACHES
         for context in gpu_check.CPU_CONTEXTS
     }
+    assert len(cells) == len(places) == 2 * len(gpu_check.CACHES) * len(gpu_check.CPU_CONTEXTS)
     for cell in cells:
         assert cell["status"] == "ok"
         assert cell["metrics"]["prefill_tokens_per_second"]["value"] > 0
@@ -82,7 +83,7 @@ def test_skipped_gpu_tests_say_why(checked: Path) -> None:
         assert details["reasons"] == ["this build of llama.cpp cannot use a GPU"]
 
 
-def test_the_page_holds_the_phases_and_the_report(checked: Path) -> None:
+def test_the_page_has_the_phases_and_the_report(checked: Path) -> None:
     page = (checked / "result.html").read_text(encoding="utf-8")
     assert "matrix of random-tiny" in page
     assert 'srcdoc="&lt;!doctype html' in page
@@ -90,7 +91,7 @@ def test_the_page_holds_the_phases_and_the_report(checked: Path) -> None:
     assert "http" not in page.partition("<iframe")[0]
 
 
-def test_without_a_gpu_the_rest_goes_on_and_the_check_fails(
+def test_without_a_gpu_the_next_phases_run_and_the_check_fails(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -100,19 +101,19 @@ def test_without_a_gpu_the_rest_goes_on_and_the_check_fails(
     options.out.mkdir()
     (tmp_path / "work").mkdir()
     check = gpu_check.GpuCheck(options, tmp_path / "work")
-    assert not check.carry_out()
+    assert not check.run()
     phases = {phase.name: phase for phase in check.phases.done}
     assert "nvidia-smi does not answer" in phases["card"].reason
-    assert phases["build"].reason == "no card to build for"
-    assert "name the file with --model" in phases["smollm2"].reason
-    assert "the time for the whole check is used up" in phases["doctor"].reason
+    assert phases["build"].reason == "no GPU to build for"
+    assert "give the file with --model" in phases["smollm2"].reason
+    assert "no time is left" in phases["doctor"].reason
     assert "No run was stored" in (options.out / "result.html").read_text()
 
 
-def test_on_a_machine_with_a_card_the_package_built_is_the_one_used(
+def test_with_a_gpu_the_package_that_was_built_is_used(
     nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The card and the compilers are scripts, and what they build is the installed llama.cpp."""
+    """The GPU and the compilers are scripts here; what they build is the installed llama.cpp."""
     installed = Path(str(library.load().__file__)).parent
     sdist = tmp_path / "sdist.tar.gz"
     with tarfile.open(sdist, "w:gz") as archive:
@@ -134,13 +135,13 @@ def test_on_a_machine_with_a_card_the_package_built_is_the_one_used(
     options.out.mkdir()
     (tmp_path / "work").mkdir()
     check = gpu_check.GpuCheck(options, tmp_path / "work")
-    passed = check.carry_out()
-    told = {phase.name: (phase.status, phase.reason) for phase in check.phases.done}
-    assert told["card"] == told["packages"] == told["build"] == ("ok", "")
+    passed = check.run()
+    ends = {phase.name: (phase.status, phase.reason) for phase in check.phases.done}
+    assert ends["card"] == ends["packages"] == ends["build"] == ("ok", "")
     assert result(options.out)["cards"][0]["architecture"] == "90"
-    assert told["matrix of smollm2"] == told["report"] == ("ok", "")
+    assert ends["matrix of smollm2"] == ends["report"] == ("ok", "")
     if not library.can_offload():
-        assert told["doctor"] == ("failed", "this build of llama.cpp cannot use a GPU")
+        assert ends["doctor"] == ("failed", "this build of llama.cpp cannot use a GPU")
         assert not passed
     where = [sys.executable, "-c", "import llama_cpp; print(llama_cpp.__file__)"]
     found = subprocess.run(
@@ -149,7 +150,7 @@ def test_on_a_machine_with_a_card_the_package_built_is_the_one_used(
     assert Path(found).is_relative_to(tmp_path / "work" / "site")
 
 
-def test_the_plan_is_one_the_project_reads() -> None:
+def test_the_plan_is_valid() -> None:
     plan = parse_plan(gpu_check.plan_text([Path("a.gguf")], gpu_check.CONTEXTS))
     assert (plan.contexts, plan.kv) == (gpu_check.CONTEXTS, gpu_check.CACHES)
     assert plan.thresholds.recall == 0
@@ -175,12 +176,12 @@ def test_cards_are_read() -> None:
     assert other.architecture == "120"
 
 
-def test_load_is_the_busiest_cards_mean_and_the_peak_of_all() -> None:
+def test_load_is_the_mean_of_the_busiest_gpu_and_the_peak_of_all() -> None:
     assert gpu_phases.parse_load("0, 50, 100\n1, 0, 900\n0, 100, 300\n1, 10, 2\n0, 9") == (75, 900)
     assert gpu_phases.parse_load("0, [N/A], [N/A]\n") == (None, None)
 
 
-def test_a_command_that_fails_is_told_by_its_last_words(tmp_path: Path) -> None:
+def test_a_command_that_fails_is_recorded_with_the_end_of_its_log(tmp_path: Path) -> None:
     phases = gpu_phases.Phases(tmp_path, minutes=1)
     with phases.phase("one"):
         phases.run([sys.executable, "-c", "import sys; sys.exit('no such luck')"], environment={})
@@ -189,11 +190,11 @@ def test_a_command_that_fails_is_told_by_its_last_words(tmp_path: Path) -> None:
     assert phases.done[0].reason.endswith("no such luck")
 
 
-def test_a_command_is_cut_off_when_the_time_is_used_up(tmp_path: Path) -> None:
+def test_a_command_is_stopped_when_no_time_is_left(tmp_path: Path) -> None:
     phases = gpu_phases.Phases(tmp_path, minutes=0.02)
     with phases.phase("one"):
         phases.run([sys.executable, "-c", "import time; time.sleep(60)"], environment={})
-    assert phases.done[0].reason.startswith("cut off")
+    assert phases.done[0].reason.startswith("stopped after the ")
     assert phases.done[0].seconds < 30
 
 
@@ -237,14 +238,14 @@ def test_the_reduced_package_has_what_the_build_needs(sdist: Path, tmp_path: Pat
     assert cuda_build.unpack(tree, tmp_path) == tree
 
 
-def test_a_build_lays_the_package_out_as_pip_would(sdist: Path, tmp_path: Path) -> None:
+def test_a_build_places_the_files_as_pip_would(sdist: Path, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     tree = cuda_build.unpack(sdist, tmp_path / "tree")
-    asked: list[Sequence[str]] = []
+    commands: list[Sequence[str]] = []
 
     def compiler(command: Sequence[str]) -> None:
-        """Leaves what CMake leaves."""
-        asked.append(command)
+        """Write the files that CMake would."""
+        commands.append(command)
         binaries = tmp_path / "build" / "bin"
         binaries.mkdir(parents=True, exist_ok=True)
         (binaries / "libllama.so.1").write_text("code")
@@ -253,7 +254,7 @@ def test_a_build_lays_the_package_out_as_pip_would(sdist: Path, tmp_path: Path) 
 
     site = tmp_path / "site"
     cuda_build.build(tree, site, architecture="90", jobs=16, run=compiler, defines=["A=B"])
-    configure, compile_ = asked
+    configure, compile_ = commands
     assert {"-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=90", "-DA=B"} <= set(configure)
     assert list(compile_)[-2:] == ["--parallel", "16"]
     assert (site / "llama_cpp" / "llama_cpp.py").is_file()
@@ -273,7 +274,7 @@ def test_the_random_model_runs(tmp_path: Path) -> None:
         assert model.detokenize(model.tokenize("the mill")) == "the mill"
 
 
-def test_a_hollow_model_has_the_size_and_takes_no_disk(tmp_path: Path) -> None:
+def test_a_hollow_model_has_the_size_of_a_model_and_takes_no_disk(tmp_path: Path) -> None:
     whole, hollow = tmp_path / "whole.gguf", tmp_path / "hollow.gguf"
     random_model.write(whole, TINY)
     random_model.write(hollow, TINY, hollow=True)
