@@ -36,7 +36,8 @@ class Thresholds:
     short_context_nll: float | None = field(
         default=0.5,
         metadata={
-            "help": "maximum increase of the negative log-likelihood within the original context, nat per token"
+            "help": "maximum increase of the negative log-likelihood within the original context, "
+            "nat per token"
         },
     )
     long_context_nll: float | None = field(

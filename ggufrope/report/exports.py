@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -34,7 +33,7 @@ def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[st
         "complete": report.complete,
         "plan": encode(report.plan),
         "models": [
-            {**asdict(model.file), "details": dict(model.file.details), "sha256": model.sha256}
+            {**_plain(model.file), "details": dict(model.file.details), "sha256": model.sha256}
             for model in report.models
         ],
         "workers": [
@@ -57,7 +56,7 @@ def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[st
         "verdict": {
             "passed": report.passed,
             "checks": [
-                {"model": entry.model, "scaling": entry.scaling, "kv": entry.kv, **asdict(check)}
+                {"model": entry.model, "scaling": entry.scaling, "kv": entry.kv, **_plain(check)}
                 for entry in report.verdicts
                 for check in entry.verdict.checks
             ],
@@ -92,7 +91,7 @@ def to_csv(report: RunReport) -> str:
     )
     writer.writeheader()
     for result in report.cells:
-        row = asdict(result.cell) | {
+        row = _plain(result.cell) | {
             "status": result.status,
             "reason": result.reason,
             "prompt_tokens": result.prompt_tokens,
@@ -124,10 +123,14 @@ def to_junit(report: RunReport) -> str:
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
+def _plain(value: object) -> Plain:
+    return encode(value, nulls=True)
+
+
 def _comparison_plain(found: Comparison) -> dict[str, Plain]:
     return {
-        "changes": [asdict(change) | {"worse": change.worse} for change in found.changes],
-        "differences": [asdict(difference) for difference in found.differences],
+        "changes": [_plain(change) | {"worse": change.worse} for change in found.changes],
+        "differences": _plain(found.differences),
         "only_before": found.only_before,
         "only_after": found.only_after,
         "regressions": len(found.regressions),
@@ -135,12 +138,12 @@ def _comparison_plain(found: Comparison) -> dict[str, Plain]:
 
 
 def _row_plain(row: SummaryRow) -> dict[str, Plain]:
-    return {**asdict(row), "metrics": _metrics_plain(row.metrics)}
+    return {**_plain(row), "metrics": _metrics_plain(row.metrics)}
 
 
 def _cell_plain(result: CellResult) -> dict[str, Plain]:
     return {
-        **asdict(result),
+        **_plain(result),
         "metrics": _metrics_plain(result.metrics),
         "curves": {curve.name: [list(point) for point in curve.points] for curve in result.curves},
         "notes": dict(result.notes),
@@ -149,7 +152,7 @@ def _cell_plain(result: CellResult) -> dict[str, Plain]:
 
 def _metrics_plain(metrics: Iterable[Metric]) -> dict[str, Plain]:
     return {
-        metric.name: {k: v for k, v in asdict(metric).items() if k != "name"} for metric in metrics
+        metric.name: {k: v for k, v in _plain(metric).items() if k != "name"} for metric in metrics
     }
 
 
