@@ -1,4 +1,4 @@
-"""`ggufrope compare`: the same tasks under several schemes, side by side, nothing written."""
+"""`ggufrope compare`: the same tasks under several schemes, with nothing written."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def command(
     if unknown := [name for name in names if name not in SCHEMES]:
         raise RequestError(f"--scaling {unknown[0]}: expected one of {', '.join(SCHEMES)}")
     common = replace(scaling, scaling=None).request()
-    trials = tuple(replace(common, scaling=cast("Scheme", name)) for name in names)
-    carry_out(run.plan(file, trials), out=run.out, json=json)
+    requests = tuple(replace(common, scaling=cast("Scheme", name)) for name in names)
+    carry_out(run.plan(file, requests), out=run.out, json=json)

@@ -1,4 +1,4 @@
-"""A report as JSON, CSV and JUnit XML: for scripts, spreadsheets and CI systems."""
+"""A report as JSON, CSV and JUnit XML, for scripts, spreadsheets and CI systems."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[str, Plain]:
-    """The report as JSON has it; absent values are null, metrics an object by name."""
+    """Return the report as plain data for JSON: absent values are null, metrics keyed by name."""
     return {
         "schema": report.schema,
         "name": report.plan.name,
@@ -67,14 +67,14 @@ def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[st
 
 
 def to_json(report: RunReport, *, against: Comparison | None = None) -> str:
-    """One JSON object, versioned by its "schema"."""
+    """Return the report as one JSON object, whose version is its "schema"."""
     return json.dumps(to_plain(report, against=against), indent=2, allow_nan=False) + "\n"
 
 
 def to_csv(report: RunReport) -> str:
-    """One row a cell: its place, status and every metric of the run, empty where it has none.
+    """Return one row per cell: its place, status and every metric of the run, empty if absent.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front.
+    Text that a spreadsheet would read as a formula gets an apostrophe in front.
     """
     names = tuple(dict.fromkeys(m.name for result in report.cells for m in result.metrics))
     bounded = {m.name for r in report.cells for m in r.metrics if m.low is not None}
@@ -106,10 +106,11 @@ def to_csv(report: RunReport) -> str:
 
 
 def to_junit(report: RunReport) -> str:
-    """JUnit XML: one case a check of the verdict, and one a cell.
+    """Return JUnit XML: one test case per check of the verdict, and one per cell.
 
-    A check that fails is a failure. A cell that could not be measured is an error, one this build
-    cannot run is skipped; one measured has passed, whatever its score: the checks judge scores.
+    A check that fails is a failure. A cell that could not be measured is an error, and one that
+    this build cannot run is skipped. A measured cell passes whatever its score: the checks of the
+    verdict judge the scores.
     """
     suites = ElementTree.Element("testsuites", name=_xml(report.plan.name))
     groups: dict[tuple[str, str, str, str], list[CellResult]] = {}
@@ -214,11 +215,12 @@ def _seconds(value: float) -> str:
 
 
 def _xml(text: str) -> str:
-    """Text without the characters XML 1.0 has no way to write."""
+    """Return text with the characters that XML 1.0 cannot represent replaced."""
     return _NOT_XML.sub("\ufffd", text)
 
 
 def _inert(value: object) -> object:
+    """Return a value that a spreadsheet shows as it is, never as a formula."""
     if not isinstance(value, str):
         return value
     # Before Python 3.11 csv neither writes NUL nor reads it.

@@ -1,4 +1,4 @@
-"""Validation on the nano model and llama.cpp: measured, judged, kept and told."""
+"""Validation on the nano model and llama.cpp: measured, judged, stored and reported."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_a_failed_verdict_is_exit_1_and_says_why(cli: Call, nano: Path) -> None:
     assert max(map(len, outcome.out.splitlines())) <= 80
 
 
-def test_a_trial_writes_nothing_and_helps(cli: Call, nano: Path) -> None:
+def test_a_scaling_that_is_only_tried_writes_nothing_and_helps(cli: Call, nano: Path) -> None:
     before = sorted(nano.parent.iterdir())
     found = {}
     for method in ("none", "yarn"):
-        trial = (
+        options = (
             ("--scaling", method) if method == "none" else ("--scaling", method, "--factor", "2")
         )
-        answer = cli("validate", nano, "--ctx", "512", *GRID, *trial, "--json").json
+        answer = cli("validate", nano, "--ctx", "512", *GRID, *options, "--json").json
         (row,) = [row for row in answer["summary"] if not row["control"]]
         found[method] = row["metrics"]["log_probability"]["value"]
     assert found["yarn"] > found["none"]
@@ -55,15 +55,15 @@ def test_a_trial_writes_nothing_and_helps(cli: Call, nano: Path) -> None:
 
 
 def test_a_scheme_in_tensors_is_tried_on_a_working_copy(cli: Call, nano: Path) -> None:
-    trial = ("--scaling", "ntk-by-parts", "--factor", "2")
-    answer = cli("validate", nano, "--ctx", "512", *GRID, *trial, "--json").json
+    options = ("--scaling", "ntk-by-parts", "--factor", "2")
+    answer = cli("validate", nano, "--ctx", "512", *GRID, *options, "--json").json
     (row,) = [row for row in answer["summary"] if not row["control"]]
     assert row["metrics"]["recall"]["value"] == 1
 
 
 def test_compare_shows_methods_side_by_side(cli: Call, nano: Path) -> None:
-    wish = ("--scaling", "none,linear,ntk,yarn")
-    answer = cli("compare", nano, "--ctx", "1024", *GRID, *wish, "--json").json
+    schemes = ("--scaling", "none,linear,ntk,yarn")
+    answer = cli("compare", nano, "--ctx", "1024", *GRID, *schemes, "--json").json
     rows = {row["scaling"]: row for row in answer["summary"] if not row["control"]}
     assert set(rows) == {"none", "linear", "ntk", "yarn"}
     assert rows["yarn"]["metrics"]["recall"]["value"] > rows["linear"]["metrics"]["recall"]["value"]
@@ -77,7 +77,7 @@ def test_cache_types_and_what_cannot_run(cli: Call, nano: Path) -> None:
     assert answer["verdict"]["passed"] is False
 
 
-def test_results_are_kept_resumed_and_told_in_every_form(
+def test_results_are_stored_resumed_and_written_in_every_format(
     cli: Call, nano: Path, tmp_path: Path
 ) -> None:
     run = ("validate", nano, "--ctx", "256", *GRID, "--out", tmp_path / "run", "--json")
