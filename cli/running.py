@@ -164,8 +164,7 @@ def show(report: RunReport) -> None:
     for heatmap in heatmaps(report):
         _show_heatmap(heatmap)
     for task in dict.fromkeys(entry.task for entry in report.summary):
-        out.print(heading(task))
-        _show_summary([entry for entry in report.summary if entry.task == task])
+        _show_summary(task, [entry for entry in report.summary if entry.task == task])
     for problem in problems(report):
         cells = "1 cell" if problem.cells == 1 else f"{problem.cells} cells"
         reason = f"{shown(problem.reason)} ({shown(problem.where)})"
@@ -201,8 +200,8 @@ def _square(square: Square | None) -> Text:
     return Text.assemble(" ", (f" {square.probability:4.2f} {mark}", f"white on {shade}"))
 
 
-def _show_summary(rows: list[SummaryRow]) -> None:
-    """Print the rows of one task with the metrics it has, and what these mean."""
+def _show_summary(task: str, rows: list[SummaryRow]) -> None:
+    """Print the rows of one task with the metrics it has, if any, and what these mean."""
     from rich.text import Text
 
     from ggufrope.report.metrics import legend, metric_info
@@ -210,6 +209,9 @@ def _show_summary(rows: list[SummaryRow]) -> None:
     out = console()
     measured = {metric.name for entry in rows for metric in entry.metrics}
     chosen = [name for name in _COLUMNS if name in measured]
+    if not chosen:
+        return
+    out.print(heading(task))
     parts = any(entry.part is not None for entry in rows)
     numbers = ["context", *(metric_info(name).title for name in chosen)]
     made = table("scaling", "KV", *(["part"] if parts else []), *numbers, numeric=numbers)

@@ -251,7 +251,7 @@ def _sections(report: RunReport, draw: Draw) -> list[Content]:
         },
         {
             "title": "Divergence by context",
-            "text": f"{legend(['mean_divergence'])}.",
+            "text": f"The divergence is the {metric_info('mean_divergence').meaning}.",
             "charts": _per_model(
                 views.by_context(report, "divergence", "mean_divergence"),
                 lambda series: draw(

@@ -50,6 +50,7 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
                 name="log_probability",
                 title="log-prob",
                 meaning="mean log-probability of the answer's tokens, nat per token (0: certain)",
+                format=".3g",
                 better=1,
             ),
             MetricInfo(
@@ -70,6 +71,7 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
                 title="divergence",
                 meaning="mean Kullback-Leibler divergence (KLD) from the base, nat per token; the "
                 "base is the same scaling with an f16 cache, and for f16 the file as it is",
+                format=".3g",
                 better=-1,
             ),
             MetricInfo(
