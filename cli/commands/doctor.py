@@ -110,7 +110,8 @@ def _show_caches(result: RuntimeReport) -> None:
         if support.falls_back:
             verdict = "yes, but slow: some operations fall back to the CPU"
         cache = support.cache
-        row(caches, support.type_k, None if cache is None else cache.bytes_per_token, verdict)
+        size = None if cache is None else f"{cache.bytes_per_token:,.1f}"
+        row(caches, support.type_k, size, verdict)
     console().print(caches)
 
 

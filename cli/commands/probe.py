@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from ggufrope.rope.effective import EffectiveRope
     from ggufrope.runtime.probe import Agreement, Probe, ProbeLayer
 
-_PAIRS = {
-    "norm": "a rotary pair is two adjacent dimensions (norm)",
-    "neox": "a rotary pair is dimensions i and i + half (neox)",
-}
+_LEGEND = "pair: two dimensions that rotate together, {}; lowest frequency in radians per token"
+_PAIRS = {"norm": "here adjacent ones (norm)", "neox": "here one from each half (neox)"}
 
 
 def command(
@@ -76,7 +74,7 @@ def show(measured: Probe, predicted: EffectiveRope | None, agreement: Agreement 
     out = console()
     out.print(
         f"measured in {len(measured.layers)} layers, for a context of "
-        f"{measured.context_tokens} tokens; {_PAIRS[measured.pairs]}"
+        f"{measured.context_tokens} tokens"
     )
     columns = (
         "layers",
@@ -101,6 +99,7 @@ def show(measured: Probe, predicted: EffectiveRope | None, agreement: Agreement 
             None if group is None else group.magnitude,
         )
     out.print(made)
+    out.print(_LEGEND.format(_PAIRS[measured.pairs]), style="dim")
     for note in measured.notes:
         out.print(shown(note), style="dim")
     if agreement is None:

@@ -12,7 +12,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from ggufrope_cli.options_run import RunOptions
 
+from ggufrope.patching.request import ScalingRequest
+from ggufrope.runs.plan import RunPlan
 from tests.cli.conftest import Call
 
 GRID = ("--depths", "3", "--haystack", "noise", "--threads", "1")
@@ -33,10 +36,41 @@ def test_json_has_the_words_of_the_contract(cli: Call, nano: Path) -> None:
     assert len(model["header_sha256"]) == 64
 
 
+def test_options_left_out_have_the_defaults_of_a_plan() -> None:
+    scalings = (ScalingRequest(scaling="file"),)
+    plan = RunPlan(models=("m.gguf",), contexts=(256, 4096), scalings=scalings)
+    assert RunOptions(ctx="256,4k").plan("m.gguf", scalings) == plan
+
+
+def test_tables_explain_their_metrics_in_the_terminal(
+    cli: Call, nano: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    outcome = cli(
+        "validate", nano, "--ctx", "256", *GRID, "--tasks", "needle,kv-cache", "--out", run
+    )
+    assert outcome.code == 0
+    text = " ".join(outcome.out.split())
+    assert "top-ranked: share of needles whose answer is more probable than every" in text
+    assert "bytes/token: size of the KV cache per token of context" in text
+    compared = cli("report", run, "--against", run)
+    assert compared.code == 0
+    assert compared.out.rstrip().endswith("no regressions")
+    assert "log-prob: mean log-probability of the answer's" in " ".join(compared.out.split())
+    assert max(map(len, (outcome.out + compared.out).splitlines())) <= 80
+
+
+def test_a_run_that_no_threshold_applies_to_says_so(cli: Call, nano: Path) -> None:
+    outcome = cli("validate", nano, "--ctx", "256", "--tasks", "kv-cache", "--threads", "1")
+    assert outcome.code == 1
+    assert "no threshold applies to what was measured" in outcome.out
+
+
 def test_a_failed_verdict_is_exit_1_and_says_why(cli: Call, nano: Path) -> None:
     outcome = cli("validate", nano, "--ctx", "1024,2048", *GRID)
     assert outcome.code == 1
-    assert "FAIL recall at 2048 tokens" in outcome.out
+    assert "FAIL recall at 2048 tokens: " in outcome.out
+    assert "% (required: at least 90.0%)" in outcome.out
     assert max(map(len, outcome.out.splitlines())) <= 80
 
 
