@@ -15,6 +15,7 @@ from ggufrope.evals.task import Haystack, RulerSettings
 from ggufrope.evals.verdict import Thresholds
 from ggufrope.runs.plan import RunPlan, RuntimeSettings
 
+from .errors import OptionError
 from .options import option
 from .values import gpu_layers, token_counts
 
@@ -156,7 +157,10 @@ class RunOptions:
     )
 
     def plan(self, model: str, requests: tuple[ScalingRequest, ...]) -> RunPlan:
-        """Return the plan for one model under these scalings. Raises RequestError."""
+        """Return the plan for one model under these scalings.
+
+        Raises OptionError or RequestError.
+        """
         ruler_tasks = () if self.ruler_tasks is None else tuple(self.ruler_tasks.split(","))
         words: dict[str, Any] = {
             "tasks": _words("tasks", self.tasks),
@@ -206,11 +210,9 @@ def _name(path: Path | None) -> str | None:
 
 
 def _word(name: str, text: str) -> str:
-    """Return a word that the field `name` of the plan accepts. Raises RequestError for others."""
-    from ggufrope.errors import RequestError
-
+    """Return a word that the field `name` of the plan accepts. Raises OptionError for others."""
     if text not in _choices(name):
-        raise RequestError(f"--{name} {text}: expected one of {', '.join(_choices(name))}")
+        raise OptionError(f"--{name} {text}: expected one of {', '.join(_choices(name))}")
     return text
 
 
@@ -219,23 +221,19 @@ def _words(name: str, text: str) -> tuple[str, ...]:
 
 
 def _haystack(text: str) -> Haystack:
-    from ggufrope.errors import RequestError
-
     if text in ("noise", "essay"):
         return Haystack(kind=cast("Any", text))
     if not Path(text).is_file():
-        raise RequestError(f"--haystack {text}: expected noise, essay or a text file")
+        raise OptionError(f"--haystack {text}: expected noise, essay or a text file")
     return Haystack(kind="text", file=text)
 
 
 def _depths(text: str) -> int | tuple[float, ...]:
-    from ggufrope.errors import RequestError
-
     if text.isdecimal():
         return int(text)
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError:
-        raise RequestError(
+        raise OptionError(
             f"--depths {text}: expected a number, or percents as in 0,50,100"
         ) from None

@@ -58,7 +58,7 @@ class Thresholds:
             share = name in ("recall", "top_ranked", "ruler_share")
             if value is not None and not 0 <= value <= (1 if share else float("inf")):
                 span = "between 0 and 1" if share else "0 or more"
-                raise RequestError(f"the threshold {name} must be {span}, got {value:g}")
+                raise RequestError(f"the threshold `{name}` must be {span}, got {value:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +132,7 @@ def _checks(evidence: Evidence, at: Thresholds) -> Iterator[Check]:
 
 
 def _shares(measured: Mapping[int, Proportion]) -> dict[int, float | None]:
-    return {length: found.value for length, found in measured.items()}
+    return {length: share.value for length, share in measured.items()}
 
 
 def _ruler(measured: Mapping[int, float | None], minimum: float | None) -> Iterator[Check]:

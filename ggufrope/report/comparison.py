@@ -120,18 +120,18 @@ def _scored(report: RunReport, model: str | None) -> dict[Cell, CellResult]:
 def _change(
     row: Cell, name: str, results: Sequence[tuple[CellResult, CellResult]]
 ) -> Change | None:
-    found = [(before.metric(name), after.metric(name)) for before, after in results]
+    metrics = [(before.metric(name), after.metric(name)) for before, after in results]
     pairs = [
         (a.value, b.value)
-        for a, b in found
+        for a, b in metrics
         if a is not None and b is not None and a.value is not None and b.value is not None
     ]
     if not pairs:
         return None
     lost = sum(a == 1 and b == 0 for a, b in pairs) if name in SHARES else 0
     gained = sum(a == 0 and b == 1 for a, b in pairs) if name in SHARES else 0
-    if len(found) == 1 and not _is_one_answer(found[0][1]):
-        significant = _apart(*found[0])
+    if len(metrics) == 1 and not _is_one_answer(metrics[0][1]):
+        significant = _apart(*metrics[0])
     elif name in SHARES:
         significant = sign_test(lost, gained) < ALPHA
     else:

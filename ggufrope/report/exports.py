@@ -128,13 +128,13 @@ def _plain(value: object) -> Plain:
     return encode(value, nulls=True)
 
 
-def _comparison_plain(found: Comparison) -> dict[str, Plain]:
+def _comparison_plain(comparison: Comparison) -> dict[str, Plain]:
     return {
-        "changes": [_plain(change) | {"worse": change.worse} for change in found.changes],
-        "differences": _plain(found.differences),
-        "only_before": found.only_before,
-        "only_after": found.only_after,
-        "regressions": len(found.regressions),
+        "changes": [_plain(change) | {"worse": change.worse} for change in comparison.changes],
+        "differences": _plain(comparison.differences),
+        "only_before": comparison.only_before,
+        "only_after": comparison.only_after,
+        "regressions": len(comparison.regressions),
     }
 
 

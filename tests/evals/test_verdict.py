@@ -88,5 +88,5 @@ def test_a_threshold_of_none_is_not_applied() -> None:
     "settings", [{"recall": 90.0}, {"short_context_nll": -1.0}, {"ruler_share": float("nan")}]
 )
 def test_thresholds_out_of_range_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(RequestError, match=f"the threshold {next(iter(settings))} must be"):
+    with pytest.raises(RequestError, match=f"the threshold `{next(iter(settings))}` must be"):
         Thresholds(**settings)
