@@ -1,80 +1,121 @@
-"""The options of what is measured: shared by `validate` and `compare`."""
+"""The options of `validate` and `compare`: what is measured, how, and the limits of the verdict.
+
+Defaults, choices and the words of the thresholds are those of the run plan.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 import typer
 
-from ggufrope.evals.task import DEFAULT_DEPTHS
+from ggufrope.evals.task import Haystack, RulerSettings
+from ggufrope.evals.verdict import Thresholds
+from ggufrope.runs.plan import RunPlan, RuntimeSettings
 
+from .errors import OptionError
 from .options import option
-from .values import token_counts
+from .values import gpu_layers, token_counts
 
 if TYPE_CHECKING:
-    from ggufrope.evals.verdict import Thresholds
     from ggufrope.patching.request import ScalingRequest
-    from ggufrope.runs.plan import RunPlan
 
 _WHAT, _HOW, _JUDGE = "What is measured", "How it is run", "Verdict"
+_DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(RunPlan)}
+_KINDS = get_type_hints(RunPlan)
+_THRESHOLDS = {item.name: item for item in fields(Thresholds)}
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    """Return the words that a field of the plan accepts, or accepts several of."""
+    kind = _KINDS[name]
+    return get_args(get_args(kind)[0] if get_origin(kind) is tuple else kind)
+
+
+def _threshold(flag: str, name: str, metavar: str) -> Any:
+    """Return the option of a threshold, with the help and the default that the plan has."""
+    item = _THRESHOLDS[name]
+    words = item.metadata["help"]
+    default = "no limit" if item.default is None else f"{item.default:g}"
+    return option(flag, f"{words[0].upper()}{words[1:]}; default: {default}.", metavar, _JUDGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What the options said; `plan` makes the RunPlan of it."""
+    """The values of the options; `plan` turns them into a RunPlan."""
 
     ctx: Annotated[str, option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)]
     depths: Annotated[
-        str, option("--depths", "How many depths, or percents: 0,50,100.", "N|A,B,…", _WHAT)
-    ] = str(DEFAULT_DEPTHS)
-    kv: Annotated[
-        str, option("--kv", "Cache types, K or K/V: f16,q8_0,q8_0/q4_0.", "TYPES", _WHAT)
-    ] = "f16"
-    tasks: Annotated[
         str,
         option(
-            "--tasks",
-            "needle, passkey, ruler, perplexity, divergence, short-context, kv-cache.",
-            "TASKS",
+            "--depths",
+            "Number of needle depths, evenly spread, or depths in percent: 0,50,100.",
+            "N|A,B,…",
             _WHAT,
         ),
-    ] = "needle"
+    ] = str(_DEFAULTS["depths"])
+    kv: Annotated[
+        str, option("--kv", "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.", "TYPES", _WHAT)
+    ] = ",".join(_DEFAULTS["kv"])
+    tasks: Annotated[
+        str, option("--tasks", f"Tasks: {', '.join(_choices('tasks'))}.", "TASKS", _WHAT)
+    ] = ",".join(_DEFAULTS["tasks"])
     mode: Annotated[
         str,
-        option("--mode", "one-pass shares one prefill; isolated: a prompt a cell.", "MODE", _WHAT),
-    ] = "one-pass"
+        option(
+            "--mode",
+            "one-pass: all needles in one prefill; isolated: one prompt per needle.",
+            "MODE",
+            _WHAT,
+        ),
+    ] = _DEFAULTS["mode"]
     haystack: Annotated[
-        str, option("--haystack", "noise, essay, or a text file.", "KIND|FILE", _WHAT)
-    ] = "essay"
+        str,
+        option(
+            "--haystack", "Text around the needles: noise, essay or a file.", "KIND|FILE", _WHAT
+        ),
+    ] = _DEFAULTS["haystack"].kind
     value: Annotated[
-        str, option("--value", "What is hidden: number, word or uuid.", "KIND", _WHAT)
-    ] = "number"
+        str, option("--value", f"Value of a needle: {', '.join(_choices('value'))}.", "KIND", _WHAT)
+    ] = _DEFAULTS["value"]
     samples: Annotated[
-        int, option("--samples", "Times each cell is measured, anew.", "N", _WHAT, min=1)
-    ] = 1
-    seed: Annotated[int, option("--seed", "Seed of every prompt.", "N", _WHAT)] = 0
+        int,
+        option("--samples", "Repetitions per cell, each with a new haystack.", "N", _WHAT, min=1),
+    ] = _DEFAULTS["samples"]
+    seed: Annotated[int, option("--seed", "Seed of all prompts.", "N", _WHAT)] = _DEFAULTS["seeds"][
+        0
+    ]
     text: Annotated[
         Path | None,
         option(
             "--text",
-            "Text of perplexity and divergence; default: Python's help topics.",
+            "Text for perplexity and divergence; default: Python's help topics.",
             "FILE",
             _WHAT,
         ),
     ] = None
     chunks: Annotated[
-        int, option("--chunks", "Contexts of text read at most.", "N", _WHAT, min=1)
-    ] = 4
+        int,
+        option(
+            "--chunks", "Maximum number of context-length chunks of the text.", "N", _WHAT, min=1
+        ),
+    ] = _DEFAULTS["chunks"]
     ruler_tasks: Annotated[
-        str | None, option("--ruler-tasks", "RULER's names; default: all.", "A,B,…", _WHAT)
+        str | None,
+        option(
+            "--ruler-tasks",
+            "Tasks by RULER's names; default: all that have their data.",
+            "A,B,…",
+            _WHAT,
+        ),
     ] = None
     squad: Annotated[
         Path | None, option("--squad", "SQuAD file, for RULER's qa_1.", "FILE", _WHAT)
     ] = None
     hotpotqa: Annotated[
-        Path | None, option("--hotpotqa", "HotpotQA file, for qa_2.", "FILE", _WHAT)
+        Path | None, option("--hotpotqa", "HotpotQA file, for RULER's qa_2.", "FILE", _WHAT)
     ] = None
     templates: Annotated[
         Path | None,
@@ -84,84 +125,67 @@ class RunOptions:
         str, option("--gpu-layers", "Layers on the GPU: all, auto or a number.", "N", _HOW)
     ] = "all"
     threads: Annotated[
-        int | None, option("--threads", "Threads; default: every CPU.", "N", _HOW, min=1)
+        int | None, option("--threads", "CPU threads; default: every CPU.", "N", _HOW, min=1)
     ] = None
     flash_attention: Annotated[
         bool | None,
         typer.Option(
             "--flash-attention/--no-flash-attention",
-            help="Default: as llama.cpp decides.",
+            help="Use flash attention, or do not; default: llama.cpp decides.",
             rich_help_panel=_HOW,
         ),
     ] = None
     out: Annotated[
         Path | None,
-        option("--out", "Folder that keeps the results; the same call resumes.", "DIR", _HOW),
+        option("--out", "Folder that keeps the results; the same command resumes.", "DIR", _HOW),
     ] = None
-    min_recall: Annotated[
-        float | None,
-        option("--min-recall", "Least needle recall at each length [0.9].", "SHARE", _JUDGE),
-    ] = None
+    min_recall: Annotated[float | None, _threshold("--min-recall", "recall", "SHARE")] = None
     min_top_ranked: Annotated[
-        float | None,
-        option("--min-top-ranked", "Least share that no distractor beat.", "SHARE", _JUDGE),
+        float | None, _threshold("--min-top-ranked", "top_ranked", "SHARE")
     ] = None
     min_ruler_share: Annotated[
-        float | None,
-        option("--min-ruler-share", "Least share of the shortest mean [0.85].", "SHARE", _JUDGE),
+        float | None, _threshold("--min-ruler-share", "ruler_share", "SHARE")
     ] = None
     max_short_nll: Annotated[
-        float | None,
-        option("--max-short-nll", "Most nat/token lost in short context [0.5].", "NAT", _JUDGE),
+        float | None, _threshold("--max-short-nll", "short_context_nll", "NAT")
     ] = None
     max_long_nll: Annotated[
-        float | None,
-        option("--max-long-nll", "Most nat/token lost at a length [1.0].", "NAT", _JUDGE),
+        float | None, _threshold("--max-long-nll", "long_context_nll", "NAT")
     ] = None
-    max_divergence: Annotated[
-        float | None,
-        option("--max-divergence", "Most mean divergence from the base.", "NAT", _JUDGE),
-    ] = None
+    max_divergence: Annotated[float | None, _threshold("--max-divergence", "divergence", "NAT")] = (
+        None
+    )
 
-    def plan(self, model: str, trials: tuple[ScalingRequest, ...]) -> RunPlan:
-        """The plan for one model under `trials`. Raises RequestError naming the option."""
-        from ggufrope.errors import RequestError
-        from ggufrope.evals.task import Haystack, RulerSettings
-        from ggufrope.runs.plan import RunPlan, RuntimeSettings
+    def plan(self, model: str, requests: tuple[ScalingRequest, ...]) -> RunPlan:
+        """Return the plan for one model under these scalings.
 
+        Raises OptionError or RequestError.
+        """
+        ruler_tasks = () if self.ruler_tasks is None else tuple(self.ruler_tasks.split(","))
         words: dict[str, Any] = {
-            "tasks": tuple(self.tasks.split(",")),
-            "kv": tuple(self.kv.split(",")),
-            "mode": self.mode,
-            "value": self.value,
+            "tasks": _words("tasks", self.tasks),
+            "mode": _word("mode", self.mode),
+            "value": _word("value", self.value),
         }
-        _check_words(words)
-        builtin = self.haystack in ("noise", "essay")
-        if not builtin and not Path(self.haystack).is_file():
-            raise RequestError(f"--haystack {self.haystack}: expected noise, essay or a text file")
-        haystack = (
-            Haystack(kind=cast("Any", self.haystack))
-            if builtin
-            else Haystack(kind="text", file=self.haystack)
-        )
         return RunPlan(
             models=(model,),
             contexts=token_counts(self.ctx, "--ctx"),
-            scalings=trials,
+            scalings=requests,
+            kv=tuple(self.kv.split(",")),
             depths=_depths(self.depths),
             samples=self.samples,
             seeds=(self.seed,),
-            haystack=haystack,
+            haystack=_haystack(self.haystack),
             text=_name(self.text),
             chunks=self.chunks,
             ruler=RulerSettings(
-                tasks=tuple(self.ruler_tasks.split(",")) if self.ruler_tasks else (),
+                tasks=ruler_tasks,
                 squad=_name(self.squad),
                 hotpotqa=_name(self.hotpotqa),
                 templates=_name(self.templates),
             ),
             runtime=RuntimeSettings(
-                gpu_layers=_gpu_layers(self.gpu_layers),
+                gpu_layers=gpu_layers(self.gpu_layers),
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),
@@ -170,9 +194,7 @@ class RunOptions:
         )
 
     def _thresholds(self) -> Thresholds:
-        from ggufrope.evals.verdict import Thresholds
-
-        said = {
+        given = {
             "recall": self.min_recall,
             "top_ranked": self.min_top_ranked,
             "ruler_share": self.min_ruler_share,
@@ -180,50 +202,38 @@ class RunOptions:
             "long_context_nll": self.max_long_nll,
             "divergence": self.max_divergence,
         }
-        return Thresholds(**{name: value for name, value in said.items() if value is not None})
+        return Thresholds(**{name: value for name, value in given.items() if value is not None})
 
 
 def _name(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _check_words(words: dict[str, Any]) -> None:
-    from typing import get_args
+def _word(name: str, text: str) -> str:
+    """Return a word that the field `name` of the plan accepts. Raises OptionError for others."""
+    if text not in _choices(name):
+        raise OptionError(f"--{name} {text}: expected one of {', '.join(_choices(name))}")
+    return text
 
-    from ggufrope.errors import RequestError
-    from ggufrope.evals.facts import ValueKind
-    from ggufrope.evals.task import TaskName
 
-    known = {
-        "tasks": get_args(TaskName),
-        "mode": ("one-pass", "isolated"),
-        "value": get_args(ValueKind),
-    }
-    for name, choices in known.items():
-        said = words[name]
-        for word in said if isinstance(said, tuple) else (said,):
-            if word not in choices:
-                raise RequestError(f"--{name} {word}: expected one of {', '.join(choices)}")
+def _words(name: str, text: str) -> tuple[str, ...]:
+    return tuple(_word(name, word) for word in text.split(","))
+
+
+def _haystack(text: str) -> Haystack:
+    if text in ("noise", "essay"):
+        return Haystack(kind=cast("Any", text))
+    if not Path(text).is_file():
+        raise OptionError(f"--haystack {text}: expected noise, essay or a text file")
+    return Haystack(kind="text", file=text)
 
 
 def _depths(text: str) -> int | tuple[float, ...]:
-    from ggufrope.errors import RequestError
-
     if text.isdecimal():
         return int(text)
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError:
-        raise RequestError(
+        raise OptionError(
             f"--depths {text}: expected a number, or percents as in 0,50,100"
         ) from None
-
-
-def _gpu_layers(text: str) -> Any:
-    from ggufrope.errors import RequestError
-
-    if text in ("all", "auto"):
-        return text
-    if not text.isdecimal():
-        raise RequestError(f"--gpu-layers {text}: expected all, auto or a number")
-    return int(text)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from enum import Enum
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,26 +31,8 @@ def talk() -> Console:
 
 def emit_json(payload: dict[str, Any]) -> None:
     """Print the one object a `--json` call answers with."""
-    json.dump({"schema": SCHEMA} | plain(payload), sys.stdout, indent=2, allow_nan=False)
+    from ggufrope._plain import encode
+
+    answer = {"schema": SCHEMA} | encode(payload, nulls=True)
+    json.dump(answer, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: dataclasses as objects, arrays as lists, NaN and infinity as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Enum):
-        return value.name.lower()
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, bytes):
-        return value.hex()
-    return [plain(item) for item in value]

@@ -1,4 +1,4 @@
-"""Progress on stderr: drawn only where a person looks on."""
+"""Progress on stderr, drawn only if it is a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over bytes; yields the callback of (done, total) the library wants."""
+    """Show a bar over bytes; yield the (done, total) callback that the library takes."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -38,10 +38,10 @@ def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-class RunBar:
-    """Progress of a run on stderr: the job at hand, tokens per second, time left."""
+class _CountBar:
+    """A bar that counts up to a total, with the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str, *, total: int | None) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -54,59 +54,51 @@ class RunBar:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("tokens {task.fields[rate]}", markup=False),
+            TextColumn(f"{unit} {{task.fields[rate]}}", markup=False),
             TimeRemainingColumn(compact=True),
         )
         hidden = not talk().is_terminal
         self._bar = Progress(*columns, console=talk(), transient=True, expand=True, disable=hidden)
-        self._task = self._bar.add_task("loading", total=None, rate="")
+        self._task = self._bar.add_task("starting", total=total, rate="")
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+class RunBar(_CountBar):
+    """Progress of a run in this process: the current job, tokens per second, time left."""
+
+    def __init__(self) -> None:
+        super().__init__("tokens", total=None)
 
     def __enter__(self) -> RunBar:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
     def begin(self, job: Job, planned_tokens: int) -> None:
-        """A job of `planned_tokens` tokens begins."""
+        """Start over for a job of `planned_tokens` tokens."""
         label = f"{job.scaling.name} · {job.kv} · {job.task}"
         self._bar.reset(self._task, description=safe(label), total=planned_tokens, rate="")
 
     def advance(self, tokens: int) -> None:
-        """`tokens` more were evaluated."""
+        """Count `tokens` evaluated tokens."""
         self._bar.advance(self._task, tokens)
         speed = self._bar.tasks[0].speed
         self._bar.update(self._task, rate="" if speed is None else f"{speed:.0f}/s")
 
 
-class CellBar:
-    """Progress of a batch on stderr, by cells; tokens are counted in other processes."""
+class CellBar(_CountBar):
+    """Progress of a batch by cells, since its tokens are counted in other processes."""
 
     def __init__(self, cells: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Left
-
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("cells", markup=False),
-            Left(compact=True),
-        )
-        hidden = not talk().is_terminal
-        self._bar = Progress(*columns, console=talk(), transient=True, expand=True, disable=hidden)
-        self._task = self._bar.add_task("starting", total=cells)
+        super().__init__("cells", total=cells)
 
     def __enter__(self) -> CellBar:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
     def advance(self, result: CellResult) -> None:
-        """One more cell is done."""
+        """Count one finished cell."""
         cell = result.cell
         label = safe(f"{cell.model} · {cell.scaling} · {cell.kv} · {cell.task}")
         self._bar.update(self._task, advance=1, description=label)

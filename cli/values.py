@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from .errors import OptionError
 
@@ -79,6 +79,17 @@ def seconds(text: str, option: str) -> float:
     if not 0 < found < 1e9:
         raise RequestError(f"{option} {text}: expected a time such as 90s, 45m or 3h")
     return found
+
+
+def gpu_layers(text: str) -> int | Literal["all", "auto"]:
+    """Return `all`, `auto` (as many as fit) or a number of layers. RequestError for others."""
+    from ggufrope.errors import RequestError
+
+    if text in ("all", "auto"):
+        return cast("Literal['all', 'auto']", text)
+    if not text.isdecimal():
+        raise RequestError(f"--gpu-layers {text}: expected all, auto or a number")
+    return int(text)
 
 
 def layers(text: str) -> int | Literal["all"]:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
+from enum import Enum
 from functools import cache
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar, Union
 
 from ggufrope.errors import RequestError
@@ -25,21 +27,33 @@ Plain = Any
 T = TypeVar("T")
 
 
-def encode(value: object) -> Plain:
-    """Plain data for a record: tuples become lists, absent (None) fields are left out.
+def encode(value: object, *, nulls: bool = False) -> Plain:
+    """Return plain data for a value: the one encoder of stored records, plans and JSON output.
 
-    A number that is not finite becomes None: JSON has no word for it.
+    Records become objects, enumerations their name in lower case, paths text, bytes hexadecimal
+    digits, arrays and other iterables lists. A number that is not finite becomes None: JSON has no
+    word for it. Absent (None) fields of a record are left out, or with `nulls` kept as None.
     """
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: encode(getattr(value, f.name)) for f in fields(value)}
-        return {name: item for name, item in plain.items() if item is not None}
+        plain = {f.name: encode(getattr(value, f.name), nulls=nulls) for f in fields(value)}
+        return {name: item for name, item in plain.items() if nulls or item is not None}
     if isinstance(value, Mapping):
-        return {str(name): encode(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [encode(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return {str(name): encode(item, nulls=nulls) for name, item in value.items()}
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        return encode(value.tolist(), nulls=nulls)
+    if isinstance(value, Iterable):
+        return [encode(item, nulls=nulls) for item in value]
+    raise TypeError(f"{type(value).__name__} has no plain form")
 
 
 def decode(record: type[T], plain: Plain, *, where: str = "") -> T:

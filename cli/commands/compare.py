@@ -1,4 +1,4 @@
-"""`ggufrope compare`: the same tasks under several schemes, side by side, nothing written."""
+"""`ggufrope compare`: the same tasks under several schemes, with nothing written."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def command(
     file: FileArgument, run: RunOptions, scaling: ScalingOptions, json: JsonOption = False
 ) -> None:
     """Run the same tasks under several schemes: --scaling none,linear,ntk,yarn."""
-    from ggufrope.errors import RequestError
     from ggufrope.patching.request import SCHEMES, Scheme
 
+    from ..errors import OptionError
     from ..running import carry_out
 
     names = (scaling.scaling or "none,linear,ntk,yarn").split(",")
     if unknown := [name for name in names if name not in SCHEMES]:
-        raise RequestError(f"--scaling {unknown[0]}: expected one of {', '.join(SCHEMES)}")
+        raise OptionError(f"--scaling {unknown[0]}: expected one of {', '.join(SCHEMES)}")
     common = replace(scaling, scaling=None).request()
-    trials = tuple(replace(common, scaling=cast("Scheme", name)) for name in names)
-    carry_out(run.plan(file, trials), out=run.out, json=json)
+    requests = tuple(replace(common, scaling=cast("Scheme", name)) for name in names)
+    carry_out(run.plan(file, requests), out=run.out, json=json)

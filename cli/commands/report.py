@@ -1,13 +1,16 @@
-"""`ggufrope report`: a stored run, in any form."""
+"""`ggufrope report`: a stored run as tables, HTML, JUnit XML or CSV, or against another run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..options import JsonOption
+
+if TYPE_CHECKING:
+    from ggufrope.report.comparison import Change, Comparison
 
 
 def command(
@@ -15,28 +18,31 @@ def command(
         Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)
     ],
     html: Annotated[
-        Path | None, typer.Option(metavar="F", help="Write one self-contained page.")
+        Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")
     ] = None,
     junit: Annotated[
-        Path | None, typer.Option(metavar="F", help="Write JUnit XML, one case a cell.")
+        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, one test case per cell.")
     ] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="F", help="Write a row a cell.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write CSV, one row per cell.")
+    ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Compare with this earlier run; exit 1 on a regression."),
+        typer.Option(
+            metavar="DIR",
+            help="Compare with this earlier run; exit 1 if anything is significantly worse.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show the stored results of a run, write them in other forms, or compare two runs."""
+    """Show the stored results of a run, write them in other formats, or compare two runs."""
     from ggufrope._files import write_whole
     from ggufrope.report.comparison import compare
     from ggufrope.report.exports import to_csv, to_junit
     from ggufrope.report.html import to_html
 
     from ..errors import CHECK_FAILED
-    from ..running import stored_report
-    from ..views import comparison
-    from ..views import run as view
+    from ..running import answer, stored_report
 
     report = stored_report(folder)
     earlier = None if against is None else compare(stored_report(against), report)
@@ -47,9 +53,51 @@ def command(
     if csv is not None:
         write_whole(csv, to_csv(report))
     if json or not (html or junit or csv):
-        view.answer(report, against=earlier, json=json)
+        answer(report, against=earlier, json=json)
     if earlier is not None:
         if not json:
-            comparison.show(earlier)
+            show_comparison(earlier)
         if earlier.regressions:
             raise typer.Exit(CHECK_FAILED)
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Print what changed from the earlier run to this one."""
+    from rich.text import Text
+
+    from ggufrope.report.metrics import legend, metric_info
+
+    from ..output import console
+    from ..views.parts import heading, row, shown, table
+
+    out = console()
+    for difference in comparison.differences:
+        before, after = shown(difference.before), shown(difference.after)
+        out.print(f"{shown(difference.name)}: {before} → {after}")
+    columns = ("setting", "metric", "context", "before", "after", "")
+    made = table(*columns, numeric=columns[2:5])
+    for change in comparison.changes:
+        setting = f"{change.scaling} · {change.kv} · {change.part or change.task}"
+        word, style = _significance(change)
+        numbers = (change.context_tokens, *_values(change))
+        row(made, setting, metric_info(change.metric).title, *numbers, word, style=style)
+    out.print(made)
+    out.print(Text(legend(change.metric for change in comparison.changes), style="dim"))
+    if comparison.only_before or comparison.only_after:
+        counts = f"{comparison.only_before} only in the earlier run, {comparison.only_after} only"
+        out.print(f"Cells not compared: {counts} in this one.")
+    count = len(comparison.regressions)
+    word = "regression" if count == 1 else "regressions"
+    out.print(heading(f"{count or 'no'} {word}"))
+
+
+def _significance(change: Change) -> tuple[str, str | None]:
+    if not change.significant:
+        return "", None
+    return ("WORSE", "bold red") if change.worse else ("better", "green")
+
+
+def _values(change: Change) -> tuple[str, str]:
+    from ggufrope.report.metrics import format_value
+
+    return format_value(change.metric, change.before), format_value(change.metric, change.after)

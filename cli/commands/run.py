@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..options import JsonOption
 
+if TYPE_CHECKING:
+    from ggufrope.runs.estimate import JobEstimate
+    from ggufrope.runs.jobs import Job, Selection
+    from ggufrope.runs.plan import RunPlan
+
 
 def command(
     plan: Annotated[
-        Path, typer.Argument(metavar="PLAN.toml", help="The plan.", show_default=False)
+        Path, typer.Argument(metavar="PLAN.toml", help="The plan, a TOML file.", show_default=False)
     ],
     out: Annotated[
         Path | None,
@@ -22,40 +27,115 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="AXIS=PATTERN",
-            help="Do only jobs whose model, scaling, kv, task or seed matches; repeatable.",
+            help="Run only jobs whose model, scaling, kv, task or seed matches; repeatable.",
         ),
     ] = None,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Do the I-th of N shares, for CI.")
+        str | None,
+        typer.Option(metavar="I/N", help="Run the I-th of N shares of the jobs, for CI."),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do failed jobs again.")
+        bool, typer.Option("--retry-failed", help="Run failed jobs again.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the matrix with its cost, do nothing.")
+        bool, typer.Option("--dry-run", help="Show the jobs and their cost, run nothing.")
     ] = False,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Carry it out on Ray: RAY_ADDRESS, or this machine.")
+        bool, typer.Option("--ray", help="Run on Ray: the cluster at RAY_ADDRESS, or this machine.")
     ] = False,
     speed: Annotated[
         float | None,
-        typer.Option(metavar="TOKENS/S", help="Prefill speed to estimate the time with."),
+        typer.Option(metavar="TOKENS/S", help="Prefill speed, for the estimate of the time."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Carry out a plan, each job in a process of its own; the same call resumes it."""
+    """Run a plan, each job in its own process; the same command resumes it."""
     from ggufrope.runs.jobs import Selection
     from ggufrope.runs.plan import read_plan
 
-    from .. import running
-    from ..views import batch
+    from ..running import carry_out_batch
 
     wanted = read_plan(plan)
     selection = Selection.parse(tuple(only or ()), shard)
     if dry_run:
-        batch.show_matrix(running.matrix(wanted, selection, tokens_per_second=speed), json=json)
+        show_jobs(estimate_jobs(wanted, selection, tokens_per_second=speed), json=json)
         return
     folder = out or Path("runs") / wanted.name
-    running.carry_out_batch(
+    carry_out_batch(
         wanted, folder, selection=selection, retry_failed=retry_failed, ray=ray, json=json
+    )
+
+
+def estimate_jobs(
+    plan: RunPlan, selection: Selection, *, tokens_per_second: float | None
+) -> tuple[JobEstimate, ...]:
+    """Return the selected jobs of `plan` with the tokens, memory and time that each will take."""
+    from ggufrope.advice.memory import memory_need
+    from ggufrope.patching.inspection import read_model
+    from ggufrope.runs.estimate import contexts_at_once, estimate
+    from ggufrope.runs.jobs import expand
+    from ggufrope.runs.models import resolve_models
+
+    files = resolve_models(plan.models)
+    models = {file.name: read_model(Path(file.path)) for file in files}
+
+    def memory(job: Job, context_tokens: int) -> int:
+        model = models[job.model]
+        need = memory_need(
+            model.header,
+            model.metadata,
+            context_tokens=context_tokens,
+            k_type=job.kv.k,
+            v_type=job.kv.v,
+        )
+        return need.total_bytes + (contexts_at_once(job) - 1) * (need.kv_bytes + need.compute_bytes)
+
+    jobs = selection.choose(expand(plan, files))
+    return estimate(plan, jobs, memory=memory, tokens_per_second=tokens_per_second)
+
+
+def show_jobs(jobs: tuple[JobEstimate, ...], *, json: bool) -> None:
+    """Print one row per job, and the sums."""
+    from ggufrope._format import byte_size, duration
+
+    from ..output import console, emit_json
+    from ..views.parts import row, table
+
+    seconds = [job.seconds for job in jobs if job.seconds is not None]
+    tokens = sum(job.tokens for job in jobs)
+    if json:
+        emit_json(
+            {
+                "jobs": [
+                    {
+                        "id": entry.job.id,
+                        "label": entry.job.label,
+                        "cells": len(entry.job.cells),
+                        "tokens": entry.tokens,
+                        "memory_bytes": entry.memory_bytes,
+                        "seconds": entry.seconds,
+                    }
+                    for entry in jobs
+                ],
+                "tokens": tokens,
+                "seconds": sum(seconds) if seconds else None,
+            }
+        )
+        return
+    columns = ("job", "cells", "tokens", "memory", "time")
+    made = table(*columns, numeric=columns[1:])
+    for entry in jobs:
+        memory = None if entry.memory_bytes is None else byte_size(entry.memory_bytes)
+        row(
+            made,
+            entry.job.label,
+            len(entry.job.cells),
+            f"{entry.tokens:,}",
+            memory,
+            None if entry.seconds is None else duration(entry.seconds),
+        )
+    console().print(made)
+    total = f", {duration(sum(seconds))} on one worker" if seconds else ""
+    console().print(
+        f"{len(jobs)} job{'s' * (len(jobs) != 1)}, at most {tokens:,} tokens{total}; nothing run"
     )

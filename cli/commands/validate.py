@@ -1,4 +1,4 @@
-"""`ggufrope validate`: measure a model at the lengths it is meant for, and judge it."""
+"""`ggufrope validate`: measure a model at its target lengths, and judge it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..options_scaling import ScalingOptions
 def command(
     file: FileArgument, run: RunOptions, scaling: ScalingOptions, json: JsonOption = False
 ) -> None:
-    """Measure recall, quality and cache types at target lengths; exit 1 where it fails."""
+    """Measure recall, quality and cache types at target lengths; exit 1 if a check fails."""
     from ..running import carry_out
 
     carry_out(run.plan(file, (scaling.request(),)), out=run.out, json=json)

@@ -1,8 +1,7 @@
-"""Is it good enough? Thresholds in, a verdict with the reason for every check out.
+"""Judge measurements against thresholds: a verdict with the reason for every check.
 
-What is judged is what was measured: each length on the way to the target, not the target alone,
-for a pass at 32k says nothing of 64k. A threshold of None is not applied; a measurement that was
-asked for and gave no score fails.
+Every measured length is judged, not only the longest: a pass at 32k says nothing about 64k. A
+threshold of None is not applied. A measurement that was requested and has no score fails.
 """
 
 from __future__ import annotations
@@ -16,30 +15,41 @@ from ggufrope.evals.stats import Mean, Proportion
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """Where a check passes. Shares lie between 0 and 1, differences are in nat per token.
+    """Limits of the checks. Shares lie between 0 and 1, differences are in nat per token.
 
     Raises RequestError for a number out of range.
     """
 
     recall: float | None = field(
-        default=0.9, metadata={"help": "least share of needles answered exactly, at each length"}
+        default=0.9, metadata={"help": "minimum share of needles answered exactly, at each length"}
     )
     top_ranked: float | None = field(
-        default=None, metadata={"help": "least share of needles no distractor beat, at each length"}
+        default=None,
+        metadata={"help": "minimum share of needles ranked above every distractor, at each length"},
     )
     ruler_share: float | None = field(
         default=0.85,
-        metadata={"help": "least RULER-style mean, as a share of the shortest length's"},
+        metadata={
+            "help": "minimum RULER-style mean, as a share of the mean at the shortest length"
+        },
     )
     short_context_nll: float | None = field(
         default=0.5,
-        metadata={"help": "most nat per token lost to the original within its own context"},
+        metadata={
+            "help": "maximum increase of the negative log-likelihood within the original context, "
+            "nat per token"
+        },
     )
     long_context_nll: float | None = field(
-        default=1.0, metadata={"help": "most nat per token lost at a length to the base at its own"}
+        default=1.0,
+        metadata={
+            "help": "maximum increase of the negative log-likelihood from the shortest length to "
+            "any other, nat per token"
+        },
     )
     divergence: float | None = field(
-        default=None, metadata={"help": "most mean divergence from the base, nat per token"}
+        default=None,
+        metadata={"help": "maximum mean KL divergence from the base model or cache, nat per token"},
     )
 
     def __post_init__(self) -> None:
@@ -48,17 +58,17 @@ class Thresholds:
             share = name in ("recall", "top_ranked", "ruler_share")
             if value is not None and not 0 <= value <= (1 if share else float("inf")):
                 span = "between 0 and 1" if share else "0 or more"
-                raise RequestError(f"the threshold {name} must be {span}, got {value:g}")
+                raise RequestError(f"the threshold `{name}` must be {span}, got {value:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What was measured; mappings are by context length in tokens, and lack what was not asked.
+    """Measurements to judge. Mappings are by context length in tokens and hold what was requested.
 
-    `ruler` is a mean over tasks. `nll` is the mean negative log-probability of a text, of which the
-    shortest length is what the others are held against.
-    `short_context_nll` is the paired difference to the base within its context, `short_recall` the
-    base's recall there and the variant's. None inside a mapping is asked for, and without a score.
+    `ruler` is a mean over tasks. `nll` is the mean negative log-likelihood of a text per token; the
+    value at the shortest length is the base of the others. `short_context_nll` is the paired
+    difference to the base within its context, `short_recall` the recall of the base there and that
+    of the variant. None inside a mapping means requested, but without a score.
     """
 
     recall: Mapping[int, Proportion] = field(default_factory=dict)
@@ -72,7 +82,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One comparison. `reason` says it in words, passed or not."""
+    """One measurement compared with one threshold; `reason` says it in words, passed or not."""
 
     name: str
     context_tokens: int | None
@@ -84,7 +94,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Every check; it passes where all do and there is at least one."""
+    """All checks. It passes if there is at least one and all of them pass."""
 
     checks: tuple[Check, ...]
 
@@ -94,14 +104,14 @@ class Verdict:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it failed, empty where it passed."""
+        """The reasons of a failure; empty if it passed."""
         if not self.checks:
-            return ("nothing was measured that a threshold applies to",)
+            return ("no threshold applies to what was measured",)
         return tuple(check.reason for check in self.checks if not check.passed)
 
 
 def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
-    """Every threshold held against everything measured."""
+    """Compare everything measured with the thresholds that apply to it."""
     return Verdict(checks=tuple(_checks(evidence, thresholds)))
 
 
@@ -110,25 +120,24 @@ def _checks(evidence: Evidence, at: Thresholds) -> Iterator[Check]:
     yield from _at_least("top_ranked", _shares(evidence.top_ranked), at.top_ranked)
     yield from _ruler(evidence.ruler, at.ruler_share)
     yield from _long_nll(evidence, at.long_context_nll)
-    yield from _at_most("divergence", evidence.divergence, at.divergence, unit=" nat")
+    yield from _at_most("divergence", evidence.divergence, at.divergence)
     if evidence.short_context_nll is not None:
         yield from _at_most(
             "short_context_nll",
             {0: evidence.short_context_nll.value},
             at.short_context_nll,
-            unit=" nat",
         )
     if evidence.short_recall is not None:
         yield _short_recall(*evidence.short_recall)
 
 
 def _shares(measured: Mapping[int, Proportion]) -> dict[int, float | None]:
-    return {length: found.value for length, found in measured.items()}
+    return {length: share.value for length, share in measured.items()}
 
 
-def _ruler(measured: Mapping[int, float | None], share: float | None) -> Iterator[Check]:
-    """Each length's mean as a share of the shortest's, which itself must be above 0."""
-    if share is None or not measured:
+def _ruler(measured: Mapping[int, float | None], minimum: float | None) -> Iterator[Check]:
+    """Check the mean at each length as a share of that at the shortest, which must be above 0."""
+    if minimum is None or not measured:
         return
     shortest = min(measured)
     own = measured[shortest]
@@ -137,10 +146,10 @@ def _ruler(measured: Mapping[int, float | None], share: float | None) -> Iterato
         for length, score in measured.items()
         if length != shortest or not own
     }
-    yield from _at_least("ruler_share", shares, share)
+    yield from _at_least("ruler_share", shares, minimum)
 
 
-def _long_nll(evidence: Evidence, most: float | None) -> Iterator[Check]:
+def _long_nll(evidence: Evidence, maximum: float | None) -> Iterator[Check]:
     if not evidence.nll:
         return
     shortest = min(evidence.nll)
@@ -150,19 +159,20 @@ def _long_nll(evidence: Evidence, most: float | None) -> Iterator[Check]:
         for length, nll in evidence.nll.items()
         if length != shortest or base is None
     }
-    yield from _at_most("long_context_nll", losses, most, unit=" nat")
+    yield from _at_most("long_context_nll", losses, maximum)
 
 
 def _short_recall(base: Proportion, variant: Proportion) -> Check:
-    """A regression counts where the two 95 % intervals do not even touch."""
+    """Compare two recalls: the variant is worse if its 95 % interval lies below the base's."""
     measured, known = variant.value, base.value
     passed = measured is not None and (base.low is None or (variant.high or 0) >= base.low)
     if measured is None:
-        reason = "short_context_recall: nothing was scored"
+        reason = "short_context_recall: no score"
+    elif known is None:
+        reason = f"short_context_recall: {measured:.1%} (original: no score)"
     else:
-        told = f"{known:.1%}" if known is not None else "not known"
-        word = "is not" if passed else "is"
-        reason = f"short_context_recall: {measured:.1%}, the original's {told}: {word} worse"
+        word = "within the error of" if passed else "worse than"
+        reason = f"short_context_recall: {measured:.1%}, {word} the original's {known:.1%}"
     return Check(
         name="short_context_recall",
         context_tokens=None,
@@ -174,29 +184,29 @@ def _short_recall(base: Proportion, variant: Proportion) -> Check:
 
 
 def _at_least(
-    name: str, measured: Mapping[int, float | None], least: float | None
+    name: str, measured: Mapping[int, float | None], minimum: float | None
 ) -> Iterator[Check]:
-    if least is not None:
+    if minimum is not None:
         for length in sorted(measured):
             value = measured[length]
-            passed = value is not None and value >= least
-            told = "" if value is None else f"{value:.1%}, at least {least:.1%} is asked for"
-            yield _check(name, length, value, least, passed, told)
+            passed = value is not None and value >= minimum
+            outcome = "" if value is None else f"{value:.1%} (required: at least {minimum:.1%})"
+            yield _check(name, length, value, minimum, passed, outcome)
 
 
 def _at_most(
-    name: str, measured: Mapping[int, float | None], most: float | None, *, unit: str
+    name: str, measured: Mapping[int, float | None], maximum: float | None
 ) -> Iterator[Check]:
-    if most is not None:
+    if maximum is not None:
         for length in sorted(measured):
             value = measured[length]
-            passed = value is not None and value <= most
-            told = "" if value is None else f"{value:.3g}{unit}, at most {most:g} is allowed"
-            yield _check(name, length, value, most, passed, told)
+            passed = value is not None and value <= maximum
+            outcome = "" if value is None else f"{value:.3g} nat (limit: {maximum:g})"
+            yield _check(name, length, value, maximum, passed, outcome)
 
 
 def _check(
-    name: str, length: int, value: float | None, threshold: float, passed: bool, told: str
+    name: str, length: int, value: float | None, threshold: float, passed: bool, outcome: str
 ) -> Check:
     place = f" at {length} tokens" if length else ""
     return Check(
@@ -205,5 +215,5 @@ def _check(
         measured=value,
         threshold=threshold,
         passed=passed,
-        reason=f"{name}{place}: {told or 'nothing was scored'}",
+        reason=f"{name}{place}: {outcome or 'no score'}",
     )

@@ -1,51 +1,34 @@
-"""Two runs side by side: what got better, what got worse, and what else is different.
+"""Two runs compared: what got better, what got worse, and what else differs.
 
-Cells of the same place ask the same thing in both, so they are compared in pairs: a handful of
-needles lost tells more than two overlapping intervals.
+Cells at the same place ask the same question in both runs, so they are compared in pairs: a few
+lost needles say more than two overlapping intervals.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ggufrope.evals.stats import ALPHA, mean, sign_test
-from ggufrope.report.summary import SHARES
+from ggufrope.report.metrics import METRICS, SHARES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ggufrope.evals.results import Cell, CellResult, Metric
     from ggufrope.report.record import RunReport
 
-BETTER: Mapping[str, int] = MappingProxyType(
-    {
-        "recall": 1,
-        "top_ranked": 1,
-        "log_probability": 1,
-        "score": 1,
-        "same_top": 1,
-        "prefill_tokens_per_second": 1,
-        "decode_tokens_per_second": 1,
-        "perplexity": -1,
-        "mean_divergence": -1,
-        "nll_difference": -1,
-        "cache_bytes_per_token": -1,
-    }
-)
-"""The metrics compared, and which way is better."""
 NOISE = 0.1
-"""Share by which a number without an interval, a speed say, must change to count."""
+"""Relative change above which a value without an interval, such as a speed, counts as changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A metric of one setting, task and context, in both runs, over the same `cells`.
+    """One metric of one setting, task and context in both runs, over the same `cells`.
 
     `lost` and `gained` count the cells of a share that went from 1 to 0, and from 0 to 1.
-    `significant` is at the 5 % level: an exact sign test for shares, the paired difference's
-    interval for means, the two intervals for a lone estimate.
+    `significant` is at the 5 % level: an exact sign test for shares, Student's t on the paired
+    differences for means, disjoint intervals for a single estimate.
     """
 
     model: str
@@ -64,12 +47,13 @@ class Change:
 
     @property
     def worse(self) -> bool:
-        return BETTER[self.metric] * (self.after - self.before) < 0
+        """Whether the metric changed in its bad direction, significant or not."""
+        return METRICS[self.metric].better * (self.after - self.before) < 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Something that was not the same in the two runs; None where one has none."""
+    """A circumstance that differs between the runs; None if a run does not have it."""
 
     name: str
     before: str | None
@@ -78,8 +62,8 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Changes in the plan's order, what differs in models and environments, and how many cells
-    only one of the runs has a score for."""
+    """Changes in the order of the plan, differences in models and environments, and the number of
+    cells that only one of the runs has a score for."""
 
     changes: tuple[Change, ...]
     differences: tuple[Difference, ...]
@@ -88,20 +72,20 @@ class Comparison:
 
     @property
     def regressions(self) -> tuple[Change, ...]:
-        """What is worse, and more than noise."""
+        """The significant changes for the worse."""
         return tuple(change for change in self.changes if change.significant and change.worse)
 
     @property
     def improvements(self) -> tuple[Change, ...]:
-        """What is better, and more than noise."""
+        """The significant changes for the better."""
         return tuple(change for change in self.changes if change.significant and not change.worse)
 
 
 def compare(before: RunReport, after: RunReport) -> Comparison:
-    """Hold `after` against `before`.
+    """Compare `after` with `before`.
 
-    Models are matched by name; where each run has one, they are matched whatever their names, so
-    that two quantizations compare.
+    Models are matched by name. If each run has exactly one model, those two are compared whatever
+    their names, so that two quantizations of a model can be compared.
     """
     rename = len(before.models) == len(after.models) == 1
     old = _scored(before, after.models[0].file.name if rename else None)
@@ -112,13 +96,13 @@ def compare(before: RunReport, after: RunReport) -> Comparison:
             row = replace(cell, depth_percent=None, sample=None, seed=0)
             groups.setdefault(row, []).append(cell)
     changes = [
-        change
+        _change(row, name, [(old[cell], new[cell]) for cell in cells])
         for row, cells in groups.items()
-        for name in BETTER
-        if (change := _change(row, name, [old[c] for c in cells], [new[c] for c in cells]))
+        for name, info in METRICS.items()
+        if info.better
     ]
     return Comparison(
-        changes=tuple(changes),
+        changes=tuple(change for change in changes if change is not None),
         differences=tuple(_differences(before, after)),
         only_before=len(old.keys() - new.keys()),
         only_after=len(new.keys() - old.keys()),
@@ -134,20 +118,20 @@ def _scored(report: RunReport, model: str | None) -> dict[Cell, CellResult]:
 
 
 def _change(
-    row: Cell, name: str, before: Sequence[CellResult], after: Sequence[CellResult]
+    row: Cell, name: str, results: Sequence[tuple[CellResult, CellResult]]
 ) -> Change | None:
-    found = [(a.metric(name), b.metric(name)) for a, b in zip(before, after, strict=True)]
+    metrics = [(before.metric(name), after.metric(name)) for before, after in results]
     pairs = [
         (a.value, b.value)
-        for a, b in found
+        for a, b in metrics
         if a is not None and b is not None and a.value is not None and b.value is not None
     ]
     if not pairs:
         return None
     lost = sum(a == 1 and b == 0 for a, b in pairs) if name in SHARES else 0
     gained = sum(a == 0 and b == 1 for a, b in pairs) if name in SHARES else 0
-    if len(found) == 1:
-        significant = _apart(*found[0])
+    if len(metrics) == 1 and not _is_one_answer(metrics[0][1]):
+        significant = _apart(*metrics[0])
     elif name in SHARES:
         significant = sign_test(lost, gained) < ALPHA
     else:
@@ -169,15 +153,18 @@ def _change(
     )
 
 
+def _is_one_answer(metric: Metric | None) -> bool:
+    """Whether it is one needle's 0 or 1, and not an estimate over several."""
+    return metric is not None and metric.name in SHARES and metric.n is None
+
+
 def _apart(before: Metric | None, after: Metric | None) -> bool:
-    """Whether two lone estimates differ by more than their intervals, or than noise."""
+    """Whether two single estimates differ: by their intervals, or without these by NOISE."""
     if before is None or after is None or before.value is None or after.value is None:
         return False
-    bounds = (before.low, before.high, after.low, after.high)
-    if None not in bounds:
-        low_before, high_before, low_after, high_after = bounds
-        return high_before < low_after or high_after < low_before  # type: ignore[operator]
-    return abs(after.value - before.value) > NOISE * abs(before.value)
+    if before.high is None or before.low is None or after.high is None or after.low is None:
+        return abs(after.value - before.value) > NOISE * abs(before.value)
+    return before.high < after.low or after.high < before.low
 
 
 def _differences(before: RunReport, after: RunReport) -> list[Difference]:
@@ -190,7 +177,7 @@ def _differences(before: RunReport, after: RunReport) -> list[Difference]:
 
 
 def _circumstances(report: RunReport) -> dict[str, str]:
-    """What the results depend on beside the plan; several environments are told together."""
+    """Return what results depend on besides the plan; the values of several workers are joined."""
     known: dict[str, dict[str, None]] = {}
     for model in report.models:
         known.setdefault("model", {})[model.file.name] = None

@@ -1,4 +1,4 @@
-"""A report as JSON, CSV and JUnit XML: for scripts, spreadsheets and CI systems."""
+"""A report as JSON, CSV and JUnit XML, for scripts, spreadsheets and CI systems."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -26,7 +25,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[str, Plain]:
-    """The report as JSON has it; absent values are null, metrics an object by name."""
+    """Return the report as plain data for JSON: absent values are null, metrics keyed by name."""
     return {
         "schema": report.schema,
         "name": report.plan.name,
@@ -34,7 +33,7 @@ def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[st
         "complete": report.complete,
         "plan": encode(report.plan),
         "models": [
-            {**asdict(model.file), "details": dict(model.file.details), "sha256": model.sha256}
+            {**_plain(model.file), "details": dict(model.file.details), "sha256": model.sha256}
             for model in report.models
         ],
         "workers": [
@@ -57,7 +56,7 @@ def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[st
         "verdict": {
             "passed": report.passed,
             "checks": [
-                {"model": entry.model, "scaling": entry.scaling, "kv": entry.kv, **asdict(check)}
+                {"model": entry.model, "scaling": entry.scaling, "kv": entry.kv, **_plain(check)}
                 for entry in report.verdicts
                 for check in entry.verdict.checks
             ],
@@ -68,14 +67,14 @@ def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[st
 
 
 def to_json(report: RunReport, *, against: Comparison | None = None) -> str:
-    """One JSON object, versioned by its "schema"."""
+    """Return the report as one JSON object, whose version is its "schema"."""
     return json.dumps(to_plain(report, against=against), indent=2, allow_nan=False) + "\n"
 
 
 def to_csv(report: RunReport) -> str:
-    """One row a cell: its place, status and every metric of the run, empty where it has none.
+    """Return one row per cell: its place, status and every metric of the run, empty if absent.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front.
+    Text that a spreadsheet would read as a formula gets an apostrophe in front.
     """
     names = tuple(dict.fromkeys(m.name for result in report.cells for m in result.metrics))
     bounded = {m.name for r in report.cells for m in r.metrics if m.low is not None}
@@ -92,7 +91,7 @@ def to_csv(report: RunReport) -> str:
     )
     writer.writeheader()
     for result in report.cells:
-        row = asdict(result.cell) | {
+        row = _plain(result.cell) | {
             "status": result.status,
             "reason": result.reason,
             "prompt_tokens": result.prompt_tokens,
@@ -107,10 +106,11 @@ def to_csv(report: RunReport) -> str:
 
 
 def to_junit(report: RunReport) -> str:
-    """JUnit XML: one case a check of the verdict, and one a cell.
+    """Return JUnit XML: one test case per check of the verdict, and one per cell.
 
-    A check that fails is a failure. A cell that could not be measured is an error, one this build
-    cannot run is skipped; one measured has passed, whatever its score: the checks judge scores.
+    A check that fails is a failure. A cell that could not be measured is an error, and one that
+    this build cannot run is skipped. A measured cell passes whatever its score: the checks of the
+    verdict judge the scores.
     """
     suites = ElementTree.Element("testsuites", name=_xml(report.plan.name))
     groups: dict[tuple[str, str, str, str], list[CellResult]] = {}
@@ -124,23 +124,27 @@ def to_junit(report: RunReport) -> str:
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _comparison_plain(found: Comparison) -> dict[str, Plain]:
+def _plain(value: object) -> Plain:
+    return encode(value, nulls=True)
+
+
+def _comparison_plain(comparison: Comparison) -> dict[str, Plain]:
     return {
-        "changes": [asdict(change) | {"worse": change.worse} for change in found.changes],
-        "differences": [asdict(difference) for difference in found.differences],
-        "only_before": found.only_before,
-        "only_after": found.only_after,
-        "regressions": len(found.regressions),
+        "changes": [_plain(change) | {"worse": change.worse} for change in comparison.changes],
+        "differences": _plain(comparison.differences),
+        "only_before": comparison.only_before,
+        "only_after": comparison.only_after,
+        "regressions": len(comparison.regressions),
     }
 
 
 def _row_plain(row: SummaryRow) -> dict[str, Plain]:
-    return {**asdict(row), "metrics": _metrics_plain(row.metrics)}
+    return {**_plain(row), "metrics": _metrics_plain(row.metrics)}
 
 
 def _cell_plain(result: CellResult) -> dict[str, Plain]:
     return {
-        **asdict(result),
+        **_plain(result),
         "metrics": _metrics_plain(result.metrics),
         "curves": {curve.name: [list(point) for point in curve.points] for curve in result.curves},
         "notes": dict(result.notes),
@@ -149,7 +153,7 @@ def _cell_plain(result: CellResult) -> dict[str, Plain]:
 
 def _metrics_plain(metrics: Iterable[Metric]) -> dict[str, Plain]:
     return {
-        metric.name: {k: v for k, v in asdict(metric).items() if k != "name"} for metric in metrics
+        metric.name: {k: v for k, v in _plain(metric).items() if k != "name"} for metric in metrics
     }
 
 
@@ -211,11 +215,12 @@ def _seconds(value: float) -> str:
 
 
 def _xml(text: str) -> str:
-    """Text without the characters XML 1.0 has no way to write."""
+    """Return text with the characters that XML 1.0 cannot represent replaced."""
     return _NOT_XML.sub("\ufffd", text)
 
 
 def _inert(value: object) -> object:
+    """Return a value that a spreadsheet shows as it is, never as a formula."""
     if not isinstance(value, str):
         return value
     # Before Python 3.11 csv neither writes NUL nor reads it.

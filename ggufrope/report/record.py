@@ -1,7 +1,7 @@
-"""A run's report: everything that was asked, with what, and what came of it.
+"""The report of a run: plan, models, environments, results, summary and verdicts.
 
-Always made of stored results, so that a report can be made again, tomorrow or elsewhere, and a
-run that is not finished has one too.
+It is always made from stored results. It can be made again later or on another machine, and an
+unfinished run has one too.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from datetime import datetime, timezone
 from typing import Literal
 
 from ggufrope.evals.results import CellResult
-from ggufrope.report.judging import SettingVerdict, judge_settings
-from ggufrope.report.summary import SummaryRow, summarize
+from ggufrope.report.summary import SettingVerdict, SummaryRow, judge_settings, summarize
 from ggufrope.runs.jobs import Selection
 from ggufrope.runs.plan import RunPlan
 from ggufrope.runs.store import JobRecord, ModelRecord, RunStore, WorkerRecord
@@ -22,7 +21,7 @@ SCHEMA: Literal[1] = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """The whole of a run. `created` is when it was begun, in UTC."""
+    """Everything about one run. `created` is the start time in UTC."""
 
     schema: Literal[1]
     created: datetime
@@ -36,24 +35,27 @@ class RunReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every setting passed every check, in a run that is complete."""
+        """Whether the run is complete and every setting passed every check."""
         return self.complete and all(entry.verdict.passed for entry in self.verdicts)
 
     @property
     def complete(self) -> bool:
-        """Whether every job has ended, well or not."""
+        """Whether every job has ended, with success or not."""
         return all(job.state in ("done", "failed") for job in self.jobs)
 
 
 def report_of(store: RunStore, selection: Selection | None = None) -> RunReport:
-    """The report of a stored run, as far as it has come, or of the part of it that `selection`
-    chooses, which is then the whole. Raises StorageError, RequestError as the selection does."""
+    """Return the report of a stored run, as far as it has come.
+
+    With a `selection` the report covers the selected jobs only, and is complete when these are.
+    Raises StorageError if the run cannot be read, RequestError if no job is selected.
+    """
     plan, jobs, cells = store.plan, store.jobs(), store.results()
     if selection is not None:
         chosen = {job.id for job in selection.choose(tuple(entry.job for entry in jobs))}
         jobs = tuple(entry for entry in jobs if entry.job.id in chosen)
-        asked = {cell for entry in jobs for cell in entry.job.cells}
-        cells = tuple(result for result in cells if result.cell in asked)
+        selected = {cell for entry in jobs for cell in entry.job.cells}
+        cells = tuple(result for result in cells if result.cell in selected)
     summary = summarize(cells)
     return RunReport(
         schema=SCHEMA,

@@ -1,4 +1,4 @@
-"""The tables of the page: settings down, contexts across, figures with their intervals."""
+"""The tables of the page: settings down, contexts across, values with their intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ggufrope.evals.results import Metric
 from ggufrope.evals.ruler.scoring import CHAT_THRESHOLD
 from ggufrope.report import charts, views
-from ggufrope.report.summary import SHARES
+from ggufrope.report.metrics import format_value, metric_info
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,27 +19,27 @@ Content: TypeAlias = dict[str, Any]
 """Plain values for the template."""
 
 HEADLINES = ("recall", "score", "perplexity", "mean_divergence")
-"""Metrics with a table of their own, in this order."""
-_PERCENT = (*SHARES, "score")
+"""Metrics that have a table each, in this order."""
 
 
 def tables(report: RunReport) -> list[Content]:
-    """The headline metrics of every task, then RULER-style means."""
+    """Return the tables of the headline metrics of every task, then those of RULER-style means."""
     return [*_matrices(report), *_ruler_means(report)]
 
 
 def ruler_details(report: RunReport) -> list[Content]:
-    """RULER-style scores task by task, a table a setting."""
+    """Return one table per setting, with the RULER-style score of each task."""
     return [_ruler(scores) for scores in views.ruler_scores(report)]
 
 
-def shown(metric: str, value: float) -> str:
-    """A metric's value as people read it."""
-    return f"{value:.0%}" if metric in _PERCENT else f"{value:.4g}"
+def headline_metrics(report: RunReport) -> tuple[str, ...]:
+    """Return the headline metrics that the report has."""
+    measured = {metric.name for row in report.summary for metric in row.metrics}
+    return tuple(name for name in HEADLINES if name in measured)
 
 
 def _matrices(report: RunReport) -> list[Content]:
-    """One table a model, task and headline metric: settings down, contexts across."""
+    """Return one table per model, task and headline metric."""
     groups: dict[tuple[str, str, str], list[SummaryRow]] = {}
     for name in HEADLINES:
         for row in report.summary:
@@ -47,17 +47,18 @@ def _matrices(report: RunReport) -> list[Content]:
                 groups.setdefault((row.model, row.task, name), []).append(row)
     several = len(report.models) > 1
     return [
-        _matrix(f"{model}: {task}" if several else task, name, rows)
+        _matrix(model if several else None, task, name, rows)
         for (model, task, name), rows in groups.items()
     ]
 
 
-def _matrix(task: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
+def _matrix(model: str | None, task: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
+    title = metric_info(metric).title
     contexts = sorted({(row.context_tokens, row.control) for row in rows})
     settings = dict.fromkeys((row.scaling, row.kv) for row in rows)
     at = {(row.scaling, row.kv, row.context_tokens): row.metric(metric) for row in rows}
     return {
-        "title": task if task == metric else f"{task}, {charts.words(metric)}",
+        "title": (f"{model}: " if model else "") + (task if task == title else f"{task}, {title}"),
         "heads": ("scaling", "KV cache"),
         "columns": [
             {"title": f"{tokens:,}" + (" (control)" if control else ""), "control": control}
@@ -74,15 +75,15 @@ def _matrix(task: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
 
 
 def _ruler_means(report: RunReport) -> list[Content]:
-    """One table a model: settings down, contexts across, and how far each effectively reaches."""
+    """Return one table per model, with the effective context length of each setting."""
     models: dict[str, list[views.RulerScores]] = {}
     for scores in views.ruler_scores(report):
         models.setdefault(scores.model, []).append(scores)
-    return [_ruler_mean(model, found) for model, found in models.items()]
+    return [_ruler_mean(model, settings) for model, settings in models.items()]
 
 
-def _ruler_mean(model: str, found: Sequence[views.RulerScores]) -> Content:
-    contexts = sorted({context for scores in found for context, _ in scores.means})
+def _ruler_mean(model: str, settings: Sequence[views.RulerScores]) -> Content:
+    contexts = sorted({context for scores in settings for context, _ in scores.means})
     heads = [f"{context:,}" for context in contexts]
     heads += ["keeps 85% up to", f"above {CHAT_THRESHOLD:g}% up to"]
     return {
@@ -103,13 +104,13 @@ def _ruler_mean(model: str, found: Sequence[views.RulerScores]) -> Content:
                     ),
                 ],
             }
-            for scores in found
+            for scores in settings
         ],
     }
 
 
 def _ruler(scores: views.RulerScores) -> Content:
-    """RULER-style tasks down, contexts across."""
+    """Return the table of one setting: RULER-style tasks down, contexts across."""
     contexts = [context for context, _ in scores.means]
     at = {(task, context): score for task, context, score in scores.tasks}
     return {
@@ -134,10 +135,11 @@ def _entry(metric: Metric | None) -> Content:
         return {"text": "–", "interval": None, "shade": None}
     interval = None
     if metric.low is not None and metric.high is not None:
-        interval = f"{shown(metric.name, metric.low)} – {shown(metric.name, metric.high)}"
+        low, high = format_value(metric.name, metric.low), format_value(metric.name, metric.high)
+        interval = f"{low} – {high}"
     shade = sum(metric.value >= step for step in charts.STEPS)
     return {
-        "text": shown(metric.name, metric.value),
+        "text": format_value(metric.name, metric.value),
         "interval": interval,
-        "shade": shade if metric.name in _PERCENT else None,
+        "shade": shade if metric_info(metric.name).format.endswith("%") else None,
     }

@@ -1,4 +1,4 @@
-"""What a report shows, as data: for a terminal, a page or anything else to draw."""
+"""What a report shows, as data that a terminal, a page or anything else can draw."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ QUALITIES = (
     ("divergence", "mean_divergence"),
     ("perplexity", "perplexity"),
 )
-"""Task and metric a cache type is judged by, the most telling first."""
+"""Task and metric that measure the quality of a cache type, the most telling first."""
 SLOW = 0.5
-"""Below this share of f16's speed a cache type is flagged: the build may lack a fast way."""
+"""Share of the speed of f16 below which a cache type is reported as slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Square:
     """One (context, depth) of a heatmap, over its samples and seeds.
 
-    `probability` is the geometric mean of the probabilities the model gave the answer's tokens.
-    Where nothing was measured it and `recall` are None, and `reason` says why.
+    `probability` is the geometric mean of the probabilities that the model gave to the tokens of
+    the answer. If nothing was measured, it and `recall` are None and `reason` says why.
     """
 
     context_tokens: int
@@ -57,12 +57,12 @@ class Heatmap:
     squares: tuple[Square, ...]
 
     @property
-    def found(self) -> int:
-        """Needles found, over all squares."""
+    def exact(self) -> int:
+        """Needles answered exactly, over all squares."""
         return round(sum((square.recall or 0) * square.n for square in self.squares))
 
     @property
-    def asked(self) -> int:
+    def measured(self) -> int:
         """Needles measured, over all squares."""
         return sum(square.n for square in self.squares)
 
@@ -79,7 +79,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tradeoff:
-    """What a cache type costs and what it is worth, at the longest context measured."""
+    """Memory and quality of a cache type, at the longest context measured."""
 
     model: str
     scaling: str
@@ -104,9 +104,9 @@ class Speed:
 class RulerScores:
     """RULER-style scores of one setting, shares from 0 to 1.
 
-    `tasks` are (task, context, mean over its samples), `means` (context, mean over the tasks).
-    `effective` is the longest context that keeps 85 % of the shortest one's mean, and `published`
-    the longest above RULER's own threshold for chat models; None where there is none.
+    `tasks` holds (task, context, mean over its samples), `means` (context, mean over the tasks).
+    `effective` is the longest context that keeps 85 % of the mean at the shortest one, `published`
+    the longest above RULER's own threshold for chat models; None if there is none.
     """
 
     model: str
@@ -120,7 +120,7 @@ class RulerScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slow:
-    """A cache type that is much slower than f16: this build has no fast way with it."""
+    """A cache type much slower than f16. `share` is its speed as a share of the speed of f16."""
 
     model: str
     scaling: str
@@ -131,8 +131,8 @@ class Slow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
-    """Cells that have no score, of one job and for one reason."""
+class Problem:
+    """Cells of one job that have no score for the same reason."""
 
     status: str
     where: str
@@ -141,7 +141,7 @@ class Trouble:
 
 
 def heatmaps(report: RunReport) -> tuple[Heatmap, ...]:
-    """One heatmap a model, scaling, cache type and task, in the plan's order."""
+    """Return one heatmap per model, scaling, cache type and task, in the order of the plan."""
     groups: dict[tuple[str, str, str, str], dict[tuple[int, float], list[CellResult]]] = {}
     for result in report.cells:
         cell = result.cell
@@ -162,7 +162,7 @@ def heatmaps(report: RunReport) -> tuple[Heatmap, ...]:
 
 
 def perplexity_curves(report: RunReport) -> tuple[Series, ...]:
-    """Perplexity by position, each setting at its longest context."""
+    """Return perplexity by position, of each setting at its longest context."""
     longest: dict[tuple[str, str, str], tuple[int, Series]] = {}
     for result in report.cells:
         cell = result.cell
@@ -177,13 +177,12 @@ def perplexity_curves(report: RunReport) -> tuple[Series, ...]:
 
 
 def by_context(report: RunReport, task: str, metric: str) -> tuple[Series, ...]:
-    """A summary metric of a task along the context."""
+    """Return one line per setting: a summary metric of a task by context."""
     lines: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for row in report.summary:
-        found = row.metric(metric)
-        if row.task == task and found is not None and found.value is not None:
-            points = lines.setdefault((row.model, row.scaling, row.kv), [])
-            points.append((row.context_tokens, found.value))
+        known = row.metric(metric)
+        if row.task == task and known is not None and known.value is not None:
+            lines.setdefault(_setting(row), []).append((row.context_tokens, known.value))
     return tuple(
         Series(model=model, scaling=scaling, kv=kv, points=tuple(sorted(points)))
         for (model, scaling, kv), points in lines.items()
@@ -191,36 +190,36 @@ def by_context(report: RunReport, task: str, metric: str) -> tuple[Series, ...]:
 
 
 def tradeoffs(report: RunReport) -> tuple[Tradeoff, ...]:
-    """Quality against memory, in the first of QUALITIES that the run measured."""
+    """Return quality against memory, by the first of QUALITIES that the run measured."""
     costs = {
         _setting(row): metric.value
         for row in report.summary
         if (metric := row.metric(BYTES_PER_TOKEN)) is not None and metric.value is not None
     }
     for task, quality in QUALITIES:
-        worth: dict[tuple[str, str, str], Metric] = {}
+        quality_of: dict[tuple[str, str, str], Metric] = {}
         for row in sorted(report.summary, key=lambda row: row.context_tokens):
             metric = row.metric(quality)
             known = metric is not None and metric.value is not None
             if metric is not None and known and row.task == task and not row.control:
-                worth[_setting(row)] = metric
-        if worth:
+                quality_of[_setting(row)] = metric
+        if quality_of:
             return tuple(
                 Tradeoff(
                     model=key[0],
                     scaling=key[1],
                     kv=key[2],
                     bytes_per_token=cost,
-                    quality=worth[key],
+                    quality=quality_of[key],
                 )
                 for key, cost in costs.items()
-                if key in worth
+                if key in quality_of
             )
     return ()
 
 
 def speeds(report: RunReport) -> tuple[Speed, ...]:
-    """Prefill and decode speeds, as measured."""
+    """Return the measured prefill and decode speeds."""
     return tuple(
         Speed(
             model=row.model,
@@ -236,17 +235,17 @@ def speeds(report: RunReport) -> tuple[Speed, ...]:
     )
 
 
-def at_longest(found: Iterable[Speed]) -> tuple[Speed, ...]:
-    """Of each model, the speeds at the longest context that has any."""
-    every = tuple(found)
+def at_longest(measured: Iterable[Speed]) -> tuple[Speed, ...]:
+    """Return the speeds of each model at the longest context that has any."""
+    kept = tuple(measured)
     longest: dict[str, int] = {}
-    for speed in every:
+    for speed in kept:
         longest[speed.model] = max(speed.context_tokens, longest.get(speed.model, 0))
-    return tuple(speed for speed in every if speed.context_tokens == longest[speed.model])
+    return tuple(speed for speed in kept if speed.context_tokens == longest[speed.model])
 
 
 def slow_caches(report: RunReport) -> tuple[Slow, ...]:
-    """Speeds below SLOW of f16's, everything else equal."""
+    """Return the speeds below SLOW times that of f16, everything else equal."""
     measured = speeds(report)
     base = {_place(speed): speed.tokens_per_second for speed in measured if speed.kv == "f16"}
     return tuple(
@@ -264,7 +263,7 @@ def slow_caches(report: RunReport) -> tuple[Slow, ...]:
 
 
 def ruler_scores(report: RunReport) -> tuple[RulerScores, ...]:
-    """The RULER-style scores of each setting that has some."""
+    """Return the RULER-style scores of each setting that has any."""
     settings: dict[tuple[str, str, str], list[tuple[str, int, float]]] = {}
     for row in report.summary:
         metric = row.metric("score")
@@ -274,17 +273,17 @@ def ruler_scores(report: RunReport) -> tuple[RulerScores, ...]:
     return tuple(_ruler(key, tasks) for key, tasks in settings.items())
 
 
-def troubles(report: RunReport) -> tuple[Trouble, ...]:
-    """Everything without a score, cells of one job and reason together."""
+def problems(report: RunReport) -> tuple[Problem, ...]:
+    """Return the cells without a score, grouped by job and reason."""
     counts: dict[tuple[str, str, str], int] = {}
     for result in report.cells:
         if result.status != "ok":
             cell = result.cell
             where = " · ".join((cell.model, cell.scaling, cell.kv, cell.task))
-            key = (result.status, where, result.reason or "no reason was given")
+            key = (result.status, where, result.reason or "no reason recorded")
             counts[key] = counts.get(key, 0) + 1
     return tuple(
-        Trouble(status=status, where=where, cells=cells, reason=reason)
+        Problem(status=status, where=where, cells=cells, reason=reason)
         for (status, where, reason), cells in counts.items()
     )
 
@@ -293,7 +292,7 @@ def _ruler(key: tuple[str, str, str], tasks: list[tuple[str, int, float]]) -> Ru
     by_context: dict[int, list[float]] = {}
     for _, context, score in tasks:
         by_context.setdefault(context, []).append(score)
-    means = {context: sum(found) / len(found) for context, found in sorted(by_context.items())}
+    means = {context: sum(each) / len(each) for context, each in sorted(by_context.items())}
     return RulerScores(
         model=key[0],
         scaling=key[1],

@@ -1,4 +1,4 @@
-"""Validation on the nano model and llama.cpp: measured, judged, kept and told."""
+"""Validation on the nano model and llama.cpp: measured, judged, stored and reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from ggufrope_cli.options_run import RunOptions
 
+from ggufrope.patching.request import ScalingRequest
+from ggufrope.runs.plan import RunPlan
 from tests.cli.conftest import Call
 
 GRID = ("--depths", "3", "--haystack", "noise", "--threads", "1")
@@ -33,21 +36,52 @@ def test_json_has_the_words_of_the_contract(cli: Call, nano: Path) -> None:
     assert len(model["header_sha256"]) == 64
 
 
+def test_options_left_out_have_the_defaults_of_a_plan() -> None:
+    scalings = (ScalingRequest(scaling="file"),)
+    plan = RunPlan(models=("m.gguf",), contexts=(256, 4096), scalings=scalings)
+    assert RunOptions(ctx="256,4k").plan("m.gguf", scalings) == plan
+
+
+def test_tables_explain_their_metrics_in_the_terminal(
+    cli: Call, nano: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    outcome = cli(
+        "validate", nano, "--ctx", "256", *GRID, "--tasks", "needle,kv-cache", "--out", run
+    )
+    assert outcome.code == 0
+    text = " ".join(outcome.out.split())
+    assert "top-ranked: share of needles whose answer is more probable than every" in text
+    assert "bytes/token: size of the KV cache per token of context" in text
+    compared = cli("report", run, "--against", run)
+    assert compared.code == 0
+    assert compared.out.rstrip().endswith("no regressions")
+    assert "log-prob: mean log-probability of the answer's" in " ".join(compared.out.split())
+    assert max(map(len, (outcome.out + compared.out).splitlines())) <= 80
+
+
+def test_a_run_that_no_threshold_applies_to_says_so(cli: Call, nano: Path) -> None:
+    outcome = cli("validate", nano, "--ctx", "256", "--tasks", "kv-cache", "--threads", "1")
+    assert outcome.code == 1
+    assert "no threshold applies to what was measured" in outcome.out
+
+
 def test_a_failed_verdict_is_exit_1_and_says_why(cli: Call, nano: Path) -> None:
     outcome = cli("validate", nano, "--ctx", "1024,2048", *GRID)
     assert outcome.code == 1
-    assert "FAIL recall at 2048 tokens" in outcome.out
+    assert "FAIL recall at 2048 tokens: " in outcome.out
+    assert "% (required: at least 90.0%)" in outcome.out
     assert max(map(len, outcome.out.splitlines())) <= 80
 
 
-def test_a_trial_writes_nothing_and_helps(cli: Call, nano: Path) -> None:
+def test_a_scaling_that_is_only_tried_writes_nothing_and_helps(cli: Call, nano: Path) -> None:
     before = sorted(nano.parent.iterdir())
     found = {}
     for method in ("none", "yarn"):
-        trial = (
+        options = (
             ("--scaling", method) if method == "none" else ("--scaling", method, "--factor", "2")
         )
-        answer = cli("validate", nano, "--ctx", "512", *GRID, *trial, "--json").json
+        answer = cli("validate", nano, "--ctx", "512", *GRID, *options, "--json").json
         (row,) = [row for row in answer["summary"] if not row["control"]]
         found[method] = row["metrics"]["log_probability"]["value"]
     assert found["yarn"] > found["none"]
@@ -55,15 +89,15 @@ def test_a_trial_writes_nothing_and_helps(cli: Call, nano: Path) -> None:
 
 
 def test_a_scheme_in_tensors_is_tried_on_a_working_copy(cli: Call, nano: Path) -> None:
-    trial = ("--scaling", "ntk-by-parts", "--factor", "2")
-    answer = cli("validate", nano, "--ctx", "512", *GRID, *trial, "--json").json
+    options = ("--scaling", "ntk-by-parts", "--factor", "2")
+    answer = cli("validate", nano, "--ctx", "512", *GRID, *options, "--json").json
     (row,) = [row for row in answer["summary"] if not row["control"]]
     assert row["metrics"]["recall"]["value"] == 1
 
 
 def test_compare_shows_methods_side_by_side(cli: Call, nano: Path) -> None:
-    wish = ("--scaling", "none,linear,ntk,yarn")
-    answer = cli("compare", nano, "--ctx", "1024", *GRID, *wish, "--json").json
+    schemes = ("--scaling", "none,linear,ntk,yarn")
+    answer = cli("compare", nano, "--ctx", "1024", *GRID, *schemes, "--json").json
     rows = {row["scaling"]: row for row in answer["summary"] if not row["control"]}
     assert set(rows) == {"none", "linear", "ntk", "yarn"}
     assert rows["yarn"]["metrics"]["recall"]["value"] > rows["linear"]["metrics"]["recall"]["value"]
@@ -77,7 +111,7 @@ def test_cache_types_and_what_cannot_run(cli: Call, nano: Path) -> None:
     assert answer["verdict"]["passed"] is False
 
 
-def test_results_are_kept_resumed_and_told_in_every_form(
+def test_results_are_stored_resumed_and_written_in_every_format(
     cli: Call, nano: Path, tmp_path: Path
 ) -> None:
     run = ("validate", nano, "--ctx", "256", *GRID, "--out", tmp_path / "run", "--json")

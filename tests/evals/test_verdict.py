@@ -1,4 +1,4 @@
-"""Verdicts: thresholds on either side, and what was not measured."""
+"""Verdicts: each threshold passed and missed, and measurements that have no score."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def test_recall_is_judged_at_every_length() -> None:
         (16384, False),
     ]
     assert not verdict.passed
-    assert verdict.reasons == ("recall at 16384 tokens: 80.0%, at least 90.0% is asked for",)
+    assert verdict.reasons == ("recall at 16384 tokens: 80.0% (required: at least 90.0%)",)
 
 
 def test_cells_without_a_score_fail() -> None:
     verdict = judge(
         Evidence(recall={8192: proportion(0, 0)}, divergence={8192: None}), Thresholds()
     )
-    assert verdict.reasons == ("recall at 8192 tokens: nothing was scored",)
+    assert verdict.reasons == ("recall at 8192 tokens: no score",)
 
 
 def test_no_evidence_is_no_pass() -> None:
     verdict = judge(Evidence(), Thresholds())
     assert not verdict.passed
-    assert verdict.reasons == ("nothing was measured that a threshold applies to",)
+    assert verdict.reasons == ("no threshold applies to what was measured",)
 
 
 def test_ruler_is_a_share_of_the_shortest() -> None:
@@ -64,11 +64,16 @@ def test_short_context() -> None:
     verdict = judge(worse, Thresholds())
     assert [check.passed for check in verdict.checks] == [False, False]
     assert verdict.reasons == (
-        "short_context_nll: 0.7 nat, at most 0.5 is allowed",
-        "short_context_recall: 25.0%, the original's 100.0%: is worse",
+        "short_context_nll: 0.7 nat (limit: 0.5)",
+        "short_context_recall: 25.0%, worse than the original's 100.0%",
     )
-    within_chance = Evidence(short_recall=(proportion(10, 10), proportion(9, 10)))
-    assert judge(within_chance, Thresholds()).passed
+    within_error = judge(
+        Evidence(short_recall=(proportion(10, 10), proportion(9, 10))), Thresholds()
+    )
+    assert within_error.passed
+    assert [check.reason for check in within_error.checks] == [
+        "short_context_recall: 90.0%, within the error of the original's 100.0%"
+    ]
 
 
 def test_a_threshold_of_none_is_not_applied() -> None:
@@ -83,5 +88,5 @@ def test_a_threshold_of_none_is_not_applied() -> None:
     "settings", [{"recall": 90.0}, {"short_context_nll": -1.0}, {"ruler_share": float("nan")}]
 )
 def test_thresholds_out_of_range_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(RequestError, match=f"the threshold {next(iter(settings))} must be"):
+    with pytest.raises(RequestError, match=f"the threshold `{next(iter(settings))}` must be"):
         Thresholds(**settings)

@@ -1,4 +1,4 @@
-"""Two runs compared: regressions found, noise left alone."""
+"""Two runs compared: regressions are found, and chance is not called one."""
 
 from __future__ import annotations
 
@@ -58,6 +58,13 @@ def test_needles_lost_are_a_regression_when_there_are_enough(make_report: Make) 
     assert improvement.gained == 6
 
 
+def test_one_lost_needle_is_not_significant(make_report: Make) -> None:
+    before = make_report(depths=1, scalings=("yarn",), kv=("f16",), tasks=("needle",))
+    after = changed(before, lambda r: with_value(r, "recall", 0.0))
+    lost = [c for c in compare(before, after).changes if c.metric == "recall"]
+    assert [(c.cells, c.lost, c.significant) for c in lost] == [(1, 1, False)] * 4
+
+
 def test_a_mean_is_compared_cell_by_cell(make_report: Make) -> None:
     before = make_report(scalings=("linear",), kv=("f16",), tasks=("needle",))
     after = changed(
@@ -65,14 +72,54 @@ def test_a_mean_is_compared_cell_by_cell(make_report: Make) -> None:
         lambda r: with_value(
             r,
             "log_probability",
-            (r.value("log_probability") or 0) - 0.1 - r.cell.depth_percent / 1e4,
+            (r.value("log_probability") or 0) - 0.1 - (r.cell.depth_percent or 0) / 1e4,
         ),
     )
     found = {c.context_tokens for c in compare(before, after).regressions}
     assert found == {1024, 2048, 4096, 8192}
 
 
-def test_lone_estimates_are_compared_by_their_intervals(make_report: Make) -> None:
+@pytest.mark.parametrize(
+    ("losses", "significant"),
+    [
+        # Two cells with the same loss: no variance, so t is without bound.
+        ((0.5, 0.5), True),
+        # Mean 0.75, standard error 0.25: z would be 3.0, above 1.96; t needs 12.7.
+        ((1.0, 0.5), False),
+        # Mean 0.525, standard error 0.025: t is 21.
+        ((0.55, 0.5), True),
+    ],
+)
+def test_the_mean_difference_of_two_cells_is_judged_by_students_t(
+    make_report: Make, losses: tuple[float, float], significant: bool
+) -> None:
+    before = make_report(
+        contexts=(4096,),
+        depths=2,
+        scalings=("yarn",),
+        kv=("f16",),
+        tasks=("needle",),
+        control=False,
+    )
+    loss_at = dict(zip((0.0, 100.0), losses, strict=True))
+
+    def lose(result: CellResult) -> CellResult:
+        value = result.value("log_probability")
+        assert value is not None
+        assert result.cell.depth_percent is not None
+        # 1/8 and 1/2 are exact in binary, so that equal losses stay equal.
+        return with_value(result, "log_probability", -0.125 - loss_at[result.cell.depth_percent])
+
+    before = changed(before, lambda r: with_value(r, "log_probability", -0.125))
+    (change,) = [
+        c for c in compare(before, changed(before, lose)).changes if c.metric == "log_probability"
+    ]
+    assert change.cells == 2
+    assert change.worse
+    assert change.significant is significant
+
+
+def test_single_estimates_are_compared_by_their_intervals(make_report: Make) -> None:
     before = make_report(scalings=("yarn",), kv=("f16", "q4_0"), tasks=("perplexity",))
     other = make_report(scalings=("yarn",), kv=("f16", "q4_0"), tasks=("perplexity",))
     assert compare(before, other).regressions == ()
@@ -85,7 +132,7 @@ def test_lone_estimates_are_compared_by_their_intervals(make_report: Make) -> No
     assert {(c.kv, c.metric) for c in found.regressions} == {("f16", "perplexity")}
 
 
-def test_two_quantizations_compare_and_their_differences_are_told(make_report: Make) -> None:
+def test_two_quantizations_are_compared_and_their_differences_listed(make_report: Make) -> None:
     settings = {"scalings": ("yarn",), "kv": ("f16",), "tasks": ("kv-cache",)}
     before = make_report(model="m.Q8_0", **settings)
     after = changed(
@@ -106,7 +153,7 @@ def test_cells_of_one_run_only_are_counted(make_report: Make) -> None:
     assert (found.only_before, found.only_after) == (20, 0)
 
 
-def test_the_page_and_the_json_tell_of_it(make_report: Make) -> None:
+def test_the_page_and_the_json_show_a_comparison(make_report: Make) -> None:
     before = make_report(scalings=("yarn",), kv=("f16",), tasks=("kv-cache",))
     after = changed(before, lambda r: with_value(r, "decode_tokens_per_second", 40.0))
     found = compare(before, after)
@@ -114,5 +161,5 @@ def test_the_page_and_the_json_tell_of_it(make_report: Make) -> None:
     assert plain["regressions"] == 4
     assert plain["changes"][1]["worse"] is True
     html = to_html(after, against=found)
-    assert "4 of 12 figures are worse and 0 better by more than noise." in html
+    assert "Of 12 values, 4 are significantly worse and 0 significantly better." in html
     assert "yarn · f16 · kv-cache at 8,192 tokens" in html

@@ -60,7 +60,7 @@ def test_a_lone_estimate_keeps_its_own_interval(make_report: Make) -> None:
     assert (perplexity.low, perplexity.high) == pytest.approx((11.6, 12.4))
 
 
-def test_csv_has_one_row_a_cell(make_report: Make) -> None:
+def test_csv_has_one_row_per_cell(make_report: Make) -> None:
     report = make_report()
     rows = list(csv.DictReader(io.StringIO(to_csv(report))))
     assert len(rows) == len(report.cells)
@@ -70,7 +70,7 @@ def test_csv_has_one_row_a_cell(make_report: Make) -> None:
     assert {row["status"] for row in rows} == {"ok"}
 
 
-def test_junit_has_one_case_a_cell(make_report: Make) -> None:
+def test_junit_has_one_test_case_per_cell(make_report: Make) -> None:
     report = make_report(kv=("f16", "iq4_nl"), scalings=("file",))
     verdict, *suites = ElementTree.fromstring(to_junit(report))
     cases = [case for suite in suites for case in suite.findall("testcase")]
@@ -95,5 +95,7 @@ def test_hostile_strings_are_inert(make_report: Make) -> None:
     assert json.loads(to_json(report))["models"][0]["name"] == HOSTILE
     rows = list(csv.DictReader(io.StringIO(to_csv(report))))
     assert rows[0]["model"].startswith("'=cmd")
-    for case in ElementTree.fromstring(to_junit(report)).iter("testcase"):
+    cases = list(ElementTree.fromstring(to_junit(report)).iter("testcase"))
+    assert len(cases) > len(report.cells) > 0
+    for case in cases:
         assert "<script>" in str(case.get("classname"))

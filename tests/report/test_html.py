@@ -1,4 +1,4 @@
-"""The page: self-contained, whole, inert, and drawn by a real browser."""
+"""The page: self-contained, complete, inert, and drawn by a real browser."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(make_report: Make) -> None:
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
     links = [v for n, v in page.attributes if n in ("src", "href", "xlink:href", "action")]
     assert [link for link in links if not link.startswith("#")] == []
+    assert page.tags.count("svg") == 3 * 2 + 1, "a heatmap per setting, and the perplexity"
     assert "url(" not in page.text.replace("url(#", "")
 
 
@@ -70,19 +71,20 @@ def test_the_page_holds_every_part(make_report: Make) -> None:
         "ab" * 32,
         "ggufrope run plan.toml",
         "patch models/invented.gguf -o models/invented.yarn.gguf --scaling yarn --target-ctx 8192",
-        "recall at 8192 tokens: 0.0%, at least 90.0% is asked for",
+        "recall at 8192 tokens: 0.0% (required: at least 90.0%)",
     ):
         assert words in page.text, words
+    assert "recall: share of needles answered exactly; perplexity: exp of the mean" in page.text
     maps = re.findall(r"<figcaption>(.*?)<small>(.*?)</small>", html)
-    assert ("yarn · q8_0", "20 of 20 found") in maps
-    assert ("linear · f16", "17 of 20 found") in maps
+    assert ("yarn · q8_0", "20 of 20 exact") in maps
+    assert ("linear · f16", "17 of 20 exact") in maps
     assert len(maps) == 6
     described = [v for n, v in page.attributes if n == "aria-label" and "recall" in v]
     assert "8192 tokens, depth 50 %: recall 0% of 1" in described
     assert len(described) == 6 * 20
 
 
-def test_unmeasured_cells_are_told_apart_from_misses(make_report: Make) -> None:
+def test_unmeasured_cells_differ_from_misses(make_report: Make) -> None:
     html = to_html(make_report(kv=("iq4_nl",), scalings=("file",)))
     assert "not measured" in html
     assert "no such cache here" in Page(html).text

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from ggufrope._plain import decode, encode, json_schema
@@ -108,3 +111,42 @@ def test_the_schema_says_what_is_accepted() -> None:
     assert properties["counts"] == {"type": "array", "items": {"type": "integer"}, "default": []}
     assert properties["either"]["anyOf"][1] == {"type": "array", "items": {"type": "number"}}
     assert properties["inner"]["properties"]["color"]["enum"] == ["red", "green"]
+
+
+class Color(Enum):
+    DARK_RED = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    path: Path
+    color: Color
+    missing: int | None
+    numbers: tuple[float, ...]
+    array: object
+
+
+def test_json_output_keeps_absent_fields_and_names_what_json_lacks() -> None:
+    answer = Answer(
+        path=Path("a.gguf"),
+        color=Color.DARK_RED,
+        missing=None,
+        numbers=(1.5, float("nan"), float("inf")),
+        array=np.array([[1, 2], [3, 4]], dtype=np.int8),
+    )
+    assert encode({"answer": answer, "raw": b"\x01\xff"}, nulls=True) == {
+        "answer": {
+            "path": "a.gguf",
+            "color": "dark_red",
+            "missing": None,
+            "numbers": [1.5, None, None],
+            "array": [[1, 2], [3, 4]],
+        },
+        "raw": "01ff",
+    }
+    assert "missing" not in encode(answer)
+
+
+def test_a_value_without_a_plain_form_is_a_fault_of_ours() -> None:
+    with pytest.raises(TypeError, match="object has no plain form"):
+        encode(object())
