@@ -1,9 +1,9 @@
-"""Frozen dataclasses to plain data and back, checked; and their JSON Schema.
+"""Records (frozen dataclasses) to plain data and back, checked; and their JSON Schema.
 
-One description serves three readers: the TOML plan a person writes, the JSON kept in the run's
-database, and the schema an editor completes from. The field's type says what is accepted: `str`,
-`int`, `float`, `bool`, a `Literal`, another record, `tuple[T, ...]`, a fixed tuple, a union of
-these or None. A field's `metadata` may hold `help`, which goes into the schema.
+One description serves the TOML plan that a person writes, the JSON in a run's database and between
+its processes, and the schema that an editor completes from. The type of a field says what is
+accepted: `str`, `int`, `float`, `bool`, a `Literal`, another record, `tuple[T, ...]`, a fixed
+tuple, a union of these or None. A field's `metadata` may hold `help`, which goes into the schema.
 """
 
 from __future__ import annotations
@@ -25,25 +25,38 @@ Plain = Any
 T = TypeVar("T")
 
 
-def encode(value: object) -> Plain:
-    """Plain data for a record: tuples become lists, absent (None) fields are left out.
+def encode(value: object, *, exact: bool = False) -> Plain:
+    """Return a record as plain data: tuples become lists, fields that are None are left out.
 
-    A number that is not finite becomes None: JSON has no word for it.
+    A number that is not finite becomes None, because JSON has no word for it. With `exact` both
+    stay as they are, so that `decode` returns an equal record whatever the defaults of its fields.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: encode(getattr(value, f.name)) for f in fields(value)}
-        return {name: item for name, item in plain.items() if item is not None}
+        plain = {f.name: encode(getattr(value, f.name), exact=exact) for f in fields(value)}
+        return {name: item for name, item in plain.items() if exact or item is not None}
     if isinstance(value, Mapping):
-        return {str(name): encode(item) for name, item in value.items()}
+        return {str(name): encode(item, exact=exact) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [encode(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
+        return [encode(item, exact=exact) for item in value]
+    if isinstance(value, float) and not (exact or math.isfinite(value)):
         return None
     return value
 
 
+def non_finite(value: object, path: str = "") -> typing.Iterator[tuple[str, float]]:
+    """Yield the path and value of each number in a record that is infinite or not a number."""
+    if is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from non_finite(getattr(value, field.name), _join(path, field.name))
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from non_finite(item, f"{path}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+
+
 def decode(record: type[T], plain: Plain, *, where: str = "") -> T:
-    """The record that `plain` describes; `where` is what the messages call it, a file for instance.
+    """Return the record that `plain` describes; messages call it `where`, a file's name say.
 
     Raises RequestError naming every problem at once: unknown keys with the nearest known one, wrong
     types with the path to them, missing keys.
@@ -57,7 +70,7 @@ def decode(record: type[T], plain: Plain, *, where: str = "") -> T:
 
 
 def json_schema(record: type, *, title: str) -> dict[str, Plain]:
-    """The JSON Schema (draft 2020-12) of what `decode(record, …)` accepts."""
+    """Return the JSON Schema (draft 2020-12) of what `decode(record, …)` accepts."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": title,
@@ -67,7 +80,7 @@ def json_schema(record: type, *, title: str) -> dict[str, Plain]:
 
 @cache
 def _fields(record: type) -> dict[str, tuple[Field[Any], Any]]:
-    """Each field of a record with its resolved type, in order."""
+    """Return each field of a record with its resolved type, in order."""
     hints = typing.get_type_hints(record)
     return {f.name: (f, hints[f.name]) for f in fields(record) if f.init}
 
@@ -141,7 +154,7 @@ def _decode_tuple(
 
 
 def _decode_union(kinds: tuple[Any, ...], plain: Plain, path: str, problems: list[str]) -> Any:
-    """The first member that accepts; where none does, what the likeliest one complains about."""
+    """Return the value as the first type that accepts it, else report what is wrong with it."""
     if plain is None and type(None) in kinds:
         return None
     attempts = []

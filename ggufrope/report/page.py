@@ -46,7 +46,7 @@ def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) ->
         "patches": [
             patch_command(trial, model.file.path, max(report.plan.contexts))
             for model in report.models
-            for trial in report.plan.trials
+            for trial in report.plan.requests
             if trial.scaling not in ("file", "none")
         ],
         "plan_text": format_plan(report.plan),
