@@ -46,8 +46,8 @@ _SHADES = ("#7f1d1d", "#b45309", "#a16207", "#4d7c0f", "#15803d", "#047857")
 
 def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
     """Measure in this process and show the report; without `out`, the results are not kept."""
-    from ggufrope.execution import create, open_subject
-    from ggufrope.runs.driver import work
+    from ggufrope.execution import open_subject
+    from ggufrope.runs.driver import InlineTransport, drive, open_run
 
     from .progress import RunBar
 
@@ -56,9 +56,9 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
             temporary = tempfile.TemporaryDirectory(prefix="ggufrope-run-")
             out = Path(cleanup.enter_context(temporary))
         repair(plan)
-        create(plan, out)
+        store = cleanup.enter_context(open_run(plan, out))
         with answering(out, json=json), RunBar() as bar:
-            work(out, open_subject, on_job=bar.begin, progress=bar.advance)
+            drive(store, InlineTransport(open_subject, on_job=bar.begin, progress=bar.advance))
 
 
 def carry_out_batch(
@@ -74,34 +74,22 @@ def carry_out_batch(
 
     On Ray, each device of the plan is one worker with a GPU that Ray assigns.
     """
-    from ggufrope.execution import OPENER, create
-    from ggufrope.runs.driver import Slot, run_in_processes
-    from ggufrope.runs.ray import run_on_ray
-    from ggufrope.runs.store import RunStore
+    from ggufrope.runs.driver import ProcessTransport, drive, open_run
+    from ggufrope.runs.ray import RayTransport
 
     from .progress import CellBar
 
     repair(plan)
-    create(plan, folder)
-    with RunStore(folder) as store:
+    with open_run(plan, folder) as store:
         if retry_failed:
             store.retry_failed()
         jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
         left = sum(len(job.cells) - len(store.finished_cells(job)) for job in jobs)
-    slots = [Slot.on_gpu(device) for device in plan.runtime.devices] or [Slot(environment={})]
-    with answering(folder, selection=selection, json=json), CellBar(left) as bar:
-        if ray:
-            run_on_ray(
-                folder,
-                OPENER,
-                workers=len(slots),
-                gpus_each=1 if plan.runtime.devices else 0,
-                address=os.environ.get("RAY_ADDRESS"),
-                selection=selection,
-                on_cell=bar.advance,
-            )
-        else:
-            run_in_processes(folder, OPENER, slots=slots, selection=selection, on_cell=bar.advance)
+        transport = (
+            RayTransport(address=os.environ.get("RAY_ADDRESS")) if ray else ProcessTransport()
+        )
+        with answering(folder, selection=selection, json=json), CellBar(left) as bar:
+            drive(store, transport, selection=selection, on_cell=bar.advance)
 
 
 def repair(plan: RunPlan) -> None:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ggufrope.container.recovery import undo
     from ggufrope.errors import GgufRopeError
     from ggufrope.evals.verdict import Thresholds
-    from ggufrope.execution import open_subject, run
+    from ggufrope.execution import open_subject
     from ggufrope.patching.inspection import inspect
     from ggufrope.patching.plan import apply, plan_patch
     from ggufrope.patching.request import ScalingRequest
-    from ggufrope.report.record import RunReport
+    from ggufrope.report.record import RunReport, run
     from ggufrope.runs.plan import RunPlan, RuntimeSettings, read_plan
     from ggufrope.runtime.context import Context
     from ggufrope.runtime.model import Model
@@ -36,11 +36,11 @@ _HOMES = {
     "container.recovery": ("undo",),
     "errors": ("GgufRopeError",),
     "evals.verdict": ("Thresholds",),
-    "execution": ("open_subject", "run"),
+    "execution": ("open_subject",),
     "patching.inspection": ("inspect",),
     "patching.plan": ("apply", "plan_patch"),
     "patching.request": ("ScalingRequest",),
-    "report.record": ("RunReport",),
+    "report.record": ("RunReport", "run"),
     "runs.plan": ("RunPlan", "RuntimeSettings", "read_plan"),
     "runtime.context": ("Context",),
     "runtime.model": ("Model",),

@@ -1,9 +1,9 @@
-"""Frozen dataclasses to plain data and back, checked; and their JSON Schema.
+"""Records (frozen dataclasses) to plain data and back, checked; and their JSON Schema.
 
-One description serves three readers: the TOML plan a person writes, the JSON kept in the run's
-database, and the schema an editor completes from. The field's type says what is accepted: `str`,
-`int`, `float`, `bool`, a `Literal`, another record, `tuple[T, ...]`, a fixed tuple, a union of
-these or None. A field's `metadata` may hold `help`, which goes into the schema.
+One description serves the TOML plan that a person writes, the JSON in a run's database and between
+its processes, and the schema that an editor completes from. The type of a field says what is
+accepted: `str`, `int`, `float`, `bool`, a `Literal`, another record, `tuple[T, ...]`, a fixed
+tuple, a union of these or None. A field's `metadata` may hold `help`, which goes into the schema.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar, Union
 
@@ -27,37 +27,52 @@ Plain = Any
 T = TypeVar("T")
 
 
-def encode(value: object, *, nulls: bool = False) -> Plain:
+def encode(value: object, *, nulls: bool = False, exact: bool = False) -> Plain:
     """Return plain data for a value: the one encoder of stored records, plans and JSON output.
 
     Records become objects, enumerations their name in lower case, paths text, bytes hexadecimal
     digits, arrays and other iterables lists. A number that is not finite becomes None: JSON has no
-    word for it. Absent (None) fields of a record are left out, or with `nulls` kept as None.
+    word for it. Absent (None) fields of a record are left out, or with `nulls` kept as None. With
+    `exact` both stay as they are, so that `decode` returns an equal record whatever the defaults
+    of its fields.
     """
     if isinstance(value, Enum):
         return value.name.lower()
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if exact or math.isfinite(value) else None
+    nested = partial(encode, nulls=nulls, exact=exact)
     if is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: encode(getattr(value, f.name), nulls=nulls) for f in fields(value)}
-        return {name: item for name, item in plain.items() if nulls or item is not None}
+        plain = {f.name: nested(getattr(value, f.name)) for f in fields(value)}
+        return {name: item for name, item in plain.items() if nulls or exact or item is not None}
     if isinstance(value, Mapping):
-        return {str(name): encode(item, nulls=nulls) for name, item in value.items()}
+        return {str(name): nested(item) for name, item in value.items()}
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, bytes):
         return value.hex()
     if hasattr(value, "tolist"):  # numpy's arrays and numbers
-        return encode(value.tolist(), nulls=nulls)
+        return nested(value.tolist())
     if isinstance(value, Iterable):
-        return [encode(item, nulls=nulls) for item in value]
+        return [nested(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no plain form")
 
 
+def non_finite(value: object, path: str = "") -> typing.Iterator[tuple[str, float]]:
+    """Yield the path and value of each number in a record that is infinite or not a number."""
+    if is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from non_finite(getattr(value, field.name), _join(path, field.name))
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from non_finite(item, f"{path}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+
+
 def decode(record: type[T], plain: Plain, *, where: str = "") -> T:
-    """The record that `plain` describes; `where` is what the messages call it, a file for instance.
+    """Return the record that `plain` describes; messages call it `where`, a file's name say.
 
     Raises RequestError naming every problem at once: unknown keys with the nearest known one, wrong
     types with the path to them, missing keys.
@@ -71,7 +86,7 @@ def decode(record: type[T], plain: Plain, *, where: str = "") -> T:
 
 
 def json_schema(record: type, *, title: str) -> dict[str, Plain]:
-    """The JSON Schema (draft 2020-12) of what `decode(record, …)` accepts."""
+    """Return the JSON Schema (draft 2020-12) of what `decode(record, …)` accepts."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": title,
@@ -81,7 +96,7 @@ def json_schema(record: type, *, title: str) -> dict[str, Plain]:
 
 @cache
 def _fields(record: type) -> dict[str, tuple[Field[Any], Any]]:
-    """Each field of a record with its resolved type, in order."""
+    """Return each field of a record with its resolved type, in order."""
     hints = typing.get_type_hints(record)
     return {f.name: (f, hints[f.name]) for f in fields(record) if f.init}
 
@@ -155,7 +170,7 @@ def _decode_tuple(
 
 
 def _decode_union(kinds: tuple[Any, ...], plain: Plain, path: str, problems: list[str]) -> Any:
-    """The first member that accepts; where none does, what the likeliest one complains about."""
+    """Return the value as the first type that accepts it, else report what is wrong with it."""
     if plain is None and type(None) in kinds:
         return None
     attempts = []

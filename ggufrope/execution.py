@@ -13,19 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from ggufrope.lm import OpenContext, Progress
+    from ggufrope.lm import OpenContext
     from ggufrope.patching.request import ScalingRequest
-    from ggufrope.report.record import RunReport
     from ggufrope.rope.effective import RopeOverrides
     from ggufrope.rope.metadata import RopeMetadata
-    from ggufrope.runs.driver import OnCell
-    from ggufrope.runs.jobs import Selection
-    from ggufrope.runs.plan import KvTypes, RunPlan, RuntimeSettings
-    from ggufrope.runs.subject import OpenSubject
+    from ggufrope.runs.plan import KvTypes, RuntimeSettings
     from ggufrope.runtime.context import Context
     from ggufrope.runtime.model import Model
 
-OPENER = f"{__name__}:open_subject"
 _UNKNOWN_CONTEXT = 4096
 _SPARE = 512
 """Cells for about eight questions with their distractors."""
@@ -34,50 +29,6 @@ _SPARE = 512
 def open_subject(path: Path, settings: RuntimeSettings) -> LlamaSubject:
     """A model file as a run's subject, loaded with llama.cpp."""
     return LlamaSubject(path, settings)
-
-
-def create(plan: RunPlan, folder: Path) -> None:
-    """Make the run of `plan` in `folder`, or find it there to go on with.
-
-    Raises RequestError where the folder holds the run of another plan, FileError for a model, or
-    another file of the plan's, that is not there.
-    """
-    from ggufrope.errors import StorageError
-    from ggufrope.runs.jobs import expand
-    from ggufrope.runs.models import resolve_models
-    from ggufrope.runs.store import RunStore
-
-    models = resolve_models(plan.models)
-    for name in plan.files:
-        if not Path(name).is_file():
-            raise StorageError(f"{name}: no such file, though the plan names it")
-    RunStore.create(folder, plan, models, expand(plan, models)).close()
-
-
-def run(
-    plan: RunPlan,
-    folder: Path,
-    *,
-    open_subject: OpenSubject = open_subject,
-    selection: Selection | None = None,
-    on_cell: OnCell | None = None,
-    progress: Progress | None = None,
-) -> RunReport:
-    """Carry `plan` out in this process, keep every result in `folder`, and report.
-
-    The same call resumes a run that was interrupted. With a `selection` only the jobs it chooses
-    are done and reported. `on_cell` is called with each cell as it finishes, `progress` with
-    tokens evaluated. A job that fails is recorded; MissingDependencyError is raised without
-    llama-cpp-python, RequestError or FileError where the plan cannot be carried out.
-    """
-    from ggufrope.report.record import report_of
-    from ggufrope.runs.driver import work
-    from ggufrope.runs.store import RunStore
-
-    create(plan, folder)
-    work(folder, open_subject, selection=selection, on_cell=on_cell, progress=progress)
-    with RunStore(folder) as store:
-        return report_of(store, selection)
 
 
 class LlamaSubject:

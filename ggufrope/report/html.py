@@ -196,7 +196,7 @@ def _patches(report: RunReport) -> list[str]:
     return [
         _patch(request, Path(model.file.path), longest)
         for model in report.models
-        for request in report.plan.trials
+        for request in report.plan.requests
         if request.scaling not in ("file", "none")
     ]
 

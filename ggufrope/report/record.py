@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ggufrope.evals.results import CellResult
 from ggufrope.report.summary import SettingVerdict, SummaryRow, judge_settings, summarize
 from ggufrope.runs.jobs import Selection
 from ggufrope.runs.plan import RunPlan
 from ggufrope.runs.store import JobRecord, ModelRecord, RunStore, WorkerRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ggufrope.lm import Progress
+    from ggufrope.runs.driver import OnCell, Transport
+    from ggufrope.runs.subject import OpenSubject
 
 SCHEMA: Literal[1] = 1
 
@@ -68,3 +75,32 @@ def report_of(store: RunStore, selection: Selection | None = None) -> RunReport:
         summary=summary,
         verdicts=judge_settings(summary, plan.thresholds),
     )
+
+
+def run(
+    plan: RunPlan,
+    folder: Path,
+    *,
+    open_subject: OpenSubject | None = None,
+    transport: Transport | None = None,
+    selection: Selection | None = None,
+    on_cell: OnCell | None = None,
+    progress: Progress | None = None,
+) -> RunReport:
+    """Carry out `plan`, keep every result in `folder`, and return the report.
+
+    The same call resumes a run that was interrupted. Without a `transport` the work is done in this
+    process, on models that `open_subject` opens, by default with llama.cpp. With a `selection`
+    only the jobs it chooses are done and reported. `on_cell` is called with each cell as it
+    finishes, `progress` with tokens evaluated in this process. A job that fails is recorded.
+
+    Raises MissingDependencyError without llama-cpp-python, RequestError or FileError where the plan
+    cannot be carried out, or the folder holds the run of another plan or is in use.
+    """
+    from ggufrope.runs.driver import OPENER, InlineTransport, drive, open_run
+    from ggufrope.runs.subject import opener
+
+    with open_run(plan, folder) as store:
+        workers = transport or InlineTransport(open_subject or opener(OPENER), progress=progress)
+        drive(store, workers, selection=selection, on_cell=on_cell)
+        return report_of(store, selection)

@@ -1,251 +1,449 @@
-"""A run carried out: jobs taken from the store, measured here or by worker processes.
+"""A run carried out: the driver alone has the store, and hands jobs to the workers of a transport.
 
-llama.cpp ends the process on an assertion, the kernel when memory runs out. A worker process that
-dies takes only its job with it: the parent sees how it ended, records the job it held as failed
-with the signal and the last thing it said, and starts another in its place.
+There are three transports: in this process (`InlineTransport`), in worker processes
+(`ProcessTransport`), and on Ray (`ray.RayTransport`). Each has a number of places; a place holds
+one worker at a time, and a worker carries out one job at a time.
+
+llama.cpp ends the process on an assertion, the kernel when memory runs out. This is the one policy
+for workers that die:
+
+- The transport saw how the worker died: the job is abandoned at once, because an assertion or a
+  lack of memory repeats. Its cells without a result become errors that say how it died.
+- Nobody saw how: a machine of the cluster is lost, or the driver itself is killed with its worker.
+  The job stays pending and is tried again, by this driver or the next one. It is abandoned after
+  `store.MAX_CRASHES` starts that gave no more cells.
+- A job that is interrupted (Ctrl-C, or an error that is not its fault) stays pending, uncounted.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 from uuid import uuid4
 
-from ggufrope._files import sha256_of
-from ggufrope._plain import encode
-from ggufrope.errors import BackendError, MissingDependencyError, StorageError
+from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
 from ggufrope.evals.results import CellResult
-from ggufrope.runs.jobs import Job, Selection
-from ggufrope.runs.store import LifeLine, RunStore
-from ggufrope.runs.subject import Bench, Failure
-from ggufrope.runs.tasks.registry import MEASURES
-from ggufrope.runs.tasks.request import Measure
+from ggufrope.runs.jobs import Job, Selection, expand
+from ggufrope.runs.models import identify, resolve_models
+from ggufrope.runs.store import RunStore
+from ggufrope.runs.worker import (
+    Assignment,
+    Failed,
+    Finished,
+    Hashed,
+    Message,
+    Setup,
+    Started,
+    Unable,
+    Worker,
+    message_line,
+    parse_message,
+)
 
 if TYPE_CHECKING:
-    from ggufrope.evals.task import TaskName
     from ggufrope.lm import Progress
+    from ggufrope.runs.models import Identify
+    from ggufrope.runs.plan import RunPlan
     from ggufrope.runs.subject import OpenSubject
+    from ggufrope.runs.worker import OnJob
 
-
-# Taking jobs from a run and carrying them out, one after the other, in this process.
-#
-# However many processes take part and whoever started them, this is what each of them does.
+OPENER = "ggufrope.execution:open_subject"
+"""Opens models with llama.cpp, by the name that workers import it by."""
 
 OnCell: TypeAlias = Callable[[CellResult], None]
-OnJob: TypeAlias = Callable[[Job, int], None]
-"""Called with a job that begins and the tokens it will evaluate."""
 
-
-def new_worker_name() -> str:
-    """Unlike any other's, on any machine, and naming none."""
-    return f"{os.getpid()}-{uuid4().hex[:12]}"
-
-
-def work(
-    folder: Path,
-    open_subject: OpenSubject,
-    *,
-    selection: Selection | None = None,
-    worker: str | None = None,
-    tasks: Mapping[TaskName, Measure] = MEASURES,
-    on_job: OnJob | None = None,
-    on_cell: OnCell | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Do what is left of the run in `folder`, as far as other workers leave it.
-
-    What goes wrong in a job is recorded with the job. MissingDependencyError is no fault of a
-    job's and is raised, as is StorageError where results cannot be kept.
-    """
-    name = worker or new_worker_name()
-    with RunStore(folder) as store, LifeLine(store.lifelines, name):
-        among = chosen_ids(store, selection)
-        with Bench(store.plan, store.paths, open_subject, tasks) as bench:
-            store.enrol(name, bench.environment)
-            while job := store.take(name, among, model=bench.loaded):
-                try:
-                    _do(store, name, job, bench, on_job, on_cell, progress)
-                except BaseException:
-                    store.release(name)
-                    raise
-
-
-def chosen_ids(store: RunStore, selection: Selection | None) -> frozenset[str]:
-    """Ids of the jobs to do."""
-    jobs = tuple(entry.job for entry in store.jobs())
-    return frozenset(job.id for job in (selection or Selection()).choose(jobs))
-
-
-def _do(
-    store: RunStore,
-    worker: str,
-    job: Job,
-    bench: Bench,
-    on_job: OnJob | None,
-    on_cell: OnCell | None,
-    progress: Progress | None,
-) -> None:
-    """One job, to its end or its failure."""
-    loaded = bench.loaded
-    store.record_sha256(job.model, sha256_of)
-    for result in bench.carry_out(
-        job,
-        done=store.finished_cells(job),
-        planned=None if on_job is None else partial(on_job, job),
-        progress=progress,
-    ):
-        if isinstance(result, Failure):
-            store.fail(job, result.reason)
-            return
-        if bench.loaded != loaded:
-            loaded = bench.loaded
-            store.enrol(worker, bench.environment)
-        store.append(job, result)
-        if on_cell is not None:
-            on_cell(result)
-    store.finish(job)
-
-
-CANNOT_GO_ON = 3
-"""Exit status where the worker itself failed, not a job; the last line on stderr says how."""
-
-
-# A run carried out by worker processes, so that one that dies takes only its job with it.
-#
-# llama.cpp ends the process on an assertion, the kernel when memory runs out. The parent sees how
-# each worker ended, records the job it held as failed with the signal and the last thing it said,
-# and starts another in its place.
-
-POLL_SECONDS = 0.1
-_LAST_WORDS_BYTES = 4096
+_ERRORS: dict[str, type[BackendError | MissingDependencyError | RequestError | StorageError]] = {
+    kind.__name__: kind for kind in (MissingDependencyError, RequestError, StorageError)
+}
+"""Reasons why a worker cannot work at all; any other is a BackendError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """A place for one worker at a time; `environment` is set for it, a GPU's number say."""
+class Exited:
+    """A worker has died. `reason` is how, None where the transport could not see it."""
 
-    environment: Mapping[str, str]
-
-    @classmethod
-    def on_gpu(cls, device: str) -> Slot:
-        """A slot that sees only the CUDA device of that number or UUID."""
-        return cls(environment={"CUDA_VISIBLE_DEVICES": device})
+    reason: str | None
 
 
-def run_in_processes(
-    folder: Path,
-    opener: str,
+class Transport(Protocol):
+    """Where workers are. Places are numbered from 0."""
+
+    def open(self, plan: RunPlan, paths: Mapping[str, str], logs: Path) -> int:
+        """Get ready for a run; return the number of places. Workers write their logs to `logs`."""
+        ...
+
+    def send(self, place: int, assignment: Assignment) -> str:
+        """Give a job to the worker at a place, started where there is none; return its name."""
+        ...
+
+    def receive(self) -> tuple[int, Message | Exited]:
+        """Wait for the next message of any place with a job.
+
+        Raises GgufRopeError where a worker cannot work at all, for a reason that is no job's.
+        """
+        ...
+
+    def close(self) -> None:
+        """End every worker, and what it is doing."""
+        ...
+
+
+def open_run(plan: RunPlan, folder: Path, *, identify: Identify = identify) -> RunStore:
+    """Return the run of `plan` in `folder`, made there or taken up, locked for this process.
+
+    Raises RequestError where the folder holds the run of another plan, FileError where a model or
+    another file of the plan is missing, or another process is running the folder.
+    """
+    for name in plan.files:
+        if not Path(name).is_file():
+            raise StorageError(f"{name}: no such file, though the plan names it")
+    models = resolve_models(plan.models, identify)
+    return RunStore.create(folder, plan, models, expand(plan, models))
+
+
+def drive(
+    store: RunStore,
+    transport: Transport,
     *,
-    slots: Sequence[Slot] = (Slot(environment={}),),
     selection: Selection | None = None,
     on_cell: OnCell | None = None,
 ) -> None:
-    """Do what is left of the run in `folder`, with one worker a slot.
+    """Carry out the pending jobs of a run, or those of a selection; keep every result.
 
-    `opener` is "package.module:function", an OpenSubject that workers can import. Raises
-    MissingDependencyError or BackendError where no worker can work at all.
+    `store` is open to be carried out, from `open_run`. `on_cell` is called with each result when it
+    is kept. What goes wrong in a job is recorded with the job. Raises MissingDependencyError or
+    BackendError where the workers cannot work at all, StorageError where results cannot be kept,
+    RequestError where the selection chooses nothing.
     """
-    selection = selection or Selection()
-    with RunStore(folder) as store, ExitStack() as cleanup:
-        seen = store.last_cell
-        workers = [_Worker(folder, opener, slot, selection) for slot in slots]
-        for worker in workers:
-            cleanup.callback(worker.stop)
-        while workers:
-            time.sleep(POLL_SECONDS)
-            for worker in [w for w in workers if w.ended]:
-                workers.remove(worker)
-                if _bury(store, worker):
-                    successor = _Worker(folder, opener, worker.slot, selection)
-                    cleanup.callback(successor.stop)
-                    workers.append(successor)
-            if on_cell is not None:
-                for mark, result in store.results_after(seen):
-                    on_cell(result)
-                    seen = mark
+    records = store.jobs()
+    chosen = (selection or Selection()).choose(tuple(record.job for record in records))
+    wanted = {job.id for job in chosen}
+    pending = [r.job for r in records if r.job.id in wanted and r.state == "pending"]
+    if not pending:
+        return
+    _Driver(store, transport, pending, on_cell).carry_out()
 
 
-def _bury(store: RunStore, worker: _Worker) -> bool:
-    """Record how a worker ended; whether another should take its place."""
-    if worker.status == 0:
-        return False
-    if worker.status == CANNOT_GO_ON:
-        kind, _, message = worker.last_words.partition(": ")
-        failure = {"MissingDependencyError": MissingDependencyError, "StorageError": StorageError}
-        raise failure.get(kind, BackendError)(message or "the worker could not go on")
-    job = store.held_by(worker.name)
-    if job is None:
-        raise BackendError(f"a worker ended before it took a job: {worker.fate}")
-    store.fail(job, f"its process was ended: {worker.fate}")
-    return True
+class _Driver:
+    """The pending jobs of a run and the jobs at the places of a transport."""
 
+    def __init__(
+        self, store: RunStore, transport: Transport, pending: list[Job], on_cell: OnCell | None
+    ) -> None:
+        self._store = store
+        self._transport = transport
+        self._pending = pending
+        self._on_cell = on_cell
+        self._at: dict[int, Job] = {}
+        self._worker: dict[int, str] = {}
+        self._model: dict[int, str] = {}
+        self._to_hash = {r.file.name for r in store.models() if r.sha256 is None}
 
-class _Worker:
-    """One worker process and its log."""
-
-    def __init__(self, folder: Path, opener: str, slot: Slot, selection: Selection) -> None:
-        self.slot = slot
-        self.name = new_worker_name()
-        self._log = folder / "logs" / f"{self.name}.log"
-        arguments = {
-            "folder": str(folder),
-            "worker": self.name,
-            "opener": opener,
-            "selection": encode(selection),
-        }
-        self._log.parent.mkdir(exist_ok=True)
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.worker", json.dumps(arguments)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=os.environ | slot.environment,
+    def carry_out(self) -> None:
+        """Keep every place busy until no job is left."""
+        try:
+            places = self._transport.open(
+                self._store.plan, self._store.paths, self._store.folder / "logs"
             )
+            for place in range(places):
+                self._send(place)
+            while self._at:
+                place, message = self._transport.receive()
+                self._handle(place, message)
+                if place not in self._at:
+                    self._send(place)
+        finally:
+            try:
+                self._transport.close()
+            finally:
+                for job in self._at.values():
+                    self._store.release(job)
+
+    def _send(self, place: int) -> None:
+        """Give a place the next job, one on the model that is loaded there where there is one."""
+        if not self._pending:
+            return
+        model = self._model.get(place)
+        job = next((job for job in self._pending if job.model == model), self._pending[0])
+        self._pending.remove(job)
+        assignment = Assignment(
+            job=job,
+            done=tuple(sorted(self._store.finished_cells(job))),
+            hash_model=job.model in self._to_hash,
+        )
+        self._to_hash.discard(job.model)
+        self._worker[place] = self._transport.send(place, assignment)
+        self._store.start(job, self._worker[place])
+        self._at[place], self._model[place] = job, job.model
+
+    def _handle(self, place: int, message: Message | Exited) -> None:
+        """Record what a message says; the place has no job any more where that has ended."""
+        job = self._at[place]
+        match message:
+            case Started(environment=environment):
+                self._store.register(self._worker[place], dict(environment))
+            case Hashed(model=model, sha256=sha256):
+                self._store.record_sha256(model, sha256)
+            case CellResult():
+                self._store.append(job, message)
+                if self._on_cell is not None:
+                    self._on_cell(message)
+            case Failed(reason=reason):
+                self._store.fail(job, reason)
+                del self._at[place]
+            case Finished():
+                self._store.finish(job)
+                del self._at[place]
+            case Exited(reason=reason):
+                self._record_exit(job, reason)
+                del self._at[place], self._model[place]
+            case Unable(error=name, message=text):
+                raise _ERRORS.get(name, BackendError)(text)
+
+    def _record_exit(self, job: Job, reason: str | None) -> None:
+        """Apply the policy for workers that die, at the top of this module."""
+        if reason is not None:
+            self._store.fail(job, reason)
+        elif self._store.record_crash(job):
+            self._pending.insert(0, job)
+
+
+def new_worker_name() -> str:
+    """Return a name unlike any other worker's, on any machine, that names no machine."""
+    return f"{os.getpid()}-{uuid4().hex[:12]}"
+
+
+class InlineTransport:
+    """One worker, in this process. `open_subject` opens models.
+
+    `on_job` is called with each job that begins, `progress` with tokens as they are evaluated.
+    """
+
+    def __init__(
+        self,
+        open_subject: OpenSubject,
+        *,
+        on_job: OnJob | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._open_subject = open_subject
+        self._on_job = on_job
+        self._progress = progress
+        self._name = new_worker_name()
+        self._first = True
+        self._worker: Worker | None = None
+        self._messages: Iterator[Message] = iter(())
+
+    def open(self, plan: RunPlan, paths: Mapping[str, str], logs: Path) -> int:
+        """Make the worker; there is one place."""
+        self._worker = Worker(
+            plan, paths, self._open_subject, on_job=self._on_job, progress=self._progress
+        )
+        return 1
+
+    def send(self, place: int, assignment: Assignment) -> str:
+        """Take a job to carry out while its messages are received."""
+        assert self._worker is not None, "open() comes first"
+        first, self._first = self._first, False
+        self._messages = _introduced(self._worker, assignment, first=first)
+        return self._name
+
+    def receive(self) -> tuple[int, Message]:
+        """Work until there is something to say."""
+        return 0, next(self._messages)
+
+    def close(self) -> None:
+        """Free the model."""
+        if self._worker is not None:
+            self._worker.close()
+
+
+def _introduced(worker: Worker, assignment: Assignment, *, first: bool) -> Iterator[Message]:
+    if first:
+        yield worker.started()
+    yield from worker.carry_out(assignment)
+
+
+_BUSY_END_SECONDS, _IDLE_END_SECONDS = 2.0, 10.0
+"""Time that a worker process has to end by itself before it is killed."""
+
+
+class ProcessTransport:
+    """One worker process at each place, so that one that dies takes only its job with it.
+
+    `opener` is "package.module:function", an OpenSubject that workers can import. `environments`
+    are variables to set, for one worker each; by default one worker for each CUDA device that the
+    plan names, which sees only that, or else one worker.
+    """
+
+    def __init__(
+        self, opener: str = OPENER, *, environments: Sequence[Mapping[str, str]] | None = None
+    ) -> None:
+        self._opener = opener
+        self._environments = environments
+        self._inbox: SimpleQueue[_Received] = SimpleQueue()
+        self._at: dict[int, _Process] = {}
+
+    def open(self, plan: RunPlan, paths: Mapping[str, str], logs: Path) -> int:
+        """Remember what workers need; they start with their first job."""
+        if self._environments is None:
+            devices = [{"CUDA_VISIBLE_DEVICES": device} for device in plan.runtime.devices]
+            self._environments = devices or [{}]
+        self._setup = Setup(plan=plan, paths=tuple(paths.items()), opener=self._opener)
+        self._logs = logs
+        return len(self._environments)
+
+    def send(self, place: int, assignment: Assignment) -> str:
+        """Write the job to the worker at a place."""
+        if place not in self._at or self._at[place].ended:
+            assert self._environments is not None, "open() comes first"
+            self._at[place] = _Process(
+                place, self._setup, self._environments[place], self._logs, self._inbox
+            )
+        process = self._at[place]
+        process.send(assignment)
+        return process.name
+
+    def receive(self) -> tuple[int, Message | Exited]:
+        """Wait for a message of any worker that has a job."""
+        while True:
+            process, message = _wait_for(self._inbox)
+            if isinstance(message, Exited) and self._at.get(process.place) is process:
+                del self._at[process.place]
+                if not process.started:
+                    raise BackendError(f"a worker process could not start: {message.reason}")
+            if process.busy:
+                process.busy = not isinstance(message, (Failed, Finished, Exited))
+                return process.place, message
+
+    def close(self) -> None:
+        """End every worker process, a busy one within seconds."""
+        for process in self._at.values():
+            process.close_pipe()
+        closed = time.monotonic()
+        for process in self._at.values():
+            process.end(closed + (_BUSY_END_SECONDS if process.busy else _IDLE_END_SECONDS))
+        self._at.clear()
+
+
+_Received: TypeAlias = "tuple[_Process, Message | Exited]"
+
+
+class _Process:
+    """One worker process, its pipes and its log."""
+
+    def __init__(
+        self,
+        place: int,
+        setup: Setup,
+        variables: Mapping[str, str],
+        logs: Path,
+        inbox: SimpleQueue[_Received],
+    ) -> None:
+        self.place = place
+        self.name = new_worker_name()
+        self.started = False
+        self.busy = False
+        self._inbox = inbox
+        self._log = logs / f"{self.name}.log"
+        try:
+            logs.mkdir(exist_ok=True)
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", f"from {Worker.__module__} import main; main()"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=os.environ | dict(variables),
+                    # The driver alone gets Ctrl-C, and ends its workers.
+                    start_new_session=True,
+                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+                )
+        except OSError as error:
+            raise StorageError(f"{self._log}: cannot start a worker: {error.strerror}") from error
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._write(message_line(setup))
 
     @property
     def ended(self) -> bool:
+        """Whether the process has ended, though its last messages may not have been received."""
         return self._process.poll() is not None
 
-    @property
-    def status(self) -> int | None:
-        return self._process.returncode
+    def send(self, assignment: Assignment) -> None:
+        """Write a job to the worker."""
+        self.busy = True
+        self._write(message_line(assignment))
 
-    @property
-    def last_words(self) -> str:
-        """The last line it wrote, "" where it wrote none."""
-        with self._log.open("rb") as log:
-            log.seek(max(0, self._log.stat().st_size - _LAST_WORDS_BYTES))
-            lines = log.read().decode("utf-8", "replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-    @property
-    def fate(self) -> str:
-        """How it ended, in words: the signal or exit status, and its last line."""
-        status = self._process.returncode
-        fate = f"exit status {status}"
-        if status < 0:
-            fate = signal.Signals(-status).name
-            if -status == getattr(signal, "SIGKILL", None):
-                fate += " (as the kernel does when memory runs out)"
-        return f"{fate}; its last words: {self.last_words}" if self.last_words else fate
-
-    def stop(self) -> None:
-        """Close its lifeline and wait; it ends by itself, or is ended."""
+    def close_pipe(self) -> None:
+        """Close the worker's standard input, which ends it."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(OSError):
+            self._process.stdin.close()
+
+    def end(self, deadline: float) -> None:
+        """Wait for the end of the process, killed at `deadline`, and release what is left."""
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join()
+
+    def _write(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+
+    def _read(self) -> None:
+        """Hand on the worker's messages; its own thread."""
+        assert self._process.stdout is not None
+        with self._process.stdout as stream:
+            for line in stream:
+                if line.endswith(b"\n"):
+                    message = parse_message(line)
+                    self.started = self.started or isinstance(message, (Started, Unable))
+                    self._inbox.put((self, message))
+        self._process.wait()
+        self.close_pipe()
+        self._inbox.put((self, Exited(reason=self._exit_description())))
+
+    def _exit_description(self) -> str:
+        """How the process ended: the signal or exit status, and the last line of its log."""
+        status = self._process.returncode
+        description = f"worker ended with exit status {status}"
+        if status < 0:
+            description = f"worker killed by {signal.Signals(-status).name}"
+            if -status == getattr(signal, "SIGKILL", None):
+                description += " (possibly out of memory)"
+        line = _last_line(self._log)
+        return f"{description}; last log line: {line}" if line else description
+
+
+def _wait_for(inbox: SimpleQueue[_Received]) -> _Received:
+    """Return the next entry; waits in slices, because Windows holds Ctrl-C back meanwhile."""
+    while True:
+        with suppress(Empty):
+            return inbox.get(timeout=0.5 if sys.platform == "win32" else None)
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log, "" where it has none."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 4096))
+            lines = stream.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -1,8 +1,8 @@
-"""A plan, expanded: the jobs that carry it out and the cells each of them yields.
+"""The jobs of a plan, the cells of each job, and the selection of jobs to carry out.
 
-A job is what runs, fails and is isolated as one: a model under one scaling, one pair of cache
-types, one task and one seed. All its cells are known beforehand, so that a job which dies leaves
-no hole in a report. Order and identity depend on the plan and the files alone.
+A job runs, fails and is isolated as one: a model under one scaling, one pair of cache types, one
+task and one seed. All its cells are known beforehand, so that a job that dies leaves no hole in a
+report. Order and identity depend on the plan and the files alone.
 """
 
 from __future__ import annotations
@@ -27,11 +27,8 @@ if TYPE_CHECKING:
     from ggufrope.runs.models import ModelFile
 
 
-# What is measured, cell by cell: where a cell lies in the matrix, and what came of it.
-
-
 def digest(content: object) -> str:
-    """16 hexadecimal digits of SHA-256 over a record's canonical JSON."""
+    """Return 16 hexadecimal digits of the SHA-256 of a record's canonical JSON."""
     text = json.dumps(encode(content), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -55,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which jobs of a run to do: those that match every `only` term, dealt out over `shards`.
+    """Jobs of a run to carry out: those that match every `only` term, divided into `shards`.
 
     A term is AXIS=PATTERN, with model, scaling, kv, task or seed as the axis. `shard` counts
     from 1.
@@ -77,7 +74,7 @@ class Selection:
 
     @classmethod
     def parse(cls, only: tuple[str, ...] = (), shard: str | None = None) -> Selection:
-        """From the words of a command line; `shard` is I/N. Raises RequestError."""
+        """Return the selection of `only` terms and a share written I/N. Raises RequestError."""
         if shard is None:
             return cls(only=only)
         index, _, count = shard.partition("/")
@@ -86,9 +83,9 @@ class Selection:
         return cls(only=only, shard=int(index), shards=int(count))
 
     def choose(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
-        """The selected jobs, in order. Terms on one axis add up, axes narrow each other.
+        """Return the selected jobs, in order. Terms on one axis add up, axes narrow each other.
 
-        Raises RequestError where no job matches the terms; a share may well be empty.
+        Raises RequestError where no job matches the terms; a share may be empty.
         """
         wanted: dict[str, list[str]] = {}
         for term in self.only:
@@ -121,11 +118,11 @@ _AXES: dict[str, Callable[[Job], str]] = {
 
 
 def expand(plan: RunPlan, models: tuple[ModelFile, ...]) -> tuple[Job, ...]:
-    """Every job of a plan, those of one model next to each other, so that it is loaded once.
+    """Return every job of a plan, those of one model together, so that it is loaded once.
 
-    The base of all divergence has no divergence of its own.
+    The setting that all others diverge from has no divergence job of its own.
     """
-    axes = product(models, plan.trials, plan.kv_types, plan.tasks, plan.seeds)
+    axes = product(models, plan.requests, plan.kv_types, plan.tasks, plan.seeds)
     return tuple(
         _job(plan, model, trial, kv, task, seed)
         for model, trial, kv, task, seed in axes

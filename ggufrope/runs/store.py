@@ -1,114 +1,54 @@
-"""A run's folder: its plan, and one SQLite database of jobs, workers and cells.
+"""A run's folder: one SQLite database of its plan, jobs, workers and cells.
 
-Every cell is committed as it finishes, so a process may die at any instant and lose only the cell
-it was in. Any number of processes on the machine may take jobs from one run: taking is a
-transaction, and a job whose taker has died (see `liveness`) goes back. Write-ahead logging needs
-the folder on a local disk.
+One process at a time carries a run out: it holds the lock on the folder for as long as it has the
+store open to run. Everyone may read meanwhile. Each cell is committed as it finishes, so that the
+process may die at any instant and lose only the cells it was in. Write-ahead logging needs the
+folder on a local disk.
+
+`plan.toml` in the folder is a copy for people; the plan that counts is in the database.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
-import sys
 import time
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from ggufrope._files import storage, try_lock, write_whole
 from ggufrope._plain import T, decode, encode
-from ggufrope.errors import FileError, RequestError, StorageError
+from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job
 from ggufrope.runs.models import ModelFile
-from ggufrope.runs.plan import format_plan, read_plan
+from ggufrope.runs.plan import RunPlan, changed_keys, format_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import TracebackType
+    from typing_extensions import Self
 
-    from ggufrope.runs.plan import RunPlan
+FORMAT = 2
+MAX_CRASHES = 3
+"""A job is abandoned when it was begun this often without an end and without one more cell."""
 
+_DATABASE = "run.sqlite"
+_LOCK = "run.lock"
+_LATEST_TIME = 2.0**35
+"""Seconds since the epoch, in the year 3058; a later time in a database is damage."""
 
-# Whether a worker is alive, told by a lock that the operating system drops when it dies.
-#
-# Process ids come round again and heartbeats need clocks; a locked file needs neither: it is free
-# exactly when its holder is gone, however it went.
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
-class LifeLine:
-    """Held by a worker for as long as it lives: `folder`/`name`.alive, locked."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._path = folder / f"{name}.alive"
-        try:
-            folder.mkdir(exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise StorageError(f"{self._path}: cannot create: {error.strerror}") from error
-        _try_lock(self._descriptor)
-
-    def __enter__(self) -> LifeLine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go: the worker is no more."""
-        os.close(self._descriptor)
-        self._path.unlink(missing_ok=True)
-
-
-def is_alive(folder: Path, name: str) -> bool:
-    """Whether the worker `name` still holds its life line."""
-    try:
-        descriptor = os.open(folder / f"{name}.alive", os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        return not _try_lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# The run's SQLite database: its tables, and how records go in and come out.
-
-TABLES = """
-CREATE TABLE run (format INTEGER NOT NULL, created REAL NOT NULL);
+_TABLES = """
+CREATE TABLE run (format INTEGER NOT NULL, created REAL NOT NULL, plan TEXT NOT NULL);
 CREATE TABLE models (
     ordinal INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL, sha256 TEXT
 );
 CREATE TABLE jobs (
-    ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, model TEXT NOT NULL, body TEXT NOT NULL,
-    state TEXT NOT NULL DEFAULT 'pending', worker TEXT, deaths INTEGER NOT NULL DEFAULT 0,
+    ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'pending', worker TEXT, starts INTEGER NOT NULL DEFAULT 0,
     reason TEXT, started REAL, ended REAL
 );
 CREATE TABLE cells (
@@ -118,54 +58,12 @@ CREATE TABLE cells (
 CREATE TABLE workers (id TEXT PRIMARY KEY, body TEXT NOT NULL, started REAL NOT NULL);
 """
 
-
-def connect(path: Path, *, wal: bool = True) -> sqlite3.Connection:
-    """Open the database. Raises StorageError."""
-    try:
-        database = sqlite3.connect(path, timeout=60, isolation_level=None)
-        if wal:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
-    except sqlite3.Error as error:
-        raise StorageError(f"{path}: cannot open the run's database: {error}") from error
-    return database
-
-
-@contextmanager
-def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, and nobody else writes meanwhile."""
-    try:
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
-        database.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise StorageError(f"the run's database cannot be written: {error}") from error
-
-
-def dump(record: object) -> str:
-    """Return a record as JSON."""
-    return json.dumps(encode(record), allow_nan=False)
-
-
-def load(kind: type[T], body: str) -> T:
-    """Return the record that a row's JSON holds. Raises RequestError."""
-    return decode(kind, json.loads(body), where="the run's database")
-
-
-FORMAT = 1
-MAX_DEATHS = 3
-"""A job whose process died this often without a word is given up."""
-
 JobState: TypeAlias = Literal["pending", "running", "done", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """Where a job stands. Times are seconds since the epoch."""
+    """How far a job is. Times are seconds since the epoch."""
 
     job: Job
     state: JobState
@@ -177,7 +75,7 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecord:
-    """A model of the run; `sha256` is that of the whole file, None where it was not loaded yet."""
+    """A model of the run; `sha256` is that of the whole file, None until a worker has read it."""
 
     file: ModelFile
     sha256: str | None
@@ -185,7 +83,7 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
-    """A process that took part; `started` is seconds since the epoch."""
+    """A worker that took part; `started` is seconds since the epoch."""
 
     id: str
     environment: tuple[tuple[str, str], ...]
@@ -193,93 +91,88 @@ class WorkerRecord:
 
 
 class RunStore:
-    """The database of one run, open. One object a process and thread."""
+    """The database of one run, open; for one thread."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the run in `folder`. Raises StorageError where there is none, or it is newer."""
+        """Open the run in `folder` for reading.
+
+        Raises StorageError where there is none, where it is damaged, or of another format.
+        """
         self.folder = folder
-        path = folder / "run.sqlite"
-        if not path.is_file():
-            raise StorageError(f"{folder}: no run here (run.sqlite is missing)")
-        self._database = connect(path)
+        self._path = folder / _DATABASE
+        self._lock: int | None = None
+        if not self._path.is_file():
+            raise StorageError(f"{folder}: no run here ({_DATABASE} is missing)")
+        self._database = _connect(self._path)
         try:
-            (found,) = self._database.execute("SELECT format FROM run").fetchone()
-        except (sqlite3.DatabaseError, TypeError) as error:
-            raise StorageError(f"{path}: not the database of a run: {error}") from error
-        if found != FORMAT:
-            raise StorageError(f"{path}: written in format {found}, this version reads {FORMAT}")
+            with self._reading():
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                (found,) = self._rows("SELECT format FROM run")[0]
+            if found != FORMAT:
+                raise StorageError(
+                    f"{self._path}: written in format {found}, this version reads {FORMAT}; "
+                    "give another folder"
+                )
+            with self._reading():
+                ((created, plan),) = self._rows("SELECT created, plan FROM run")
+                self.created = _time(created)
+                self.plan = _load(RunPlan, plan)
+        except BaseException:
+            self._database.close()
+            raise
 
     @classmethod
     def create(
         cls, folder: Path, plan: RunPlan, models: tuple[ModelFile, ...], jobs: tuple[Job, ...]
     ) -> RunStore:
-        """The run of `plan` in `folder`, made there or, where it is there already, opened again.
+        """Return the run of `plan` in `folder`, made there or taken up, open to be carried out.
 
-        Raises RequestError where the folder holds another run, StorageError where it cannot be
-        written.
+        The folder is locked until the store is closed. Raises RequestError where it holds the run
+        of another plan, StorageError where it cannot be written or another process has it.
         """
-        path = folder / "run.sqlite"
-        if path.is_file():
-            store = cls(folder)
-            store._require_same(plan, jobs)
-            return store
+        path = folder / _DATABASE
+        lock = _lock_folder(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "plan.toml").write_text(format_plan(plan), encoding="utf-8")
-        except (OSError, UnicodeEncodeError) as error:
-            raise StorageError(f"{folder}: cannot write the run there: {error}") from error
-        # Filled under another name: a run that exists is whole, and the first to make it wins.
-        building = path.with_name(f"run.{os.getpid()}.building")
-        database = connect(building, wal=False)
-        with transaction(database):
-            for statement in TABLES.split(";"):
-                database.execute(statement)
-            database.execute("INSERT INTO run VALUES (?, ?)", (FORMAT, time.time()))
-            database.executemany(
-                "INSERT INTO models VALUES (?, ?, ?, NULL)",
-                ((n, model.name, dump(model)) for n, model in enumerate(models)),
-            )
-            database.executemany(
-                "INSERT INTO jobs (ordinal, id, model, body) VALUES (?, ?, ?, ?)",
-                ((n, job.id, job.model, dump(job)) for n, job in enumerate(jobs)),
-            )
-        database.close()
-        with suppress(FileExistsError):
-            os.link(building, path)
-        building.unlink()
-        store = cls(folder)
-        store._require_same(plan, jobs)
+            if not path.is_file():
+                _build(path, plan, models, jobs)
+            store = cls(folder)
+        except BaseException:
+            os.close(lock)
+            raise
+        store._lock = lock
+        try:
+            store._require_same(plan, jobs)
+            store._take_up()
+            if not (folder / "plan.toml").exists():
+                write_whole(folder / "plan.toml", format_plan(plan))
+        except BaseException:
+            store.close()
+            raise
         return store
 
-    def __enter__(self) -> RunStore:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
+        """Close the database and unlock the folder."""
         self._database.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
-    # What the run is
-
-    @property
-    def plan(self) -> RunPlan:
-        return read_plan(self.folder / "plan.toml")
-
-    @property
-    def created(self) -> float:
-        """Seconds since the epoch."""
-        return float(self._database.execute("SELECT created FROM run").fetchone()[0])
+    # Reading
 
     def models(self) -> tuple[ModelRecord, ...]:
-        """Every model in the plan's order."""
-        rows = self._database.execute("SELECT body, sha256 FROM models ORDER BY ordinal")
-        return tuple(ModelRecord(file=load(ModelFile, b), sha256=sha256) for b, sha256 in rows)
+        """Return every model, in the plan's order."""
+        with self._reading():
+            rows = self._rows("SELECT body, sha256 FROM models ORDER BY ordinal")
+            return tuple(
+                ModelRecord(file=_load(ModelFile, body), sha256=sha256) for body, sha256 in rows
+            )
 
     @property
     def paths(self) -> dict[str, str]:
@@ -287,161 +180,134 @@ class RunStore:
         return {record.file.name: record.file.path for record in self.models()}
 
     def jobs(self) -> tuple[JobRecord, ...]:
-        """Every job in the plan's order."""
-        rows = self._database.execute(
-            "SELECT body, state, reason, worker, started, ended FROM jobs ORDER BY ordinal"
-        )
-        return tuple(
-            JobRecord(
-                job=load(Job, body),
-                state=state,
-                reason=reason,
-                worker=worker,
-                started=started,
-                ended=ended,
+        """Return every job, in the plan's order."""
+        with self._reading():
+            return tuple(
+                JobRecord(
+                    job=_load(Job, body),
+                    state=_state(state),
+                    reason=reason,
+                    worker=worker,
+                    started=None if started is None else _time(started),
+                    ended=None if ended is None else _time(ended),
+                )
+                for body, state, reason, worker, started, ended in self._rows(
+                    "SELECT body, state, reason, worker, started, ended FROM jobs ORDER BY ordinal"
+                )
             )
-            for body, state, reason, worker, started, ended in rows
-        )
 
     def results(self) -> tuple[CellResult, ...]:
-        """Every finished cell, in the plan's order whatever the order they finished in."""
-        rows = self._database.execute(
-            "SELECT c.body FROM cells c JOIN jobs j ON j.id = c.job ORDER BY j.ordinal, c.number"
-        )
-        return tuple(load(CellResult, body) for (body,) in rows)
+        """Return every finished cell, in the plan's order whatever the order they finished in."""
+        with self._reading():
+            rows = self._rows(
+                "SELECT c.body FROM cells c JOIN jobs j ON j.id = c.job"
+                " ORDER BY j.ordinal, c.number"
+            )
+            return tuple(_load(CellResult, body) for (body,) in rows)
 
-    @property
-    def last_cell(self) -> int:
-        """A mark to call `results_after` with."""
-        (row,) = self._database.execute("SELECT coalesce(max(rowid), 0) FROM cells").fetchone()
-        return int(row)
-
-    def results_after(self, mark: int) -> tuple[tuple[int, CellResult], ...]:
-        """Cells stored since `mark` by any process, each with the next mark."""
-        rows = self._database.execute(
-            "SELECT rowid, body FROM cells WHERE rowid > ? ORDER BY rowid", (mark,)
-        )
-        return tuple((row, load(CellResult, body)) for row, body in rows.fetchall())
+    def finished_cells(self, job: Job) -> frozenset[int]:
+        """Return the numbers of the job's cells that have a result."""
+        with self._reading():
+            rows = self._rows("SELECT number FROM cells WHERE job = ?", job.id)
+        return frozenset(number for (number,) in rows)
 
     def workers(self) -> tuple[WorkerRecord, ...]:
-        """Every process that took part, in order of their start."""
-        rows = self._database.execute("SELECT id, body, started FROM workers ORDER BY started, id")
-        return tuple(
-            WorkerRecord(id=name, environment=tuple(json.loads(body).items()), started=started)
-            for name, body, started in rows
-        )
+        """Return every worker that took part, in order of their start."""
+        with self._reading():
+            rows = self._rows("SELECT id, body, started FROM workers ORDER BY started, id")
+            return tuple(
+                WorkerRecord(
+                    id=name,
+                    environment=decode(tuple[tuple[str, str], ...], json.loads(body)),
+                    started=_time(started),
+                )
+                for name, body, started in rows
+            )
 
-    # Taking part
+    # Carrying out: for the one process that has the lock
 
-    def enrol(self, worker: str, environment: dict[str, str]) -> None:
-        """Record that a process takes part, and in what environment; again where that grew."""
-        with transaction(self._database):
+    def register(self, worker: str, environment: Mapping[str, str]) -> None:
+        """Record that a worker takes part, and its environment; again where that has grown."""
+        with self._transaction():
             self._database.execute(
                 "INSERT INTO workers VALUES (?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET body = excluded.body",
-                (worker, json.dumps(environment), time.time()),
+                (worker, json.dumps(list(environment.items())), time.time()),
             )
 
-    def take(self, worker: str, among: frozenset[str], *, model: str | None = None) -> Job | None:
-        """The next free job of those `among`, now the worker's; None where none is free.
-
-        One on `model` is preferred: it is loaded already. Jobs of workers that died are free
-        again, but for those that `MAX_DEATHS` workers died of.
-        """
-        with transaction(self._database):
-            self._release_the_dead()
-            rows = self._database.execute(
-                "SELECT id, body FROM jobs WHERE state = 'pending'"
-                " ORDER BY model IS NOT ?, ordinal",
-                (model,),
-            ).fetchall()
-            for identity, body in rows:
-                if identity in among:
-                    self._database.execute(
-                        "UPDATE jobs SET state = 'running', worker = ?, started = ? WHERE id = ?",
-                        (worker, time.time(), identity),
-                    )
-                    return load(Job, body)
-        return None
-
-    def finished_cells(self, job: Job) -> frozenset[int]:
-        """Numbers of the job's cells that have a result, from before or from now."""
-        rows = self._database.execute("SELECT number FROM cells WHERE job = ?", (job.id,))
-        return frozenset(number for (number,) in rows)
+    def start(self, job: Job, worker: str) -> None:
+        """Record that a worker begins a job."""
+        with self._transaction():
+            self._database.execute(
+                "UPDATE jobs SET state = 'running', worker = ?, started = ?, starts = starts + 1"
+                " WHERE id = ?",
+                (worker, time.time(), job.id),
+            )
 
     def append(self, job: Job, result: CellResult) -> None:
         """Add one result, durably. A cell that has one keeps it."""
-        with transaction(self._database):
+        with self._transaction():
             self._insert(job, result)
-
-    def release(self, worker: str) -> None:
-        """Give back what a worker holds: it stops, and not because of the job."""
-        with transaction(self._database):
-            self._database.execute(
-                "UPDATE jobs SET state = 'pending' WHERE state = 'running' AND worker = ?",
-                (worker,),
-            )
+            self._database.execute("UPDATE jobs SET starts = 1 WHERE id = ?", (job.id,))
 
     def finish(self, job: Job) -> None:
-        """The job has run to its end."""
-        with transaction(self._database):
+        """Record that a job is done."""
+        with self._transaction():
             self._end(job, "done", None)
 
     def fail(self, job: Job, reason: str) -> None:
-        """Give the job up: its cells without a result become errors with this reason."""
-        with transaction(self._database):
-            self._give_up(job, reason)
+        """Abandon a job: its cells without a result become errors with this reason."""
+        with self._transaction():
+            self._abandon(job, reason)
 
-    def held_by(self, worker: str) -> Job | None:
-        """The job a worker has taken and not ended."""
-        row = self._database.execute(
-            "SELECT body FROM jobs WHERE state = 'running' AND worker = ?", (worker,)
-        ).fetchone()
-        return None if row is None else load(Job, row[0])
+    def release(self, job: Job) -> None:
+        """Make a job pending that was stopped for no fault of its own."""
+        with self._transaction():
+            self._database.execute(
+                "UPDATE jobs SET state = 'pending', starts = starts - 1 WHERE id = ?", (job.id,)
+            )
+
+    def record_crash(self, job: Job) -> bool:
+        """Record that a job was cut off, nobody saw how; return whether it is to be tried again.
+
+        After `MAX_CRASHES` starts it is abandoned.
+        """
+        with self._transaction():
+            ((starts,),) = self._rows("SELECT starts FROM jobs WHERE id = ?", job.id)
+            if starts >= MAX_CRASHES:
+                self._abandon(job, f"abandoned after {MAX_CRASHES} worker crashes")
+                return False
+            self._database.execute("UPDATE jobs SET state = 'pending' WHERE id = ?", (job.id,))
+            return True
 
     def retry_failed(self) -> int:
-        """Make every job that failed, or has cells in error, pending again; how many."""
-        with transaction(self._database):
-            where = (
-                "state IN ('done', 'failed') AND (state = 'failed' OR id IN"
-                " (SELECT job FROM cells WHERE status = 'error'))"
+        """Make every job pending that failed or has cells in error; return how many."""
+        with self._transaction():
+            rows = self._rows(
+                "SELECT id FROM jobs WHERE state IN ('done', 'failed') AND (state = 'failed'"
+                " OR id IN (SELECT job FROM cells WHERE status = 'error'))"
             )
-            rows = self._database.execute(f"SELECT id FROM jobs WHERE {where}").fetchall()
-            for identity in rows:
-                self._database.execute(
-                    "DELETE FROM cells WHERE job = ? AND status = 'error'", identity
-                )
-                self._database.execute(
-                    "UPDATE jobs SET state = 'pending', deaths = 0, reason = NULL WHERE id = ?",
-                    identity,
-                )
+            self._database.executemany("DELETE FROM cells WHERE job = ? AND status = 'error'", rows)
+            self._database.executemany(
+                "UPDATE jobs SET state = 'pending', starts = 0, reason = NULL WHERE id = ?", rows
+            )
         return len(rows)
 
-    def record_sha256(self, name: str, compute: Callable[[Path], str]) -> None:
-        """Keep the digest of a model's whole file, computed where there is none yet.
+    def record_sha256(self, name: str, sha256: str) -> None:
+        """Record the digest of a model's whole file."""
+        with self._transaction():
+            self._database.execute("UPDATE models SET sha256 = ? WHERE name = ?", (sha256, name))
 
-        A file that cannot be read has none: whoever loads it will say why.
-        """
-        record = next(record for record in self.models() if record.file.name == name)
-        if record.sha256 is None:
-            try:
-                sha256 = compute(Path(record.file.path))
-            except FileError:
-                return
-            with transaction(self._database):
-                self._database.execute(
-                    "UPDATE models SET sha256 = ? WHERE name = ?", (sha256, name)
-                )
-
-    @property
-    def lifelines(self) -> Path:
-        """The folder of the workers' life lines."""
-        return self.folder / "workers"
+    def _take_up(self) -> None:
+        """Count a crash for each job that was running when the last process with the lock died."""
+        for record in self.jobs():
+            if record.state == "running":
+                self.record_crash(record.job)
 
     def _insert(self, job: Job, result: CellResult) -> None:
         self._database.execute(
             "INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?)",
-            (job.id, job.cells.index(result.cell), result.status, dump(result)),
+            (job.id, job.cells.index(result.cell), result.status, _dump(result)),
         )
 
     def _end(self, job: Job, state: JobState, reason: str | None) -> None:
@@ -450,33 +316,150 @@ class RunStore:
             (state, reason, time.time(), job.id),
         )
 
-    def _give_up(self, job: Job, reason: str) -> None:
+    def _abandon(self, job: Job, reason: str) -> None:
         for cell in job.cells:
             self._insert(job, CellResult(cell=cell, status="error", reason=reason))
         self._end(job, "failed", reason)
 
-    def _release_the_dead(self) -> None:
-        """Free the jobs of workers that are no more."""
-        rows = self._database.execute(
-            "SELECT id, body, worker, deaths FROM jobs WHERE state = 'running'"
-        ).fetchall()
-        for identity, body, worker, deaths in rows:
-            if is_alive(self.lifelines, worker):
-                continue
-            if deaths + 1 >= MAX_DEATHS:
-                reason = f"{MAX_DEATHS} processes died running this without a word"
-                self._give_up(load(Job, body), reason)
-            else:
-                self._database.execute(
-                    "UPDATE jobs SET state = 'pending', deaths = ? WHERE id = ?",
-                    (deaths + 1, identity),
-                )
-
     def _require_same(self, plan: RunPlan, jobs: tuple[Job, ...]) -> None:
-        rows = self._database.execute("SELECT id FROM jobs ORDER BY ordinal")
-        stored = tuple(identity for (identity,) in rows)
-        if stored != tuple(job.id for job in jobs):
+        """Raise RequestError unless the store is of this plan, on these files."""
+        if changes := changed_keys(self.plan, plan):
             raise RequestError(
-                f"{self.folder} holds another run: its plan or its model files differ "
-                f"({len(stored)} jobs there, {len(jobs)} here); give another folder, or delete it"
+                f"{self.folder} holds the run of another plan: {', '.join(changes)}; "
+                "give another folder"
             )
+        stored = {record.job.id for record in self.jobs()}
+        if differing := {job.model: None for job in jobs if job.id not in stored}:
+            raise RequestError(
+                f"{self.folder} holds a run of other model files: {', '.join(differing)} changed "
+                "since; give another folder"
+            )
+
+    def _rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return self._database.execute(statement, parameters).fetchall()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn whatever a damaged database leads to into a StorageError."""
+        try:
+            yield
+        except (
+            sqlite3.Error,
+            ValueError,
+            TypeError,
+            IndexError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            raise StorageError(
+                f"{self._path}: not a readable database of a run: {error}"
+            ) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _transaction(self._database, self._path):
+            yield
+
+
+def _lock_folder(folder: Path) -> int:
+    """Lock a run's folder, made where it is missing; return the descriptor that holds the lock.
+
+    Raises StorageError where it cannot be written or another process has the lock.
+    """
+    with storage("write a run in", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if try_lock(descriptor):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+                return descriptor
+            holder = _holder(folder)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    os.close(descriptor)
+    raise StorageError(
+        f"{folder}: another ggufrope process{holder} is running this folder; wait for it, "
+        "or give another folder"
+    )
+
+
+def _holder(folder: Path) -> str:
+    """The process that has the lock, as it wrote it down; "" where that cannot be read."""
+    try:
+        text = (folder / _LOCK).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return f" (pid {text})" if text.isdecimal() else ""
+
+
+def _build(path: Path, plan: RunPlan, models: tuple[ModelFile, ...], jobs: tuple[Job, ...]) -> None:
+    """Make the database under another name first, so that one that exists is whole."""
+    building = path.with_name(f"{_DATABASE}.building")
+    with storage("write", building):
+        building.unlink(missing_ok=True)
+    database = _connect(building)
+    try:
+        with _transaction(database, building):
+            for statement in _TABLES.split(";"):
+                database.execute(statement)
+            database.execute(
+                "INSERT INTO run VALUES (?, ?, ?)",
+                (FORMAT, time.time(), json.dumps(encode(plan, exact=True))),
+            )
+            database.executemany(
+                "INSERT INTO models VALUES (?, ?, ?, NULL)",
+                ((n, model.name, _dump(model)) for n, model in enumerate(models)),
+            )
+            database.executemany(
+                "INSERT INTO jobs (ordinal, id, body) VALUES (?, ?, ?)",
+                ((n, job.id, _dump(job)) for n, job in enumerate(jobs)),
+            )
+    finally:
+        database.close()
+    with storage("write", path):
+        building.replace(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(path, timeout=60, isolation_level=None)
+    except sqlite3.Error as error:
+        raise StorageError(f"{path}: cannot open the run's database: {error}") from error
+
+
+@contextmanager
+def _transaction(database: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """All or nothing. Raises StorageError."""
+    try:
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise StorageError(f"{path}: cannot write the run's database: {error}") from error
+
+
+def _dump(record: object) -> str:
+    return json.dumps(encode(record), allow_nan=False)
+
+
+def _load(kind: type[T], body: str) -> T:
+    return decode(kind, json.loads(body))
+
+
+def _state(value: JobState) -> JobState:
+    if value not in get_args(JobState):
+        raise ValueError(f"a job is {value!r}")
+    return value
+
+
+def _time(value: float) -> float:
+    """Seconds since the epoch from a database. Raises ValueError where they cannot be."""
+    if not (math.isfinite(value) and 0 <= value < _LATEST_TIME):
+        raise ValueError(f"the time {value!r} is out of range")
+    return float(value)

@@ -1,44 +1,337 @@
-"""A worker process: `python -m ggufrope.runs.worker`, started by the driver with JSON on argv.
+"""What carries out jobs: one loaded model, and messages about what comes of each job.
 
-It lives no longer than its parent: standard input is a pipe from it, and its end is the end.
+A worker knows nothing of the store. The driver runs one in its own process, in a process at the
+other end of two pipes, or on another machine, and reads the same messages from each.
+
+A worker process reads its setup and then assignments from standard input, one JSON line each, and
+writes messages to standard output. Both are taken away from whatever else runs in the process:
+what llama.cpp or a library prints goes to standard error, the worker's log. The end of standard
+input ends the worker, so that it never outlives its driver.
 """
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
-import sys
 import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast, get_args
 
-from ggufrope._plain import Plain, decode
-from ggufrope.errors import GgufRopeError
-from ggufrope.runs.driver import CANNOT_GO_ON, work
-from ggufrope.runs.jobs import Selection
-from ggufrope.runs.store import RunStore
+from ggufrope._files import sha256_of
+from ggufrope._plain import decode, encode
+from ggufrope.errors import (
+    FileError,
+    GgufRopeError,
+    MissingDependencyError,
+    UnsupportedCacheError,
+)
+from ggufrope.evals.results import CellResult
+from ggufrope.runs.environment import environment
+from ggufrope.runs.jobs import Job
+from ggufrope.runs.plan import RunPlan
 from ggufrope.runs.subject import opener
+from ggufrope.runs.tasks.registry import MEASURES
+from ggufrope.runs.tasks.request import Request
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ggufrope.lm import LanguageContext, OpenContext, Progress
+    from ggufrope.runs.subject import OpenSubject, Subject
+
+OnJob: TypeAlias = Callable[[Job, int], None]
+"""Called with a job that begins and the tokens it will evaluate."""
+
+END_SECONDS = 1.5
+"""Time that a busy worker process has to clean up when its driver is gone."""
 
 
-def main(arguments: dict[str, Plain]) -> int:
-    """Take part in the run that `arguments` name, until nothing is left; the exit status."""
-    folder, name = Path(arguments["folder"]), arguments["worker"]
-    threading.Thread(target=_die_with_parent, args=(folder, name), daemon=True).start()
-    try:
-        selection = decode(Selection, arguments["selection"])
-        work(folder, opener(arguments["opener"]), selection=selection, worker=name)
-    except GgufRopeError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return CANNOT_GO_ON
-    return 0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """A job to carry out, except for the cells whose numbers are `done`.
+
+    With `hash_model` the worker also reads the whole file of the model for its SHA-256.
+    """
+
+    job: Job
+    done: tuple[int, ...] = ()
+    hash_model: bool = False
 
 
-def _die_with_parent(folder: Path, worker: str) -> None:
-    while os.read(0, 1):
-        pass
-    with RunStore(folder) as store:
-        store.release(worker)
-    os._exit(CANNOT_GO_ON)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A worker works, in this environment; sent again when a loaded model adds to it."""
+
+    environment: tuple[tuple[str, str], ...]
 
 
-if __name__ == "__main__":
-    raise SystemExit(main(json.loads(sys.argv[1])))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hashed:
+    """The SHA-256 of the whole file of a model."""
+
+    model: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The job could not be carried out, or not to its end."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The job was carried out to its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unable:
+    """A worker process cannot work at all: the name of a GgufRopeError's class, and its message."""
+
+    error: str
+    message: str
+
+
+Message: TypeAlias = Started | Hashed | CellResult | Failed | Finished | Unable
+"""What a worker sends: about each job ending with Failed or Finished."""
+
+
+class Worker:
+    """Holds the one model that is loaded, and loads another when a job needs it.
+
+    `paths` are the files of the run's models by their names.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        paths: Mapping[str, str],
+        open_subject: OpenSubject,
+        *,
+        on_job: OnJob | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._plan = plan
+        self._paths = paths
+        self._open_subject = open_subject
+        self._on_job = on_job
+        self._progress = progress
+        self._loaded: str | None = None
+        self._subject: Subject | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model."""
+        if self._subject is not None:
+            self._subject.close()
+        self._subject, self._loaded = None, None
+
+    def carry_out(self, assignment: Assignment) -> Iterator[Message]:
+        """Yield a job's results as they come, then Finished, or Failed where something goes wrong.
+
+        MissingDependencyError is not the job's fault and is raised.
+        """
+        job = assignment.job
+        if assignment.hash_model:
+            # A file that cannot be read has no digest: loading it will say why.
+            with suppress(FileError):
+                yield Hashed(model=job.model, sha256=sha256_of(Path(self._paths[job.model])))
+        before = self._loaded
+        try:
+            for result in self._measure(assignment):
+                # Only now: a model may be loaded when its first context is opened.
+                if self._loaded != before:
+                    before = self._loaded
+                    yield self.started()
+                yield result
+        except MissingDependencyError:
+            raise
+        except GgufRopeError as error:
+            yield Failed(reason=str(error))
+        except MemoryError:
+            yield Failed(reason="out of memory")
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(where.filename).name}:{where.lineno}"
+            yield Failed(reason=f"unexpected {type(error).__name__} at {place}: {error}")
+        else:
+            yield Finished()
+
+    def started(self) -> Started:
+        """Return the machine, the software, and how the loaded model runs on it."""
+        details = {} if self._subject is None else self._subject.details
+        return Started(environment=tuple((environment() | details).items()))
+
+    def _measure(self, assignment: Assignment) -> Iterator[CellResult]:
+        """Yield the results of the cells to do as they finish.
+
+        A cache type that this build cannot run makes its cells "unsupported"; a cell that the task
+        gave no result for is "skipped". Raises RequestError where the job cannot be carried out.
+        """
+        job = assignment.job
+        subject = self._load(job.model)
+        contexts_of = partial(subject.contexts, largest=max(self._plan.contexts))
+        contexts = _Watched(contexts_of(job.scaling, job.kv))
+        done = frozenset(assignment.done)
+        left = {cell: None for number, cell in enumerate(job.cells) if number not in done}
+        request = Request(
+            plan=self._plan,
+            job=job,
+            cells=tuple(left),
+            model=subject.model,
+            open_context=contexts,
+            contexts_of=contexts_of,
+            planned=None if self._on_job is None else partial(self._on_job, job),
+            progress=self._progress,
+        )
+        before = time.monotonic()
+        for result in MEASURES[job.task](request):
+            now = time.monotonic()
+            unsupported = result.status == "error" and contexts.unsupported
+            status = "unsupported" if unsupported else result.status
+            yield replace(result, status=status, elapsed_seconds=now - before)
+            before = now
+            del left[result.cell]
+        for cell in left:
+            yield CellResult(
+                cell=cell,
+                status="skipped",
+                reason="not reached: the task stopped before this cell",
+            )
+
+    def _load(self, name: str) -> Subject:
+        if self._subject is None or self._loaded != name:
+            self.close()
+            self._subject = self._open_subject(Path(self._paths[name]), self._plan.runtime)
+            self._loaded = name
+        return self._subject
+
+
+class _Watched:
+    """An OpenContext that remembers whether the last attempt met an unsupported cache type."""
+
+    def __init__(self, open_context: OpenContext) -> None:
+        self._open_context = open_context
+        self.unsupported = False
+
+    def __call__(self, n_ctx: int) -> LanguageContext:
+        self.unsupported = False
+        try:
+            return self._open_context(n_ctx)
+        except UnsupportedCacheError:
+            self.unsupported = True
+            raise
+
+
+# In a worker process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """The first line that a worker process reads.
+
+    `opener` is "package.module:function", an OpenSubject: functions do not travel between
+    processes.
+    """
+
+    plan: RunPlan
+    paths: tuple[tuple[str, str], ...]
+    opener: str
+
+
+def message_line(message: Message | Assignment | Setup) -> bytes:
+    """Return a record as the line of JSON that says it between processes."""
+    plain = {type(message).__name__: encode(message, exact=True)}
+    return json.dumps(plain).encode() + b"\n"
+
+
+def parse_message(line: bytes) -> Message:
+    """Return the message in a line. Raises RequestError where there is none."""
+    ((name, plain),) = json.loads(line).items()
+    return cast("Message", decode(_MESSAGES[name], plain))
+
+
+_MESSAGES: dict[str, type] = {kind.__name__: kind for kind in get_args(Message)}
+
+
+def main() -> None:
+    """Serve as a worker process until standard input ends."""
+    incoming, outgoing = _take_pipes()
+    inbox = _Inbox(incoming)
+
+    def send(message: Message) -> None:
+        if isinstance(message, (Failed, Finished)):
+            inbox.busy = False
+        outgoing.write(message_line(message))
+        outgoing.flush()
+
+    # The driver may be gone at any time, and with it the pipe.
+    with suppress(BrokenPipeError, KeyboardInterrupt):
+        try:
+            _serve(inbox, send)
+        except GgufRopeError as error:
+            send(Unable(error=type(error).__name__, message=str(error)))
+
+
+def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Return the pipes from and to the driver, and put nothing and the log in their places."""
+    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return incoming, outgoing
+
+
+class _Inbox:
+    """The driver's lines, as they come; their end interrupts a job that is under way.
+
+    `busy` is whether a job is: from its line until the message that ends it.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.busy = False
+        self._stream = stream
+        self._lines: SimpleQueue[bytes] = SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def next(self) -> bytes:
+        """Return the next line, b"" at the end."""
+        return self._lines.get()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            self.busy = True
+            self._lines.put(line)
+        self._lines.put(b"")
+        if self.busy:
+            _thread.interrupt_main()
+            time.sleep(END_SECONDS)
+            os._exit(1)
+
+
+def _serve(inbox: _Inbox, send: Callable[[Message], None]) -> None:
+    if not (line := inbox.next()):
+        return
+    setup = decode(Setup, json.loads(line)[Setup.__name__])
+    with Worker(setup.plan, dict(setup.paths), opener(setup.opener)) as worker:
+        inbox.busy = False
+        send(worker.started())
+        while line := inbox.next():
+            assignment = decode(Assignment, json.loads(line)[Assignment.__name__])
+            for message in worker.carry_out(assignment):
+                send(message)

@@ -131,7 +131,7 @@ def test_results_are_stored_resumed_and_written_in_every_format(
     assert same.json["against"]["regressions"] == 0
     other = cli("validate", nano, "--ctx", "512", *GRID, "--out", tmp_path / "run")
     assert other.code == 2
-    assert "another run" in other.err
+    assert "holds the run of another plan: contexts [256] -> [512]" in other.err
 
 
 def test_a_batch_survives_kill_9_and_resumes(nano: Path, tmp_path: Path) -> None:

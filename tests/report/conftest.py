@@ -108,7 +108,7 @@ def make_report(tmp_path: Path) -> Make:
         jobs = expand(plan, (file,))
         folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
         with RunStore.create(folder, plan, (file,), jobs) as store:
-            store.enrol("w", {"python": "3.12", "llama.cpp": "commit 0c1e57098"})
+            store.register("w", {"python": "3.12", "llama.cpp": "commit 0c1e57098"})
             for job in jobs:
                 carry_out(store, job)
             return report_of(store)
@@ -117,7 +117,7 @@ def make_report(tmp_path: Path) -> Make:
 
 
 def carry_out(store: RunStore, job: Job) -> None:
-    store.take("w", frozenset((job.id,)))
+    store.start(job, "w")
     for cell in job.cells:
         store.append(job, result_of(cell))
     store.finish(job)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.runs.jobs import expand
-from ggufrope.runs.models import ModelFile, resolve_models
+from ggufrope.runs.driver import open_run
+from ggufrope.runs.models import ModelFile
 from ggufrope.runs.plan import RunPlan
-from ggufrope.runs.store import RunStore
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -52,9 +51,8 @@ def start(tmp_path: Path) -> Start:
             path = tmp_path / f"model-{number}.gguf"
             path.write_text(script)
             paths.append(str(path))
-        plan = RunPlan(**{"models": tuple(paths), "contexts": (256, 512), "depths": 3, **settings})
-        models = resolve_models(plan.models, identify)
-        RunStore.create(tmp_path / folder, plan, models, expand(plan, models)).close()
+        plan = RunPlan(**{"models": tuple(paths), "contexts": (256, 512), "depths": 3, **settings})  # type: ignore[arg-type]
+        open_run(plan, tmp_path / folder, identify=identify).close()
         return tmp_path / folder
 
     return create

@@ -1,9 +1,9 @@
-"""A model under test whose file says, in words, how it behaves.
+"""A model under test whose file says how it behaves, and runs of such models.
 
 A line of the file is an instruction: "forgets 100" (looks back 100 tokens at most; "forgets 100
 none" only under the scaling "none"), "refuses q4_0", "fails 256" (an error beyond 256 tokens),
-"dies SIGKILL 256", "hogs 256" (runs out of memory beyond), "sleeps 0.2". Workers import this
-module by name.
+"dies SIGKILL 256", "hogs 256" (runs out of memory beyond), "prints 256" (writes to standard output
+beyond), "sleeps 0.2". Worker processes import this module by name.
 """
 
 from __future__ import annotations
@@ -13,27 +13,41 @@ import resource
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ggufrope.errors import DecodeError, MissingDependencyError, UnsupportedCacheError
+from ggufrope.runs.driver import InlineTransport, ProcessTransport, Transport, drive
+from ggufrope.runs.store import RunStore
 from ggufrope.runtime.fake import FakeContext, FakeModel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from ggufrope.lm import OpenContext, Progress
+    from ggufrope.patching.request import ScalingRequest
+    from ggufrope.runs.plan import KvTypes, RuntimeSettings
+    from ggufrope.runs.subject import OpenSubject
+
+Script = dict[str, str]
+
+OPENER = "scripted_subject:open_subject"
+opened: list[str] = []
+"""Names of the files opened in this process."""
 
 
 class ScriptedContext(FakeContext):
-    def __init__(self, model, n_ctx, script):
+    def __init__(self, model: FakeModel, n_ctx: int, script: Script) -> None:
         super().__init__(model, n_ctx=n_ctx)
         self._script = script
 
-    def extend(self, tokens, *, progress=None):
+    def extend(self, tokens: Sequence[int], *, progress: Progress | None = None) -> None:
         self._act(self.position + len(tokens))
         super().extend(tokens, progress=progress)
 
-    def _act(self, reached):
+    def _act(self, reached: int) -> None:
         if reached > int(self._script.get("fails", reached)):
             raise DecodeError("the batch of 512 tokens failed")
         name, after = self._script.get("dies", f"- {reached}").split()
@@ -45,43 +59,70 @@ class ScriptedContext(FakeContext):
             limit = 1 << 31
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             self._hoard = np.ones(limit // 8)
+        if reached > int(self._script.get("prints", reached)):
+            sys.stdout.write('{"Finished": {}}\n')
+            sys.stdout.flush()
+            os.write(1, b"llama.cpp: loaded\n")
         time.sleep(float(self._script.get("sleeps", 0)))
 
 
 class ScriptedSubject:
-    details = {"llama.cpp": "scripted"}  # noqa: RUF012
-
-    def __init__(self, path, runtime):
+    def __init__(self, path: Path, runtime: RuntimeSettings) -> None:
         self.model = FakeModel()
+        self.details = {"llama.cpp": "scripted"}
         lines = path.read_text().splitlines()
-        self._script = dict(line.split(" ", 1) for line in lines if line)
+        self._script: Script = {}
+        for line in filter(None, lines):
+            name, _, value = line.partition(" ")
+            self._script[name] = value
 
-    def contexts(self, trial, kv, *, largest):
+    def contexts(self, trial: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
         horizon, _, scaling = self._script.get("forgets", "").partition(" ")
         forgetful = horizon and scaling in ("", trial.scaling)
 
-        def open_context(n_ctx):
+        def open_context(n_ctx: int) -> ScriptedContext:
             if self._script.get("refuses") in (kv.k, kv.v):
                 raise UnsupportedCacheError(f"this build cannot run {kv}")
-            # Tokens are shared, and how far back one looks is not.
+            # The tokens are shared, how far back the model looks is not.
             model = FakeModel(horizon=int(horizon) if forgetful else None)
             model._tokens, model._pieces = self.model._tokens, self.model._pieces
             return ScriptedContext(model, n_ctx, self._script)
 
         return open_context
 
-    def close(self):
+    def close(self) -> None:
         pass
 
 
-opened: list[str] = []
-"""Names of the files opened in this process."""
-
-
-def open_subject(path: Path, runtime):
+def open_subject(path: Path, runtime: RuntimeSettings) -> ScriptedSubject:
     opened.append(path.name)
     return ScriptedSubject(path, runtime)
 
 
-def open_nothing(path: Path, runtime):
+def open_nothing(path: Path, runtime: RuntimeSettings) -> ScriptedSubject:
     raise MissingDependencyError("llama-cpp-python is not installed: pip install ggufrope[llama]")
+
+
+def take_up(folder: Path) -> RunStore:
+    """Open the run in `folder` to carry it out, whatever has become of its model files."""
+    with RunStore(folder) as store:
+        plan = store.plan
+        files = tuple(record.file for record in store.models())
+        jobs = tuple(record.job for record in store.jobs())
+    return RunStore.create(folder, plan, files, jobs)
+
+
+def work(folder: Path, open_subject: OpenSubject = open_subject, **options: Any) -> None:
+    """Carry out the run in `folder` in this process."""
+    inline = {name: options.pop(name) for name in ("on_job", "progress") if name in options}
+    carry_out(folder, InlineTransport(open_subject, **inline), **options)
+
+
+def work_in_processes(folder: Path, opener: str = OPENER, **options: Any) -> None:
+    """Carry out the run in `folder` in worker processes."""
+    carry_out(folder, ProcessTransport(opener), **options)
+
+
+def carry_out(folder: Path, transport: Transport, **options: Any) -> None:
+    with take_up(folder) as store:
+        drive(store, transport, **options)

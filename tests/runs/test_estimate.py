@@ -9,7 +9,6 @@ from types import ModuleType
 import pytest
 
 from ggufrope.errors import RequestError
-from ggufrope.runs.driver import work
 from ggufrope.runs.estimate import contexts_at_once, estimate, tokens_of
 from ggufrope.runs.jobs import Job, expand
 from ggufrope.runs.models import ModelFile
@@ -40,7 +39,7 @@ def test_tokens_by_task(settings: dict[str, object], tokens: int) -> None:
     assert tokens_of(plan, job) == tokens
 
 
-def test_memory_is_asked_for_at_the_longest_context() -> None:
+def test_memory_is_that_of_the_longest_context() -> None:
     plan, jobs = jobs_of(tasks=("needle", "divergence"), kv=("f16", "q8_0"))
     found = estimate(
         plan, jobs, memory=lambda job, n: n * contexts_at_once(job), tokens_per_second=2
@@ -51,7 +50,7 @@ def test_memory_is_asked_for_at_the_longest_context() -> None:
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_speed_that_is_none(speed: float) -> None:
+def test_a_speed_must_be_a_number_above_0(speed: float) -> None:
     plan, jobs = jobs_of()
     with pytest.raises(RequestError, match="tokens/s"):
         estimate(plan, jobs, memory=lambda job, n: None, tokens_per_second=speed)
@@ -64,7 +63,7 @@ def test_no_job_evaluates_more_than_estimated(
 ) -> None:
     folder = start("", tasks=(task,), mode=mode, kv=("q8_0",), chunks=1)
     evaluated: list[int] = []
-    work(folder, scripted.open_subject, progress=evaluated.append)
+    scripted.work(folder, progress=evaluated.append)
     with RunStore(folder) as store:
         (record,) = store.jobs()
         assert {result.status for result in store.results()} == {"ok"}

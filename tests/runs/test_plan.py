@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,20 @@ from hypothesis import strategies as st
 
 from ggufrope._plain import decode
 from ggufrope.errors import RequestError, StorageError
+from ggufrope.evals.task import Haystack
+from ggufrope.evals.verdict import Thresholds
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.jobs import Selection, expand
 from ggufrope.runs.models import ModelFile, resolve_models
-from ggufrope.runs.plan import KvTypes, RunPlan, format_plan, parse_plan, plan_schema, read_plan
+from ggufrope.runs.plan import (
+    KvTypes,
+    RunPlan,
+    changed_keys,
+    format_plan,
+    parse_plan,
+    plan_schema,
+    read_plan,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +55,7 @@ def models(*names: str) -> tuple[ModelFile, ...]:
 
 def test_a_plan_file_is_read() -> None:
     plan = parse_plan(NIGHT)
-    assert plan.trials == (
+    assert plan.requests == (
         ScalingRequest(scaling="file"),
         ScalingRequest(scaling="yarn", factor=4.0),
     )
@@ -80,16 +92,44 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ('tasks = ["divergence"]', "give another scaling or cache type"),
         ("samples = 0", "samples 0 must be 1 or more"),
         ('haystack = { kind = "text" }', 'haystack: a haystack of kind "text" needs a file'),
+        ('kv = ["f16", "f16/f16"]', "kv has 'f16' more than once"),
+        ("depths = 1000000000", "the plan has up to 1000000000 cells per model, at most 1000000"),
+        (
+            'scalings = [{ scaling = "yarn", beta_fast = inf }]',
+            "scalings[0].beta_fast inf must be a finite number",
+        ),
+        ("models = " + "[" * 20000, "its lists are nested too deeply"),
         ("schema = 2", "schema must be one of 1, found 2"),
     ],
 )
-def test_a_wrong_plan_is_told_what_is_wrong(change: str, message: str) -> None:
+def test_a_wrong_plan_is_refused_with_its_problems(change: str, message: str) -> None:
     name = change.partition(" ")[0]
     base = {"models": 'models = ["a"]', "contexts": "contexts = [256]", name: change}
     with pytest.raises(RequestError) as caught:
         parse_plan("\n".join(base.values()), where="p.toml")
     assert str(caught.value).startswith("p.toml: ")
     assert message in str(caught.value)
+
+
+def test_many_seeds_are_checked_in_no_time() -> None:
+    began = time.monotonic()
+    RunPlan(models=("a",), contexts=(256,), depths=1, seeds=tuple(range(100_000)))
+    assert time.monotonic() - began < 5
+
+
+def test_thresholds_without_an_end_survive_being_written() -> None:
+    plan = replace(parse_plan(NIGHT), thresholds=Thresholds(divergence=math.inf))
+    assert parse_plan(format_plan(plan)) == plan
+
+
+def test_the_keys_that_two_plans_differ_in_are_named() -> None:
+    plan = parse_plan(NIGHT)
+    assert changed_keys(plan, parse_plan(NIGHT)) == ()
+    other = replace(plan, text="t.txt", haystack=Haystack(), seeds=tuple(range(99)))
+    haystack, seeds, text = sorted(changed_keys(plan, other))
+    assert (haystack, text) == ('haystack.kind "noise" -> "essay"', 'text nothing -> "t.txt"')
+    assert seeds.startswith("seeds [1, 2] -> [0, 1, 2,")
+    assert seeds.endswith("...")
 
 
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
@@ -185,7 +225,7 @@ def test_only_narrows_by_axis() -> None:
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "x", "1/", "-1/2", "1/0"])
-def test_a_shard_that_is_none_is_refused(shard: str) -> None:
+def test_a_malformed_shard_is_refused(shard: str) -> None:
     with pytest.raises(RequestError, match="expected I/N"):
         Selection.parse(shard=shard)
 

@@ -27,19 +27,21 @@ import sys
 from pathlib import Path
 import ray
 from ggufrope.errors import GgufRopeError
-from ggufrope.runs.ray import run_on_ray
+from ggufrope.runs.ray import RayTransport
+from scripted_subject import carry_out
 
 folder, opener, workers = sys.argv[1:]
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 try:
-    run_on_ray(Path(folder), opener, workers=int(workers), on_cell=lambda cell: print("cell"))
+    transport = RayTransport(opener, workers=int(workers))
+    carry_out(Path(folder), transport, on_cell=lambda cell: print("cell"))
 except GgufRopeError as error:
     print(type(error).__name__, error)
 """
 
 
 def drive(folder: Path, *, opener: str = "open_subject", workers: int = 1) -> list[str]:
-    """Do the run on two CPUs' worth of Ray; what the driver said."""
+    """Carry out the run on a Ray cluster of two CPUs; return the lines the driver printed."""
     command = [sys.executable, "-c", DRIVER, folder, f"scripted_subject:{opener}", str(workers)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -56,19 +58,20 @@ def test_several_workers_share_a_run(start: Start, scripted: ModuleType) -> None
         assert dict(store.workers()[0].environment)["llama.cpp"] == "scripted"
 
 
-def test_a_lost_workers_job_is_taken_up_again_until_it_is_given_up(
+def test_the_job_of_a_lost_worker_is_tried_again_until_it_is_abandoned(
     start: Start, scripted: ModuleType
 ) -> None:
     folder = start("dies SIGKILL 300", "")
     drive(folder)
     with RunStore(folder) as store:
         assert [record.state for record in store.jobs()] == ["failed", "done"]
+        assert store.jobs()[0].reason == "abandoned after 3 worker crashes"
         assert [r.status for r in store.results()] == ["ok"] * 3 + ["error"] * 3 + ["ok"] * 6
 
 
 def test_a_worker_that_cannot_work_ends_the_run(start: Start, scripted: ModuleType) -> None:
     folder = start("")
     (said,) = drive(folder, opener="open_nothing")
-    assert said.startswith("BackendError a Ray worker cannot work: llama-cpp-python is not")
+    assert said.startswith("MissingDependencyError llama-cpp-python is not installed")
     with RunStore(folder) as store:
         assert [record.state for record in store.jobs()] == ["pending"]

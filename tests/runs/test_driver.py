@@ -7,19 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.errors import MissingDependencyError, RequestError, StorageError
-from ggufrope.runs.driver import Slot, run_in_processes, work
+from ggufrope.errors import BackendError, MissingDependencyError, RequestError
 from ggufrope.runs.jobs import Selection
-from ggufrope.runs.store import MAX_DEATHS, LifeLine, RunStore, is_alive
+from ggufrope.runs.plan import RuntimeSettings
+from ggufrope.runs.store import MAX_CRASHES, RunStore
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
 Start = Callable[..., Path]
 LONG_ROUND = "".join(f" {a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst")
-"""150 words; who cannot look back so far cannot foretell its second round."""
-OPENER = "scripted_subject:open_subject"
+"""150 words; a model that cannot look back so far cannot predict the second round."""
 
 
 def results(folder: Path) -> tuple[CellResult, ...]:
@@ -45,7 +45,7 @@ def states(folder: Path) -> list[str]:
 def test_a_run_measures_every_cell(start: Start, scripted: ModuleType) -> None:
     folder = start("forgets 256")
     seen: list[CellResult] = []
-    work(folder, scripted.open_subject, on_cell=seen.append)
+    scripted.work(folder, on_cell=seen.append)
     found = results(folder)
     assert states(folder) == ["done"]
     assert [(r.cell.context_tokens, r.cell.depth_percent) for r in found] == [
@@ -59,17 +59,17 @@ def test_a_run_measures_every_cell(start: Start, scripted: ModuleType) -> None:
 
 def test_one_load_serves_every_job_of_a_model(start: Start, scripted: ModuleType) -> None:
     folder = start("", " ", scalings=("file", "none"), kv=("f16", "q8_0"))
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     assert scripted.opened == ["model-0.gguf", "model-1.gguf"]
     with RunStore(folder) as store:
         assert [len(model.sha256 or "") for model in store.models()] == [64, 64]
 
 
-def test_what_was_done_is_not_done_again(start: Start, scripted: ModuleType) -> None:
+def test_finished_jobs_are_not_done_again(start: Start, scripted: ModuleType) -> None:
     folder = start("")
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     before = results(folder)
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     assert scripted.opened == ["model-0.gguf"]
     assert results(folder) == before
 
@@ -78,7 +78,7 @@ def test_a_cache_type_this_build_lacks_is_a_cell_with_a_reason(
     start: Start, scripted: ModuleType
 ) -> None:
     folder = start("refuses q4_0", kv=("f16", "q4_0"))
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     found = results(folder)
     assert [r.status for r in found] == ["ok"] * 6 + ["unsupported"] * 6
     assert found[-1].reason == "this build cannot run q4_0"
@@ -86,31 +86,31 @@ def test_a_cache_type_this_build_lacks_is_a_cell_with_a_reason(
 
 def test_a_failed_batch_is_an_error_and_the_run_goes_on(start: Start, scripted: ModuleType) -> None:
     folder = start("fails 300", kv=("f16", "q8_0"))
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     assert [r.status for r in results(folder)] == (["ok"] * 3 + ["error"] * 3) * 2
     assert results(folder)[3].reason == "the batch of 512 tokens failed"
 
 
-def test_failed_cells_are_retried_when_asked(start: Start, scripted: ModuleType) -> None:
+def test_failed_cells_can_be_retried(start: Start, scripted: ModuleType) -> None:
     folder = start("fails 300")
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     with RunStore(folder) as store:
         Path(store.models()[0].file.path).write_text("")
         assert store.retry_failed() == 1
         assert len(store.results()) == 3
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     assert [r.status for r in results(folder)] == ["ok"] * 6
     with RunStore(folder) as store:
         assert store.retry_failed() == 0
 
 
-def test_a_job_that_cannot_be_carried_out_leaves_no_hole(
+def test_a_job_that_cannot_be_carried_out_has_an_error_in_every_cell(
     start: Start, scripted: ModuleType, tmp_path: Path
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("")
     folder = start("", haystack=_text_haystack(text))
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     found = results(folder)
     assert states(folder) == ["failed"]
     assert len(found) == 6
@@ -118,7 +118,7 @@ def test_a_job_that_cannot_be_carried_out_leaves_no_hole(
     assert "the text is empty" in str(found[0].reason)
 
 
-def test_texts_are_read_by_every_setting_against_its_base(
+def test_text_tasks_compare_every_setting_with_its_base(
     start: Start, scripted: ModuleType, tmp_path: Path
 ) -> None:
     text = tmp_path / "text.txt"
@@ -130,7 +130,7 @@ def test_texts_are_read_by_every_setting_against_its_base(
         kv=("f16", "q8_0"),
         text=str(text),
     )
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     found = {
         (r.cell.scaling, r.cell.kv, r.cell.task, r.cell.context_tokens): r for r in results(folder)
     }
@@ -150,13 +150,13 @@ def test_texts_are_read_by_every_setting_against_its_base(
     assert short.value("base_recall") == 1.0
 
 
-def test_a_text_too_short_for_one_context_spares_the_others(
+def test_a_text_too_short_for_one_context_fails_only_that_context(
     start: Start, scripted: ModuleType, tmp_path: Path
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text(LONG_ROUND * 2)
     folder = start("", tasks=("perplexity", "divergence"), kv=("f16", "q8_0"), text=str(text))
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     found = {(r.cell.kv, r.cell.task, r.cell.context_tokens): r for r in results(folder)}
     assert found["f16", "perplexity", 256].status == "ok"
     for task in ("perplexity", "divergence"):
@@ -173,10 +173,10 @@ def _text_haystack(path: Path) -> object:
     return Haystack(kind="text", file=str(path))
 
 
-def test_a_model_that_has_gone_fails_its_jobs_alone(start: Start, scripted: ModuleType) -> None:
+def test_a_missing_model_file_fails_only_its_own_jobs(start: Start, scripted: ModuleType) -> None:
     folder = start("", " ")
     (folder.parent / "model-0.gguf").unlink()
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     assert states(folder) == ["failed", "done"]
     with RunStore(folder) as store:
         assert [model.sha256 is None for model in store.models()] == [True, False]
@@ -184,90 +184,89 @@ def test_a_model_that_has_gone_fails_its_jobs_alone(start: Start, scripted: Modu
 
 def test_a_bug_in_a_job_is_recorded_with_its_place(start: Start, scripted: ModuleType) -> None:
     folder = start("sleeps soon")
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     reason = str(results(folder)[0].reason)
     assert reason.startswith("unexpected ValueError at scripted_subject.py:")
 
 
-def test_a_missing_part_ends_the_run_and_leaves_the_job_free(
+def test_a_missing_dependency_ends_the_run_and_leaves_the_job_pending(
     start: Start, scripted: ModuleType
 ) -> None:
     folder = start("")
     with pytest.raises(MissingDependencyError, match="pip install"):
-        work(folder, scripted.open_nothing)
+        scripted.work(folder, scripted.open_nothing)
     assert states(folder) == ["pending"]
 
 
 def test_a_shard_does_its_share_only(start: Start, scripted: ModuleType) -> None:
     folder = start("", kv=("f16", "q8_0", "q4_0"))
-    work(folder, scripted.open_subject, selection=Selection(shard=2, shards=3))
+    scripted.work(folder, selection=Selection(shard=2, shards=3))
     assert {r.cell.kv for r in results(folder)} == {"q8_0"}
     assert states(folder) == ["pending", "done", "pending"]
-
-
-def test_a_folder_holds_one_run(start: Start) -> None:
-    folder = start("")
-    assert start("") == folder
-    with pytest.raises(RequestError, match="holds another run"):
-        start("", contexts=(256,))
-    with pytest.raises(RequestError, match="its plan or its model files differ"):
-        start("forgets 256")
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no run here"):
-        RunStore(tmp_path)
-    (tmp_path / "run.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(StorageError, match="is not a database"):
-        RunStore(tmp_path)
-
-
-def test_an_unwritable_folder_is_refused(tmp_path: Path, start: Start) -> None:
-    (tmp_path / "taken").write_text("a file")
-    with pytest.raises(StorageError, match="cannot write the run there"):
-        start("", folder="taken/run")
-
-
-def test_a_life_line_is_free_when_its_holder_is_gone(tmp_path: Path) -> None:
-    assert not is_alive(tmp_path, "w")
-    with LifeLine(tmp_path, "w"):
-        assert is_alive(tmp_path, "w")
-    assert not is_alive(tmp_path, "w")
 
 
 def test_worker_processes_share_a_run_and_do_nothing_twice(
     start: Start, scripted: ModuleType
 ) -> None:
-    folder = start("sleeps 0.02", kv=("f32", "f16", "q8_0", "q5_0", "q4_0", "q4_1"))
+    kinds = ("f32", "f16", "q8_0", "q5_0", "q4_0", "q4_1")
+    runtime = RuntimeSettings(devices=("0", "1"))
+    folder = start("sleeps 0.02", kv=kinds, runtime=runtime)
     seen: list[CellResult] = []
-    slots = (Slot.on_gpu("0"), Slot.on_gpu("1"))
-    run_in_processes(folder, OPENER, slots=slots, on_cell=seen.append)
+    scripted.work_in_processes(folder, on_cell=seen.append)
     assert set(states(folder)) == {"done"}
     assert Counter(r.cell for r in seen) == Counter(r.cell for r in results(folder))
     assert len(seen) == 36
     with RunStore(folder) as store:
         devices = [dict(w.environment).get("CUDA_VISIBLE_DEVICES") for w in store.workers()]
         taken = Counter(record.worker for record in store.jobs())
+        assert dict(store.workers()[0].environment)["llama.cpp"] == "scripted"
+        assert [len(model.sha256 or "") for model in store.models()] == [64]
     assert sorted(map(str, devices)) == ["0", "1"]
     assert len(taken) == 2
 
 
+def test_processes_measure_what_this_process_measures(start: Start, scripted: ModuleType) -> None:
+    settings = {"tasks": ("needle", "ruler", "kv-cache"), "kv": ("f16", "q8_0")}
+    here = start("forgets 256", folder="here", **settings)
+    scripted.work(here)
+    there = start("forgets 256", folder="there", **settings)
+    scripted.work_in_processes(there)
+    assert len(results(here)) > 40
+    timeless = [[_timeless(result) for result in results(folder)] for folder in (here, there)]
+    assert timeless[0] == timeless[1]
+
+
+def _timeless(result: CellResult) -> CellResult:
+    metrics = tuple(m for m in result.metrics if "second" not in m.name)
+    return replace(result, elapsed_seconds=None, metrics=metrics)
+
+
+def test_what_a_model_prints_goes_to_the_log(start: Start, scripted: ModuleType) -> None:
+    folder = start("prints 256")
+    scripted.work_in_processes(folder)
+    assert [r.status for r in results(folder)] == ["ok"] * 6
+    (log,) = (folder / "logs").iterdir()
+    assert "llama.cpp: loaded" in log.read_text()
+
+
 @pytest.mark.parametrize("name", ["SIGABRT", "SIGKILL", "SIGSEGV"])
-def test_a_job_that_kills_its_process_fails_alone(
+def test_a_job_that_kills_its_worker_fails_alone(
     start: Start, scripted: ModuleType, name: str
 ) -> None:
     folder = start("", f"dies {name} 300", "")
-    run_in_processes(folder, OPENER)
+    scripted.work_in_processes(folder)
     assert states(folder) == ["done", "failed", "done"]
     found = results(folder)
     assert [r.status for r in found] == ["ok"] * 9 + ["error"] * 3 + ["ok"] * 6
-    assert name in str(found[9].reason)
-    assert "GGML_ASSERT(n_tokens > 0) failed" in str(found[9].reason)
+    memory = " (possibly out of memory)" if name == "SIGKILL" else ""
+    assert found[9].reason == (
+        f"worker killed by {name}{memory}; last log line: GGML_ASSERT(n_tokens > 0) failed"
+    )
 
 
 def test_a_job_that_runs_out_of_memory_fails_alone(start: Start, scripted: ModuleType) -> None:
     folder = start("hogs 300", "")
-    run_in_processes(folder, OPENER)
+    scripted.work_in_processes(folder)
     assert states(folder) == ["failed", "done"]
     found = results(folder)
     assert [r.status for r in found] == ["ok"] * 3 + ["error"] * 3 + ["ok"] * 6
@@ -275,69 +274,114 @@ def test_a_job_that_runs_out_of_memory_fails_alone(start: Start, scripted: Modul
 
 
 def test_workers_that_cannot_work_end_the_run(start: Start, scripted: ModuleType) -> None:
+    folder = start("")
     with pytest.raises(MissingDependencyError, match="pip install"):
-        run_in_processes(start(""), "scripted_subject:open_nothing")
+        scripted.work_in_processes(folder, "scripted_subject:open_nothing")
+    assert states(folder) == ["pending"]
+    with pytest.raises(RequestError, match=r"no opener 'scripted_subject:open_none'"):
+        scripted.work_in_processes(folder, "scripted_subject:open_none")
 
 
-PARENT = """
-from pathlib import Path
-from ggufrope.runs.driver import run_in_processes, work
-from scripted_subject import open_subject
+def test_a_worker_that_cannot_start_ends_the_run(
+    start: Start, scripted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dies_at_once.py").write_text("import os; os.write(2, b'no GPU'); os.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    folder = start("")
+    message = "a worker process could not start: worker killed by SIGABRT; last log line: no GPU"
+    with pytest.raises(BackendError, match=message):
+        scripted.work_in_processes(folder, "dies_at_once:open_subject")
+    assert states(folder) == ["pending"]
+
+
+DRIVER = """
 import sys
-folder = Path(sys.argv[1])
-if sys.argv[2] == "here":
-    work(folder, open_subject)
-else:
-    run_in_processes(folder, "scripted_subject:open_subject")
+from pathlib import Path
+from scripted_subject import work, work_in_processes
+(work if sys.argv[2] == "here" else work_in_processes)(Path(sys.argv[1]))
 """
 
 
+def drive(folder: Path, where: str) -> subprocess.Popen[bytes]:
+    """Carry out a run in another process, "here" in itself or in "processes" of its own."""
+    return subprocess.Popen([sys.executable, "-c", DRIVER, folder, where], stderr=subprocess.PIPE)
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+def workers_of(folder: Path) -> set[int]:
+    """Process ids of the workers of a run that are alive: their log is their standard error."""
+    logs = {str(log.resolve()) for log in (folder / "logs").glob("*.log")}
+    alive = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str((process / "fd" / "2").readlink()) in logs:
+                alive.add(int(process.name))
+    return alive
+
+
+SLOW = {"kv": ("f16", "q8_0"), "mode": "isolated", "contexts": (256, 512, 768)}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are found in /proc")
 @pytest.mark.parametrize("where", ["here", "processes"])
-def test_killed_and_run_again_nothing_is_lost_or_redone(
-    start: Start, scripted: ModuleType, where: str
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_stopped_and_run_again_nothing_is_lost_or_redone(
+    start: Start, scripted: ModuleType, where: str, name: str
 ) -> None:
-    folder = start("sleeps 0.1", kv=("f16", "q8_0"), mode="isolated", contexts=(256, 512, 768))
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(PARENT), str(folder), where])
-    deadline = time.monotonic() + 60
-    while len(results(folder)) < 4 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    while _alive_workers(folder) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    before = _bodies(folder)
+    folder = start("sleeps 0.1", **SLOW)
+    driver = drive(folder, where)
+    wait_for(lambda: len(results(folder)) >= 4)
+    assert len(workers_of(folder)) == (1 if where == "processes" else 0)
+    driver.send_signal(getattr(signal, name))
+    driver.communicate()
+    assert driver.returncode == -getattr(signal, name)
+    wait_for(lambda: not workers_of(folder), seconds=3)
+    before = {result.cell: result for result in results(folder)}
     assert 4 <= len(before) < 18
-    work(folder, scripted.open_subject)
-    after = _bodies(folder)
+    if name == "SIGINT":
+        assert "running" not in states(folder)
+    scripted.work(folder)
+    after = {result.cell: result for result in results(folder)}
     assert len(after) == 18
-    assert {key: after[key] for key in before} == before
+    assert {cell: after[cell] for cell in before} == before
 
 
-def _alive_workers(folder: Path) -> list[str]:
-    lines = (folder / "workers").glob("*.alive")
-    return [line.stem for line in lines if is_alive(folder / "workers", line.stem)]
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are found in /proc")
+def test_a_worker_that_does_not_listen_is_ended_all_the_same(
+    start: Start, scripted: ModuleType
+) -> None:
+    folder = start("sleeps 30")
+    driver = drive(folder, "processes")
+    wait_for(lambda: bool(workers_of(folder)) and states(folder) == ["running"])
+    driver.send_signal(signal.SIGINT)
+    wait_for(lambda: not workers_of(folder), seconds=5)
+    driver.communicate()
+    assert states(folder) == ["pending"]
 
 
-def _bodies(folder: Path) -> dict[object, CellResult]:
-    return {result.cell: result for result in results(folder)}
-
-
-def test_a_job_that_keeps_killing_its_process_is_given_up(
+def test_a_job_that_keeps_killing_its_process_is_abandoned(
     start: Start, scripted: ModuleType
 ) -> None:
     folder = start("dies SIGKILL 300")
-    for _ in range(MAX_DEATHS):
-        command = [sys.executable, "-c", textwrap.dedent(PARENT), str(folder), "here"]
-        assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
-    work(folder, scripted.open_subject)
+    for _ in range(MAX_CRASHES):
+        driver = drive(folder, "here")
+        driver.communicate()
+        assert driver.returncode == -signal.SIGKILL
+    scripted.work(folder)
     assert states(folder) == ["failed"]
     assert [r.status for r in results(folder)] == ["ok"] * 3 + ["error"] * 3
-    assert results(folder)[-1].reason == "3 processes died running this without a word"
+    assert results(folder)[-1].reason == "abandoned after 3 worker crashes"
 
 
 def test_the_environment_names_no_one(start: Start, scripted: ModuleType) -> None:
     folder = start("")
-    work(folder, scripted.open_subject)
+    scripted.work(folder)
     with RunStore(folder) as store:
         (worker,) = store.workers()
     environment = dict(worker.environment)
