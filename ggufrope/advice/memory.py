@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ggufrope._bisect import largest
 from ggufrope.container.ggml import CACHE_TYPES
 from ggufrope.container.types import ArrayValue, Header
 from ggufrope.errors import FileError, RequestError
@@ -20,6 +21,8 @@ from ggufrope.rope.metadata import RopeMetadata, first_layer, per_layer
 
 BATCH_TOKENS = 512
 """llama.cpp's default n_ubatch."""
+_MOST_GRANULES = (1 << 24) - 1
+"""The longest context that is looked for, in allocation steps: positions are int32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,13 +111,7 @@ def longest_context(
         need = memory_need(header, metadata, context_tokens=tokens, k_type=k_type, v_type=v_type)
         return need.total_bytes <= budget_bytes
 
-    low, high = 0, 1
-    while high < 1 << 24 and fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * CONTEXT_GRANULE
+    return largest(fits, 0, _MOST_GRANULES) * CONTEXT_GRANULE
 
 
 def _rows(metadata: RopeMetadata, arch: Architecture) -> list[tuple[int, int, bool]]:
