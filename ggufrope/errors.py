@@ -8,7 +8,7 @@
     │   ├── StorageError           the operating system refused: space, permission, I/O
     │   └── GuardError             an edit that would harm something else; carries the guard's name
     ├── MissingDependencyError     an optional dependency or device is needed and absent
-    └── BackendError               the runtime could not do what it was told to
+    └── BackendError               the runtime failed
         ├── LoadError              the model cannot be loaded
         ├── InsufficientMemoryError   the model, its cache or its buffers do not fit
         ├── UnsupportedCacheError  this build cannot run that K/V cache combination
@@ -58,7 +58,7 @@ class MissingDependencyError(GgufRopeError):
 
 
 class BackendError(GgufRopeError):
-    """The runtime could not do what it was told to."""
+    """The runtime failed."""
 
 
 class LoadError(BackendError):

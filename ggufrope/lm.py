@@ -1,10 +1,10 @@
 """What an evaluation needs of a language model, and nothing more.
 
-`ggufrope.runtime` implements these protocols over llama.cpp, `ggufrope.runtime.fake`
-deterministically without it. An evaluation never sees either by name.
+`ggufrope.runtime` implements these protocols with llama.cpp, `ggufrope.runtime.fake`
+deterministically and without it. An evaluation imports neither.
 
 A context holds one growing *trunk* of tokens. Questions are *branches*: they share the trunk's
-cache, are evaluated together in as few batches as fit, and leave no trace.
+cache, are evaluated together in as few batches as fit, and leave the trunk as it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Tokens: TypeAlias = Sequence[int]
 Progress: TypeAlias = Callable[[int], None]
-"""Called with the number of tokens just evaluated."""
+"""A function called with the number of tokens just evaluated."""
 OpenContext: TypeAlias = Callable[[int], "LanguageContext"]
 """Opens a context of that many tokens; every other setting of it is closed over. Whoever opens a
 context closes it. May raise any BackendError."""
@@ -27,7 +27,7 @@ context closes it. May raise any BackendError."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """A question put to the trunk: a prompt, then each of the candidate answers on its own."""
+    """A question about the trunk: a prompt, and candidate answers that each follow it alone."""
 
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
@@ -35,7 +35,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerScore:
-    """One candidate answer under teacher forcing.
+    """The score of one candidate answer under teacher forcing.
 
     `log_probabilities` is nat per token, in order. `greedy` is True where every token is the
     arg max given those before it, which is exactly when greedy decoding would produce the answer.
@@ -67,38 +67,43 @@ class LanguageContext(Protocol):
         ...
 
     def rewind(self, position: int) -> None:
-        """Forget the trunk's tokens from `position` on."""
+        """Remove the trunk's tokens from `position` on."""
         ...
 
     def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:
-        """Score every answer of every branch; the trunk is left as it was."""
+        """Score every answer of every branch; leave the trunk as it was."""
         ...
 
     def generate(self, prompt: Tokens, *, max_tokens: int) -> list[int]:
-        """Greedy continuation of trunk + prompt up to end-of-generation; the trunk is left as
-        it was."""
+        """Return the greedy continuation of trunk + prompt, up to the end of generation.
+
+        The trunk stays as it was.
+        """
         ...
 
     def logits(
         self, tokens: Tokens, *, skip: int = 0, progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Append to the trunk and yield logits, `[n, n_vocab]` a batch, one row per token appended
-        but for the first `skip`. Those are in the same batches: where a batch ends may change
-        the arithmetic of the attention.
+        """Append to the trunk and yield logits: one array `[n, n_vocab]` per batch.
 
-        An array is valid until the next one is asked for.
+        There is one row per token, except for the first `skip` tokens. Those are in the same
+        batches, because the place where a batch ends may change the arithmetic of attention.
+
+        An array is valid until the next one is read.
         """
         ...
 
     @property
     def cache_bytes(self) -> int | None:
-        """Bytes of the K and V caches as allocated, or None where the runtime does not tell."""
+        """Bytes of the K and V caches as allocated; None where the runtime does not say."""
         ...
 
     @property
     def cache_rotated(self) -> bool | None:
-        """Whether what goes into the K or V cache is rotated first, which changes what quantizing
-        it costs; None where the runtime does not tell."""
+        """Whether K or V values are rotated before they are stored; None where it is unknown.
+
+        This changes what quantizing them costs.
+        """
         ...
 
     def close(self) -> None: ...
@@ -111,11 +116,11 @@ class LanguageModel(Protocol):
     def n_vocab(self) -> int: ...
 
     def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
-        """Tokens of plain text, as it stands after other text: no space is put in front of it, so
-        that pieces tokenized apart can be joined.
+        """Return the tokens of plain text, as it stands after other text.
 
-        With `beginning`, as it stands at the start: preceded by BOS where the vocabulary adds one
-        (of an empty text that is all), and by the space where it puts one in front.
+        No space is added before it, so pieces that are tokenized separately can be joined. With
+        `beginning`, the text stands at the start: BOS and a space precede it where the vocabulary
+        adds them. Of an empty text, only BOS is left.
         """
         ...
 
