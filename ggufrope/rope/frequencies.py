@@ -118,9 +118,12 @@ def ntk_base(base: float, factor: float, n_rot: int) -> float:
     if n_rot < 4:
         raise RequestError(f"NTK-aware scaling needs a rotary dimension of 4 or more, not {n_rot}")
     try:
-        return float(base * factor ** (n_rot / (n_rot - 2)))
+        stretched = float(base * factor ** (n_rot / (n_rot - 2)))
     except OverflowError:
-        raise RequestError(f"a base of {base:g} cannot be stretched {factor:g} times") from None
+        stretched = math.inf
+    if not math.isfinite(stretched):
+        raise RequestError(f"a base of {base:g} cannot be stretched {factor:g} times")
+    return stretched
 
 
 def dynamic_growth(scaling: DynamicNtk, context_tokens: int | None) -> float:

@@ -201,8 +201,16 @@ def file_base(
     reason = f"without {key} the base is 10000" if declared is None else key
     dimensions = metadata.head_size
     if "alpha" in arch.reads and dimensions and metadata.alpha and metadata.alpha > 0:
-        base = ntk_base(base, metadata.alpha, dimensions)
-        reason += f", stretched by {metadata.key('alpha')}"
+        alpha = metadata.key("alpha")
+        try:
+            base = ntk_base(base, metadata.alpha, dimensions)
+        except RequestError as error:
+            raise FileError(f"{alpha} is {metadata.alpha:g}: {error}") from error
+        if base <= 1:
+            raise FileError(
+                f"{alpha} is {metadata.alpha:g}, which makes the base {base:g}: expected above 1"
+            )
+        reason += f", stretched by {alpha}"
     return _default(base, reason) if declared is None else _file(base, reason)
 
 

@@ -17,10 +17,13 @@ from ggufrope.errors import FileError, GgufRopeError, RequestError
 from ggufrope.patching.inspection import inspect, read_model
 from ggufrope.patching.plan import plan_patch
 from ggufrope.patching.request import ScalingRequest
+from ggufrope.rope.encode import express
 from ggufrope.rope.export import export
 from ggufrope.rope.frequencies import MAX_ROTARY_DIMENSIONS
 from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import RopeMetadata
+from ggufrope.rope.overrides import recognize
+from ggufrope.rope.scaling import NtkAware
 from tests.container.writer import STRING, Model, Tensor
 
 Metadata = Callable[..., RopeMetadata]
@@ -177,6 +180,14 @@ def test_a_model_of_drafting_heads_alone_has_no_scheme(metadata: Metadata) -> No
     assert effective(model).groups == ()
     with pytest.raises(RequestError, match="no layer"):
         export(model, "vllm")
+
+
+@pytest.mark.parametrize("alpha", [5e-324, 1e-9, 1e308])
+def test_an_alpha_that_leaves_no_base_is_refused(metadata: Metadata, alpha: float) -> None:
+    model = metadata("hunyuan_vl", alpha=alpha)
+    for use in (effective, recognize, lambda model: express(NtkAware(factor=2.0), model)):
+        with pytest.raises(FileError, match=r"hunyuan_vl\.rope\.scaling\.alpha is .*base"):
+            use(model)
 
 
 @pytest.mark.parametrize(
