@@ -12,10 +12,14 @@ from ggufrope.container.shards import ModelFiles, open_model
 from ggufrope.container.types import Header
 from ggufrope.errors import FileError
 from ggufrope.rope.effective import EffectiveRope, RopeOverrides
+from ggufrope.rope.frequencies import MAX_ROTARY_DIMENSIONS
 from ggufrope.rope.keys import FACTOR_TENSORS, KEYS
 from ggufrope.rope.lint import Finding, lint
 from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import RopeMetadata, read_metadata
+
+_MAX_FACTOR_BYTES = 4 * MAX_ROTARY_DIMENSIONS // 2
+"""A larger factor tensor fits no model, and is not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,9 @@ def read_model(path: Path) -> StoredModel:
     for shard in files.shards:
         for name in FACTOR_TENSORS:
             tensor = shard.header.tensor(name)
-            if tensor is not None and tensor.type == F32 and name not in factors:
+            if tensor is None or tensor.type != F32 or name in factors:
+                continue
+            if tensor.length <= _MAX_FACTOR_BYTES:
                 data = read_tensor(shard.path, shard.header, name)
                 layout = f"{shard.header.byte_order}{len(data) // 4}f"
                 factors[name] = struct.unpack(layout, data)

@@ -1,10 +1,10 @@
-"""Write rope.json: inverse frequencies and magnitudes from transformers, for real models' settings.
+"""Write rope.json: inverse frequencies and attention factors from transformers, for real models.
 
     pip install torch==2.13.0 transformers==5.23.0    (the CPU build of torch)
     python tests/golden/make_rope_goldens.py > tests/golden/rope.json
 
 The settings are those of published models; factor arrays are made by a formula of like shape, as
-the published ones are their authors'. Computed by transformers itself, in its float32.
+the published ones belong to their authors. transformers computes in float32.
 """
 
 from __future__ import annotations

@@ -166,6 +166,14 @@ def test_of_two_factor_tensors_of_one_name_the_first_is_read(
     assert code in [finding.code for finding in found.findings]
 
 
+def test_a_factor_tensor_that_fits_no_model_is_not_read(tmp_path: Path) -> None:
+    length = MAX_ROTARY_DIMENSIONS // 2 + 1
+    path = made(tmp_path, Tensor(name=FREQS, shape=(length,), data=bytes(4 * length)))
+    (tensor,) = read_model(path).metadata.factor_tensors
+    assert (tensor.length, tensor.values) == (length, None)
+    assert "llama.cpp loads only 16" in str(inspect(path).refusal)
+
+
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_factors_that_give_no_angle_are_refused(tmp_path: Path, value: float) -> None:
     path = made(tmp_path, Tensor(name=FREQS, shape=(16,), data=floats(16, value)))

@@ -68,7 +68,7 @@ def test_yarn_is_the_paper_with_its_attention_factor(metadata: Metadata) -> None
 
 
 def test_betas_in_the_file_act_on_mistral3_but_not_on_llama(metadata: Metadata) -> None:
-    betas = {"yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0}
+    betas: dict[str, Any] = {"yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0}
     dead = effective(metadata(**YARN, **betas))
     live = effective(metadata("mistral3", **YARN, **betas))
     flags = effective(metadata(**YARN), overrides=RopeOverrides(**betas))

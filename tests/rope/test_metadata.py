@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from ggufrope.container.types import ArrayValue, Header, Span, Value, ValueType
@@ -83,7 +82,7 @@ def test_a_file_without_architecture_is_malformed(header: Callable[..., Header])
 
 def test_factor_tensors_with_and_without_values(header: Callable[..., Header]) -> None:
     tensors = {"rope_freqs.weight": (32,), "rope_factors_long.weight": (32, 1)}
-    values = {"rope_freqs.weight": np.ones(32, dtype=np.float32)}
+    values = {"rope_freqs.weight": (1.0,) * 32}
     found = read_metadata(header(ARCH, tensors), values)
     freqs = found.tensor("rope_freqs.weight")
     long = found.tensor("rope_factors_long.weight")

@@ -1,4 +1,4 @@
-"""What is written is what takes effect: two ways to the same frequencies."""
+"""What is written is what takes effect: frequencies by two ways, compared."""
 
 from __future__ import annotations
 
