@@ -15,6 +15,7 @@ notice, so its version is read first, and each size in it is checked.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import struct
@@ -69,20 +70,20 @@ _F32 = 0
 _LAYER_LINE = re.compile(r"^llama_kv_cache: layer +(\d+): (dev =|filtered|does not have KV)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeLayer:
     """The rotation measured in one layer.
 
-    `inverse_frequencies` is float64 `[n_rot/2]` in rad/token, empty where the layer does not
-    rotate. `magnitude` multiplies rotated keys; None where the keys do not determine it.
+    `inverse_frequencies` has `n_rot/2` numbers in rad/token, none where the layer does not rotate.
+    `magnitude` multiplies rotated keys; None where the keys do not determine it.
     """
 
     layer: int
-    inverse_frequencies: NDArray[np.float64]
+    inverse_frequencies: tuple[float, ...]
     magnitude: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """The layers that have keys, in order, measured for a context of `context_tokens`."""
 
@@ -136,7 +137,7 @@ def probe(
         layers.append(
             ProbeLayer(
                 layer=layer,
-                inverse_frequencies=_frequencies(turned, positions),
+                inverse_frequencies=tuple(_frequencies(turned, positions).tolist()),
                 magnitude=magnitude,
             )
         )
@@ -148,7 +149,7 @@ def compare(measured: Probe, predicted: EffectiveRope, *, tolerance: float = 1e-
     errors = []
     for layer in measured.layers:
         group = predicted.group(layer.layer)
-        error = _relative_error(layer.inverse_frequencies, np.array(group.inverse_frequencies))
+        error = _relative_error(layer.inverse_frequencies, group.inverse_frequencies)
         if layer.magnitude is not None:
             error = max(error, abs(layer.magnitude / group.magnitude - 1))
         errors.append((layer.layer, error))
@@ -496,15 +497,14 @@ def _magnitude(scaled: NDArray[np.complex128], plain: NDArray[np.complex128]) ->
     return norms[0] / norms[1] if alike > 1 - _PARALLEL else None
 
 
-def _relative_error(measured: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
+def _relative_error(measured: Sequence[float], predicted: Sequence[float]) -> float:
     """Return the largest relative error; a frequency of 0 agrees only with 0."""
-    if measured.shape != predicted.shape:
-        return float("inf")
-    difference = np.abs(measured - predicted)
-    errors = np.divide(
-        difference,
-        np.abs(predicted),
-        out=np.where(difference > 0, np.inf, 0.0),
-        where=predicted != 0,
-    )
-    return float(errors.max(initial=0.0))
+    if len(measured) != len(predicted):
+        return math.inf
+    return max(map(_error, measured, predicted), default=0.0)
+
+
+def _error(measured: float, predicted: float) -> float:
+    if measured == predicted:
+        return 0.0
+    return abs(measured - predicted) / abs(predicted) if predicted else math.inf
