@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,7 +242,7 @@ class InlineTransport:
         self._name = new_worker_name()
         self._first = True
         self._worker: Worker | None = None
-        self._messages: Iterator[Message] = iter(())
+        self._messages: Generator[Message] | None = None
 
     def open(self, plan: RunPlan, paths: Mapping[str, str], logs: Path) -> int:
         """Make the worker; there is one place."""
@@ -260,15 +260,19 @@ class InlineTransport:
 
     def receive(self) -> tuple[int, Message]:
         """Work until there is something to say."""
+        assert self._messages is not None, "send() comes first"
         return 0, next(self._messages)
 
     def close(self) -> None:
-        """Free the model."""
+        """End a job that is under way, with its contexts, and free the model."""
+        if self._messages is not None:
+            self._messages.close()
         if self._worker is not None:
             self._worker.close()
 
 
-def _introduced(worker: Worker, assignment: Assignment, *, first: bool) -> Iterator[Message]:
+def _introduced(worker: Worker, assignment: Assignment, *, first: bool) -> Generator[Message]:
+    """Yield the messages about a job, after the worker's own where it is its first."""
     if first:
         yield worker.started()
     yield from worker.carry_out(assignment)

@@ -1,4 +1,4 @@
-"""The machine and the software a worker measures with, as a report must tell."""
+"""The machine and the software that a worker measures with, for the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VARIABLE_PREFIXES = ("GGML_", "LLAMA_")
 
 
 def environment() -> dict[str, str]:
-    """Names and values, without anything that names the user or the machine."""
+    """Return names and values, none of which identifies the user or the machine."""
     known = {
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Which files a plan's model names mean, and what identifies each."""
+"""The files that the model names of a plan mean, and what identifies each."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ggufrope.rope.metadata import read_metadata
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFile:
-    """One model of a run: the name reports call it by, and the file behind it.
+    """One model of a run: its name in reports, and the file behind it.
 
-    `header_sha256` covers everything in front of the tensor data; with `file_size` it tells two
-    models apart without reading the weights. `native_context` is the length in tokens it was
-    trained for, None where the file does not say. `details` are the metadata worth showing.
+    `header_sha256` covers everything before the tensor data; with `file_size` it distinguishes two
+    models without reading the weights. `native_context` is the trained context in tokens, None
+    where the file does not say. `details` are the metadata that reports show.
     """
 
     name: str
@@ -40,7 +40,7 @@ Identify: TypeAlias = Callable[[str, Path], ModelFile]
 
 
 def identify(name: str, path: Path) -> ModelFile:
-    """The model in a GGUF file, from its header alone. Raises FileError."""
+    """Return the model in a GGUF file, from its header alone. Raises FileError."""
     header = read_header(path)
     metadata = read_metadata(header)
     details = {key: header.get(key) for key in (*_DETAILS, *map(metadata.key, KEYS))}
@@ -57,10 +57,10 @@ def identify(name: str, path: Path) -> ModelFile:
 
 
 def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tuple[ModelFile, ...]:
-    """The models that `names` mean: globs expanded in order of their names, duplicates refused.
+    """Return the models that `names` mean, globs expanded in order of file names.
 
     Raises RequestError where a glob matches nothing or two names mean one file, StorageError where
-    a file is not there; what `identify` raises goes through.
+    a file is missing, and what `identify` raises.
     """
     paths = [found for name in names for found in _expand(name)]
     seen: dict[Path, str] = {}
@@ -85,7 +85,7 @@ def _expand(name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _labels(names: list[str]) -> list[str]:
-    """File names where those differ, the names as given where they do not; always writable."""
+    """Return file names where they all differ, else the names as given; always valid UTF-8."""
     short = [name if name.startswith(("ollama:", "hf:")) else Path(name).stem for name in names]
     chosen = short if len(set(short)) == len(short) else names
     return [name.encode("utf-8", "backslashreplace").decode() for name in chosen]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from ggufrope._files import storage, try_lock, write_whole
-from ggufrope._plain import T, decode, encode
+from ggufrope._plain import T, decode, encode, non_finite
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job
@@ -203,7 +203,7 @@ class RunStore:
                 "SELECT c.body FROM cells c JOIN jobs j ON j.id = c.job"
                 " ORDER BY j.ordinal, c.number"
             )
-            return tuple(_load(CellResult, body) for (body,) in rows)
+            return tuple(_finite(_load(CellResult, body)) for (body,) in rows)
 
     def finished_cells(self, job: Job) -> frozenset[int]:
         """Return the numbers of the job's cells that have a result."""
@@ -273,8 +273,10 @@ class RunStore:
         After `MAX_CRASHES` starts it is abandoned.
         """
         with self._transaction():
-            ((starts,),) = self._rows("SELECT starts FROM jobs WHERE id = ?", job.id)
-            if starts >= MAX_CRASHES:
+            with self._reading():
+                ((starts,),) = self._rows("SELECT starts FROM jobs WHERE id = ?", job.id)
+                abandoned = int(starts) >= MAX_CRASHES
+            if abandoned:
                 self._abandon(job, f"abandoned after {MAX_CRASHES} worker crashes")
                 return False
             self._database.execute("UPDATE jobs SET state = 'pending' WHERE id = ?", (job.id,))
@@ -450,6 +452,12 @@ def _dump(record: object) -> str:
 
 def _load(kind: type[T], body: str) -> T:
     return decode(kind, json.loads(body))
+
+
+def _finite(result: CellResult) -> CellResult:
+    for path, value in non_finite(result):
+        raise ValueError(f"{path} of a cell is {value}")
+    return result
 
 
 def _state(value: JobState) -> JobState:

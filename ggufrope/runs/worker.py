@@ -17,8 +17,8 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,7 @@ class Worker:
             self._subject.close()
         self._subject, self._loaded = None, None
 
-    def carry_out(self, assignment: Assignment) -> Iterator[Message]:
+    def carry_out(self, assignment: Assignment) -> Generator[Message]:
         """Yield a job's results as they come, then Finished, or Failed where something goes wrong.
 
         MissingDependencyError is not the job's fault and is raised.
@@ -333,5 +333,7 @@ def _serve(inbox: _Inbox, send: Callable[[Message], None]) -> None:
         send(worker.started())
         while line := inbox.next():
             assignment = decode(Assignment, json.loads(line)[Assignment.__name__])
-            for message in worker.carry_out(assignment):
-                send(message)
+            # Closed before the model is, whatever happens: it may have contexts of the model open.
+            with closing(worker.carry_out(assignment)) as messages:
+                for message in messages:
+                    send(message)

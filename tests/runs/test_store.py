@@ -147,6 +147,8 @@ def change(folder: Path, statement: str) -> None:
         "UPDATE run SET created = 1e17",
         "UPDATE run SET created = 'now'",
         "UPDATE cells SET body = replace(body, '\"ok\"', '\"fine\"')",
+        "UPDATE cells SET body = replace(body, '\"value\": 1.0', '\"value\": 1e999')",
+        "UPDATE cells SET body = replace(body, '\"value\": 1.0', '\"value\": NaN')",
         *(f"DROP TABLE {table}" for table in ("run", "models", "jobs", "cells", "workers")),
         "DELETE FROM run",
         "ALTER TABLE jobs DROP COLUMN reason",
@@ -162,6 +164,13 @@ def test_a_damaged_database_is_a_storage_error(
     change(folder, statement)
     with pytest.raises(StorageError, match=r"run\.sqlite: "), RunStore(folder) as store:
         report_of(store)
+
+
+def test_a_damaged_database_cannot_be_taken_up(start: Start, scripted: ModuleType) -> None:
+    folder = start("")
+    change(folder, "UPDATE jobs SET state = 'running', starts = 'many'")
+    with pytest.raises(StorageError, match=r"run\.sqlite: not a readable database"):
+        scripted.take_up(folder)
 
 
 def test_a_job_cut_off_is_tried_again_until_it_is_abandoned(
