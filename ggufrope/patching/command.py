@@ -2,8 +2,9 @@
 has them.
 
 Reports and search results end in a command to paste, and `advise` is made of them. They are part
-of a result, so the library writes them, and it writes them here alone: everywhere else a message
-names a field, and the command line puts the flag of `FLAGS` in its place.
+of a result, so the library writes them, and it writes them here alone. Everywhere else a message
+names a field in backquotes, as `target_context`, and the command line puts the flag of `FLAGS` in
+its place.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def scaling_options(request: ScalingRequest) -> tuple[str, ...]:
     words: list[str] = []
     for field in fields(request):
         value = getattr(request, field.name)
-        if field.name not in FLAGS or value is None or value is False or value == "file":
+        stands = field.name == "scaling" and value == "file"
+        if field.name not in FLAGS or value is None or value is False or stands:
             continue
         words.append(FLAGS[field.name])
         if value is not True:

@@ -8,25 +8,24 @@ very object that `apply` carries out.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope.container.compare import tensor_digests, weights_digest
 from ggufrope.container.shards import ModelFiles, distribute, open_model, sibling_paths
 from ggufrope.container.store import StorePlan, execute, plan_store
 from ggufrope.container.strategies import Rejection, Strategy
-from ggufrope.container.types import Edits, TensorData, TypedValue, float_tensor
+from ggufrope.container.types import Edits, TensorData, float_tensor
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import RequestError
+from ggufrope.patching.compose import check_start, encode_request, patched
 from ggufrope.patching.inspection import StoredModel, read_model
-from ggufrope.patching.request import ScalingRequest, Target, resolve
+from ggufrope.patching.request import ScalingRequest, Target
 from ggufrope.rope.effective import EffectiveRope
-from ggufrope.rope.encode import Expression, Ignored, express
-from ggufrope.rope.keys import KEYS
+from ggufrope.rope.encode import Expression, Ignored
 from ggufrope.rope.lint import Finding, lint
 from ggufrope.rope.llamacpp import effective
-from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 
 if TYPE_CHECKING:
     from ggufrope.container.shards import Shard
@@ -122,6 +121,7 @@ def plan_patch(
     if not changed and reserve is None:
         raise RequestError(f"{path}: already declares exactly this; there is nothing to change")
     wanted = patched(model.metadata, expression)
+    check_start(request, target, model.metadata, wanted)
     stores = tuple(
         plan_store(
             shard.path,
@@ -188,42 +188,6 @@ def _files(
     targets = sibling_paths(output, len(shards))
     for shard, target in reversed(tuple(zip(shards, targets, strict=True))):
         yield shard, parts.get(shard.path, (shard, Edits()))[1], target
-
-
-def encode_request(request: ScalingRequest, metadata: RopeMetadata) -> tuple[Target, Expression]:
-    """The scheme `request` comes to on this model, and the keys and tensors that say it."""
-    target = resolve(request, metadata)
-    if target.freq_base is not None:
-        metadata = replace(metadata, freq_base=target.freq_base)
-    expression = express(
-        target.scaling,
-        metadata,
-        context_length=target.context_length,
-        baked=request.bake,
-        keep_short_context=request.keep_short_context,
-    )
-    if target.freq_base is None or metadata.key("freq_base") in expression.keys:
-        return target, expression
-    base = TypedValue(type=KEYS["freq_base"].type, value=target.freq_base)
-    keys = {**expression.keys, metadata.key("freq_base"): base}
-    return target, replace(expression, keys=keys)
-
-
-def patched(metadata: RopeMetadata, expression: Expression) -> RopeMetadata:
-    """What the file will declare once `expression` is written."""
-    fields = {metadata.key(field): field for field in KEYS}
-    values = {
-        fields[key]: None if value is None else value.value
-        for key, value in expression.keys.items()
-    }
-    tensors = {tensor.name: tensor for tensor in metadata.factor_tensors}
-    for name, factors in expression.tensors.items():
-        if factors is None:
-            tensors.pop(name, None)
-        else:
-            tensors[name] = FactorTensor(name=name, length=len(factors), values=factors)
-    changes: dict[str, Any] = {**values, "factor_tensors": tuple(tensors.values())}
-    return replace(metadata, **changes)
 
 
 def _edits(expression: Expression, order: ByteOrder) -> Edits:

@@ -5,8 +5,13 @@ from pathlib import Path
 
 import gguf
 import pytest
+import typer.main
+from ggufrope_cli.app import build as build_app
+from ggufrope_cli.options_scaling import ScalingOptions
 
 from fixtures.make import build
+from ggufrope.patching.command import FLAGS, scaling_options
+from ggufrope.patching.request import ScalingRequest
 from tests.cli.conftest import Call
 
 YARN = ("--scaling", "yarn", "--target-ctx", "2048")
@@ -58,8 +63,8 @@ def test_factors_from_a_file_and_back(cli: Call, llama: Path, tmp_path: Path) ->
     factors = tmp_path / "f.json"
     factors.write_text(json.dumps({"long_factor": array}))
     out = tmp_path / "o.gguf"
-    wish = ("--scaling", "longrope", "--target-ctx", "2048", "--long-factors", factors)
-    assert cli("patch", llama, "-o", out, *wish).code == 0
+    scaling = ("--scaling", "longrope", "--target-ctx", "2048", "--long-factors", factors)
+    assert cli("patch", llama, "-o", out, *scaling).code == 0
     answer = cli("factors", out, "--json").json["tensors"]
     assert answer["rope_factors_long.weight"] == array
     assert answer["rope_factors_short.weight"] == [1.0] * 16
@@ -109,8 +114,8 @@ def test_bad_factor_files(
 ) -> None:
     factors = tmp_path / "f.json"
     factors.write_text(content)
-    wish = ("--scaling", "longrope", "--target-ctx", "2048", "--long-factors", factors)
-    outcome = cli("patch", llama, "-o", tmp_path / "o.gguf", *wish)
+    scaling = ("--scaling", "longrope", "--target-ctx", "2048", "--long-factors", factors)
+    outcome = cli("patch", llama, "-o", tmp_path / "o.gguf", *scaling)
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
@@ -133,7 +138,7 @@ def test_bad_factor_files(
         (),
     ],
 )
-def test_bad_wishes(cli: Call, llama: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_bad_requests(cli: Call, llama: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     before = llama.read_bytes()
     outcome = cli("patch", llama, "-o", tmp_path / "o.gguf", *arguments)
     assert outcome.code == 2
@@ -143,7 +148,7 @@ def test_bad_wishes(cli: Call, llama: Path, tmp_path: Path, arguments: tuple[str
     assert llama.read_bytes() == before
 
 
-def test_where_to_is_said_exactly_once(cli: Call, llama: Path, tmp_path: Path) -> None:
+def test_the_output_is_named_exactly_once(cli: Call, llama: Path, tmp_path: Path) -> None:
     assert cli("patch", llama, *YARN).code == 2
     assert cli("patch", llama, "-o", tmp_path / "o", "--in-place", *YARN).code == 2
     assert cli("patch", llama, "-o", llama, *YARN).code == 2
@@ -167,3 +172,67 @@ def test_no_room_leaves_nothing_behind(cli: Call, tmp_path: Path, small_disk: Pa
     assert outcome.code == 3
     assert "free" in outcome.err
     assert list(small_disk.glob("o.gguf*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scaling", "linear", "--factor", "2", "--beta-fast", "8"), "--beta-fast does not"),
+        (("--scaling", "yarn"), "missing --target-ctx or --factor"),
+        (("--target-ctx", "1024"), "missing --scaling; choose one of: none, linear"),
+        (("--scaling", "cubic", "--factor", "2"), "--scaling cubic: expected one of none"),
+        (("--scaling", "factors", "--factor", "2"), "--scaling factors needs --long-factors"),
+        (("--scaling", "none", "--freq-base", "0.5"), "--freq-base 0.5 must be"),
+        (("--scaling", "factors", "--long-factors", "[1, x]"), "expected a file, or numbers"),
+    ],
+)
+def test_messages_name_options(
+    cli: Call, llama: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    outcome = cli("patch", llama, "-o", tmp_path / "o.gguf", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "`" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ScalingRequest(scaling="yarn", target_context=2048, original_context=512, factor=4.0),
+        ScalingRequest(scaling="yarn", factor=1 / 3 + 2, beta_fast=24.5, beta_slow=0.1),
+        ScalingRequest(scaling="yarn", factor=2.0, ext_factor=0.0, attn_factor=1.0693147180559945),
+        ScalingRequest(scaling="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),
+        ScalingRequest(scaling="none", freq_base=1234567.875),
+        ScalingRequest(scaling="factors", factor=2.0, long_factors=(1.0, 1.1, 2.5)),
+        ScalingRequest(scaling="longrope", long_factors="a b.json", short_factors="file"),
+        ScalingRequest(scaling="file", from_config="-c.json"),
+        ScalingRequest(scaling="linear", factor=2.0, bake=True, replace_scaling=True),
+        ScalingRequest(scaling="yarn", factor=2.0, keep_short_context=True),
+        ScalingRequest(scaling="file"),
+    ],
+    ids=lambda each: each.name,
+)
+def test_the_options_of_a_request_make_it_again(request_: ScalingRequest) -> None:
+    """What `patch_command` writes, the command reads: each number to its last digit."""
+    command = typer.main.get_command(build_app("patch")).commands["patch"]  # type: ignore[attr-defined]
+    words = ["m.gguf", "-o", "o.gguf", *scaling_options(request_)]
+    given = command.make_context("patch", words).params
+    assert ScalingOptions.of({name: given[name] for name in FLAGS}).request() == request_
+
+
+def test_a_scaled_file_is_not_scaled_over_again(cli: Call, tmp_path: Path) -> None:
+    """Gemma 3's case: a trained linear factor of 8 must not become 2."""
+    keys = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
+    path = build("gemma3", tmp_path / "m.gguf", context=2048, keys=keys)[0]
+    wrong = ("--scaling", "linear", "--target-ctx", "4096", "--orig-ctx", "2048")
+    outcome = cli("patch", path, "-o", tmp_path / "o.gguf", *wrong)
+    assert outcome.code == 2
+    assert "--orig-ctx 256 and --factor 16" in outcome.err
+    assert "--replace-scaling" in outcome.err
+    assert cli("patch", path, "-o", tmp_path / "o.gguf", *wrong, "--replace-scaling").code == 0
+    right = ("--scaling", "linear", "--orig-ctx", "256", "--factor", "16")
+    edits = cli("patch", path, "-o", tmp_path / "right.gguf", *right, "--json").json["edits"]
+    assert {edit["key"]: edit["new"] for edit in edits} == {
+        "gemma3.rope.scaling.factor": 16.0,
+        "gemma3.context_length": 4096,
+    }
