@@ -55,7 +55,9 @@ def patch_command(request: ScalingRequest, model: Path | str, output: Path | str
     """
     if request.is_file:
         raise RequestError("the model as it stands needs no patch")
-    return command_line("patch", _path(model), "-o", _path(output), *scaling_options(request))
+    return command_line(
+        "patch", path_word(model), "-o", path_word(output), *scaling_options(request)
+    )
 
 
 def scaling_options(request: ScalingRequest) -> tuple[str, ...]:
@@ -85,7 +87,7 @@ def _word(value: float | str | tuple[float, ...]) -> str:
     return json.dumps(value) if isinstance(value, tuple) else str(value)
 
 
-def _path(path: Path | str) -> str:
-    """A path that cannot be taken for an option."""
+def path_word(path: Path | str) -> str:
+    """Return a path in a form that no command takes for an option."""
     text = os.fspath(path)
     return f"./{text}" if text.startswith("-") else text

@@ -2,10 +2,10 @@
 
 A model may already be scaled, and trained so: linear 8 in Gemma 3, YaRN in DeepSeek, LongRoPE in
 Phi, factor tensors in Llama 3.1. What it does within its context is what a further extension has
-to keep. So `refusal` compares two predictions of llama.cpp, of the file as it stands and as it
-would be: no pair of dimensions may turn faster than now, and the attention factor has to follow
-the convention that the file follows. What does not is refused, unless the request says
-`replace_scaling` or takes the whole of the scaling from a config.json.
+to keep. So `check_start` compares two predictions of llama.cpp, of the file as it stands and as it
+would be: no pair of dimensions may turn faster than now, none slower by more than the context
+grows, and the attention factor follows the convention of the file. Anything else is refused,
+unless the request says `replace_scaling` or takes the whole scaling from a config.json.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ggufrope.container.types import TypedValue
 from ggufrope.errors import FileError, RequestError
-from ggufrope.patching.request import ATTENTION_SCHEMES, ScalingRequest, Target, resolve
+from ggufrope.patching.request import ScalingRequest, Target, resolve
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.encode import Expression, express
 from ggufrope.rope.frequencies import yarn_mscale
@@ -89,11 +87,11 @@ def check_start(
 
     A file that is not scaled has nothing to keep, nor has one that llama.cpp refuses to load.
     """
-    declared = declared_scaling(before)
-    if declared is None or request.replace_scaling:
-        return
     if request.from_config is not None:
         _check_config(target, before)
+        return
+    declared = declared_scaling(before)
+    if declared is None or request.replace_scaling:
         return
     if isinstance(target.scaling, Unscaled) and _is_extension(before):
         return
@@ -109,7 +107,7 @@ def check_start(
 
 def declared_scaling(metadata: RopeMetadata) -> str | None:
     """Return in words how the file is scaled, None where it is not."""
-    factor = _factor(metadata)
+    factor = declared_factor(metadata)
     kind = metadata.scaling_type or "linear"
     parts = []
     if factor != 1 and kind in ("linear", "yarn"):
@@ -125,6 +123,14 @@ def declared_scaling(metadata: RopeMetadata) -> str | None:
     return ", ".join(parts) or None
 
 
+def declared_factor(metadata: RopeMetadata) -> float:
+    """Return the factor that acts: 1 where there is none, or the scaling type is none."""
+    if metadata.scaling_type == "none":
+        return 1.0
+    declared = metadata.scale_linear if metadata.factor is None else metadata.factor
+    return declared or 1.0
+
+
 def reached_context(metadata: RopeMetadata) -> int | None:
     """Return the context that a further scaling of this file starts from, in tokens.
 
@@ -136,18 +142,10 @@ def reached_context(metadata: RopeMetadata) -> int | None:
         return context
     if metadata.original_context is not None:
         return min(metadata.original_context, context)
-    factor = _factor(metadata)
+    factor = declared_factor(metadata)
     if factor > 1 and metadata.scaling_type in (None, "linear"):
         return round(context / factor)
     return context
-
-
-def _factor(metadata: RopeMetadata) -> float:
-    """The factor that acts: 1 where there is none or the type is none."""
-    if metadata.scaling_type == "none":
-        return 1.0
-    declared = metadata.scale_linear if metadata.factor is None else metadata.factor
-    return declared or 1.0
 
 
 def _is_extension(metadata: RopeMetadata) -> bool:
@@ -161,17 +159,24 @@ def _is_extension(metadata: RopeMetadata) -> bool:
 
 
 def _check_config(target: Target, before: RopeMetadata) -> None:
-    """Refuse what a config says of MLA's softmax scale and no key that we write can say."""
+    """Refuse a config whose mscale_all_dim acts on the softmax of MLA (deepseek2.cpp 433-443).
+
+    llama.cpp takes it from yarn_log_multiplier, which is never written here: the file has to have
+    it, as the converter writes it.
+    """
     scaling = target.scaling
+    arch = architecture(before.architecture)
     if not isinstance(scaling, Yarn) or not scaling.mscale_all_dim:
         return
-    arch = architecture(before.architecture)
-    if "yarn_log_multiplier" in arch.reads and not before.yarn_log_multiplier:
+    if "yarn_log_multiplier" not in arch.reads or arch.log_multiplier_unit == 1:
+        return  # mistral3 takes it for the attention factor, which attn_factor can say too
+    wanted = scaling.mscale_all_dim / arch.log_multiplier_unit
+    if abs((before.yarn_log_multiplier or 0.0) - wanted) > _TOLERANCE:
         key = before.key("yarn_log_multiplier")
         raise RequestError(
             f"the config has mscale_all_dim {scaling.mscale_all_dim:g}, which scales the softmax "
-            f"of {arch.name}: llama.cpp takes it from {key}, and the file has none; convert the "
-            "model again with a current converter"
+            f"of {arch.name}: llama.cpp reads it from {key}, which must be {wanted:g} in the file "
+            f"and is {before.yarn_log_multiplier}; convert the model again"
         )
 
 
@@ -183,27 +188,19 @@ class _Pair:
     before: LayerGroup
     after: LayerGroup
 
-    @property
-    def speed_up(self) -> float:
-        """How many times as fast the pair turns that gains most."""
+    def ratios(self) -> list[float]:
+        """Return how many times as fast each pair of dimensions turns."""
         old, new = self.before.inverse_frequencies, self.after.inverse_frequencies
-        if len(old) != len(new) or not len(old):
-            return 1.0
-        turning = old > 0
-        ratio = np.where(turning, new, 1 + new) / np.where(turning, old, 1)
-        return float(ratio.max())
-
-    @property
-    def slow_down(self) -> float:
-        """How many times as slow the slowest pair turns."""
-        old, new = self.before.inverse_frequencies, self.after.inverse_frequencies
-        return float(old[-1] / new[-1]) if len(old) and len(new) and new[-1] > 0 else 1.0
+        if len(old) != len(new):
+            return [1.0]
+        return [b / a for a, b in zip(old, new, strict=True) if a > 0 and b > 0] or [1.0]
 
 
 def _difference(
     request: ScalingRequest, target: Target, before: RopeMetadata, after: RopeMetadata
 ) -> tuple[str, str] | None:
     """Return what the new scaling does that the file's own does not allow, and what to do."""
+    growth = _growth(request, target, before)
     try:
         pairs = [
             pair
@@ -214,19 +211,27 @@ def _difference(
         ]
     except (FileError, RequestError):
         return None
-    fastest = max(pairs, key=lambda pair: pair.speed_up, default=None)
-    if fastest is not None and fastest.speed_up > 1 + _TOLERANCE:
-        faster = f"{fastest.name} layers would turn up to {fastest.speed_up:.4g} times as fast"
-        return faster, _instead(target, before)
+    for pair in pairs:
+        ratios = pair.ratios()
+        if max(ratios) > 1 + _TOLERANCE:
+            faster = f"{pair.name} layers would turn up to {max(ratios):.4g} times as fast"
+            return faster, _instead(target, before)
+        if 1 / min(ratios) > growth * 1.02 and request.long_factors is None:
+            slower = f"{pair.name} layers would turn up to {1 / min(ratios):.4g} times as slowly"
+            return f"{slower}, for {growth:.4g} times the context", _instead(target, before)
     whole = next((pair for pair in reversed(pairs) if pair.name == "global"), None)
     if whole is None:
         return None
-    if before.factor_tensors and request.factor is None and before.context_length:
-        growth = max(target.context_length / before.context_length, 1.0)
-        if whole.slow_down > growth * 1.02:
-            slower = f"the slowest pair would turn {whole.slow_down:.4g} times as slowly"
-            return f"{slower}, for {growth:.4g} times the context", _instead(target, before)
     return _attention_difference(request, target, before, after, whole)
+
+
+def _growth(request: ScalingRequest, target: Target, before: RopeMetadata) -> float:
+    """How many times the context that the file reaches will be reached."""
+    reached = before.context_length or target.original_context
+    if before.original_context and not before.factor_tensors:
+        reached = min(reached, round(before.original_context * declared_factor(before)))
+    wanted = max(target.context_length, round(target.original_context * (request.factor or 1)))
+    return max(wanted / reached, 1.0)
 
 
 def _attention_difference(
@@ -240,21 +245,24 @@ def _attention_difference(
     old, new = whole.before.magnitude, whole.after.magnitude
     own = before.attn_factor or 1.0
     moved = own != (after.attn_factor or 1.0)
-    usual = yarn_mscale(_factor(before)) if before.scaling_type == "yarn" else 1.0
-    if before.yarn_log_multiplier:
-        foreign = moved
-    else:
-        foreign = abs(old / usual - 1) > _TOLERANCE and request.attn_factor is None
-    if not foreign or (not moved and abs(new / old - 1) <= _TOLERANCE):
+    if not moved and abs(new / old - 1) <= _TOLERANCE:
         return None
-    wanted = old / usual
+    usual = yarn_mscale(declared_factor(before)) if before.scaling_type == "yarn" else 1.0
+    if before.yarn_log_multiplier:
+        keeps = not moved
+    else:
+        usual_before = abs(old / usual - 1) <= _TOLERANCE
+        keeps = request.attn_factor is not None or (usual_before and new > old * (1 - _TOLERANCE))
+    if keeps:
+        return None
+    wanted = old
     if isinstance(target.scaling, Yarn):
         arch = architecture(before.architecture)
         wanted = yarn_file_magnitude(before, arch, target.scaling.factor) * own
     keep = f"Give `attn_factor` {wanted:.6g} to keep it"
     return (
         f"the attention factor would be {new:.6g}, where the file's own keys give {wanted:.6g}",
-        keep if request.scaling in ATTENTION_SCHEMES else _instead(target, before),
+        keep if isinstance(target.scaling, Yarn) else _instead(target, before),
     )
 
 
@@ -292,8 +300,8 @@ def _instead(target: Target, before: RopeMetadata) -> str:
         return f"Ask for yarn with `keep_short_context` and `original_context` {start}"
     if before.factor_tensors:
         return f"Ask for yarn, ntk or linear with `original_context` {start}"
-    if start and _factor(before) > 1 and kind in ("linear", "yarn"):
-        factor = max(target.context_length / start, _factor(before))
+    if start and declared_factor(before) > 1 and kind in ("linear", "yarn"):
+        factor = max(target.context_length / start, declared_factor(before))
         return (
             f"Raise the factor that it has: `scaling` {kind} with `original_context` {start} and "
             f"`factor` {factor:.6g}"

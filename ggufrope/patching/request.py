@@ -59,8 +59,6 @@ _PARAMETERS: dict[Scheme, frozenset[str]] = {
     "longrope": frozenset({"factor", "long_factors", "short_factors", "attn_factor"}),
     "factors": frozenset({"factor", "long_factors", "attn_factor"}),
 }
-ATTENTION_SCHEMES = frozenset(name for name, own in _PARAMETERS.items() if "attn_factor" in own)
-"""The schemes that take an attention factor."""
 _ANY_SCHEME = frozenset(
     {
         "scaling",

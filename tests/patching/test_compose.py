@@ -73,7 +73,8 @@ MINISTRAL = replace(
 
 def tensor(name: str, last: float, length: int = 64) -> FactorTensor:
     stored = np.geomspace(1, last, length).astype(np.float32)
-    return FactorTensor(name=f"{name}.weight", length=length, values=stored.astype(np.float64))
+    values = tuple(stored.astype(np.float64).tolist())
+    return FactorTensor(name=f"{name}.weight", length=length, values=values)
 
 
 LLAMA31 = replace(PLAIN, context_length=131072, factor_tensors=(tensor("rope_freqs", 8.0),))
@@ -195,7 +196,7 @@ def test_the_factor_asked_for_instead_keeps_the_fast_and_slows_the_slow() -> Non
     for group in old.groups:
         factor = 2.0 if group.name == "global" else 1.0
         np.testing.assert_allclose(
-            by_name[group.name].inverse_frequencies * factor, group.inverse_frequencies
+            np.multiply(by_name[group.name].inverse_frequencies, factor), group.inverse_frequencies
         )
     check_start(wanted, target, GEMMA, after)
 
@@ -265,8 +266,14 @@ def test_the_softmax_scale_of_a_config_is_not_dropped(tmp_path: Path) -> None:
     scaling |= {"mscale": 1.0, "mscale_all_dim": 1.0}
     config.write_text(json.dumps({"max_position_embeddings": 131072, "rope_scaling": scaling}))
     wanted = request("file", from_config=str(config))
-    without = replace(KIMI, yarn_log_multiplier=None)
-    found = refusal(wanted, without)
-    assert found is not None
-    assert "deepseek2.rope.scaling.yarn_log_multiplier" in found
+    unscaled = {"scaling_type": None, "factor": None, "original_context": None}
+    for without in (
+        replace(KIMI, yarn_log_multiplier=None),
+        replace(KIMI, yarn_log_multiplier=0.2),
+        replace(KIMI, yarn_log_multiplier=None, **unscaled),
+    ):
+        found = refusal(wanted, without)
+        assert found is not None
+        assert "deepseek2.rope.scaling.yarn_log_multiplier, which must be 0.1" in found
     assert refusal(wanted, KIMI) is None
+    assert refusal(wanted, replace(KIMI, **unscaled)) is None

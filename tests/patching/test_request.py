@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ggufrope.errors import RequestError
+from ggufrope.patching.compose import encode_request
 from ggufrope.patching.request import ScalingRequest, Target, resolve
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
@@ -25,9 +26,9 @@ from ggufrope.rope.scaling import (
 )
 
 
-def declared(**fields: Any) -> RopeMetadata:
+def declared(architecture: str = "llama", **fields: Any) -> RopeMetadata:
     values = {"context_length": 8192, "embedding_length": 64, "head_count": 2} | fields
-    return RopeMetadata(architecture="llama", **values)
+    return RopeMetadata(architecture=architecture, **values)
 
 
 PLAIN = declared()
@@ -196,3 +197,17 @@ def test_a_config_of_another_model(config: str) -> None:
     Path(config).write_text(json.dumps(CONFIG | {"num_attention_heads": 4}))
     with pytest.raises(RequestError, match="another model: head size 16, the file has 32"):
         resolve(ScalingRequest(scaling="file", from_config=config), PLAIN)
+
+
+def test_a_config_that_names_no_base_leaves_the_one_of_the_file(tmp_path: Path) -> None:
+    """Gemma 3's published config has no rope_theta: its class has, and it is not 10000."""
+    path = tmp_path / "config.json"
+    text = {"hidden_size": 2560, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    path.write_text(json.dumps({"text_config": text}))
+    request = ScalingRequest(scaling="file", from_config=str(path))
+    target = resolve(request, declared(context_length=131072, freq_base=1e6))
+    assert (target.scaling, target.freq_base) == (Linear(factor=8), None)
+    metadata = declared(architecture="gemma3", block_count=12, context_length=131072, freq_base=1e6)
+    keys = encode_request(request, metadata)[1].keys
+    assert "gemma3.rope.freq_base" not in keys
+    assert "gemma3.rope.scaling.factor" in keys
