@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from .output import one_line, safe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
     from rich.text import Text
 
@@ -54,6 +56,14 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return one_line(str(value), limit=400)
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as a person reads it: from the current folder where it lies in that."""
+    try:
+        return shown(path.relative_to(path.cwd()))
+    except ValueError:
+        return shown(path)
 
 
 def heading(text: str) -> Text:
