@@ -32,12 +32,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 
 def option(name: str, help_: str, metavar: str, panel: str, **more: Any) -> Any:
-    """An option shown in a panel of the help."""
+    """Return an option shown in a panel of the help."""
     return typer.Option(name, metavar=metavar, help=help_, rich_help_panel=panel, **more)
 
 
 def token_option(name: str, help_: str, panel: str | None = None) -> Any:
-    """An option that takes a number of tokens, as 16384 or 16k."""
+    """Return an option that takes a number of tokens, as 16384 or 16k."""
     return typer.Option(
         name, metavar="TOKENS", help=help_, rich_help_panel=panel, parser=tokens(name)
     )

@@ -49,7 +49,7 @@ def methods(target: int, **fields: Any) -> list[str]:
     return [option.method for option in advise(HEADER, model, target_context=target).options]
 
 
-def test_within_reach_nothing_is_to_be_done() -> None:
+def test_a_context_within_reach_needs_no_patch() -> None:
     found = advise(HEADER, MODEL, target_context=8192)
     assert [option.method for option in found.options] == ["as it is"]
     assert found.warnings == ()
@@ -209,7 +209,7 @@ def test_how_far_counts_from_the_context_that_the_file_reaches() -> None:
     assert not any("is far" in warning for warning in found.warnings)
 
 
-def test_far_targets_are_warned_of() -> None:
+def test_a_far_target_is_warned_of() -> None:
     (warning,) = advise(HEADER, MODEL, target_context=131072).warnings
     assert "16 times the original context is far" in warning
 

@@ -11,7 +11,7 @@ from tests.cli.conftest import Call
 from tests.container.writer import STRING, Model, Tensor
 
 
-def test_json_has_the_words_of_the_contract(cli: Call, llama: Path) -> None:
+def test_json_has_the_keys_of_the_contract(cli: Call, llama: Path) -> None:
     answer = cli("inspect", llama, "--json").json
     assert answer["architecture"] == "llama"
     assert answer["declared"]["llama.context_length"] == 512

@@ -17,7 +17,7 @@ from tests.cli.conftest import Call
 YARN = ("--scaling", "yarn", "--target-ctx", "2048")
 
 
-def test_json_has_the_words_of_the_contract(cli: Call, llama: Path, tmp_path: Path) -> None:
+def test_json_has_the_keys_of_the_contract(cli: Call, llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     answer = cli("patch", llama, "-o", out, *YARN, "--hash-weights", "--json").json
     assert answer["written"] is True
@@ -57,7 +57,7 @@ def test_in_place_then_undo(cli: Call, llama: Path) -> None:
     assert "no edit" in again.err
 
 
-def test_what_would_be_ignored_is_said(cli: Call, llama: Path, tmp_path: Path) -> None:
+def test_a_parameter_without_effect_is_warned_of(cli: Call, llama: Path, tmp_path: Path) -> None:
     shown = cli("patch", llama, "-o", tmp_path / "o.gguf", *YARN, "--beta-fast", "8")
     text = " ".join(shown.out.split())
     assert "warning: yarn_beta_fast 8 has no effect: llama.cpp does not read" in text
@@ -227,7 +227,7 @@ def test_the_options_of_a_request_make_it_again(request_: ScalingRequest) -> Non
     assert ScalingOptions.of({name: given[name] for name in FLAGS}).request() == request_
 
 
-def test_a_scaled_file_is_not_scaled_over_again(cli: Call, tmp_path: Path) -> None:
+def test_a_trained_factor_is_not_lowered(cli: Call, tmp_path: Path) -> None:
     """Gemma 3's case: a trained linear factor of 8 must not become 2."""
     keys = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
     path = build("gemma3", tmp_path / "m.gguf", context=2048, keys=keys)[0]

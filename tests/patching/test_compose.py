@@ -113,9 +113,7 @@ def request(scaling: str = "yarn", **fields: Any) -> ScalingRequest:
         (PHI, request(target_context=262144, original_context=131072, keep_short_context=True)),
     ],
 )
-def test_what_starts_from_the_rotation_of_the_file(
-    file: RopeMetadata, wanted: ScalingRequest
-) -> None:
+def test_accepted(file: RopeMetadata, wanted: ScalingRequest) -> None:
     assert refusal(wanted, file) is None
 
 
@@ -134,7 +132,6 @@ def test_what_starts_from_the_rotation_of_the_file(
         (GEMMA, request(original_context=16384, target_context=262144), "8 times as fast"),
         (GEMMA, request("ntk", original_context=131072, factor=2), "8 times as fast"),
         (GEMMA, request("none", original_context=131072), "8 times as fast"),
-        (GEMMA, request("linear", target_context=262144), "give `original_context`"),
         (YARN, request("ntk", target_context=65536), "times as fast"),
         (YARN, request("linear", original_context=32768, factor=2), "2 times as fast"),
         (YARN, request(target_context=16384), "reaches 32768 tokens as it is"),
@@ -168,15 +165,20 @@ def test_what_starts_from_the_rotation_of_the_file(
         (PHI, request("linear", target_context=262144, original_context=131072), "as fast"),
     ],
 )
-def test_what_does_not_is_refused_with_what_to_ask_instead(
+def test_refused_with_what_to_ask_for_instead(
     file: RopeMetadata, wanted: ScalingRequest, reason: str
 ) -> None:
     found = refusal(wanted, file)
     assert found is not None
     assert reason in found
-    if file.scaling_type != "linear" or wanted.original_context:
-        assert "`replace_scaling`" in found
-        assert refusal(replace(wanted, replace_scaling=True), file) is None
+    assert "`replace_scaling`" in found
+    assert refusal(replace(wanted, replace_scaling=True), file) is None
+
+
+def test_a_linear_factor_names_the_context_that_it_starts_from() -> None:
+    found = refusal(request("linear", target_context=262144), GEMMA)
+    assert found is not None
+    assert "give `original_context`, which is 16384" in found
 
 
 def slowest(file: RopeMetadata, context_tokens: int) -> float:
@@ -185,7 +187,7 @@ def slowest(file: RopeMetadata, context_tokens: int) -> float:
     return float(group.inverse_frequencies[-1])
 
 
-def test_the_factor_asked_for_instead_keeps_the_fast_and_slows_the_slow() -> None:
+def test_a_raised_linear_factor_slows_the_global_layers_alone() -> None:
     wanted = request("linear", original_context=16384, factor=16)
     target, expression = encode_request(wanted, GEMMA)
     after = patched(GEMMA, expression)
@@ -235,7 +237,7 @@ def test_how_a_file_is_scaled_in_words(file: RopeMetadata, words: str | None, st
     assert reached_context(file) == start
 
 
-def test_patch_refuses_and_replaces_where_it_is_told(tmp_path: Path) -> None:
+def test_replace_scaling_lets_patch_replace_it(tmp_path: Path) -> None:
     keys = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
     path = build("llama", tmp_path / "m.gguf", context=2048, keys=keys)[0]
     wanted = request(original_context=512, target_context=4096)
