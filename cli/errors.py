@@ -27,22 +27,41 @@ class OptionError(GgufRopeError):
     """The value of an option cannot be read. No ValueError: Typer replaces the message of those."""
 
 
-_OTHER_FLAGS = {
-    "output": "-o",
+OTHER_FLAGS = {
     "context_tokens": "--ctx",
-    "contexts": "--ctx",
     "memory_bytes": "--memory",
-    "gpu_layers": "--gpu-layers",
+    "contexts": "--ctx",
     "tasks": "--tasks",
+    "kv": "--kv",
+    "mode": "--mode",
     "depths": "--depths",
     "samples": "--samples",
     "seeds": "--seed",
+    "haystack": "--haystack",
+    "value": "--value",
     "chunks": "--chunks",
-    "kv": "--kv",
     "text": "--text",
+    "gpu_layers": "--gpu-layers",
     "threads": "--threads",
+    "recall": "--min-recall",
+    "top_ranked": "--min-top-ranked",
+    "ruler_share": "--min-ruler-share",
+    "short_context_nll": "--max-short-nll",
+    "long_context_nll": "--max-long-nll",
+    "divergence": "--max-divergence",
+    "space": "--space",
+    "attention": "--attention",
+    "fitness": "--fitness",
+    "optimizer": "--optimizer",
+    "candidates": "--candidates",
+    "finalists": "--finalists",
+    "screening_context": "--screening-ctx",
+    "screening_samples": "--screening-samples",
+    "holdout_samples": "--holdout-samples",
+    "budget_seconds": "--budget",
 }
-"""The flags of fields that are not of a scaling request."""
+"""The flags of the fields of run and search plans; those of a scaling request are in
+`ggufrope.patching.command.FLAGS`."""
 
 CHECK_FAILED = 1
 INTERRUPTED = 130
@@ -64,7 +83,7 @@ def with_flags(message: str) -> str:
     """Return a message of the library with the flag in place of each field in backquotes."""
     from ggufrope.patching.command import FLAGS
 
-    flags = {**FLAGS, **_OTHER_FLAGS}
+    flags = {**OTHER_FLAGS, **FLAGS}
     return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
 
 
