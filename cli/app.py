@@ -1,7 +1,8 @@
-"""The `ggufrope` command: one Typer app, one file a command under `commands/`."""
+"""The `ggufrope` command: one Typer app, one file per command under `commands/`."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -13,7 +14,7 @@ from .errors import run
 
 
 def build(asked: str | None = None) -> typer.Typer:
-    """The app with all its commands; with just one where `asked` is its name.
+    """Return the app with all its commands, or with the one that `asked` names.
 
     Typer makes the parameters of every command it has before it runs one, which takes longer than
     showing a header.
@@ -33,10 +34,12 @@ def build(asked: str | None = None) -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    app = build(words[0] if words else None)
-    sys.exit(run(lambda: app(args=words, prog_name="ggufrope", standalone_mode=True)))
+    name = words[0] if words else None
+    app = build(name)
+    call = functools.partial(app, args=words, prog_name="ggufrope", standalone_mode=True)
+    sys.exit(run(call, flags=name != "run"))
 
 
 def _version(asked: bool) -> None:

@@ -1,10 +1,14 @@
-"""Exit codes, in one place: the only part that turns an error into one.
+"""What an error becomes: one line on stderr, in the words of the command line, and an exit code.
 
 0 fine · 1 a check failed · 2 usage · 3 bad file · 4 a needed part is missing · 5 the runtime failed
+
+The library names fields in backquotes, as `target_context`; a person who gave options reads
+`--target-ctx`. Nothing else turns one into the other.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -16,12 +20,48 @@ from ggufrope.errors import (
     RequestError,
 )
 
-from .text import safe
+from .output import safe
 
 
 class OptionError(GgufRopeError):
-    """The value of an option cannot be read. Not a ValueError: Typer would word that anew."""
+    """The value of an option cannot be read. No ValueError: Typer replaces the message of those."""
 
+
+OTHER_FLAGS = {
+    "context_tokens": "--ctx",
+    "memory_bytes": "--memory",
+    "contexts": "--ctx",
+    "tasks": "--tasks",
+    "kv": "--kv",
+    "mode": "--mode",
+    "depths": "--depths",
+    "samples": "--samples",
+    "seeds": "--seed",
+    "haystack": "--haystack",
+    "value": "--value",
+    "chunks": "--chunks",
+    "text": "--text",
+    "gpu_layers": "--gpu-layers",
+    "threads": "--threads",
+    "recall": "--min-recall",
+    "top_ranked": "--min-top-ranked",
+    "ruler_share": "--min-ruler-share",
+    "short_context_nll": "--max-short-nll",
+    "long_context_nll": "--max-long-nll",
+    "divergence": "--max-divergence",
+    "space": "--space",
+    "attention": "--attention",
+    "fitness": "--fitness",
+    "optimizer": "--optimizer",
+    "candidates": "--candidates",
+    "finalists": "--finalists",
+    "screening_context": "--screening-ctx",
+    "screening_samples": "--screening-samples",
+    "holdout_samples": "--holdout-samples",
+    "budget_seconds": "--budget",
+}
+"""The flags of the fields of run and search plans; those of a scaling request are in
+`ggufrope.patching.command.FLAGS`."""
 
 CHECK_FAILED = 1
 INTERRUPTED = 130
@@ -35,16 +75,28 @@ _CODES: tuple[tuple[type[GgufRopeError], int], ...] = (
 
 
 def exit_code(error: GgufRopeError) -> int:
-    """The exit code of an error: that of the branch of the tree it hangs on."""
+    """Return the exit code of an error: that of its branch of the tree."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), CHECK_FAILED)
 
 
-def run(command: Callable[[], object]) -> int:
-    """Call `command`; a foreseen error becomes one line on stderr and its exit code."""
+def with_flags(message: str) -> str:
+    """Return a message of the library with the flag in place of each field in backquotes."""
+    from ggufrope.patching.command import FLAGS
+
+    flags = {**OTHER_FLAGS, **FLAGS}
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
+
+
+def run(command: Callable[[], object], *, flags: bool = True) -> int:
+    """Call `command`; an expected error becomes one line on stderr and its exit code.
+
+    `flags` is whether the command takes its fields as options, and not from a plan file.
+    """
     try:
         command()
     except GgufRopeError as error:
-        print(f"ggufrope: {safe(str(error))}", file=sys.stderr)
+        message = with_flags(str(error)) if flags else str(error)
+        print(f"ggufrope: {safe(message)}", file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt:
         print("ggufrope: interrupted", file=sys.stderr)

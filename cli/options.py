@@ -1,7 +1,8 @@
 """Options that several commands share, and how a dataclass of them becomes parameters.
 
 A command takes `run: RunOptions` instead of twenty arguments; `grouped` shows Typer one
-parameter for each field and hands the command the dataclass.
+parameter for each field and hands the command the dataclass. A dataclass whose options are declared
+elsewhere makes them in `options()` and takes their values by name in `of()`.
 """
 
 from __future__ import annotations
@@ -31,35 +32,33 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 
 def option(name: str, help_: str, metavar: str, panel: str, **more: Any) -> Any:
-    """An option shown in a panel of the help."""
+    """Return an option shown in a panel of the help."""
     return typer.Option(name, metavar=metavar, help=help_, rich_help_panel=panel, **more)
 
 
 def token_option(name: str, help_: str, panel: str | None = None) -> Any:
-    """An option that takes a number of tokens, as 16384 or 16k."""
+    """Return an option that takes a number of tokens, as 16384 or 16k."""
     return typer.Option(
         name, metavar="TOKENS", help=help_, rich_help_panel=panel, parser=tokens(name)
     )
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Flatten the dataclass parameters of `command` into one parameter a field."""
+    """Flatten the dataclass parameters of `command` into one parameter per option."""
     # Before Python 3.11 get_type_hints hides Annotated in Optional where the default is None.
-    asked = inspect.signature(command, eval_str=True).parameters.values()
-    groups: dict[str, Any] = {p.name: p.annotation for p in asked if is_dataclass(p.annotation)}
+    declared = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in declared if is_dataclass(p.annotation)}
+    options = {name: _options(kind) for name, kind in groups.items()}
     parameters: list[inspect.Parameter] = []
-    for parameter in asked:
-        if parameter.name in groups:
-            parameters.extend(_field_parameters(groups[parameter.name]))
-        else:
-            parameters.append(parameter)
+    for parameter in declared:
+        parameters.extend(options.get(parameter.name, [parameter]))
 
     @functools.wraps(command)
     def flat(**arguments: Any) -> None:
-        values = {
-            name: kind(**{field.name: arguments.pop(field.name) for field in fields(kind)})
-            for name, kind in groups.items()
-        }
+        values = {}
+        for name, kind in groups.items():
+            given = {option.name: arguments.pop(option.name) for option in options[name]}
+            values[name] = kind.of(given) if hasattr(kind, "of") else kind(**given)
         command(**arguments, **values)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
@@ -68,7 +67,11 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return flat
 
 
-def _field_parameters(group: type) -> list[inspect.Parameter]:
+def _options(group: Any) -> list[inspect.Parameter]:
+    """One parameter per field of a dataclass, or those that it makes itself."""
+    if hasattr(group, "options"):
+        made: list[inspect.Parameter] = group.options()
+        return made
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(

@@ -1,103 +1,99 @@
-"""The scaling options of `patch`, which `validate` and `compare` take as a trial."""
+"""The scaling options: one for each field of ScalingRequest that has a flag."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
+from types import MappingProxyType
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from .options import token_option
+from ggufrope.patching.command import FLAGS
+from ggufrope.patching.request import SCHEMES, ScalingRequest
 
-if TYPE_CHECKING:
-    from ggufrope.patching.request import ScalingRequest
+from .errors import OptionError
+from .values import tokens
 
 _GROUP = "Scaling"
-SCHEME_HELP = "none, linear, ntk, dynamic-ntk, ntk-by-parts, yarn, llama3, longrope or factors."
-
-
-def _option(name: str, help_: str, metavar: str) -> object:
-    return typer.Option(
-        name, metavar=metavar, help=help_, rich_help_panel=_GROUP, show_default=False
-    )
+_SCHEME_HELP = f"{', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingOptions:
-    """What the scaling options said."""
+    """The scaling options as given: `parameters` are the fields of ScalingRequest but the scheme,
+    which stays a word, as `compare` takes several."""
 
-    scaling: Annotated[str | None, _option("--scaling", SCHEME_HELP, "SCHEME")] = None
-    target_ctx: Annotated[
-        int | None,
-        token_option("--target-ctx", "Context to reach: 16384 or 16k.", _GROUP),
-    ] = None
-    factor: Annotated[
-        float | None, _option("--factor", "Target over original context.", "FACTOR")
-    ] = None
-    orig_ctx: Annotated[
-        int | None,
-        token_option(
-            "--orig-ctx", "Context the model was trained for; default: the file's.", _GROUP
-        ),
-    ] = None
-    beta_fast: Annotated[
-        float | None, _option("--beta-fast", "Turns above which pairs are kept [32].", "TURNS")
-    ] = None
-    beta_slow: Annotated[
-        float | None,
-        _option("--beta-slow", "Turns below which pairs are interpolated [1].", "TURNS"),
-    ] = None
-    ext_factor: Annotated[
-        float | None, _option("--ext-factor", "YaRN's weight of the kept pairs, 0 to 1.", "WEIGHT")
-    ] = None
-    attn_factor: Annotated[
-        float | None,
-        _option("--attn-factor", "Magnitude on q and k; YaRN: 1 + 0.1 ln factor.", "MAGNITUDE"),
-    ] = None
-    low_freq_factor: Annotated[
-        float | None, _option("--low-freq-factor", "Llama-3's lower limit [1].", "TURNS")
-    ] = None
-    high_freq_factor: Annotated[
-        float | None, _option("--high-freq-factor", "Llama-3's upper limit [4].", "TURNS")
-    ] = None
-    freq_base: Annotated[
-        float | None, _option("--freq-base", "Base in place of the file's.", "BASE")
-    ] = None
-    long_factors: Annotated[
-        Path | None, _option("--long-factors", "Factor array: json, csv or npy.", "FILE")
-    ] = None
-    short_factors: Annotated[
-        Path | None, _option("--short-factors", "Factors up to the original context.", "FILE")
-    ] = None
-    from_config: Annotated[
-        Path | None, _option("--from-config", "Scheme of a Hugging Face config.json.", "FILE")
-    ] = None
-    bake: Annotated[bool, _option("--bake", "Put the scheme into factor tensors.", "")] = False
-    keep_short_context: Annotated[
-        bool,
-        _option(
-            "--keep-short-context", "Bake, and leave the model as it is in short contexts.", ""
-        ),
-    ] = False
-    replace_scaling: Annotated[
-        bool,
-        _option("--replace-scaling", "Drop the file's own scaling, even if it was trained so.", ""),
-    ] = False
+    scaling: str | None
+    parameters: Mapping[str, Any]
+
+    @classmethod
+    def options(cls) -> list[inspect.Parameter]:
+        """Return the options as the parameters that Typer reads."""
+        hints = get_type_hints(ScalingRequest)
+        return [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=_annotation(field, hints[field.name]),
+                default=False if hints[field.name] is bool else None,
+            )
+            for field in fields(ScalingRequest)
+            if field.name in FLAGS
+        ]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> ScalingOptions:
+        """Take the values of these options."""
+        parameters = {name: value for name, value in given.items() if name != "scaling"}
+        return cls(scaling=given["scaling"], parameters=MappingProxyType(parameters))
 
     def request(self) -> ScalingRequest:
-        """The request these options make: the model as it stands where they say no scheme."""
-        from ggufrope.errors import RequestError
-        from ggufrope.patching.request import SCHEMES, ScalingRequest
-
+        """Return the request: the model as it stands where no scheme is given."""
         if self.scaling is not None and self.scaling not in SCHEMES:
-            raise RequestError(f"--scaling {self.scaling}: expected one of {', '.join(SCHEMES)}")
-        said = {field.name: getattr(self, field.name) for field in fields(self)}
-        renamed = {
-            "scaling": said.pop("scaling") or "file",
-            "target_context": said.pop("target_ctx"),
-            "original_context": said.pop("orig_ctx"),
-        }
-        for name in ("long_factors", "short_factors", "from_config"):
-            renamed[name] = None if said[name] is None else str(said[name])
-        return ScalingRequest(**(said | renamed))
+            raise OptionError(f"--scaling {self.scaling}: expected one of {', '.join(SCHEMES)}")
+        return ScalingRequest(scaling=self.scaling or "file", **self.parameters)
+
+
+def _annotation(field: Field[Any], hint: Any) -> Any:
+    """The type of an option and its help, from the field it sets."""
+    unit = field.metadata.get("unit")
+    kind: Any = str | None
+    parser: Any = None
+    if hint is bool:
+        kind = bool
+    elif unit == "tokens":
+        kind, parser = int | None, tokens(FLAGS[field.name])
+    elif float in get_args(hint):
+        kind = float | None
+    elif field.name in ("long_factors", "short_factors"):
+        parser = _factors
+    option = typer.Option(
+        FLAGS[field.name],
+        metavar=unit and unit.upper(),
+        help=_SCHEME_HELP if field.name == "scaling" else _sentence(field.metadata["help"]),
+        rich_help_panel=_GROUP,
+        show_default=False,
+        parser=parser,
+    )
+    return Annotated[kind, option]
+
+
+def _sentence(text: str) -> str:
+    """A field's help as the command line shows it."""
+    what, mark, default = text.partition("; default: ")
+    sentence = what[0].upper() + what[1:]
+    return f"{sentence} (default: {default})." if mark else f"{sentence}."
+
+
+def _factors(text: str) -> str | tuple[float, ...]:
+    """A file of factors, or the numbers themselves as a JSON array."""
+    if not text.startswith("["):
+        return text
+    try:
+        numbers = json.loads(text)
+        return tuple(float(number) for number in numbers)
+    except (ValueError, TypeError):
+        raise OptionError(f"{text[:40]}: expected a file, or numbers as in '[1.0, 1.5]'") from None

@@ -1,9 +1,13 @@
-"""Where output goes: data on stdout, talk on stderr."""
+"""Where output goes, and in what form: data on stdout, remarks on stderr, text made safe.
+
+A string of a file must not move the cursor or pose as ours: whatever is shown goes through `safe`.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +15,27 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = 1
+_KEPT = frozenset("\n")
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
 @cache
 def console() -> Console:
-    """The console for data. Color and width follow the terminal; nothing is parsed as markup."""
+    """Return the console for data. Color and width follow the terminal; markup is off."""
     from rich.console import Console
 
     return Console(markup=False, highlight=False, emoji=False)
 
 
 @cache
-def talk() -> Console:
-    """The console for progress and remarks, on stderr."""
+def stderr_console() -> Console:
+    """Return the console for progress and remarks."""
     from rich.console import Console
 
     return Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+
+talk = stderr_console
 
 
 def emit_json(payload: dict[str, Any]) -> None:
@@ -36,3 +45,19 @@ def emit_json(payload: dict[str, Any]) -> None:
     answer = {"schema": SCHEMA} | encode(payload, nulls=True)
     json.dump(answer, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
+
+
+def safe(text: str) -> str:
+    r"""Return `text` with control, format and undecodable characters as escapes (`\x1b`)."""
+    return "".join(
+        character
+        if character in _KEPT or unicodedata.category(character) not in _HIDDEN
+        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )
+
+
+def one_line(text: str, limit: int = 60) -> str:
+    """Return `safe` text on one line, cut at `limit` characters."""
+    line = safe(text).replace("\n", "\\n")
+    return line if len(line) <= limit else line[: limit - 1] + "…"

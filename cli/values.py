@@ -1,7 +1,8 @@
-"""Words of the command line as values of the library."""
+"""Words of the command line as values of the library: numbers, sizes, times, and files."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from .errors import OptionError
@@ -12,10 +13,34 @@ if TYPE_CHECKING:
     from ggufrope.container.strategies import Strategy
 
 
+def model_path(name: str) -> Path:
+    """Return the file of the model called `name`; finish or roll back an interrupted edit of it."""
+    from ggufrope.container.location import locate
+    from ggufrope.container.recovery import recover
+
+    path = locate(name)
+    repaired = recover(path)
+    if repaired is not None:
+        from .output import safe, stderr_console
+
+        stderr_console().print(safe(repaired.message), style="yellow")
+    return path
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that must not exist yet."""
+    from ggufrope._files import storage
+    from ggufrope.errors import StorageError
+
+    if path.exists():
+        raise StorageError(f"{path} exists already: name a new file")
+    with storage("write", path), path.open("xb") as file:
+        file.write(data)
+
+
 def strategy_named(word: str | None) -> Strategy | None:
-    """The store strategy called `word`; RequestError where there is none."""
+    """Return the store strategy called `word`; OptionError where there is none."""
     from ggufrope.container.strategies import Strategy
-    from ggufrope.errors import RequestError
 
     if word is None:
         return None
@@ -23,13 +48,13 @@ def strategy_named(word: str | None) -> Strategy | None:
         return Strategy(word)
     except ValueError:
         known = ", ".join(strategy.value for strategy in Strategy)
-        raise RequestError(f"--strategy {word}: expected one of {known}") from None
+        raise OptionError(f"--strategy {word}: expected one of {known}") from None
 
 
 def tokens(option: str) -> Callable[[str], int]:
-    """How `option` reads a number of tokens: `4096` or `4k`, k being 1024.
+    """Return the parser of `option`, a number of tokens: `4096`, or `4k` for 4 times 1024.
 
-    What it returns raises OptionError where the text is none.
+    The parser raises OptionError where the text is none.
     """
 
     def parse(text: str) -> int:
@@ -44,14 +69,12 @@ def tokens(option: str) -> Callable[[str], int]:
 
 
 def token_counts(text: str, option: str) -> tuple[int, ...]:
-    """`4096,8k,16k` as numbers of tokens. OptionError names the word that is none."""
+    """Return `4096,8k,16k` as numbers of tokens; OptionError names the word that is none."""
     return tuple(map(tokens(option), text.split(",")))
 
 
 def byte_count(text: str, option: str) -> int:
-    """`24GiB`, `512 MiB`, `8GB` or a plain number as bytes. RequestError where it is none."""
-    from ggufrope.errors import RequestError
-
+    """Return `24GiB`, `512 MiB`, `8GB` or a plain number as bytes; OptionError where it is none."""
     units = {"": 1, "b": 1}
     for power, letter in enumerate("kmgt", start=1):
         units |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
@@ -60,44 +83,38 @@ def byte_count(text: str, option: str) -> int:
     try:
         count = float(digits) * units[word[len(digits) :].strip()]
     except (ValueError, KeyError):
-        raise RequestError(f"{option} {text}: expected a size such as 24GiB or 512MiB") from None
+        raise OptionError(f"{option} {text}: expected a size such as 24GiB or 512MiB") from None
     if not 0 < count < 2**63:
-        raise RequestError(f"{option} {text}: expected a size above zero")
+        raise OptionError(f"{option} {text}: expected a size above zero")
     return int(count)
 
 
 def seconds(text: str, option: str) -> float:
-    """`90s`, `45m`, `3h` or a plain number of seconds. RequestError where it is none."""
-    from ggufrope.errors import RequestError
-
+    """Return `90s`, `45m`, `3h` or a plain number as seconds; OptionError where it is none."""
     word = text.strip().lower()
     scale = {"s": 1, "m": 60, "h": 3600}.get(word[-1:], 0)
     try:
-        found = float(word[:-1]) * scale if scale else float(word)
+        count = float(word[:-1]) * scale if scale else float(word)
     except ValueError:
-        found = 0.0
-    if not 0 < found < 1e9:
-        raise RequestError(f"{option} {text}: expected a time such as 90s, 45m or 3h")
-    return found
+        count = 0.0
+    if not 0 < count < 1e9:
+        raise OptionError(f"{option} {text}: expected a time such as 90s, 45m or 3h")
+    return count
 
 
 def gpu_layers(text: str) -> int | Literal["all", "auto"]:
-    """Return `all`, `auto` (as many as fit) or a number of layers. RequestError for others."""
-    from ggufrope.errors import RequestError
-
+    """Return `all`, `auto` (as many as fit) or a number of layers; OptionError for others."""
     if text in ("all", "auto"):
         return cast("Literal['all', 'auto']", text)
     if not text.isdecimal():
-        raise RequestError(f"--gpu-layers {text}: expected all, auto or a number")
+        raise OptionError(f"--gpu-layers {text}: expected all, auto or a number")
     return int(text)
 
 
 def layers(text: str) -> int | Literal["all"]:
-    """`all` or a number of layers. RequestError where it is neither."""
-    from ggufrope.errors import RequestError
-
+    """Return `all` or a number of layers; OptionError where it is neither."""
     if text == "all":
         return "all"
     if not text.isdecimal():
-        raise RequestError(f"--gpu-layers {text}: expected all or a number")
+        raise OptionError(f"--gpu-layers {text}: expected all or a number")
     return int(text)

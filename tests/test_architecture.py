@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "container": set(),
     "rope": {"container"},
     "patching": {"container", "rope"},
-    "advice": {"container", "rope"},
+    "advice": {"container", "rope", "patching"},
     "runtime": {"container", "rope"},
     "evals": {"container", "rope"},
     "execution": {"container", "rope", "patching", "runtime", "evals", "runs", "report"},

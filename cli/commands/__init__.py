@@ -1,4 +1,4 @@
-"""One file a command: parse, one library call, one view call."""
+"""One file per command: parse, one library call, and its own view."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ EXAMPLES = {
     "report": "ggufrope report runs/night --html night.html --junit night.xml",
     "doctor": "ggufrope doctor --model model.gguf",
 }
-"""Every command, by the name of its module, and how it is called."""
+"""Each command, by the name of its module, with an example of a call."""
 
 
 def register(app: typer.Typer, asked: str | None = None) -> None:
-    """Give `app` every command; only `asked` where that is one."""
+    """Add the commands to `app`: the one that `asked` names, else all."""
     for name in [asked] if asked in EXAMPLES else EXAMPLES:
         command = import_module(f".{name}", __name__).command
         app.command(name, epilog=f"Example: {EXAMPLES[name]}")(command)

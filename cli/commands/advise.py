@@ -1,23 +1,29 @@
-"""`ggufrope advise`: what to try, and whether it fits."""
+"""`ggufrope advise`: which scaling to try for a target context, and whether it fits."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..options import FileArgument, JsonOption, token_option
 from ..values import byte_count
 
+if TYPE_CHECKING:
+    from ggufrope.advice.advise import Advice, Option
+    from ggufrope.advice.memory import MemoryNeed
+
+_RISKS = {"none": "green", "low": "green", "moderate": "yellow", "high": "red"}
+
 
 def command(
     file: FileArgument,
     target_ctx: Annotated[
-        int,
-        token_option("--target-ctx", "Context to reach: 16384 or 16k."),
+        int, token_option("--target-ctx", "Context length to reach, in tokens: 16384 or 16k.")
     ],
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory there is, e.g. 24GiB.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of the device, as 24GiB; says what fits it."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -25,9 +31,8 @@ def command(
     from ggufrope.advice.advise import advise
     from ggufrope.patching.inspection import read_model
 
-    from ..files import model_path
     from ..output import emit_json
-    from ..views import advice as view
+    from ..values import model_path
 
     model = read_model(model_path(file))
     advice = advise(
@@ -38,6 +43,69 @@ def command(
         file=file,
     )
     if json:
-        emit_json(view.payload(advice))
+        emit_json(payload(advice))
     else:
-        view.show(advice)
+        show(advice)
+
+
+def payload(advice: Advice) -> dict[str, Any]:
+    """Return the JSON object of `advise`; each memory need has its total too."""
+    from dataclasses import asdict
+
+    return {
+        "target_context": advice.target_context,
+        "original_context": advice.original_context,
+        "ratio": advice.ratio,
+        "options": advice.options,
+        "memory": [asdict(need) | {"total_bytes": need.total_bytes} for need in advice.memory],
+        "warnings": advice.warnings,
+    }
+
+
+def show(advice: Advice) -> None:
+    """Print warnings, then the options best first, then memory by cache type."""
+    from ..output import console
+    from ..tables import heading, shown
+
+    out = console()
+    out.print(
+        f"{advice.original_context} → {advice.target_context} tokens, {advice.ratio:.3g} times"
+    )
+    for warning in advice.warnings:
+        out.print(shown(warning), style="yellow")
+    for number, option in enumerate(advice.options, start=1):
+        _show_option(number, option)
+    out.print(heading("memory at the target"))
+    _show_memory(advice.memory)
+
+
+def _show_option(number: int, option: Option) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from ..output import console
+    from ..tables import heading, shown
+
+    out = console()
+    risk = option.short_context_risk
+    out.print(heading(f"{number}. {option.method}"), end="")
+    out.print(Text(f"   risk in short prompts: {risk}", style=_RISKS.get(risk, "dim")))
+    for reason in option.reasons:
+        out.print(Padding(f"· {shown(reason)}", (0, 0, 0, 3)))
+    for command_ in option.commands:
+        out.print(Text(f"   $ {shown(command_)}", style="cyan"), soft_wrap=True)
+
+
+def _show_memory(needs: tuple[MemoryNeed, ...]) -> None:
+    from ggufrope._format import byte_size
+
+    from ..output import console
+    from ..tables import row, table
+
+    columns = ("weights", "cache", "compute", "total")
+    rows = table("KV", *columns, numeric=columns)
+    for need in needs:
+        kv = need.k_type if need.k_type == need.v_type else f"{need.k_type}/{need.v_type}"
+        parts = (need.weight_bytes, need.kv_bytes, need.compute_bytes, need.total_bytes)
+        row(rows, kv, *map(byte_size, parts))
+    console().print(rows)

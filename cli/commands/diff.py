@@ -1,20 +1,76 @@
-"""`ggufrope diff`: what two files say differently."""
+"""`ggufrope diff`: how the metadata and tensors of two files differ."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ..options import FileArgument, JsonOption, OtherFileArgument
+
+if TYPE_CHECKING:
+    from ggufrope.container.compare import Difference
+    from ggufrope.container.types import KeyValue, TensorInfo
 
 
 def command(file: FileArgument, other: OtherFileArgument, json: JsonOption = False) -> None:
-    """Show what differs between two files in metadata and tensors, not in tensor bytes."""
+    """Show how two files differ in metadata and in the names, shapes and types of tensors."""
     from ggufrope.container.compare import diff
 
-    from ..files import model_path
     from ..output import emit_json
-    from ..views import difference as view
+    from ..values import model_path
 
-    found = diff(model_path(file), model_path(other))
+    difference = diff(model_path(file), model_path(other))
     if json:
-        emit_json(view.payload(found))
+        emit_json(payload(difference))
     else:
-        view.show(found)
+        show(difference)
+
+
+def payload(difference: Difference) -> dict[str, Any]:
+    """Return the JSON object of `diff`."""
+    return {
+        "same": not (difference.keys or difference.tensors),
+        "keys": [
+            {"key": item.key, "old": _value(item.old), "new": _value(item.new)}
+            for item in difference.keys
+        ],
+        "tensors": [
+            {"name": item.name, "old": _tensor(item.old), "new": _tensor(item.new)}
+            for item in difference.tensors
+        ],
+    }
+
+
+def show(difference: Difference) -> None:
+    """Print one row per difference."""
+    from ..output import console
+    from ..tables import row, table
+
+    if not (difference.keys or difference.tensors):
+        console().print("same metadata, same tensors by name, shape and type")
+        return
+    rows = table("difference", "first", "second")
+    for key in difference.keys:
+        row(rows, key.key, _value(key.old), _value(key.new))
+    for tensor in difference.tensors:
+        row(rows, tensor.name, _tensor(tensor.old), _tensor(tensor.new))
+    console().print(rows)
+
+
+def _value(record: KeyValue | None) -> object:
+    """A scalar as it is; an array in words, unless it is short and decoded."""
+    from ggufrope.container.types import ArrayValue
+
+    if record is None or not isinstance(record.value, ArrayValue):
+        return None if record is None else record.value
+    array = record.value
+    if array.items is not None and len(array.items) <= 8:
+        return list(array.items)
+    return f"{array.count} {array.item_type.name.lower()}"
+
+
+def _tensor(tensor: TensorInfo | None) -> str | None:
+    if tensor is None:
+        return None
+    from ggufrope.container.ggml import type_name
+
+    return f"{'×'.join(map(str, tensor.shape))} of type {type_name(tensor.type)}"

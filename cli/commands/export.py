@@ -1,4 +1,4 @@
-"""`ggufrope export`: the same settings in other tools' words."""
+"""`ggufrope export`: the same settings in the words of another tool."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def command(
     ],
     ctx: Annotated[
         int | None,
-        token_option("--ctx", "Context length to run at; default: the file's."),
+        token_option("--ctx", "Context length to run at, in tokens (default: the file's)."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say the file's RoPE settings in another tool's words, and what it cannot express."""
+    """Print the RoPE settings of a file for another tool, and what that tool cannot express."""
     from ggufrope.patching.inspection import read_model
     from ggufrope.rope.export import export
 
-    from ..files import model_path
-    from ..output import console, emit_json, talk
-    from ..views.parts import shown
+    from ..output import console, emit_json, stderr_console
+    from ..tables import shown
+    from ..values import model_path
 
     metadata = read_model(model_path(file)).metadata
     exported = export(metadata, cast("Any", to), context_tokens=ctx)
@@ -42,4 +42,4 @@ def command(
         return
     console().print(exported.text, soft_wrap=True)
     for sentence in exported.inexpressible:
-        talk().print(f"not expressed: {shown(sentence)}", style="yellow")
+        stderr_console().print(f"not expressed: {shown(sentence)}", style="yellow")

@@ -1,14 +1,23 @@
-"""`ggufrope patch`: make a model reach further, at the cost of the change."""
+"""`ggufrope patch`: write RoPE scaling into a file, at the cost of what changes."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..options import FileArgument, JsonOption, grouped
 from ..options_scaling import ScalingOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ggufrope.container.strategies import Rejection
+    from ggufrope.patching.plan import PatchPlan, PatchReceipt
+    from ggufrope.rope.effective import LayerGroup
+    from ggufrope.rope.encode import Ignored
 
 
 @grouped
@@ -20,41 +29,43 @@ def command(
         typer.Option("--output", "-o", metavar="OUT", help="Write the result to this new file."),
     ] = None,
     in_place: Annotated[
-        bool, typer.Option("--in-place", help="Edit the file itself; `undo` takes it back.")
+        bool, typer.Option("--in-place", help="Edit the file itself; `undo` restores it.")
     ] = False,
     strategy: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="overwrite, reserve, grow, clone or stream."),
+        typer.Option(
+            metavar="NAME",
+            help="How to write: overwrite, reserve, grow, clone or stream (default: the cheapest).",
+        ),
     ] = None,
     reserve: Annotated[
         int | None,
-        typer.Option(metavar="BYTES", min=0, help="Leave header space for later edits."),
+        typer.Option(metavar="BYTES", min=0, help="Leave this much header space for later edits."),
     ] = None,
     force: Annotated[
         list[str] | None,
         typer.Option(metavar="GUARD", help="Override a guard by its name; repeatable."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, write nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan and write nothing.")
     ] = False,
     hash_weights: Annotated[
-        bool, typer.Option("--hash-weights", help="Hash the tensors of an in-place result too.")
+        bool,
+        typer.Option("--hash-weights", help="Print the SHA-256 of all tensor data of the result."),
     ] = False,
     json: JsonOption = False,
 ) -> None:
     """Write RoPE scaling into a file: to a copy, or in place."""
     from ggufrope.container.strategies import Strategy
-    from ggufrope.errors import RequestError
     from ggufrope.patching.plan import apply, plan_patch
 
-    from ..files import model_path
+    from ..errors import OptionError
     from ..output import emit_json
     from ..progress import bytes_bar
-    from ..values import strategy_named
-    from ..views import patching as view
+    from ..values import model_path, strategy_named
 
     if (output is None) is not in_place:
-        raise RequestError("say where the result goes: -o OUT for a copy, or --in-place")
+        raise OptionError("give either -o OUT, to write a copy, or --in-place")
     plan = plan_patch(
         model_path(file),
         scaling.request(),
@@ -64,15 +75,124 @@ def command(
         reserve=reserve,
     )
     if not json:
-        view.show_plan(plan)
+        show_plan(plan)
     receipt = None
     if not dry_run:
         with bytes_bar("writing") as progress:
             hashed = hash_weights or plan.strategy is Strategy.STREAM
             receipt = apply(plan, hash_weights=hashed, progress=progress)
     if json:
-        emit_json(view.payload(plan, receipt))
+        emit_json(payload(plan, receipt))
     elif receipt is None:
-        view.show_dry_run(plan)
+        show_dry_run(plan)
     else:
-        view.show_receipt(receipt)
+        show_receipt(receipt, in_place=in_place)
+
+
+def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
+    """Return the JSON object of `patch`; a dry run has the same keys, and `written` false."""
+    return {
+        "file": str(plan.model.path),
+        "output": str(plan.output),
+        "written": receipt is not None,
+        "edits": plan.edits,
+        "strategy": (receipt or plan).strategy.value,
+        "rejected": plan.rejected,
+        "bytes_written": (receipt or plan).bytes_written,
+        "weights_sha256": None if receipt is None else receipt.weights_sha256,
+        "ignored": plan.ignored,
+        "flags": plan.flags,
+        "notes": plan.notes,
+        "findings": plan.findings,
+    }
+
+
+def show_plan(plan: PatchPlan) -> None:
+    """Print each edit, what of the request llama.cpp would ignore, and what it will do."""
+    from ..output import console
+    from ..tables import finding_lines, heading, row, shown, table
+
+    out = console()
+    edits = table("change", "old", "new")
+    for edit in plan.edits:
+        row(edits, edit.key, edit.old, edit.new)
+    out.print(edits)
+    for ignored in plan.ignored:
+        out.print(_warning(ignored), style="yellow")
+    for note in plan.notes:
+        out.print(shown(note))
+    if plan.flags:
+        out.print(f"To apply the rest at run time, add: {shlex.join(plan.flags)}", soft_wrap=True)
+    for group in plan.effective.groups:
+        if group.inverse_frequencies:
+            out.print(_effect(group))
+    if plan.findings:
+        out.print(heading("findings on the result"))
+        for line in finding_lines(plan.findings):
+            out.print(line)
+
+
+def _warning(ignored: Ignored) -> str:
+    from ..tables import shown
+
+    instead = ignored.instead[0].upper() + ignored.instead[1:]
+    return (
+        f"warning: {ignored.parameter} {shown(ignored.value)} has no effect: {ignored.reason}. "
+        f"{instead}."
+    )
+
+
+def _effect(group: LayerGroup) -> str:
+    from ..tables import ranges
+
+    return (
+        f"effective on layers {ranges(group.layers)} ({_KINDS.get(group.name, group.name)}): "
+        f"lowest frequency {group.inverse_frequencies[-1]:.4g} rad/token, attention factor "
+        f"{group.magnitude:.6g}"
+    )
+
+
+_KINDS = {"global": "global attention", "sliding-window": "sliding-window attention"}
+
+
+def show_dry_run(plan: PatchPlan) -> None:
+    """Print how the result would be stored."""
+    from ggufrope._format import byte_size
+
+    from ..output import console
+    from ..tables import shown_path
+
+    console().print(
+        f"\nDry run: would write {byte_size(plan.bytes_written)} to {shown_path(plan.output)} "
+        f"(strategy: {plan.strategy.value}). Nothing written.",
+        soft_wrap=True,
+    )
+    _show_rejected(plan.rejected)
+
+
+def show_receipt(receipt: PatchReceipt, *, in_place: bool) -> None:
+    """Print how the result was stored, and how to restore the file."""
+    from ggufrope._format import byte_size
+
+    from ..output import console
+    from ..tables import shown_path
+
+    out = console()
+    size, where = byte_size(receipt.bytes_written), " in place" if in_place else ""
+    out.print(
+        f"\nWrote {size} to {shown_path(receipt.path)}{where} (strategy: "
+        f"{receipt.strategy.value}) and verified it.",
+        soft_wrap=True,
+    )
+    _show_rejected(receipt.rejected)
+    if receipt.weights_sha256 is not None:
+        out.print(f"SHA-256 of all tensor data: {receipt.weights_sha256}", soft_wrap=True)
+
+
+def _show_rejected(rejected: Iterable[Rejection]) -> None:
+    from ..output import console
+    from ..tables import shown
+
+    for rejection in rejected:
+        reason = shown(rejection.reason)
+        console().print(f"cannot {rejection.strategy.value}: {reason}", style="dim")

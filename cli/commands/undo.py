@@ -1,4 +1,4 @@
-"""`ggufrope undo`: the last in-place edit, taken back bit for bit."""
+"""`ggufrope undo`: restore a file to its state before the last in-place edit."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Take the last in-place edit of a file back, bit for bit."""
+    """Undo the last in-place edit of a file, bit for bit."""
     from ggufrope.container.recovery import undo
 
-    from ..files import model_path
     from ..output import console, emit_json
     from ..progress import bytes_bar
-    from ..views.parts import shown
+    from ..tables import shown_path
+    from ..values import model_path
 
     with bytes_bar("restoring") as progress:
         receipt = undo(model_path(file), force=force or (), progress=progress)
     if json:
         emit_json({"file": receipt.path, "file_size": receipt.header.file_size})
     else:
-        console().print(f"{shown(receipt.path)} is again what it was before its last edit")
+        restored = (
+            f"Restored {shown_path(receipt.path)} to its state before the last in-place edit."
+        )
+        console().print(restored, soft_wrap=True)

@@ -1,25 +1,37 @@
 """A target context length -> what to try, in order, and whether it fits.
 
-The order rests on published measurements of scaling without training, and on ours: NTK-aware
-holds up to about twice the original context, YaRN to about eight times, linear interpolation
-hardly at all unless the model was trained with it; searched factors beat them all.
+The order follows published measurements of scaling without training, and ours: NTK-aware holds up
+to about twice the context that it starts from, YaRN to about eight times, and linear interpolation
+hardly at all unless the model was trained with it. Factors searched for the one model may do
+better, or find nothing better. What a patch of this file would refuse is never proposed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope._format import byte_size
 from ggufrope.advice.memory import MemoryNeed, longest_context, memory_need
 from ggufrope.errors import RequestError
+from ggufrope.patching.command import command_line, patch_command, path_word, scaling_options
+from ggufrope.patching.compose import (
+    declared_factor,
+    declared_scaling,
+    reached_context,
+    refusal,
+)
+from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.architectures import Architecture, architecture
-from ggufrope.rope.keys import ROPE_FACTORS_LONG
 from ggufrope.rope.layers import layer_kinds
-from ggufrope.rope.llamacpp import rotary_dimensions
+from ggufrope.rope.llamacpp import rotary_dimensions, yarn_file_magnitude
 from ggufrope.rope.scaling import Linear, NtkAware, RopeScaling, Yarn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ggufrope.container.types import Header
     from ggufrope.rope.metadata import RopeMetadata
 
@@ -27,15 +39,15 @@ Risk: TypeAlias = Literal["none", "low", "moderate", "high"]
 
 NTK_REACH = 2.0
 YARN_REACH = 8.0
-"""Ratios of the target to the original context up to which each holds without training."""
+"""How many times longer the context may become, up to which each holds without training."""
 
 CACHE_CHOICES = (("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0"), ("q4_0", "q4_0"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One way to the target: the scaling, why it stands where it does, what it does to prompts
-    within the original context, and the commands that try it."""
+    """One way to the target: the scaling, the reasons for its rank, the risk for prompts within
+    the original context, and the commands that try it."""
 
     method: str
     scaling: RopeScaling | None
@@ -46,7 +58,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """`options` best first; `memory` one a cache type; `warnings` what none of them mends."""
+    """`options` best first; `memory` one per cache type; `warnings` apply to every option.
+
+    `ratio` is the target over the original context, from which the scaling starts.
+    """
 
     target_context: int
     original_context: int
@@ -67,43 +82,52 @@ def advise(
     """Rank the ways to run the model at `target_context` tokens.
 
     `memory_bytes` is what the device has; `file` is how commands name the model. Raises
-    RequestError
-    where nothing rotates or the lengths make no sense, FileError where the file would not load.
+    RequestError where nothing rotates or the lengths make no sense, FileError where the file would
+    not load.
     """
     arch = architecture(metadata.architecture)
     context = metadata.context_length
     if not context:
         raise RequestError(
-            f"{metadata.key('context_length')} is missing: nothing to measure against"
+            f"{metadata.key('context_length')} is missing: advice needs the trained context length"
         )
     if target_context < 1:
-        raise RequestError(f"target context {target_context}: expected 1 token or more")
+        raise RequestError(f"`target_context` {target_context}: expected 1 token or more")
     rotary_dimensions(metadata, arch)  # refuses widths that no model has
     kinds = set(layer_kinds(metadata, arch))
     if not kinds & {"global", "sliding-window"}:
         raise RequestError(
-            f"no layer of this {arch.name} model rotates: it has no RoPE to scale, and its reach "
+            f"no layer of this {arch.name} model rotates: it has no RoPE to scale, and its context "
             "is what it was trained for"
         )
-    # Native factors reach the declared context by themselves: scaling starts where they end.
-    original = context if metadata.factor_tensors else metadata.original_context or context
-    original = min(original, context)
-    plan = _Plan(metadata, arch, file, target_context, original)
+    plan = _Plan(
+        metadata=metadata,
+        arch=arch,
+        file=file,
+        target=target_context,
+        context=context,
+        original=reached_context(metadata) or context,
+    )
     if target_context <= context:
-        options = [plan.nothing()]
+        candidates = [plan.nothing()]
     elif "global" not in kinds:
-        options = [plan.windows_only()]
+        candidates = [plan.windows_only()]
     else:
-        options = plan.scaled()
+        candidates = plan.scaled()
+    refused = {each.method: why for each in candidates if (why := plan.refusal(each)) is not None}
+    options = [plan.option(each) for each in candidates if each.method not in refused]
     memory = tuple(
         memory_need(header, metadata, context_tokens=target_context, k_type=k, v_type=v)
         for k, v in CACHE_CHOICES
-        if _holds(header, metadata, k, v)
+        if _is_possible(header, metadata, k, v)
     )
-    warnings = _warnings(header, metadata, plan, memory, memory_bytes)
+    warnings = [
+        *plan.warnings(refused, far="global" in kinds),
+        *_memory_warnings(header, metadata, memory, memory_bytes),
+    ]
     return Advice(
         target_context=target_context,
-        original_context=original,
+        original_context=plan.original,
         ratio=plan.ratio,
         options=tuple(options),
         memory=memory,
@@ -111,134 +135,229 @@ def advise(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """An option that may be refused: `request` is None where nothing is to be patched."""
+
+    method: str
+    reasons: tuple[str, ...]
+    risk: Risk
+    request: ScalingRequest | None = None
+    scaling: RopeScaling | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """The options for one model and one target."""
+    """The candidates for one model and one target.
 
-    def __init__(
-        self, metadata: RopeMetadata, arch: Architecture, file: str, target: int, original: int
-    ) -> None:
-        self.metadata = metadata
-        self.arch = arch
-        self.file = file
-        self.target = target
-        self.original = original
-        self.ratio = target / original
+    A scaling starts from `original`; `context` is what the file reaches, which is more where it is
+    scaled already. How far the target is counts from `context`.
+    """
 
-    def nothing(self) -> Option:
-        length = self.metadata.context_length
-        return Option(
+    metadata: RopeMetadata
+    arch: Architecture
+    file: str
+    target: int
+    context: int
+    original: int
+
+    @property
+    def ratio(self) -> float:
+        return self.target / self.original
+
+    @property
+    def growth(self) -> float:
+        return self.target / self.context
+
+    @property
+    def _times(self) -> str:
+        what = "the original context" if self.context == self.original else "the file's context"
+        return f"{self.growth:.3g} times {what}"
+
+    def nothing(self) -> _Candidate:
+        return _Candidate(
             method="as it is",
-            scaling=None,
-            reasons=(f"the file already declares {length} tokens, which covers {self.target}",),
-            short_context_risk="none",
-            commands=(f"ggufrope validate {self.file} --ctx {self.target}",),
+            reasons=(f"the file declares {self.context} tokens, which covers {self.target}",),
+            risk="none",
+            command=command_line("validate", path_word(self.file), "--ctx", str(self.target)),
         )
 
-    def windows_only(self) -> Option:
-        return Option(
+    def windows_only(self) -> _Candidate:
+        return _Candidate(
             method="raise the context length",
-            scaling=None,
             reasons=(
                 "only sliding-window layers rotate in this model: scaling would change what works",
             ),
-            short_context_risk="none",
-            commands=self._commands("none"),
+            risk="none",
+            request=ScalingRequest(scaling="none", target_context=self.target),
         )
 
-    def scaled(self) -> list[Option]:
+    def scaled(self) -> list[_Candidate]:
+        """Every scheme, best first."""
         ranked = [self.yarn(), self.ntk(), self.linear()]
-        if self.metadata.scaling_type in (None, "linear") and (self.metadata.factor or 1) > 1:
+        if self._linear_file:
             ranked = [self.linear(), self.yarn(), self.ntk()]
-        elif self.metadata.scaling_type != "yarn" and self.ratio <= NTK_REACH:
+        elif self.metadata.scaling_type != "yarn" and self.growth <= NTK_REACH:
             ranked = [self.ntk(), self.yarn(), self.linear()]
-        if self.arch.has_long_short_factors and self.metadata.tensor(ROPE_FACTORS_LONG) is None:
+        if self.arch.has_long_short_factors:
             ranked.insert(1, self.keep_short_context())
-            if self.ratio > YARN_REACH:
-                ranked.insert(0, self.searched())
+            if self.growth > YARN_REACH and declared_scaling(self.metadata) is None:
+                ranked.append(self.searched())
         return ranked
 
-    def yarn(self) -> Option:
-        if self.ratio <= YARN_REACH:
-            reasons = [f"{self.ratio:.3g} times the original context is within YaRN's reach"]
+    @property
+    def _linear_file(self) -> bool:
+        scaled = declared_factor(self.metadata) > 1
+        return scaled and self.metadata.scaling_type in (None, "linear")
+
+    def yarn(self) -> _Candidate:
+        if self.growth <= YARN_REACH:
+            reasons = [f"{self._times} is within YaRN's usual reach"]
         else:
-            reasons = [f"{self.ratio:.3g} times is beyond the {YARN_REACH:g} YaRN usually holds"]
+            reasons = [f"{self._times} is beyond the {YARN_REACH:g} that YaRN usually holds"]
+        request = self._request("yarn")
         if self.metadata.scaling_type == "yarn":
             reasons.append("the model was made for YaRN: raise its factor and nothing else")
-        return Option(
+            if self.metadata.yarn_log_multiplier or self.metadata.attn_factor:
+                request = replace(request, attn_factor=self._own_attention_factor())
+        return _Candidate(
             method="YaRN",
-            scaling=Yarn(factor=self.ratio, original_context=self.original),
+            scaling=Yarn(
+                factor=self.ratio,
+                original_context=self.original,
+                attention_factor=request.attn_factor,
+            ),
             reasons=tuple(reasons),
-            short_context_risk="low" if self.ratio <= 4 else "moderate",
-            commands=self._commands("yarn"),
+            risk="low" if self.growth <= 4 else "moderate",
+            request=request,
         )
 
-    def ntk(self) -> Option:
-        held = "within" if self.ratio <= NTK_REACH else "beyond"
-        return Option(
+    def _own_attention_factor(self) -> float:
+        """What the file's own keys give at the new factor."""
+        magnitude = yarn_file_magnitude(self.metadata, self.arch, self.ratio)
+        return magnitude * (self.metadata.attn_factor or 1.0)
+
+    def ntk(self) -> _Candidate:
+        within = "within" if self.growth <= NTK_REACH else "beyond"
+        return _Candidate(
             method="NTK-aware",
             scaling=NtkAware(factor=self.ratio),
             reasons=(
-                f"{self.ratio:.3g} times is {held} the {NTK_REACH:g} a new base usually holds",
+                f"{self._times} is {within} the {NTK_REACH:g} that a new base usually holds",
                 "one key, read for every architecture and by every runtime",
             ),
-            short_context_risk="low" if self.ratio <= NTK_REACH else "moderate",
-            commands=self._commands("ntk"),
+            risk="low" if self.growth <= NTK_REACH else "moderate",
+            request=self._request("ntk"),
         )
 
-    def linear(self) -> Option:
-        reached = (self.metadata.factor or 1) > 1 and self.metadata.scaling_type != "yarn"
+    def linear(self) -> _Candidate:
+        trained = self._linear_file
         reason = (
-            "the model was trained with linear scaling: a larger factor is more of the same"
-            if reached
+            "the model was trained with linear scaling: raise its factor and nothing else"
+            if trained
             else "hardly works without training: every position moves closer to its neighbor"
         )
-        return Option(
+        return _Candidate(
             method="linear",
             scaling=Linear(factor=self.ratio),
             reasons=(reason,),
-            short_context_risk="moderate" if reached else "high",
-            commands=self._commands("linear"),
+            risk="moderate" if trained else "high",
+            request=self._request("linear"),
         )
 
-    def keep_short_context(self) -> Option:
-        return Option(
+    def keep_short_context(self) -> _Candidate:
+        short = self.metadata.original_context or self.context
+        return _Candidate(
             method="YaRN in long factors only",
             scaling=Yarn(factor=self.ratio, original_context=self.original, attention_factor=1.0),
             reasons=(
-                f"contexts up to {self.original} tokens stay exactly as they were",
+                f"contexts up to {short} tokens stay exactly as they are",
                 f"{self.arch.name} chooses long or short factors by the length of the context",
-                "YaRN's magnitude is left out, as it would act on both faces",
+                "without YaRN's attention factor, which would act in short contexts too",
             ),
-            short_context_risk="none",
-            commands=self._commands("yarn", "--keep-short-context"),
+            risk="none",
+            request=replace(self._request("yarn"), keep_short_context=True),
         )
 
-    def searched(self) -> Option:
-        return Option(
+    def searched(self) -> _Candidate:
+        return _Candidate(
             method="searched factors",
-            scaling=None,
             reasons=(
-                f"at {self.ratio:.3g} times, factors searched for this model beat every formula",
-                "takes a GPU and hours",
+                f"{self._times} is far: factors searched for this model may do better than YaRN",
+                "costs many evaluations of the model; the result says whether it beat YaRN",
             ),
-            short_context_risk="none",
-            commands=(f"ggufrope search {self.file} --target-ctx {self.target}",),
+            risk="none",
+            command=command_line("search", path_word(self.file), "--target-ctx", str(self.target)),
         )
 
-    def _commands(self, scaling: str, *more: str) -> tuple[str, ...]:
-        given = ["--scaling", scaling, "--target-ctx", str(self.target)]
-        if scaling != "none":
-            given += ["--orig-ctx", str(self.original)]
-        options = " ".join([*given, *more])
-        lengths = ",".join(str(n) for n in _steps(self.original, self.target))
-        return (
-            f"ggufrope validate {self.file} --ctx {lengths} {options}",
-            f"ggufrope patch {self.file} -o PATCHED.gguf {options}",
+    def _request(self, scaling: Literal["yarn", "ntk", "linear"]) -> ScalingRequest:
+        return ScalingRequest(
+            scaling=scaling, target_context=self.target, original_context=self.original
         )
+
+    def refusal(self, candidate: _Candidate) -> str | None:
+        """Return why a patch would refuse this, None where it would not."""
+        return None if candidate.request is None else refusal(candidate.request, self.metadata)
+
+    def option(self, candidate: _Candidate) -> Option:
+        commands: tuple[str, ...] = (candidate.command,)
+        if candidate.request is not None:
+            commands = (
+                command_line(
+                    "validate",
+                    path_word(self.file),
+                    "--ctx",
+                    ",".join(map(str, _steps(self.original, self.target))),
+                    *scaling_options(candidate.request),
+                ),
+                patch_command(candidate.request, self.file, self._output(candidate.request)),
+            )
+        return Option(
+            method=candidate.method,
+            scaling=candidate.scaling,
+            reasons=candidate.reasons,
+            short_context_risk=candidate.risk,
+            commands=commands,
+        )
+
+    def _output(self, request: ScalingRequest) -> str:
+        """The name of a new file beside the model: its own with the scheme and the context."""
+        kept = "-keep-short" if request.keep_short_context else ""
+        added = f"-{request.scaling}{kept}-{self.target}"
+        if self.file.startswith(("ollama:", "hf:", "https:", "http:")):
+            folder, name = "", re.split(r"[/:]", self.file)[-1]
+        else:
+            path = PurePath(self.file)
+            folder, name = str(path.parent), path.name
+        stem, _, _ = name.partition(".gguf")
+        part = re.search(r"-\d{5}-of-\d{5}$", stem)
+        shard = part[0] if part else ""
+        stem = stem.removesuffix(shard)
+        return str(PurePath(folder) / f"{stem}{added}{shard}.gguf")
+
+    def warnings(self, refused: Mapping[str, str], *, far: bool) -> list[str]:
+        warnings = []
+        if self.arch.caveat is not None:
+            warnings.append(f"{self.arch.name}: {self.arch.caveat}")
+        if far and self.growth > YARN_REACH:
+            warnings.append(
+                f"{self._times} is far: expect recall to fail without training, and measure every "
+                "doubling on the way"
+            )
+        scaled = declared_scaling(self.metadata)
+        if scaled is not None and refused:
+            warnings.append(
+                f"the file is already scaled ({scaled}); not proposed, as a patch with it would "
+                f"not start from that: {', '.join(refused)}"
+            )
+        else:
+            warnings += [f"{method} is not possible: {why}" for method, why in refused.items()]
+        return warnings
 
 
 def _steps(original: int, target: int) -> list[int]:
-    """Lengths to test: the original context and its doublings up to the target."""
+    """The lengths to test: the original context and its doublings up to the target."""
     steps = []
     length = original
     while length < target:
@@ -247,7 +366,7 @@ def _steps(original: int, target: int) -> list[int]:
     return [*steps, target]
 
 
-def _holds(header: Header, metadata: RopeMetadata, k_type: str, v_type: str) -> bool:
+def _is_possible(header: Header, metadata: RopeMetadata, k_type: str, v_type: str) -> bool:
     try:
         memory_need(header, metadata, context_tokens=1, k_type=k_type, v_type=v_type)
     except RequestError:
@@ -255,42 +374,27 @@ def _holds(header: Header, metadata: RopeMetadata, k_type: str, v_type: str) -> 
     return True
 
 
-def _warnings(
+def _memory_warnings(
     header: Header,
     metadata: RopeMetadata,
-    plan: _Plan,
     memory: tuple[MemoryNeed, ...],
     memory_bytes: int | None,
 ) -> list[str]:
-    warnings = []
-    if plan.arch.caveat is not None:
-        warnings.append(f"{plan.arch.name}: {plan.arch.caveat}")
-    if plan.ratio > YARN_REACH and plan.target > (metadata.context_length or 0):
-        warnings.append(
-            f"{plan.ratio:.3g} times the original context is far: expect recall to fail without "
-            "training, and measure every doubling on the way"
-        )
-    if memory_bytes is not None and memory:
-        fitting = [need for need in memory if need.total_bytes <= memory_bytes]
-        if not fitting:
-            best = memory[-1]
-            reach = longest_context(
-                header,
-                metadata,
-                budget_bytes=memory_bytes,
-                k_type=best.k_type,
-                v_type=best.v_type,
-            )
-            rest = f"the longest context that fits is {reach} tokens"
-            warnings.append(
-                f"no cache type fits: {best.k_type}/{best.v_type} needs "
-                f"{byte_size(best.total_bytes)} "
-                f"of {byte_size(memory_bytes)}; {rest if reach else 'no context at all fits'}"
-            )
-        elif fitting[0] is not memory[0]:
-            first = fitting[0]
-            warnings.append(
-                f"f16 does not fit {byte_size(memory_bytes)}: use a {first.k_type}/{first.v_type} "
-                f"cache, {byte_size(first.total_bytes)} in all"
-            )
-    return warnings
+    """Say which cache type fits, or how far the smallest reaches."""
+    if memory_bytes is None or not memory:
+        return []
+    device = byte_size(memory_bytes)
+    fitting = next((need for need in memory if need.total_bytes <= memory_bytes), None)
+    if fitting is memory[0]:
+        return []
+    if fitting is not None:
+        kinds = f"{fitting.k_type}/{fitting.v_type}"
+        total = byte_size(fitting.total_bytes)
+        return [f"f16 does not fit {device}: use a {kinds} cache, {total} in all"]
+    best = memory[-1]
+    reach = longest_context(
+        header, metadata, budget_bytes=memory_bytes, k_type=best.k_type, v_type=best.v_type
+    )
+    kinds, need = f"{best.k_type}/{best.v_type}", byte_size(best.total_bytes)
+    rest = f"the longest context that fits is {reach} tokens" if reach else "no context fits at all"
+    return [f"no cache type fits: {kinds} needs {need} of {device}; {rest}"]

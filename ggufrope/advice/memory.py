@@ -1,7 +1,7 @@
 """What a model needs in memory at a context length: weights, KV cache, compute buffer.
 
 The cache is exact for attention layers (src/llama-kv-cache.cpp: one row of keys and one of values
-a layer and token, sliding-window layers holding their window and one batch only). The compute
+per layer and token, sliding-window layers holding their window and one batch only). The compute
 buffer is llama.cpp's largest part of a graph, counted from the tensors alive at once: the logits
 of a batch, or the attention scores and their mask.
 """
@@ -22,12 +22,12 @@ from ggufrope.rope.metadata import RopeMetadata, first_layer, per_layer
 BATCH_TOKENS = 512
 """llama.cpp's default n_ubatch."""
 _MOST_GRANULES = (1 << 24) - 1
-"""The longest context that is looked for, in allocation steps: positions are int32."""
+"""The longest context to look for, in allocation steps: positions are int32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeed:
-    """Bytes a context of `context_tokens` needs, all parts on one device."""
+    """The bytes that a context of `context_tokens` needs, all parts on one device."""
 
     context_tokens: int
     k_type: str
@@ -53,8 +53,8 @@ def memory_need(
 ) -> MemoryNeed:
     """Estimate the memory of one context of one sequence.
 
-    `full_window` keeps whole contexts in sliding-window layers, as llama_context_default_params
-    has it and llama-server does not. Raises RequestError for an unknown cache type, or one whose
+    `full_window` keeps whole contexts in sliding-window layers: llama_context_default_params does,
+    llama-server does not. Raises RequestError for an unknown cache type, or one whose
     block does not divide a row.
     """
     return MemoryNeed(
@@ -81,7 +81,7 @@ def kv_bytes(
     v_type: str = "f16",
     full_window: bool = False,
 ) -> int:
-    """Bytes of the K and V caches of a context of one sequence."""
+    """Return the bytes of the K and V caches of a context of one sequence."""
     if context_tokens < 1:
         raise RequestError(f"a context of {context_tokens} tokens: expected 1 or more")
     arch = architecture(metadata.architecture)
@@ -104,7 +104,7 @@ def longest_context(
     k_type: str = "f16",
     v_type: str = "f16",
 ) -> int:
-    """The longest context, in whole allocation steps, that fits `budget_bytes`; 0 if none does."""
+    """Return the longest context, in whole allocation steps, that fits; 0 if none does."""
 
     def fits(granules: int) -> bool:
         tokens = granules * CONTEXT_GRANULE
@@ -139,7 +139,7 @@ def _head_sizes(metadata: RopeMetadata, *, slides: bool) -> tuple[int, int]:
     if k_size is None:
         raise FileError(
             f"{metadata.key('key_length')} and {metadata.key('head_count')} are both missing: "
-            "the size of the cache cannot be told"
+            "without one of them the size of the cache is unknown"
         )
     heads = first_layer(metadata.head_count)
     plain = (metadata.embedding_length or 0) // heads if heads else k_size

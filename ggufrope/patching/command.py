@@ -2,8 +2,9 @@
 has them.
 
 Reports and search results end in a command to paste, and `advise` is made of them. They are part
-of a result, so the library writes them, and it writes them here alone: everywhere else a message
-names a field, and the command line puts the flag of `FLAGS` in its place.
+of a result, so the library writes them, and it writes them here alone. Everywhere else a message
+names a field in backquotes, as `target_context`, and the command line puts the flag of `FLAGS` in
+its place.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def patch_command(request: ScalingRequest, model: Path | str, output: Path | str
     """
     if request.is_file:
         raise RequestError("the model as it stands needs no patch")
-    return command_line("patch", _path(model), "-o", _path(output), *scaling_options(request))
+    return command_line(
+        "patch", path_word(model), "-o", path_word(output), *scaling_options(request)
+    )
 
 
 def scaling_options(request: ScalingRequest) -> tuple[str, ...]:
@@ -62,7 +65,8 @@ def scaling_options(request: ScalingRequest) -> tuple[str, ...]:
     words: list[str] = []
     for field in fields(request):
         value = getattr(request, field.name)
-        if field.name not in FLAGS or value is None or value is False or value == "file":
+        stands = field.name == "scaling" and value == "file"
+        if field.name not in FLAGS or value is None or value is False or stands:
             continue
         words.append(FLAGS[field.name])
         if value is not True:
@@ -83,7 +87,7 @@ def _word(value: float | str | tuple[float, ...]) -> str:
     return json.dumps(value) if isinstance(value, tuple) else str(value)
 
 
-def _path(path: Path | str) -> str:
-    """A path that cannot be taken for an option."""
+def path_word(path: Path | str) -> str:
+    """Return a path in a form that no command takes for an option."""
     text = os.fspath(path)
     return f"./{text}" if text.startswith("-") else text

@@ -1,4 +1,8 @@
-"""A model file as it stands: what it declares, what llama.cpp makes of it, what is wrong."""
+"""A model file as it stands: what it declares, what llama.cpp makes of it, what is wrong.
+
+`inspect` reports every finding in one list: about the layout of the file, such as a key that occurs
+twice, and about its RoPE settings.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ggufrope.container.checks import layout_findings
 from ggufrope.container.ggml import F32
 from ggufrope.container.reader import read_tensor
 from ggufrope.container.shards import ModelFiles, open_model
@@ -44,7 +49,10 @@ class StoredModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """`effective` is None where llama.cpp would not load the file; `refusal` then says why."""
+    """A model, what llama.cpp does with it, and all findings, errors first.
+
+    `effective` is None where llama.cpp would not load the file; `refusal` then says why.
+    """
 
     model: StoredModel
     effective: EffectiveRope | None
@@ -53,8 +61,10 @@ class Inspection:
 
 
 def read_model(path: Path) -> StoredModel:
-    """Read the headers and factor tensors of a model. Raises FileError, or RequestError where
-    `path` is a later file of a split model."""
+    """Read the headers and factor tensors of a model.
+
+    Raises FileError, or RequestError where `path` is a later file of a split model.
+    """
     files = open_model(path)
     factors: dict[str, tuple[float, ...]] = {}
     for shard in files.shards:
@@ -73,7 +83,7 @@ def read_model(path: Path) -> StoredModel:
 def inspect(
     path: Path, *, context_tokens: int | None = None, overrides: RopeOverrides | None = None
 ) -> Inspection:
-    """Declared and effective RoPE of the file, and every finding about it.
+    """Return declared and effective RoPE of the file, and every finding about it.
 
     `context_tokens` is the context to predict for, the file's own by default. Raises FileError
     where the file is no model, RequestError where the context or an override makes no sense.
@@ -89,5 +99,24 @@ def inspect(
         model=model,
         effective=rotation,
         refusal=refusal,
-        findings=lint(model.metadata),
+        findings=_findings(model),
+    )
+
+
+def _findings(model: StoredModel) -> tuple[Finding, ...]:
+    """Findings about the layout of each file and about the settings, errors first."""
+    shards = model.files.shards
+    layout = [
+        Finding(
+            code=found.code,
+            severity=found.severity,
+            key=found.key,
+            message=f"{shard.path.name}: {found.message}" if len(shards) > 1 else found.message,
+        )
+        for shard in shards
+        for found in layout_findings(shard.header)
+    ]
+    order = ("error", "warning", "info")
+    return tuple(
+        sorted([*layout, *lint(model.metadata)], key=lambda each: order.index(each.severity))
     )

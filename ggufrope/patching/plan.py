@@ -1,32 +1,31 @@
 """A scaling request -> a PatchPlan -> a PatchReceipt.
 
-The plan is complete and nothing of it is written yet: every key old and new, what the runtime
-will make of the result, what it would ignore, how the bytes reach the disk. `--dry-run` shows the
-very object that `apply` carries out.
+The plan is complete and nothing of it is written yet: each key old and new, what the runtime will
+do with the result, what it would ignore, and how the bytes reach the disk. A dry run shows the very
+object that `apply` writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope.container.compare import tensor_digests, weights_digest
 from ggufrope.container.shards import ModelFiles, distribute, open_model, sibling_paths
 from ggufrope.container.store import StorePlan, execute, plan_store
 from ggufrope.container.strategies import Rejection, Strategy
-from ggufrope.container.types import Edits, TensorData, TypedValue, float_tensor
+from ggufrope.container.types import Edits, TensorData, float_tensor
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import RequestError
+from ggufrope.patching.compose import check_start, encode_request, patched
 from ggufrope.patching.inspection import StoredModel, read_model
-from ggufrope.patching.request import ScalingRequest, Target, resolve
+from ggufrope.patching.request import ScalingRequest, Target
 from ggufrope.rope.effective import EffectiveRope
-from ggufrope.rope.encode import Expression, Ignored, express
-from ggufrope.rope.keys import KEYS
+from ggufrope.rope.encode import Expression, Ignored
 from ggufrope.rope.lint import Finding, lint
 from ggufrope.rope.llamacpp import effective
-from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 
 if TYPE_CHECKING:
     from ggufrope.container.shards import Shard
@@ -39,7 +38,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """One key or tensor before and after; None where it is absent. A tensor shows as a word."""
+    """One key or tensor before and after; None where it is absent. A tensor is shown in words."""
 
     key: str
     old: Shown
@@ -48,10 +47,10 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchPlan:
-    """What a patch will change, what the runtime will make of it, and how it is stored.
+    """What a patch will change, what the runtime will do with the result, and how it is stored.
 
-    `findings` and `effective` are of the file as it will be, in a context of its new length.
-    `stores` has one entry a file written, the file with the metadata last.
+    `findings` and `effective` are about the file as it will be, in a context of its new length.
+    `stores` has one entry per file written, the file with the metadata last.
     """
 
     model: StoredModel
@@ -86,9 +85,9 @@ class PatchPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchReceipt:
-    """What was done: read back from the disk, not remembered.
+    """What was written, as read back from the disk.
 
-    `weights_sha256` is `container.weights_digest` of the result, None where it was not asked for.
+    `weights_sha256` is the digest of all tensor data of the result, None where not requested.
     """
 
     path: Path
@@ -108,12 +107,12 @@ def plan_patch(
     force: Collection[str] = (),
     reserve: int | None = None,
 ) -> PatchPlan:
-    """Plan to make the model at `path` what `request` says: as `output`, or in place where None.
+    """Plan to write `request` into the model at `path`: to `output`, or in place where it is None.
 
-    Of a split model, `output` names the first file. `reserve` leaves that many bytes of header
-    space for later edits. Raises RequestError where the request contradicts itself, the file or the
-    architecture, FileError where the file or the place it is stored forbids it; nothing is written
-    either way.
+    For a split model, `output` names the first file. `reserve` leaves that many bytes of header
+    space for later edits. Nothing is written. Raises RequestError where the request contradicts
+    itself, the file or the architecture, or does not start from the scaling that the file has;
+    FileError where the file or its place forbids the edit.
     """
     model = read_model(path)
     target, expression = encode_request(request, model.metadata)
@@ -122,6 +121,7 @@ def plan_patch(
     if not changed and reserve is None:
         raise RequestError(f"{path}: already declares exactly this; there is nothing to change")
     wanted = patched(model.metadata, expression)
+    check_start(request, target, model.metadata, wanted)
     stores = tuple(
         plan_store(
             shard.path,
@@ -148,7 +148,7 @@ def plan_patch(
 def apply(
     plan: PatchPlan, *, hash_weights: bool = False, progress: Progress | None = None
 ) -> PatchReceipt:
-    """Carry out `plan`; the result is read back and compared before it replaces anything.
+    """Write `plan`; the result is read back and compared before it replaces anything.
 
     Raises StorageError or GuardError, with the old file as it was.
     """
@@ -165,7 +165,7 @@ def apply(
 
 
 def weights_sha256(files: ModelFiles, *, progress: Progress | None = None) -> str:
-    """One digest of all tensor data of a model; metadata and order do not change it."""
+    """Return one digest of all tensor data of a model; metadata and order do not change it."""
     digests: dict[str, str] = {}
     for shard in files.shards:
         digests |= tensor_digests(shard.path, shard.header, progress=progress)
@@ -175,7 +175,7 @@ def weights_sha256(files: ModelFiles, *, progress: Progress | None = None) -> st
 def _files(
     model: StoredModel, edits: Edits, output: Path | None
 ) -> Iterator[tuple[Shard, Edits, Path | None]]:
-    """Each file to write with its edits and where it goes, the one with the metadata last.
+    """Yield each file to write, its edits and its target, the file with the metadata last.
 
     In place only the files that change are written, as a copy all of them.
     """
@@ -188,42 +188,6 @@ def _files(
     targets = sibling_paths(output, len(shards))
     for shard, target in reversed(tuple(zip(shards, targets, strict=True))):
         yield shard, parts.get(shard.path, (shard, Edits()))[1], target
-
-
-def encode_request(request: ScalingRequest, metadata: RopeMetadata) -> tuple[Target, Expression]:
-    """The scheme `request` comes to on this model, and the keys and tensors that say it."""
-    target = resolve(request, metadata)
-    if target.freq_base is not None:
-        metadata = replace(metadata, freq_base=target.freq_base)
-    expression = express(
-        target.scaling,
-        metadata,
-        context_length=target.context_length,
-        baked=request.bake,
-        keep_short_context=request.keep_short_context,
-    )
-    if target.freq_base is None or metadata.key("freq_base") in expression.keys:
-        return target, expression
-    base = TypedValue(type=KEYS["freq_base"].type, value=target.freq_base)
-    keys = {**expression.keys, metadata.key("freq_base"): base}
-    return target, replace(expression, keys=keys)
-
-
-def patched(metadata: RopeMetadata, expression: Expression) -> RopeMetadata:
-    """What the file will declare once `expression` is written."""
-    fields = {metadata.key(field): field for field in KEYS}
-    values = {
-        fields[key]: None if value is None else value.value
-        for key, value in expression.keys.items()
-    }
-    tensors = {tensor.name: tensor for tensor in metadata.factor_tensors}
-    for name, factors in expression.tensors.items():
-        if factors is None:
-            tensors.pop(name, None)
-        else:
-            tensors[name] = FactorTensor(name=name, length=len(factors), values=factors)
-    changes: dict[str, Any] = {**values, "factor_tensors": tuple(tensors.values())}
-    return replace(metadata, **changes)
 
 
 def _edits(expression: Expression, order: ByteOrder) -> Edits:
@@ -249,7 +213,7 @@ def _tensors(
 
 
 def describe(edits: Edits, model: StoredModel) -> tuple[Edit, ...]:
-    """What `edits` changes in the file of `model`, leaving out what is already so."""
+    """Return what `edits` changes in the file of `model`, without what is already so."""
     header = model.header
     changes = [
         Edit(key=key, old=_shown(header.get(key)), new=_shown(value.value))

@@ -1,8 +1,9 @@
-"""What a person asks for, and the scheme it comes to on a particular model.
+"""What a person asks for, and the scheme that it means on a particular model.
 
-A request is incomplete by nature: "YaRN, to 32768". Resolving it against what the file declares
-fills in the rest or says why it cannot be: every refusal is a RequestError that names both sides of
-the contradiction.
+A request is incomplete by nature: "YaRN, to 32768". `resolve` fills in the rest from what the file
+declares, or says why it cannot: each refusal is a RequestError that names both sides of the
+contradiction. Its messages name fields in backquotes, as `target_context`; the command line puts
+its flags in their place.
 """
 
 from __future__ import annotations
@@ -73,47 +74,71 @@ _ANY_SCHEME = frozenset(
 )
 
 
+def _option(help_: str, unit: str | None = None) -> Any:
+    """A field that is None unless given: its help in plans and on the command line, its unit."""
+    return field(default=None, metadata={"help": help_, "unit": unit})
+
+
+def _switch(help_: str) -> Any:
+    """A field that is off unless given."""
+    return field(default=False, metadata={"help": help_})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingRequest:
-    """A RoPE scaling that a person asks for: the options of `patch`, a table of a plan.
+    """A RoPE scaling that a person asks for: the options of `patch`, or a table of a plan.
 
     What is None follows from the file. Contexts are in tokens. `scaling` "file" is the model as it
     stands, or with `from_config` what the config says. `attn_factor` is the attention factor wanted
     on q and k (transformers' `attention_factor`), not the value of any one key.
     """
 
-    scaling: ScalingName
-    label: str | None = field(
-        default=None, metadata={"help": "the name in reports; the scheme and factor by default"}
+    scaling: ScalingName = field(metadata={"help": "the scaling scheme", "unit": "scheme"})
+    label: str | None = _option("the name in reports; default: the scheme and factor")
+    factor: float | None = _option(
+        "target context over original context; default: what the target takes", "factor"
     )
-    factor: float | None = field(
-        default=None, metadata={"help": "target context over original context"}
+    target_context: int | None = _option("context length to reach, in tokens", "tokens")
+    original_context: int | None = _option(
+        "context length before any scaling, in tokens; default: the file's", "tokens"
     )
-    target_context: int | None = None
-    original_context: int | None = None
-    freq_base: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    ext_factor: float | None = None
-    attn_factor: float | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    long_factors: str | tuple[float, ...] | None = field(
-        default=None,
-        metadata={"help": "one number per rotary pair: a json, csv or npy file, or the numbers"},
+    freq_base: float | None = _option("RoPE base (theta); default: the file's", "base")
+    beta_fast: float | None = _option(
+        "YaRN beta_fast: dimensions that turn more often than this within the original context "
+        "are not interpolated; default: 32",
+        "turns",
     )
-    short_factors: str | tuple[float, ...] | None = None
-    from_config: str | None = field(
-        default=None, metadata={"help": "a Hugging Face config.json to take the scaling from"}
+    beta_slow: float | None = _option(
+        "YaRN beta_slow: dimensions that turn less often than this within the original context "
+        "are interpolated in full; default: 1",
+        "turns",
     )
-    bake: bool = field(default=False, metadata={"help": "put the scheme into factor tensors"})
-    keep_short_context: bool = field(
-        default=False,
-        metadata={"help": "bake, and leave the model as it is up to its original context"},
+    ext_factor: float | None = _option(
+        "YaRN extrapolation mix, 0 to 1 (llama.cpp --yarn-ext-factor); default: 1", "mix"
     )
-    replace_scaling: bool = field(
-        default=False,
-        metadata={"help": "drop the scaling that the file has, although it was trained with it"},
+    attn_factor: float | None = _option(
+        "attention factor: what rotated q and k are multiplied by; default: the scheme's own, for "
+        "YaRN 1 + 0.1 ln factor",
+        "factor",
+    )
+    low_freq_factor: float | None = _option("Llama 3 low_freq_factor; default: 1", "turns")
+    high_freq_factor: float | None = _option("Llama 3 high_freq_factor; default: 4", "turns")
+    long_factors: str | tuple[float, ...] | None = _option(
+        "one divisor per rotary pair: a json, csv or npy file, or the numbers as a JSON array",
+        "file",
+    )
+    short_factors: str | tuple[float, ...] | None = _option(
+        "LongRoPE divisors up to the original context; default: 1, no scaling there", "file"
+    )
+    from_config: str | None = _option(
+        "Hugging Face config.json to take the scaling from, in place of a scheme", "file"
+    )
+    bake: bool = _switch("write the scheme as factor tensors, past keys that llama.cpp ignores")
+    keep_short_context: bool = _switch(
+        "scale only beyond the original context, with long factors of their own (implies bake)"
+    )
+    replace_scaling: bool = _switch(
+        "drop the scaling that the file has, even if the model was trained with it"
     )
 
     @property
@@ -139,7 +164,7 @@ class ScalingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A request made definite for one model: the scheme, the window it is for, and the base."""
+    """A request resolved for one model: the scheme, contexts in tokens, and a base to write."""
 
     scaling: RopeScaling
     original_context: int
@@ -148,15 +173,20 @@ class Target:
 
 
 def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
-    """The scheme and context length that `request` means on a model that declares `metadata`."""
+    """Return the scheme and context length that `request` means on this model.
+
+    Raises RequestError where the request contradicts itself or what the file declares.
+    """
     if request.freq_base is not None and not (
         math.isfinite(request.freq_base) and request.freq_base > 1
     ):
-        raise RequestError(f"--freq-base {request.freq_base:g} must be a finite number above 1")
+        raise RequestError(f"`freq_base` {request.freq_base:g} must be a finite number above 1")
     if request.from_config is not None:
         return _resolve_config(request, _config(Path(request.from_config)), metadata)
     if request.scaling == "file":
-        raise RequestError("say which scheme: --scaling " + "|".join(SCHEMES))
+        raise RequestError(f"missing `scaling`; choose one of: {', '.join(SCHEMES)}")
+    if request.scaling not in SCHEMES:
+        raise RequestError(f"`scaling` {request.scaling}: expected one of {', '.join(SCHEMES)}")
     _refuse_foreign(request, request.scaling)
     original = _original_context(request, metadata)
     if request.scaling == "none":
@@ -177,8 +207,8 @@ def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
 
 def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeMetadata) -> Target:
     """The scheme of a config.json, which must be of a model with these rotary dimensions."""
-    if extra := sorted(_said(request) - (_ANY_SCHEME - {"scaling"})):
-        raise RequestError(f"--from-config already says the scheme; leave out {_flags(extra)}")
+    if extra := sorted(_given(request) - (_ANY_SCHEME - {"scaling"})):
+        raise RequestError(f"`from_config` gives the scheme: leave out {_names(extra)}")
     for what, theirs, ours in (
         ("head size", config.head_size, metadata.head_size),
         ("rotary dimensions", config.n_rot, metadata.n_rot),
@@ -191,9 +221,7 @@ def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeM
     original = original or metadata.context_length
     target = request.target_context or config.context_length or metadata.context_length
     if original is None or target is None:
-        raise RequestError(
-            "neither the config nor the file says a context length; give --target-ctx"
-        )
+        raise RequestError("neither config nor file has a context length: give `target_context`")
     return Target(
         scaling=config.scaling,
         original_context=original,
@@ -202,35 +230,40 @@ def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeM
     )
 
 
-def _said(request: ScalingRequest) -> set[str]:
-    return {
-        f.name for f in fields(request) if getattr(request, f.name) not in (None, False, "file")
-    }
+def _given(request: ScalingRequest) -> set[str]:
+    """The fields that the request sets."""
+    values = {field.name: getattr(request, field.name) for field in fields(request)}
+    if request.scaling == "file":
+        del values["scaling"]
+    return {name for name, value in values.items() if value is not None and value is not False}
 
 
 def _refuse_foreign(request: ScalingRequest, scheme: Scheme) -> None:
-    if foreign := sorted(_said(request) - _ANY_SCHEME - _PARAMETERS[scheme]):
-        raise RequestError(f"{_flags(foreign)}: no such parameter in --scaling {scheme}")
+    if foreign := sorted(_given(request) - _ANY_SCHEME - _PARAMETERS[scheme]):
+        do = "does" if len(foreign) == 1 else "do"
+        raise RequestError(f"{_names(foreign)} {do} not apply to `scaling` {scheme}")
 
 
-def _flags(names: list[str]) -> str:
-    return ", ".join("--" + name.replace("_context", "_ctx").replace("_", "-") for name in names)
+def _names(fields_: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in fields_)
 
 
 def _original_context(request: ScalingRequest, metadata: RopeMetadata) -> int:
-    """The window the model was trained for, before any scaling."""
+    """The context length that the model was trained for, before any scaling."""
     if request.original_context is not None:
         if request.original_context < 1:
-            raise RequestError(f"--orig-ctx {request.original_context} must be 1 or more")
+            raise RequestError(f"`original_context` {request.original_context} must be 1 or more")
         return request.original_context
     if metadata.original_context:
         return metadata.original_context
     if not metadata.context_length:
-        raise RequestError("the file declares no context length; give --orig-ctx")
-    if metadata.factor is not None and metadata.factor != 1:
+        raise RequestError("the file declares no context length: give `original_context`")
+    if metadata.factor not in (None, 0, 1) and metadata.scaling_type != "none":
+        start = round(metadata.context_length / metadata.factor)
         raise RequestError(
-            f"the file is already scaled by {metadata.factor:g} and does not say from what: "
-            "give --orig-ctx, the context it was trained for"
+            f"the file is already scaled by {metadata.factor:g} and does not say from what: give "
+            f"`original_context`, which is {start} where that factor reaches its "
+            f"{metadata.context_length} tokens"
         )
     return metadata.context_length
 
@@ -239,25 +272,25 @@ def _factor_and_target(request: ScalingRequest, original: int) -> tuple[float, i
     target, factor = request.target_context, request.factor
     if target is not None and target < original:
         raise RequestError(
-            f"the target of {target} tokens is below the original context of {original}: nothing "
-            "to extend, ask for the shorter context when running"
+            f"`target_context` {target} is below the original context of {original}: there is "
+            "nothing to extend; set the shorter context at run time"
         )
     if factor is None:
         if target is None:
-            raise RequestError("say how far: --target-ctx TOKENS or --factor NUMBER")
+            raise RequestError("missing `target_context` or `factor`: give how far to extend")
         return target / original, target
     Linear(factor=factor)  # refuses a factor that is no extension before it is multiplied
     reach = math.floor(original * factor)
     if target is not None and target > reach:
         raise RequestError(
-            f"factor {factor:g} takes {original} tokens to {reach}, not to the target of {target}: "
-            "leave out --factor, or raise it"
+            f"`factor` {factor:g} takes {original} tokens to {reach}, not to `target_context` "
+            f"{target}: leave the factor out, or raise it"
         )
     return factor, target or reach
 
 
 def _scheme(request: ScalingRequest, scheme: Scheme, factor: float, original: int) -> RopeScaling:
-    def said(**names: str) -> dict[str, Any]:
+    def given(**names: str) -> dict[str, Any]:
         values = {to: getattr(request, name) for to, name in names.items()}
         return {to: value for to, value in values.items() if value is not None}
 
@@ -269,10 +302,10 @@ def _scheme(request: ScalingRequest, scheme: Scheme, factor: float, original: in
         case "dynamic-ntk":
             return DynamicNtk(factor=factor, original_context=original)
         case "ntk-by-parts":
-            betas = said(beta_fast="beta_fast", beta_slow="beta_slow")
+            betas = given(beta_fast="beta_fast", beta_slow="beta_slow")
             return NtkByParts(factor=factor, original_context=original, **betas)
         case "yarn":
-            values = said(
+            values = given(
                 beta_fast="beta_fast",
                 beta_slow="beta_slow",
                 ext_factor="ext_factor",
@@ -280,7 +313,7 @@ def _scheme(request: ScalingRequest, scheme: Scheme, factor: float, original: in
             )
             return Yarn(factor=factor, original_context=original, **values)
         case "llama3":
-            limits = said(low_freq_factor="low_freq_factor", high_freq_factor="high_freq_factor")
+            limits = given(low_freq_factor="low_freq_factor", high_freq_factor="high_freq_factor")
             return Llama3(factor=factor, original_context=original, **limits)
         case "longrope":
             long, short = _factors(request, scheme)
@@ -292,51 +325,43 @@ def _scheme(request: ScalingRequest, scheme: Scheme, factor: float, original: in
                 attention_factor=request.attn_factor,
             )
         case "factors":
-            magnitude = said(attention_factor="attn_factor")
-            return FrequencyFactors(factors=_factors(request, scheme)[0], **magnitude)
-    raise RequestError(f"unknown scheme {scheme!r}; known: {', '.join(SCHEMES)}")
+            attention = given(attention_factor="attn_factor")
+            return FrequencyFactors(factors=_factors(request, scheme)[0], **attention)
+    raise RequestError(f"`scaling` {scheme} has no factor")
 
 
 def _factors(
     request: ScalingRequest, scheme: Scheme
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
-    long, short = _arrays(request)
-    if long is None:
-        raise RequestError(f"--scaling {scheme} needs --long-factors FILE (json, csv or npy)")
-    return long, short
-
-
-def factor_format(path: Path) -> FactorFormat:
-    """The format that the name of a factors file says."""
-    from ggufrope.errors import RequestError
-    from ggufrope.rope.factors import FactorFormat
-
-    form = path.suffix.removeprefix(".").lower()
-    if form not in get_args(FactorFormat):
-        raise RequestError(f"{path}: factor arrays are kept in .json, .csv or .npy files")
-    return cast("FactorFormat", form)
-
-
-def read_factors(path: Path) -> FactorSet:
-    """The factor arrays in a json, csv or npy file."""
-    from ggufrope.rope.factors import parse_factors
-
-    return parse_factors(read_bytes(path), form=factor_format(path), name=str(path))
-
-
-def _arrays(
-    request: ScalingRequest,
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Long (or the only) and short factors; one file may hold both."""
     long, short = request.long_factors, request.short_factors
     beside: tuple[float, ...] | None = None
     if isinstance(long, str):
-        found = read_factors(Path(long))
-        long, beside = found.long or found.factors, found.short
+        stored = read_factors(Path(long))
+        long, beside = stored.long or stored.factors, stored.short
     if isinstance(short, str):
-        found = read_factors(Path(short))
-        short = found.short or found.factors
-    return long, short or (beside if request.scaling == "longrope" else None)
+        stored = read_factors(Path(short))
+        short = stored.short or stored.factors
+    if long is None:
+        raise RequestError(f"`scaling` {scheme} needs `long_factors`, a json, csv or npy file")
+    return long, short or (beside if scheme == "longrope" else None)
+
+
+def factor_format(path: Path) -> FactorFormat:
+    """Return the format that the name of a factors file says."""
+    from ggufrope.rope.factors import FactorFormat
+
+    form = path.suffix.removeprefix(".").lower()
+    if form not in get_args(FactorFormat):
+        raise RequestError(f"{path}: factors are stored as .json, .csv or .npy; rename the file")
+    return cast("FactorFormat", form)
+
+
+def read_factors(path: Path) -> FactorSet:
+    """Read the factor arrays of a json, csv or npy file."""
+    from ggufrope.rope.factors import parse_factors
+
+    return parse_factors(read_bytes(path), form=factor_format(path), name=str(path))
 
 
 def _config(path: Path) -> ConfigRope:

@@ -1,8 +1,12 @@
 """The RoPE settings of a Hugging Face config.json, in all their spellings, and back.
 
-Spellings and precedence as in transformers' `modeling_rope_utils` (5.23) and the configs of the
-years before: `rope_parameters` or `rope_scaling`, `rope_type` or `type`, nested per layer type or
-not, lengths at the top level or inside.
+Spellings and precedence are those of transformers' `modeling_rope_utils` (5.23) and of older
+configs: `rope_parameters` or `rope_scaling`, `rope_type` or `type`, nested per layer type or not,
+lengths at the top level or inside.
+
+A config leaves much to the defaults of its model class, which no JSON tells: what it does not name
+is None here and stays as the file has it. A key that may change the rotation and has no meaning
+here is refused by name: half of a scaling is worse than none.
 """
 
 from __future__ import annotations
@@ -27,24 +31,61 @@ from ggufrope.rope.scaling import (
     Yarn,
 )
 
+_SECTION_KEYS = frozenset(
+    {
+        "rope_type",
+        "type",
+        "rope_theta",
+        "factor",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+        "attn_factor",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+        "low_freq_factor",
+        "high_freq_factor",
+        "long_factor",
+        "short_factor",
+        "long_mscale",
+        "short_mscale",
+        "mrope_section",
+        "mrope_interleaved",
+        "llama_4_scaling_beta",
+        "finetuned",
+    }
+)
+"""Keys of a RoPE section that are read here, or that leave the rotation alone."""
+_UNREAD_KEYS = {
+    "rope_ratio": (1,),
+    "compress_rope_theta": (),
+    "partial_rotary_factors": (),
+    "yarn": ({},),
+    "use_dynamic_ntk": (False,),
+}
+"""Keys beside the section that change the rotation and are not read here, with the values that
+leave it alone."""
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRope:
-    """The RoPE of one type of layers."""
+    """The RoPE of one type of layers; `base` is None where the config names none."""
 
     scaling: RopeScaling
-    base: float
+    base: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigRope:
-    """What a config says of positions: `sliding` where sliding-window layers have a RoPE of their
-    own. `head_size` and `n_rot` are None where the config does not tell."""
+    """What a config says about positions; `sliding` where sliding-window layers have their own
+    RoPE. `base`, `context_length`, `head_size` and `n_rot` are None where it names none."""
 
     scaling: RopeScaling
-    base: float
+    base: float | None
     context_length: int | None
     head_size: int | None
     n_rot: int | None
@@ -56,6 +97,9 @@ def from_config(config: Mapping[str, Any]) -> ConfigRope:
     if not isinstance(config, Mapping):
         raise RequestError(f"config is a {type(config).__name__}: expected a JSON object")
     text = _Fields(_text_config(config), "")
+    for name, harmless in _UNREAD_KEYS.items():
+        if name in text and text.values[name] not in harmless:
+            raise RequestError(_unknown([name]))
     parameters, path = _parameters(text)
     whole, sliding = _by_layer_type(parameters, path)
     rope = _layer_rope(text, whole)
@@ -71,8 +115,7 @@ def from_config(config: Mapping[str, Any]) -> ConfigRope:
 
 
 def to_config(scaling: RopeScaling, *, base: float) -> dict[str, Any]:
-    """`rope_parameters` of a config.json for `scaling`; RequestError where transformers has
-    none."""
+    """Return the `rope_parameters` for `scaling`; RequestError where transformers has none."""
     fields: dict[str, Any] = {"rope_theta": base}
     match scaling:
         case Unscaled():
@@ -191,9 +234,12 @@ def _parameters(text: _Fields) -> tuple[Mapping[str, Any], str]:
 
 def _by_layer_type(parameters: Mapping[str, Any], path: str) -> tuple[_Fields, _Fields | None]:
     """The parameters of global and of sliding-window layers."""
+    _refuse_unknown(parameters, path)
     nested = {name: value for name, value in parameters.items() if isinstance(value, Mapping)}
     if not nested:
         return _Fields(parameters, path), None
+    for layers, inner in nested.items():
+        _refuse_unknown(inner, f"{path}.{layers}")
     sliding = nested.get("sliding_attention")
     whole = nested.get("full_attention")
     if whole is None:
@@ -205,11 +251,29 @@ def _by_layer_type(parameters: Mapping[str, Any], path: str) -> tuple[_Fields, _
     )
 
 
+def _refuse_unknown(section: Mapping[str, Any], path: str) -> None:
+    """Refuse keys that may change the rotation and are not read, all of them by name."""
+    unknown = [
+        f"{path}.{name}"
+        for name, value in section.items()
+        if name not in _SECTION_KEYS and value is not None and not isinstance(value, Mapping)
+    ]
+    if unknown:
+        raise RequestError(_unknown(unknown))
+
+
+def _unknown(names: list[str]) -> str:
+    return (
+        f"the config has {', '.join(names)}, which may change the rotation and cannot be read: "
+        "ask for a scheme by `scaling` and its parameters instead"
+    )
+
+
 def _layer_rope(text: _Fields, parameters: _Fields) -> LayerRope:
     base = parameters.number("rope_theta")
     if base is None:
         base = text.number("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_base")
-    return LayerRope(scaling=_scaling(text, parameters), base=10000.0 if base is None else base)
+    return LayerRope(scaling=_scaling(text, parameters), base=base)
 
 
 def _sliding_rope(text: _Fields, parameters: _Fields | None) -> LayerRope | None:

@@ -1,5 +1,8 @@
+"""What is advised, in which order, and that a patch accepts each of it."""
+
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +49,7 @@ def methods(target: int, **fields: Any) -> list[str]:
     return [option.method for option in advise(HEADER, model, target_context=target).options]
 
 
-def test_within_reach_nothing_is_to_be_done() -> None:
+def test_a_context_within_reach_needs_no_patch() -> None:
     found = advise(HEADER, MODEL, target_context=8192)
     assert [option.method for option in found.options] == ["as it is"]
     assert found.warnings == ()
@@ -57,12 +60,8 @@ def test_within_reach_nothing_is_to_be_done() -> None:
     [
         (16384, {}, ["NTK-aware", "YaRN", "linear"]),
         (32768, {}, ["YaRN", "NTK-aware", "linear"]),
-        (32768, {"scaling_type": "linear", "factor": 2.0}, ["linear", "YaRN", "NTK-aware"]),
-        (
-            16384,
-            {"scaling_type": "yarn", "factor": 4.0, "original_context": 2048},
-            ["YaRN", "NTK-aware", "linear"],
-        ),
+        (32768, {"scaling_type": "linear", "factor": 2.0}, ["linear"]),
+        (16384, {"scaling_type": "yarn", "factor": 4.0, "original_context": 2048}, ["YaRN"]),
         (
             32768,
             {"architecture": "llama"},
@@ -71,7 +70,7 @@ def test_within_reach_nothing_is_to_be_done() -> None:
         (
             131072,
             {"architecture": "llama"},
-            ["searched factors", "YaRN", "YaRN in long factors only", "NTK-aware", "linear"],
+            ["YaRN", "YaRN in long factors only", "NTK-aware", "linear", "searched factors"],
         ),
         (16384, {"architecture": "llama4"}, ["raise the context length"]),
     ],
@@ -96,14 +95,121 @@ def test_native_factors_are_scaled_from_the_context_they_reach() -> None:
 @pytest.mark.parametrize("name", ["qwen2", "llama", "phi3", "gemma3", "granite"])
 def test_every_scaling_that_is_advised_can_be_written(name: str) -> None:
     model = replace(MODEL, architecture=name, sliding_window=512)
-    for option in advise(HEADER, model, target_context=65536).options:
+    options = advise(HEADER, model, target_context=65536).options
+    assert len(options) >= 3
+    for option in options:
         if option.scaling is not None:
             express(option.scaling, model, context_length=65536)
         assert option.reasons
         assert option.commands
 
 
-def test_far_targets_are_warned_of() -> None:
+def factor_tensor(name: str, last: float) -> FactorTensor:
+    values = tuple(np.geomspace(1, last, 32).tolist())
+    return FactorTensor(name=f"{name}.weight", length=32, values=values)
+
+
+LONGROPE = {
+    "architecture": "phi3",
+    "context_length": 131072,
+    "original_context": 4096,
+    "scaling_type": "longrope",
+    "attn_factor": 1.19,
+    "factor_tensors": (
+        factor_tensor("rope_factors_long", 60.0),
+        factor_tensor("rope_factors_short", 1.2),
+    ),
+}
+MLA = {
+    "architecture": "deepseek2",
+    "context_length": 131072,
+    "scaling_type": "yarn",
+    "factor": 32.0,
+    "original_context": 4096,
+    "yarn_log_multiplier": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "methods_", "options"),
+    [
+        (
+            {"architecture": "gemma3", "context_length": 131072, "factor": 8.0},
+            ["linear"],
+            "--scaling linear --target-ctx 262144 --orig-ctx 16384",
+        ),
+        (MLA, ["YaRN"], "--scaling yarn --target-ctx 262144 --orig-ctx 4096 --attn-factor 1"),
+        (
+            {**MLA, "architecture": "mistral3", "yarn_log_multiplier": 1.0},
+            ["YaRN"],
+            "--scaling yarn --target-ctx 262144 --orig-ctx 4096 --attn-factor 1",
+        ),
+        (
+            LONGROPE,
+            ["YaRN in long factors only"],
+            "--scaling yarn --target-ctx 262144 --orig-ctx 131072 --keep-short-context",
+        ),
+        (
+            {
+                "architecture": "llama",
+                "context_length": 131072,
+                "factor_tensors": (factor_tensor("rope_freqs", 8.0),),
+            },
+            ["NTK-aware", "YaRN in long factors only", "YaRN", "linear"],
+            "--scaling ntk --target-ctx 262144 --orig-ctx 131072",
+        ),
+    ],
+)
+def test_a_scaled_model_is_only_advised_what_starts_from_its_rotation(
+    fields: dict[str, Any], methods_: list[str], options: str
+) -> None:
+    model = replace(MODEL, **fields)
+    advice = advise(HEADER, model, target_context=262144)
+    assert [option.method for option in advice.options] == methods_
+    assert advice.options[0].commands[1].endswith(options)
+    dropped = [warning for warning in advice.warnings if "not proposed" in warning]
+    assert len(dropped) == (len(methods_) == 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "output"),
+    [
+        ("model.gguf", "model-yarn-32768.gguf"),
+        ("a b/it's.gguf", "a b/it's-yarn-32768.gguf"),
+        ("-x.gguf", "./-x-yarn-32768.gguf"),
+        ("m-00001-of-00003.gguf", "m-yarn-32768-00001-of-00003.gguf"),
+        ("hf:org/repo/m.gguf", "m-yarn-32768.gguf"),
+        ("ollama:llama3:8b", "8b-yarn-32768.gguf"),
+        ("$(reboot)", "$(reboot)-yarn-32768.gguf"),
+    ],
+)
+def test_commands_can_be_pasted(file: str, output: str) -> None:
+    option = advise(HEADER, MODEL, target_context=32768, file=file).options[0]
+    for command in option.commands:
+        words = shlex.split(command)
+        assert words[0] == "ggufrope"
+        assert words[2] == (f"./{file}" if file.startswith("-") else file)
+    assert len(option.commands) == 2
+    assert shlex.split(option.commands[1])[4] == output
+
+
+def test_searched_factors_come_last_and_promise_nothing() -> None:
+    model = replace(MODEL, architecture="llama")
+    option = advise(HEADER, model, target_context=131072).options[-1]
+    assert option.method == "searched factors"
+    assert "may do better" in option.reasons[0]
+    assert option.commands == ("ggufrope search MODEL.gguf --target-ctx 131072",)
+
+
+def test_how_far_counts_from_the_context_that_the_file_reaches() -> None:
+    fields = {"context_length": 131072, "original_context": 4096}
+    model = replace(MODEL, scaling_type="yarn", factor=32.0, **fields)
+    found = advise(HEADER, model, target_context=262144)
+    assert found.options[0].reasons[0] == "2 times the file's context is within YaRN's usual reach"
+    assert not any("is far" in warning for warning in found.warnings)
+
+
+def test_a_far_target_is_warned_of() -> None:
     (warning,) = advise(HEADER, MODEL, target_context=131072).warnings
     assert "16 times the original context is far" in warning
 
@@ -116,7 +222,7 @@ def test_memory_names_the_cache_that_fits() -> None:
     small = advise(HEADER, MODEL, target_context=32768, memory_bytes=int(1.35 * GIB))
     assert any("the longest context that fits is" in warning for warning in small.warnings)
     tiny = advise(HEADER, MODEL, target_context=32768, memory_bytes=GIB)
-    assert any("no context at all fits" in warning for warning in tiny.warnings)
+    assert any("no context fits at all" in warning for warning in tiny.warnings)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +230,7 @@ def test_memory_names_the_cache_that_fits() -> None:
     [
         ({"architecture": "mamba"}, 16384, "no layer of this mamba model rotates"),
         ({"context_length": None}, 16384, "context_length is missing"),
-        ({}, 0, "target context 0"),
+        ({}, 0, "`target_context` 0"),
     ],
 )
 def test_what_cannot_be_advised(fields: dict[str, Any], target: int, message: str) -> None:

@@ -1,3 +1,5 @@
+"""`ggufrope inspect` on good, damaged and hostile files."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,9 +8,10 @@ import pytest
 
 from fixtures.make import build
 from tests.cli.conftest import Call
+from tests.container.writer import STRING, Model, Tensor
 
 
-def test_json_has_the_words_of_the_contract(cli: Call, llama: Path) -> None:
+def test_json_has_the_keys_of_the_contract(cli: Call, llama: Path) -> None:
     answer = cli("inspect", llama, "--json").json
     assert answer["architecture"] == "llama"
     assert answer["declared"]["llama.context_length"] == 512
@@ -40,6 +43,39 @@ def test_findings_have_a_code_and_a_remedy(cli: Call, tmp_path: Path) -> None:
     dead_key = next(f for f in findings if f["key"] == "qwen2.rope.scaling.yarn_beta_fast")
     assert set(dead_key) == {"code", "severity", "key", "message"}
     assert "--yarn-beta-fast" in dead_key["message"]
+
+
+def test_findings_about_the_layout_are_in_the_same_list(
+    cli: Call, llama: Path, tmp_path: Path
+) -> None:
+    """llama.cpp refuses a file whose keys repeat or have no name; bytes at the end are harmless."""
+    metadata = [
+        ("general.architecture", STRING, "llama"),
+        ("llama.context_length", 4, 512),
+        ("llama.block_count", 4, 1),
+        ("llama.embedding_length", 4, 64),
+        ("llama.attention.head_count", 4, 2),
+        ("llama.rope.scaling.type", STRING, "yarn"),
+        ("llama.context_length", 4, 1024),
+        ("", 4, 1),
+    ]
+    tensor = Tensor("token_embd.weight", (8,), bytes(32))
+    model = Model(metadata=metadata, tensors=[tensor], trailing=b"more")
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(model.encoded())
+    findings = cli("inspect", path, "--json").json["findings"]
+    assert all(set(found) == {"code", "severity", "key", "message"} for found in findings)
+    severity = {found["code"]: found["severity"] for found in findings}
+    assert severity["duplicate-key"] == severity["empty-key"] == "error"
+    assert severity["trailing-bytes"] == "info"
+    assert severity["yarn-without-factor"] == "warning"
+    order = ["error", "warning", "info"]
+    assert [found["severity"] for found in findings] == sorted(severity.values(), key=order.index)
+    text = cli("inspect", path).out
+    assert 0 < text.index("duplicate-key") < text.index("declared key")
+    assert "llama.context_length" in next(
+        f["key"] for f in findings if f["code"] == "duplicate-key"
+    )
 
 
 def test_the_terminal_fits_80_columns(cli: Call, llama: Path) -> None:

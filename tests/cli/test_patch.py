@@ -5,14 +5,19 @@ from pathlib import Path
 
 import gguf
 import pytest
+import typer.main
+from ggufrope_cli.app import build as build_app
+from ggufrope_cli.options_scaling import ScalingOptions
 
 from fixtures.make import build
+from ggufrope.patching.command import FLAGS, scaling_options
+from ggufrope.patching.request import ScalingRequest
 from tests.cli.conftest import Call
 
 YARN = ("--scaling", "yarn", "--target-ctx", "2048")
 
 
-def test_json_has_the_words_of_the_contract(cli: Call, llama: Path, tmp_path: Path) -> None:
+def test_json_has_the_keys_of_the_contract(cli: Call, llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     answer = cli("patch", llama, "-o", out, *YARN, "--hash-weights", "--json").json
     assert answer["written"] is True
@@ -32,24 +37,31 @@ def test_a_dry_run_writes_nothing(cli: Call, llama: Path, tmp_path: Path) -> Non
     assert sorted(tmp_path.iterdir()) == [llama]
     shown = cli("patch", llama, "--in-place", *YARN, "--dry-run")
     assert shown.code == 0
-    assert "nothing written" in shown.out
+    assert "Nothing written." in shown.out
     assert llama.read_bytes() == before
 
 
 def test_in_place_then_undo(cli: Call, llama: Path) -> None:
     before = llama.read_bytes()
-    assert cli("patch", llama, "--in-place", *YARN).code == 0
+    patched = cli("patch", llama, "--in-place", *YARN)
+    assert patched.code == 0
+    assert "llama.gguf in place (strategy: grow) and verified it." in patched.out
+    assert "cannot overwrite: the header needs" in patched.out
     assert gguf.GGUFReader(llama).fields["llama.rope.scaling.type"].contents() == "yarn"
-    assert cli("undo", llama).code == 0
+    undone = cli("undo", llama)
+    assert undone.code == 0
+    assert "to its state before the last in-place edit." in undone.out
     assert llama.read_bytes() == before
     again = cli("undo", llama)
     assert again.code == 2
     assert "no edit" in again.err
 
 
-def test_what_would_be_ignored_is_said(cli: Call, llama: Path, tmp_path: Path) -> None:
+def test_a_parameter_without_effect_is_warned_of(cli: Call, llama: Path, tmp_path: Path) -> None:
     shown = cli("patch", llama, "-o", tmp_path / "o.gguf", *YARN, "--beta-fast", "8")
-    assert "ignored by llama.cpp for llama" in shown.out
+    text = " ".join(shown.out.split())
+    assert "warning: yarn_beta_fast 8 has no effect: llama.cpp does not read" in text
+    assert "To apply the rest at run time, add: --yarn-beta-fast 8" in text
     assert "--yarn-beta-fast 8" in shown.out
 
 
@@ -58,8 +70,8 @@ def test_factors_from_a_file_and_back(cli: Call, llama: Path, tmp_path: Path) ->
     factors = tmp_path / "f.json"
     factors.write_text(json.dumps({"long_factor": array}))
     out = tmp_path / "o.gguf"
-    wish = ("--scaling", "longrope", "--target-ctx", "2048", "--long-factors", factors)
-    assert cli("patch", llama, "-o", out, *wish).code == 0
+    scaling = ("--scaling", "longrope", "--target-ctx", "2048", "--long-factors", factors)
+    assert cli("patch", llama, "-o", out, *scaling).code == 0
     answer = cli("factors", out, "--json").json["tensors"]
     assert answer["rope_factors_long.weight"] == array
     assert answer["rope_factors_short.weight"] == [1.0] * 16
@@ -109,8 +121,8 @@ def test_bad_factor_files(
 ) -> None:
     factors = tmp_path / "f.json"
     factors.write_text(content)
-    wish = ("--scaling", "longrope", "--target-ctx", "2048", "--long-factors", factors)
-    outcome = cli("patch", llama, "-o", tmp_path / "o.gguf", *wish)
+    scaling = ("--scaling", "longrope", "--target-ctx", "2048", "--long-factors", factors)
+    outcome = cli("patch", llama, "-o", tmp_path / "o.gguf", *scaling)
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
@@ -133,7 +145,7 @@ def test_bad_factor_files(
         (),
     ],
 )
-def test_bad_wishes(cli: Call, llama: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_bad_requests(cli: Call, llama: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     before = llama.read_bytes()
     outcome = cli("patch", llama, "-o", tmp_path / "o.gguf", *arguments)
     assert outcome.code == 2
@@ -143,7 +155,7 @@ def test_bad_wishes(cli: Call, llama: Path, tmp_path: Path, arguments: tuple[str
     assert llama.read_bytes() == before
 
 
-def test_where_to_is_said_exactly_once(cli: Call, llama: Path, tmp_path: Path) -> None:
+def test_the_output_is_named_exactly_once(cli: Call, llama: Path, tmp_path: Path) -> None:
     assert cli("patch", llama, *YARN).code == 2
     assert cli("patch", llama, "-o", tmp_path / "o", "--in-place", *YARN).code == 2
     assert cli("patch", llama, "-o", llama, *YARN).code == 2
@@ -167,3 +179,67 @@ def test_no_room_leaves_nothing_behind(cli: Call, tmp_path: Path, small_disk: Pa
     assert outcome.code == 3
     assert "free" in outcome.err
     assert list(small_disk.glob("o.gguf*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scaling", "linear", "--factor", "2", "--beta-fast", "8"), "--beta-fast does not"),
+        (("--scaling", "yarn"), "missing --target-ctx or --factor"),
+        (("--target-ctx", "1024"), "missing --scaling; choose one of: none, linear"),
+        (("--scaling", "cubic", "--factor", "2"), "--scaling cubic: expected one of none"),
+        (("--scaling", "factors", "--factor", "2"), "--scaling factors needs --long-factors"),
+        (("--scaling", "none", "--freq-base", "0.5"), "--freq-base 0.5 must be"),
+        (("--scaling", "factors", "--long-factors", "[1, x]"), "expected a file, or numbers"),
+    ],
+)
+def test_messages_name_options(
+    cli: Call, llama: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    outcome = cli("patch", llama, "-o", tmp_path / "o.gguf", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "`" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ScalingRequest(scaling="yarn", target_context=2048, original_context=512, factor=4.0),
+        ScalingRequest(scaling="yarn", factor=1 / 3 + 2, beta_fast=24.5, beta_slow=0.1),
+        ScalingRequest(scaling="yarn", factor=2.0, ext_factor=0.0, attn_factor=1.0693147180559945),
+        ScalingRequest(scaling="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),
+        ScalingRequest(scaling="none", freq_base=1234567.875),
+        ScalingRequest(scaling="factors", factor=2.0, long_factors=(1.0, 1.1, 2.5)),
+        ScalingRequest(scaling="longrope", long_factors="a b.json", short_factors="file"),
+        ScalingRequest(scaling="file", from_config="-c.json"),
+        ScalingRequest(scaling="linear", factor=2.0, bake=True, replace_scaling=True),
+        ScalingRequest(scaling="yarn", factor=2.0, keep_short_context=True),
+        ScalingRequest(scaling="file"),
+    ],
+    ids=lambda each: each.name,
+)
+def test_the_options_of_a_request_make_it_again(request_: ScalingRequest) -> None:
+    """What `patch_command` writes, the command reads: each number to its last digit."""
+    command = typer.main.get_command(build_app("patch")).commands["patch"]  # type: ignore[attr-defined]
+    words = ["m.gguf", "-o", "o.gguf", *scaling_options(request_)]
+    given = command.make_context("patch", words).params
+    assert ScalingOptions.of({name: given[name] for name in FLAGS}).request() == request_
+
+
+def test_a_trained_factor_is_not_lowered(cli: Call, tmp_path: Path) -> None:
+    """Gemma 3's case: a trained linear factor of 8 must not become 2."""
+    keys = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
+    path = build("gemma3", tmp_path / "m.gguf", context=2048, keys=keys)[0]
+    wrong = ("--scaling", "linear", "--target-ctx", "4096", "--orig-ctx", "2048")
+    outcome = cli("patch", path, "-o", tmp_path / "o.gguf", *wrong)
+    assert outcome.code == 2
+    assert "--orig-ctx 256 and --factor 16" in outcome.err
+    assert "--replace-scaling" in outcome.err
+    assert cli("patch", path, "-o", tmp_path / "o.gguf", *wrong, "--replace-scaling").code == 0
+    right = ("--scaling", "linear", "--orig-ctx", "256", "--factor", "16")
+    edits = cli("patch", path, "-o", tmp_path / "right.gguf", *right, "--json").json["edits"]
+    assert {edit["key"]: edit["new"] for edit in edits} == {
+        "gemma3.rope.scaling.factor": 16.0,
+        "gemma3.context_length": 4096,
+    }

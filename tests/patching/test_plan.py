@@ -1,4 +1,4 @@
-"""Plans and what comes of them, on small real files that `gguf` wrote and reads back."""
+"""Plans and their results, on small real files that `gguf` wrote and reads back."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def test_in_place_and_back(llama: Path) -> None:
     assert llama.read_bytes() == before
 
 
-def test_a_second_patch_replaces_the_first(llama: Path, tmp_path: Path) -> None:
+def test_a_second_patch_replaces_the_first(llama: Path) -> None:
     apply(plan_patch(llama, YARN))
     apply(plan_patch(llama, ScalingRequest(scaling="none")))
     metadata = read_model(llama).metadata
     assert (metadata.scaling_type, metadata.factor, metadata.context_length) == ("none", None, 512)
 
 
-def test_nothing_to_change_is_said(llama: Path) -> None:
+def test_a_patch_that_changes_nothing_is_refused(llama: Path) -> None:
     apply(plan_patch(llama, YARN))
     with pytest.raises(RequestError, match="nothing to change"):
         plan_patch(llama, YARN)
@@ -99,8 +99,8 @@ def test_dead_parameters_are_named_and_not_written(llama: Path) -> None:
 
 def test_baking_puts_them_into_factors(llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    wish = ScalingRequest(scaling="yarn", target_context=2048, beta_fast=8, bake=True)
-    plan = plan_patch(llama, wish, output=out)
+    baked = ScalingRequest(scaling="yarn", target_context=2048, beta_fast=8, bake=True)
+    plan = plan_patch(llama, baked, output=out)
     assert plan.ignored == ()
     apply(plan)
     assert "rope_freqs.weight" in weights(out)

@@ -1,4 +1,4 @@
-"""What a wish comes to, and why some come to nothing."""
+"""Which scheme a request means on a model, and which requests are refused, with the reason."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ggufrope.errors import RequestError
+from ggufrope.patching.compose import encode_request
 from ggufrope.patching.request import ScalingRequest, Target, resolve
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
@@ -25,9 +26,9 @@ from ggufrope.rope.scaling import (
 )
 
 
-def declared(**fields: Any) -> RopeMetadata:
+def declared(architecture: str = "llama", **fields: Any) -> RopeMetadata:
     values = {"context_length": 8192, "embedding_length": 64, "head_count": 2} | fields
-    return RopeMetadata(architecture="llama", **values)
+    return RopeMetadata(architecture=architecture, **values)
 
 
 PLAIN = declared()
@@ -35,7 +36,7 @@ LONG = (1.0, 2.0)
 
 
 @pytest.mark.parametrize(
-    ("wish", "scaling"),
+    ("request_", "scaling"),
     [
         (ScalingRequest(scaling="none"), Unscaled()),
         (ScalingRequest(scaling="linear", target_context=32768), Linear(factor=4)),
@@ -68,16 +69,16 @@ LONG = (1.0, 2.0)
     ],
     ids=lambda value: value.scaling if isinstance(value, ScalingRequest) else "",
 )
-def test_schemes(wish: ScalingRequest, scaling: object) -> None:
-    assert resolve(wish, PLAIN).scaling == scaling
+def test_schemes(request_: ScalingRequest, scaling: object) -> None:
+    assert resolve(request_, PLAIN).scaling == scaling
 
 
-def test_a_target_settles_context_and_original() -> None:
+def test_a_target_gives_context_and_original() -> None:
     target = resolve(ScalingRequest(scaling="yarn", target_context=16384), PLAIN)
     assert (target.original_context, target.context_length) == (8192, 16384)
 
 
-def test_a_factor_settles_the_target() -> None:
+def test_a_factor_gives_the_target() -> None:
     assert resolve(ScalingRequest(scaling="linear", factor=4), PLAIN).context_length == 32768
 
 
@@ -101,10 +102,10 @@ def test_none_restores_the_original_context() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("request_", "message"),
     [
-        (ScalingRequest(scaling="file"), "say which scheme"),
-        (ScalingRequest(scaling="yarn"), "say how far"),
+        (ScalingRequest(scaling="file"), "missing `scaling`; choose one of: none, linear"),
+        (ScalingRequest(scaling="yarn"), "missing `target_context` or `factor`"),
         (ScalingRequest(scaling="yarn", target_context=4096), "below the original context of 8192"),
         (
             ScalingRequest(scaling="yarn", factor=2, target_context=32768),
@@ -115,35 +116,46 @@ def test_none_restores_the_original_context() -> None:
         (ScalingRequest(scaling="linear", factor=math.nan), "factor nan "),
         (ScalingRequest(scaling="linear", factor=math.inf), "factor inf "),
         (ScalingRequest(scaling="linear", factor=1e9), "above 10000"),
-        (ScalingRequest(scaling="linear", factor=2, beta_fast=8), "--beta-fast: no such parameter"),
-        (ScalingRequest(scaling="none", factor=2), "--factor: no such parameter"),
+        (
+            ScalingRequest(scaling="linear", factor=2, beta_fast=8),
+            "`beta_fast` does not apply to `scaling` linear",
+        ),
+        (ScalingRequest(scaling="none", factor=2), "`factor` does not apply to `scaling` none"),
         (
             ScalingRequest(scaling="ntk", factor=2, attn_factor=1.0),
-            "--attn-factor: no such parameter",
+            "`attn_factor` does not apply to `scaling` ntk",
         ),
-        (ScalingRequest(scaling="yarn", factor=2, long_factors=LONG), "--long-factors: no such"),
-        (ScalingRequest(scaling="longrope", factor=2), "needs --long-factors"),
-        (ScalingRequest(scaling="yarn", factor=2, original_context=0), "--orig-ctx 0"),
-        (ScalingRequest(scaling="none", freq_base=math.nan), "--freq-base nan"),
-        (ScalingRequest(scaling="none", freq_base=0.5), "--freq-base 0.5"),
+        (
+            ScalingRequest(scaling="yarn", factor=2, long_factors=LONG),
+            "`long_factors` does not apply",
+        ),
+        (ScalingRequest(scaling="longrope", factor=2), "`scaling` longrope needs `long_factors`"),
+        (
+            ScalingRequest(scaling="yarn", factor=2, original_context=0),
+            "`original_context` 0 must be 1 or more",
+        ),
+        (ScalingRequest(scaling="none", freq_base=math.nan), "`freq_base` nan"),
+        (ScalingRequest(scaling="none", freq_base=0.5), "`freq_base` 0.5"),
         (
             ScalingRequest(scaling="yarn", factor=2, beta_fast=1, beta_slow=4),
             "beta_fast 1 must be above",
         ),
     ],
 )
-def test_contradictions_are_refused(wish: ScalingRequest, message: str) -> None:
+def test_contradictions_are_refused(request_: ScalingRequest, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        resolve(wish, PLAIN)
+        resolve(request_, PLAIN)
 
 
-def test_a_file_scaled_from_nobody_knows_what() -> None:
-    with pytest.raises(RequestError, match=r"already scaled by 4 .* give --orig-ctx"):
+def test_a_factor_without_an_original_context() -> None:
+    with pytest.raises(
+        RequestError, match=r"already scaled by 4 .* give `original_context`, which is 2048"
+    ):
         resolve(ScalingRequest(scaling="yarn", factor=2), declared(factor=4.0))
 
 
 def test_a_file_without_a_context_length() -> None:
-    with pytest.raises(RequestError, match="no context length; give --orig-ctx"):
+    with pytest.raises(RequestError, match="no context length: give `original_context`"):
         resolve(ScalingRequest(scaling="yarn", factor=2), declared(context_length=None))
 
 
@@ -177,7 +189,7 @@ def test_a_config_says_everything(config: str) -> None:
 
 
 def test_a_config_and_a_scheme_contradict(config: str) -> None:
-    with pytest.raises(RequestError, match="leave out --factor, --scaling"):
+    with pytest.raises(RequestError, match="leave out `factor`, `scaling`"):
         resolve(ScalingRequest(from_config=config, scaling="yarn", factor=2), PLAIN)
 
 
@@ -185,3 +197,17 @@ def test_a_config_of_another_model(config: str) -> None:
     Path(config).write_text(json.dumps(CONFIG | {"num_attention_heads": 4}))
     with pytest.raises(RequestError, match="another model: head size 16, the file has 32"):
         resolve(ScalingRequest(scaling="file", from_config=config), PLAIN)
+
+
+def test_a_config_that_names_no_base_leaves_the_one_of_the_file(tmp_path: Path) -> None:
+    """Gemma 3's published config has no rope_theta: its class has, and it is not 10000."""
+    path = tmp_path / "config.json"
+    text = {"hidden_size": 2560, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    path.write_text(json.dumps({"text_config": text}))
+    request = ScalingRequest(scaling="file", from_config=str(path))
+    target = resolve(request, declared(context_length=131072, freq_base=1e6))
+    assert (target.scaling, target.freq_base) == (Linear(factor=8), None)
+    metadata = declared(architecture="gemma3", block_count=12, context_length=131072, freq_base=1e6)
+    keys = encode_request(request, metadata)[1].keys
+    assert "gemma3.rope.freq_base" not in keys
+    assert "gemma3.rope.scaling.factor" in keys

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -26,9 +27,9 @@ def config(**fields: Any) -> dict[str, Any]:
     return {**common, **fields}
 
 
-def test_nothing_said_is_unscaled() -> None:
+def test_a_config_without_a_section_is_unscaled() -> None:
     found = from_config(config())
-    assert (found.scaling, found.base, found.n_rot) == (Unscaled(), 10000.0, 64)
+    assert (found.scaling, found.base, found.n_rot) == (Unscaled(), None, 64)
     assert found.context_length == 8192
 
 
@@ -158,3 +159,50 @@ def test_what_is_written_is_read(scaling: RopeScaling) -> None:
 def test_schemes_that_transformers_lacks(scaling: RopeScaling) -> None:
     with pytest.raises(RequestError, match="transformers has no rope_type for"):
         to_config(scaling, base=1e4)
+
+
+def test_a_base_that_is_not_named_is_none() -> None:
+    found = from_config({"hidden_size": 64, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert (found.base, found.scaling) == (None, Linear(factor=2.0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000.0}},
+            "rope_scaling.alpha",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "ratio": 2, "spin": 1}},
+            "rope_scaling.ratio, rope_scaling.spin",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "alpha": 2.0}}},
+            "rope_parameters.full_attention.alpha",
+        ),
+        ({"rope_ratio": 500}, "rope_ratio"),
+        ({"compress_rope_theta": 160000}, "compress_rope_theta"),
+        ({"yarn": {"factor": 36, "alpha": 1, "beta": 32}}, "yarn"),
+        ({"use_dynamic_ntk": True}, "use_dynamic_ntk"),
+    ],
+)
+def test_keys_that_may_change_the_rotation_are_refused_by_name(
+    fields: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(RequestError, match=rf"the config has {re.escape(named)}, which may change"):
+        from_config(config(**fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_ratio": 1},
+        {"use_dynamic_ntk": False},
+        {"yarn": None},
+        {"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": None}},
+        {"rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}},
+    ],
+)
+def test_keys_that_change_nothing_are_not(fields: dict[str, Any]) -> None:
+    assert from_config(config(**fields)).n_rot

@@ -1,0 +1,96 @@
+"""Tables, headings and findings, as the views of several commands show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from .output import one_line, safe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from ggufrope.rope.lint import Finding
+
+SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+def table(*columns: str, numeric: Sequence[str] = (), title: str | None = None) -> Table:
+    """Return a plain table that fits 80 columns; `numeric` names the columns that align right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        header_style="bold",
+        title=None if title is None else Text(title),
+        title_justify="left",
+        title_style="bold",
+    )
+    for column in columns:
+        right = column in numeric
+        made.add_column(Text(column), justify="right" if right else "left", overflow="fold")
+    return made
+
+
+def row(made: Table, *cells: object, style: str | None = None) -> None:
+    """Add a row of values, each shown by `shown`; strings of a file are made safe."""
+    from rich.text import Text
+
+    made.add_row(
+        *(cell if isinstance(cell, Text) else Text(shown(cell)) for cell in cells), style=style
+    )
+
+
+def shown(value: object) -> str:
+    """Return a value as a person reads it."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return one_line(str(value), limit=400)
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as a person reads it: from the current folder where it lies in that."""
+    try:
+        return shown(path.relative_to(path.cwd()))
+    except ValueError:
+        return shown(path)
+
+
+def heading(text: str) -> Text:
+    """Return the heading of a section, with an empty line above."""
+    from rich.text import Text
+
+    return Text("\n" + safe(text), style="bold")
+
+
+def finding_lines(findings: Iterable[Finding]) -> Iterable[Text]:
+    """Return findings as lines: severity, code, message."""
+    from rich.text import Text
+
+    for finding in findings:
+        yield Text.assemble(
+            (f"{finding.severity} ", SEVERITY_STYLES[finding.severity]),
+            (f"{finding.code}  ", "dim"),
+            safe(finding.message),
+        )
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return 0, 1, 2, 5 as "0-2, 5"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

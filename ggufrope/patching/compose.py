@@ -1,0 +1,309 @@
+"""A scaling request as edits of a file, and whether they start from the rotation it has.
+
+A model may already be scaled, and trained so: linear 8 in Gemma 3, YaRN in DeepSeek, LongRoPE in
+Phi, factor tensors in Llama 3.1. What it does within its context is what a further extension has
+to keep. So `check_start` compares two predictions of llama.cpp, of the file as it stands and as it
+would be: no pair of dimensions may turn faster than now, none slower by more than the context
+grows, and the attention factor follows the convention of the file. Anything else is refused,
+unless the request says `replace_scaling` or takes the whole scaling from a config.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ggufrope.container.types import TypedValue
+from ggufrope.errors import FileError, RequestError
+from ggufrope.patching.request import ScalingRequest, Target, resolve
+from ggufrope.rope.architectures import architecture
+from ggufrope.rope.encode import Expression, express
+from ggufrope.rope.frequencies import yarn_mscale
+from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG, ROPE_FREQS
+from ggufrope.rope.llamacpp import CONTEXT_GRANULE, effective, yarn_file_magnitude
+from ggufrope.rope.metadata import FactorTensor, RopeMetadata
+from ggufrope.rope.scaling import Unscaled, Yarn
+
+if TYPE_CHECKING:
+    from ggufrope.rope.effective import EffectiveRope, LayerGroup
+
+_TOLERANCE = 1e-4
+"""Relative; keys and factors are stored as float32."""
+
+
+def encode_request(request: ScalingRequest, metadata: RopeMetadata) -> tuple[Target, Expression]:
+    """Return the scheme that `request` means on this model, and the keys and tensors of it."""
+    target = resolve(request, metadata)
+    if target.freq_base is not None:
+        metadata = replace(metadata, freq_base=target.freq_base)
+    expression = express(
+        target.scaling,
+        metadata,
+        context_length=target.context_length,
+        baked=request.bake,
+        keep_short_context=request.keep_short_context,
+    )
+    if target.freq_base is None or metadata.key("freq_base") in expression.keys:
+        return target, expression
+    base = TypedValue(type=KEYS["freq_base"].type, value=target.freq_base)
+    keys = {**expression.keys, metadata.key("freq_base"): base}
+    return target, replace(expression, keys=keys)
+
+
+def patched(metadata: RopeMetadata, expression: Expression) -> RopeMetadata:
+    """Return what the file will declare once `expression` is written."""
+    fields = {metadata.key(field): field for field in KEYS}
+    values = {
+        fields[key]: None if value is None else value.value
+        for key, value in expression.keys.items()
+    }
+    tensors = {tensor.name: tensor for tensor in metadata.factor_tensors}
+    for name, factors in expression.tensors.items():
+        if factors is None:
+            tensors.pop(name, None)
+        else:
+            tensors[name] = FactorTensor(name=name, length=len(factors), values=factors)
+    changes: dict[str, Any] = {**values, "factor_tensors": tuple(tensors.values())}
+    return replace(metadata, **changes)
+
+
+def refusal(request: ScalingRequest, metadata: RopeMetadata) -> str | None:
+    """Return why `request` cannot be written into the file that declares `metadata`, or None.
+
+    The reason says what to ask for instead.
+    """
+    try:
+        target, expression = encode_request(request, metadata)
+        check_start(request, target, metadata, patched(metadata, expression))
+    except (RequestError, FileError) as error:
+        return str(error)
+    return None
+
+
+def check_start(
+    request: ScalingRequest, target: Target, before: RopeMetadata, after: RopeMetadata
+) -> None:
+    """Raise RequestError where `after` does not start from the rotation of `before`.
+
+    A file that is not scaled has nothing to keep, nor has one that llama.cpp refuses to load.
+    """
+    if request.from_config is not None:
+        _check_config(target, before)
+        return
+    declared = declared_scaling(before)
+    if declared is None or request.replace_scaling:
+        return
+    if isinstance(target.scaling, Unscaled) and _is_extension(before):
+        return
+    found = _difference(request, target, before, after)
+    if found is not None:
+        reason, instead = found
+        raise RequestError(
+            f"the file is already scaled ({declared}), and {_named(request, target)} does not "
+            f"start from that: {reason}. {instead}, or give `replace_scaling` to drop the scaling "
+            "that the file has"
+        )
+
+
+def declared_scaling(metadata: RopeMetadata) -> str | None:
+    """Return in words how the file is scaled, None where it is not."""
+    factor = declared_factor(metadata)
+    kind = metadata.scaling_type or "linear"
+    parts = []
+    if factor != 1 and kind in ("linear", "yarn"):
+        over = f" over {metadata.original_context}" if metadata.original_context else ""
+        parts.append(f"{'YaRN' if kind == 'yarn' else kind} {factor:g}{over}")
+    elif factor != 1 and kind == "longrope":
+        parts.append(f"factor {factor:g}")
+    parts += [tensor.name.removesuffix(".weight") for tensor in metadata.factor_tensors]
+    if metadata.attn_factor not in (None, 1):
+        parts.append(f"attn_factor {metadata.attn_factor:g}")
+    if metadata.yarn_log_multiplier:
+        parts.append(f"yarn_log_multiplier {metadata.yarn_log_multiplier:g}")
+    return ", ".join(parts) or None
+
+
+def declared_factor(metadata: RopeMetadata) -> float:
+    """Return the factor that acts: 1 where there is none, or the scaling type is none."""
+    if metadata.scaling_type == "none":
+        return 1.0
+    declared = metadata.scale_linear if metadata.factor is None else metadata.factor
+    return declared or 1.0
+
+
+def reached_context(metadata: RopeMetadata) -> int | None:
+    """Return the context that a further scaling of this file starts from, in tokens.
+
+    With factor tensors that is the whole context they reach; a linear factor starts from that
+    share of it, which the file does not say; else it is what the file says.
+    """
+    context = metadata.context_length
+    if context is None or metadata.factor_tensors:
+        return context
+    if metadata.original_context is not None:
+        return min(metadata.original_context, context)
+    factor = declared_factor(metadata)
+    if factor > 1 and metadata.scaling_type in (None, "linear"):
+        return round(context / factor)
+    return context
+
+
+def _is_extension(metadata: RopeMetadata) -> bool:
+    """Whether the file says that its scaling extends an original context, which it may drop."""
+    return (
+        metadata.original_context is not None
+        and not metadata.finetuned
+        and not metadata.yarn_log_multiplier
+        and not metadata.factor_tensors
+    )
+
+
+def _check_config(target: Target, before: RopeMetadata) -> None:
+    """Refuse a config whose mscale_all_dim acts on the softmax of MLA (deepseek2.cpp 433-443).
+
+    llama.cpp takes it from yarn_log_multiplier, which is never written here: the file has to have
+    it, as the converter writes it.
+    """
+    scaling = target.scaling
+    arch = architecture(before.architecture)
+    if not isinstance(scaling, Yarn) or not scaling.mscale_all_dim:
+        return
+    if "yarn_log_multiplier" not in arch.reads or arch.log_multiplier_unit == 1:
+        return  # mistral3 takes it for the attention factor, which attn_factor can say too
+    wanted = scaling.mscale_all_dim / arch.log_multiplier_unit
+    if abs((before.yarn_log_multiplier or 0.0) - wanted) > _TOLERANCE:
+        key = before.key("yarn_log_multiplier")
+        raise RequestError(
+            f"the config has mscale_all_dim {scaling.mscale_all_dim:g}, which scales the softmax "
+            f"of {arch.name}: llama.cpp reads it from {key}, which must be {wanted:g} in the file "
+            f"and is {before.yarn_log_multiplier}; convert the model again"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """Layers that rotate alike, before and after."""
+
+    name: str
+    before: LayerGroup
+    after: LayerGroup
+
+    def ratios(self) -> list[float]:
+        """Return how many times as fast each pair of dimensions turns."""
+        old, new = self.before.inverse_frequencies, self.after.inverse_frequencies
+        if len(old) != len(new):
+            return [1.0]
+        return [b / a for a, b in zip(old, new, strict=True) if a > 0 and b > 0] or [1.0]
+
+
+def _difference(
+    request: ScalingRequest, target: Target, before: RopeMetadata, after: RopeMetadata
+) -> tuple[str, str] | None:
+    """Return what the new scaling does that the file's own does not allow, and what to do."""
+    growth = _growth(request, target, before)
+    try:
+        pairs = [
+            pair
+            for tokens in _contexts(before, target)
+            for pair in _paired(
+                effective(before, context_tokens=tokens), effective(after, context_tokens=tokens)
+            )
+        ]
+    except (FileError, RequestError):
+        return None
+    for pair in pairs:
+        ratios = pair.ratios()
+        if max(ratios) > 1 + _TOLERANCE:
+            faster = f"{pair.name} layers would turn up to {max(ratios):.4g} times as fast"
+            return faster, _instead(target, before)
+        if 1 / min(ratios) > growth * 1.02 and request.long_factors is None:
+            slower = f"{pair.name} layers would turn up to {1 / min(ratios):.4g} times as slowly"
+            return f"{slower}, for {growth:.4g} times the context", _instead(target, before)
+    whole = next((pair for pair in reversed(pairs) if pair.name == "global"), None)
+    if whole is None:
+        return None
+    return _attention_difference(request, target, before, after, whole)
+
+
+def _growth(request: ScalingRequest, target: Target, before: RopeMetadata) -> float:
+    """How many times the context that the file reaches will be reached."""
+    reached = before.context_length or target.original_context
+    if before.original_context and not before.factor_tensors:
+        reached = min(reached, round(before.original_context * declared_factor(before)))
+    wanted = max(target.context_length, round(target.original_context * (request.factor or 1)))
+    return max(wanted / reached, 1.0)
+
+
+def _attention_difference(
+    request: ScalingRequest,
+    target: Target,
+    before: RopeMetadata,
+    after: RopeMetadata,
+    whole: _Pair,
+) -> tuple[str, str] | None:
+    """Return how the attention factor leaves the convention of the file, and what to do."""
+    old, new = whole.before.magnitude, whole.after.magnitude
+    own = before.attn_factor or 1.0
+    moved = own != (after.attn_factor or 1.0)
+    if not moved and abs(new / old - 1) <= _TOLERANCE:
+        return None
+    usual = yarn_mscale(declared_factor(before)) if before.scaling_type == "yarn" else 1.0
+    if before.yarn_log_multiplier:
+        keeps = not moved
+    else:
+        usual_before = abs(old / usual - 1) <= _TOLERANCE
+        keeps = request.attn_factor is not None or (usual_before and new > old * (1 - _TOLERANCE))
+    if keeps:
+        return None
+    wanted = old
+    if isinstance(target.scaling, Yarn):
+        arch = architecture(before.architecture)
+        wanted = yarn_file_magnitude(before, arch, target.scaling.factor) * own
+    keep = f"Give `attn_factor` {wanted:.6g} to keep it"
+    return (
+        f"the attention factor would be {new:.6g}, where the file's own keys give {wanted:.6g}",
+        keep if isinstance(target.scaling, Yarn) else _instead(target, before),
+    )
+
+
+def _contexts(before: RopeMetadata, target: Target) -> list[int]:
+    """The contexts to compare in: on both sides of the original one, up to the shorter length."""
+    context = before.context_length or target.context_length
+    longest = min(context, target.context_length)
+    original = min(before.original_context or longest, longest)
+    return sorted({original, min(original + CONTEXT_GRANULE, longest), longest})
+
+
+def _paired(before: EffectiveRope, after: EffectiveRope) -> list[_Pair]:
+    groups = {group.name: group for group in after.groups}
+    return [
+        _Pair(name=group.name, before=group, after=groups[group.name])
+        for group in before.groups
+        if group.name in groups
+    ]
+
+
+def _named(request: ScalingRequest, target: Target) -> str:
+    factor = getattr(target.scaling, "factor", None)
+    if factor is None:
+        return request.scaling
+    return f"{request.scaling} {factor:.4g} over {target.original_context}"
+
+
+def _instead(target: Target, before: RopeMetadata) -> str:
+    """Return what to ask for: a request that starts from the rotation that the file has."""
+    start = reached_context(before)
+    kind = before.scaling_type or "linear"
+    if before.context_length and target.context_length <= before.context_length:
+        return f"The file reaches {before.context_length} tokens as it is"
+    if before.tensor(ROPE_FACTORS_LONG) is not None and before.tensor(ROPE_FREQS) is None:
+        return f"Ask for yarn with `keep_short_context` and `original_context` {start}"
+    if before.factor_tensors:
+        return f"Ask for yarn, ntk or linear with `original_context` {start}"
+    if start and declared_factor(before) > 1 and kind in ("linear", "yarn"):
+        factor = max(target.context_length / start, declared_factor(before))
+        return (
+            f"Raise the factor that it has: `scaling` {kind} with `original_context` {start} and "
+            f"`factor` {factor:.6g}"
+        )
+    return "Use the file as it is"

@@ -1,0 +1,46 @@
+"""The library names fields, the command line names options: one table, one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer.main
+from ggufrope_cli.app import build
+from ggufrope_cli.errors import OTHER_FLAGS, with_flags
+
+from ggufrope.patching.command import FLAGS
+from tests.cli.conftest import Call
+
+
+def test_every_flag_of_the_table_is_an_option() -> None:
+    commands = typer.main.get_command(build()).commands  # type: ignore[attr-defined]
+    options = {
+        option
+        for command in commands.values()
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    flags = {*FLAGS.values(), *OTHER_FLAGS.values()}
+    assert len(flags) > 40
+    assert flags <= options
+    assert not set(FLAGS) & set(OTHER_FLAGS)
+
+
+def test_fields_in_backquotes_become_flags_and_nothing_else_does() -> None:
+    assert with_flags("`target_context` 4 of `target_context`") == "--target-ctx 4 of --target-ctx"
+    kept = "factor, llama.rope.scaling.factor, `ggufrope inspect x`, `factors`, `a.factor`"
+    assert with_flags(kept) == kept
+
+
+def test_options_of_validate_are_named(cli: Call, llama: Path) -> None:
+    outcome = cli("validate", llama, "--ctx", "512", "--min-recall", "2")
+    assert outcome.code == 2
+    assert "--min-recall must be between 0 and 1" in outcome.err
+
+
+def test_a_plan_file_keeps_its_own_keys(cli: Call, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('models = ["m.gguf"]\ncontexts = [512]\n[thresholds]\nrecall = 2\n')
+    outcome = cli("run", plan)
+    assert outcome.code == 2
+    assert "`recall` must be between 0 and 1" in outcome.err

@@ -1,0 +1,281 @@
+"""A scaling starts from the rotation that the file has, or it is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fixtures.make import build
+from ggufrope.errors import RequestError
+from ggufrope.patching.compose import (
+    check_start,
+    declared_scaling,
+    encode_request,
+    patched,
+    reached_context,
+    refusal,
+)
+from ggufrope.patching.plan import plan_patch
+from ggufrope.patching.request import ScalingRequest
+from ggufrope.rope.effective import LayerGroup
+from ggufrope.rope.llamacpp import effective
+from ggufrope.rope.metadata import FactorTensor, RopeMetadata
+
+PLAIN = RopeMetadata(
+    architecture="llama",
+    context_length=8192,
+    block_count=4,
+    embedding_length=1024,
+    head_count=8,
+    freq_base=500000.0,
+)
+GEMMA = replace(
+    PLAIN,
+    architecture="gemma3",
+    context_length=131072,
+    block_count=12,
+    key_length=256,
+    sliding_window=1024,
+    freq_base=1e6,
+    scaling_type="linear",
+    factor=8.0,
+)
+YARN = replace(PLAIN, context_length=32768, scaling_type="yarn", factor=4.0, original_context=8192)
+KIMI = replace(
+    PLAIN,
+    architecture="deepseek2",
+    context_length=131072,
+    key_length=576,
+    kv_lora_rank=512,
+    dimension_count=64,
+    freq_base=50000.0,
+    scaling_type="yarn",
+    factor=32.0,
+    original_context=4096,
+    yarn_log_multiplier=0.1,
+)
+MINISTRAL = replace(
+    PLAIN,
+    architecture="mistral3",
+    context_length=262144,
+    freq_base=1e6,
+    scaling_type="yarn",
+    factor=16.0,
+    original_context=16384,
+    yarn_log_multiplier=1.0,
+)
+
+
+def tensor(name: str, last: float, length: int = 64) -> FactorTensor:
+    stored = np.geomspace(1, last, length).astype(np.float32)
+    values = tuple(stored.astype(np.float64).tolist())
+    return FactorTensor(name=f"{name}.weight", length=length, values=values)
+
+
+LLAMA31 = replace(PLAIN, context_length=131072, factor_tensors=(tensor("rope_freqs", 8.0),))
+PHI = replace(
+    PLAIN,
+    architecture="phi3",
+    context_length=131072,
+    original_context=4096,
+    scaling_type="longrope",
+    attn_factor=1.19,
+    factor_tensors=(tensor("rope_factors_long", 64.0), tensor("rope_factors_short", 1.2)),
+)
+
+
+def request(scaling: str = "yarn", **fields: Any) -> ScalingRequest:
+    return ScalingRequest(scaling=scaling, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("file", "wanted"),
+    [
+        (PLAIN, request(target_context=32768)),
+        (PLAIN, request("ntk", target_context=16384)),
+        (PLAIN, request("factors", factor=2, long_factors=(0.5,) * 64)),
+        (GEMMA, request("linear", original_context=16384, target_context=262144)),
+        (GEMMA, request("linear", original_context=16384, factor=16)),
+        (YARN, request(target_context=65536)),
+        (YARN, request("none")),
+        (YARN, request(target_context=65536, attn_factor=1.1)),
+        (KIMI, request(target_context=262144, attn_factor=1.0)),
+        (LLAMA31, request(target_context=262144)),
+        (LLAMA31, request("linear", target_context=262144)),
+        (LLAMA31, request("ntk", target_context=262144)),
+        (LLAMA31, request("none", target_context=262144)),
+        (LLAMA31, request(target_context=262144, keep_short_context=True)),
+        (PHI, request(target_context=262144, original_context=131072, keep_short_context=True)),
+    ],
+)
+def test_accepted(file: RopeMetadata, wanted: ScalingRequest) -> None:
+    assert refusal(wanted, file) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "wanted", "reason"),
+    [
+        # A trained linear 8 would become 2: every pair four times as fast.
+        (
+            GEMMA,
+            request("linear", original_context=131072, target_context=262144),
+            (
+                "global layers would turn up to 4 times as fast. Raise the factor that it has: "
+                "`scaling` linear with `original_context` 16384 and `factor` 16"
+            ),
+        ),
+        (GEMMA, request(original_context=16384, target_context=262144), "8 times as fast"),
+        (GEMMA, request("ntk", original_context=131072, factor=2), "8 times as fast"),
+        (GEMMA, request("none", original_context=131072), "8 times as fast"),
+        (YARN, request("ntk", target_context=65536), "times as fast"),
+        (YARN, request("linear", original_context=32768, factor=2), "2 times as fast"),
+        (YARN, request(target_context=16384), "reaches 32768 tokens as it is"),
+        (YARN, request(original_context=32768, target_context=65536), "times as fast"),
+        (
+            replace(YARN, finetuned=True),
+            request("none"),
+            "4 times as fast",
+        ),
+        (
+            replace(YARN, attn_factor=0.7),
+            request(target_context=65536),
+            "attention factor would be 1.20794, where the file's own keys give 0.845561",
+        ),
+        (KIMI, request(target_context=262144), "Give `attn_factor` 1 to keep it"),
+        (KIMI, request("none"), "times as fast"),
+        (KIMI, request(target_context=262144, attn_factor=1.3), "Give `attn_factor` 1 to keep"),
+        (MINISTRAL, request(target_context=524288), "Give `attn_factor` 1 to keep it"),
+        (LLAMA31, request("llama3", target_context=262144), "times as fast"),
+        (
+            replace(LLAMA31, original_context=8192),
+            request("linear", target_context=262144),
+            (
+                "32 times as slowly, for 2 times the context. Ask for yarn, ntk or linear with "
+                "`original_context` 131072"
+            ),
+        ),
+        (PHI, request(target_context=262144), "`keep_short_context` and `original_context` 131072"),
+        (PHI, request(target_context=262144, original_context=131072), "times as fast"),
+        (PHI, request("none"), "attention factor would be 1, where the file's own keys give 1.19"),
+        (PHI, request("linear", target_context=262144, original_context=131072), "as fast"),
+    ],
+)
+def test_refused_with_what_to_ask_for_instead(
+    file: RopeMetadata, wanted: ScalingRequest, reason: str
+) -> None:
+    found = refusal(wanted, file)
+    assert found is not None
+    assert reason in found
+    assert "`replace_scaling`" in found
+    assert refusal(replace(wanted, replace_scaling=True), file) is None
+
+
+def test_a_linear_factor_names_the_context_that_it_starts_from() -> None:
+    found = refusal(request("linear", target_context=262144), GEMMA)
+    assert found is not None
+    assert "give `original_context`, which is 16384" in found
+
+
+def slowest(file: RopeMetadata, context_tokens: int) -> float:
+    group = next(g for g in effective(file, context_tokens=context_tokens).groups)
+    assert isinstance(group, LayerGroup)
+    return float(group.inverse_frequencies[-1])
+
+
+def test_a_raised_linear_factor_slows_the_global_layers_alone() -> None:
+    wanted = request("linear", original_context=16384, factor=16)
+    target, expression = encode_request(wanted, GEMMA)
+    after = patched(GEMMA, expression)
+    assert (after.factor, after.context_length) == (16.0, 262144)
+    old, new = effective(GEMMA), effective(after)
+    by_name = {group.name: group for group in new.groups}
+    assert len(by_name) == 2
+    for group in old.groups:
+        factor = 2.0 if group.name == "global" else 1.0
+        np.testing.assert_allclose(
+            np.multiply(by_name[group.name].inverse_frequencies, factor), group.inverse_frequencies
+        )
+    check_start(wanted, target, GEMMA, after)
+
+
+def test_raising_the_factor_of_mla_writes_no_attention_factor() -> None:
+    _, expression = encode_request(request(target_context=262144, attn_factor=1.0), KIMI)
+    after = patched(KIMI, expression)
+    assert (after.factor, after.attn_factor, after.yarn_log_multiplier) == (64.0, None, 0.1)
+
+
+def test_keeping_the_short_context_of_phi_keeps_it_bit_for_bit() -> None:
+    wanted = request(target_context=262144, original_context=131072, keep_short_context=True)
+    after = patched(PHI, encode_request(wanted, PHI)[1])
+    assert after.original_context == 4096
+    assert slowest(after, 4096) == slowest(PHI, 4096)
+    assert slowest(after, 8192) == pytest.approx(slowest(PHI, 8192) / 2)
+    assert effective(after).groups[0].magnitude == effective(PHI).groups[0].magnitude
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "start"),
+    [
+        (PLAIN, None, 8192),
+        (GEMMA, "linear 8", 16384),
+        (replace(GEMMA, scaling_type=None, factor=None, scale_linear=8.0), "linear 8", 16384),
+        (replace(GEMMA, scaling_type="none"), None, 131072),
+        (YARN, "YaRN 4 over 8192", 8192),
+        (KIMI, "YaRN 32 over 4096, yarn_log_multiplier 0.1", 4096),
+        (LLAMA31, "rope_freqs", 131072),
+        (PHI, "rope_factors_long, rope_factors_short, attn_factor 1.19", 131072),
+        (replace(PLAIN, factor=0.0, attn_factor=1.0), None, 8192),
+    ],
+)
+def test_how_a_file_is_scaled_in_words(file: RopeMetadata, words: str | None, start: int) -> None:
+    assert declared_scaling(file) == words
+    assert reached_context(file) == start
+
+
+def test_replace_scaling_lets_patch_replace_it(tmp_path: Path) -> None:
+    keys = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    path = build("llama", tmp_path / "m.gguf", context=2048, keys=keys)[0]
+    wanted = request(original_context=512, target_context=4096)
+    with pytest.raises(RequestError, match=r"already scaled \(linear 4\).*4 times as fast"):
+        plan_patch(path, wanted)
+    plan = plan_patch(path, replace(wanted, replace_scaling=True))
+    assert {edit.key for edit in plan.edits} >= {"llama.rope.scaling.type"}
+
+
+def test_a_config_repairs_a_scaled_file(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(
+            {
+                "max_position_embeddings": 131072,
+                "rope_theta": 1e6,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            }
+        )
+    )
+    wrong = replace(GEMMA, factor=16.0)
+    assert refusal(request("file", from_config=str(config)), wrong) is None
+
+
+def test_the_softmax_scale_of_a_config_is_not_dropped(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    scaling = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+    scaling |= {"mscale": 1.0, "mscale_all_dim": 1.0}
+    config.write_text(json.dumps({"max_position_embeddings": 131072, "rope_scaling": scaling}))
+    wanted = request("file", from_config=str(config))
+    unscaled = {"scaling_type": None, "factor": None, "original_context": None}
+    for without in (
+        replace(KIMI, yarn_log_multiplier=None),
+        replace(KIMI, yarn_log_multiplier=0.2),
+        replace(KIMI, yarn_log_multiplier=None, **unscaled),
+    ):
+        found = refusal(wanted, without)
+        assert found is not None
+        assert "deepseek2.rope.scaling.yarn_log_multiplier, which must be 0.1" in found
+    assert refusal(wanted, KIMI) is None
+    assert refusal(wanted, replace(KIMI, **unscaled)) is None
