@@ -21,10 +21,10 @@ ALLOWED: dict[str, set[str]] = {
     "advice": {"container", "rope"},
     "runtime": {"container", "rope"},
     "evals": {"container", "rope"},
-    "execution": {"container", "rope", "patching", "runtime", "evals", "runs", "report"},
-    "search": {"container", "rope", "patching", "evals"},
-    "runs": {"container", "rope", "patching", "evals"},
-    "report": {"container", "rope", "patching", "evals", "search", "runs"},
+    "backends": {"container", "rope", "patching", "runtime"},
+    "search": {"container", "rope", "patching", "evals", "backends"},
+    "runs": {"container", "rope", "patching", "evals", "backends"},
+    "report": {"container", "rope", "patching", "evals", "backends", "search", "runs"},
 }
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "ggufrope"
