@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "ggufrope"
-LEAVES = {"ggufrope.rope.keys": 8, "ggufrope.evals.stats": 8, "ggufrope.runs.plan": 24}
+LEAVES = {"ggufrope.rope.keys": 8, "ggufrope.evals.stats": 8, "ggufrope.runs.plan": 25}
 """Modules of ours that importing one may load, itself and the packages above it counted."""
 
 
