@@ -19,15 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from ggufrope.backends import RuntimeSettings, open_model
 from ggufrope.evals.divergence import DivergencePlan, DivergenceTask
 from ggufrope.evals.needle import NeedleTask
 from ggufrope.evals.needle_prompts import NeedlePlan, stops
 from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask
 from ggufrope.evals.texts import reference_text, windows_of
-from ggufrope.execution import open_subject
 from ggufrope.lm import LanguageModel, OpenContext
 from ggufrope.patching.request import ScalingRequest
-from ggufrope.runs.plan import KvTypes, RuntimeSettings
+from ggufrope.runs.plan import KvTypes
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--isolated", action="store_true", help="isolated mode too")
     options = parser.parse_args()
     n_ctx, chunks, longest = options.ctx, options.chunks, max(options.lengths)
-    with closing(open_subject(options.model, RuntimeSettings(threads=options.threads))) as subject:
+    with closing(open_model(options.model, RuntimeSettings(threads=options.threads))) as subject:
         model, trial = subject.model, ScalingRequest(scaling=options.scheme)
         plain, quantized = (
             subject.contexts(trial, KvTypes(k=kind, v=kind), largest=longest)

@@ -1,4 +1,4 @@
-"""YaRN parameters searched for the nano model at 8 times its trained length, held against YaRN.
+"""YaRN parameters searched for the nano model at 8 times its trained length, compared with YaRN.
 
     python -m benchmarks.search_nano [--out DIR] [--results FILE] [--budget SECONDS] [--threads N]
 
@@ -18,13 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufrope_cli.searching import LlamaRuntime, SearchBoard, clock
-
-from ggufrope.patching.inspection import read_model
-from ggufrope.search.plan import SearchPlan
-from ggufrope.search.session import run_search
+from ggufrope import LlamaBackend, RuntimeSettings, SearchPlan, run_search
+from ggufrope._format import duration
 
 if TYPE_CHECKING:
+    from ggufrope.search.engine import SearchProgress
     from ggufrope.search.result import SearchResult
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +43,7 @@ def summary(result: SearchResult, *, threads: int | None) -> dict[str, Any]:
     plain = asdict(result)
     history = plain.pop("history")
     plain.pop("patch_command")
+    plain.pop("searched_command")
     plain["candidates"] = {
         stage: sum(step["stage"] == stage for step in history)
         for stage in dict.fromkeys(step["stage"] for step in history)
@@ -67,7 +66,7 @@ def summary(result: SearchResult, *, threads: int | None) -> dict[str, Any]:
 def page(title: str, command: str, result: SearchResult) -> str:
     """The same for a reader."""
     lines = [f"# {title}", "", f"`{command}`", "", result.conclusion, ""]
-    for comparison in (*result.holdout, *result.gate):
+    for comparison in (*result.holdout, *result.short_context):
         where = "target" if comparison in result.holdout else "short contexts"
         lines += [
             f"## {comparison.fitness}, {where}",
@@ -75,19 +74,19 @@ def page(title: str, command: str, result: SearchResult) -> str:
             "| scheme | recall (95 %) | loss, nat/token |",
             "|---|---|---|",
         ]
-        for each in comparison.standings:
+        for each in comparison.scores:
             recall = "—"
             if each.recall is not None:
-                found = each.recall
-                recall = f"{found.successes}/{found.n} = {found.value:.3f} "
-                recall += f"({found.low:.3f}-{found.high:.3f})"
+                share = each.recall
+                recall = f"{share.successes}/{share.n} = {share.value:.3f} "
+                recall += f"({share.low:.3f}-{share.high:.3f})"
             lines.append(f"| {each.name} | {recall} | {each.loss.value:.4f} |")
         d = comparison.difference
         lines += [
             "",
             f"Paired over {d.samples} samples: {d.value:+.4f} nat/token",
             f"(95 %: {d.low:+.4f} to {d.high:+.4f});",
-            f"{comparison.standings[0].name} is {d.verdict} against {comparison.against}.",
+            f"{comparison.scores[0].name} is {d.verdict} against {comparison.against}.",
             "",
         ]
     lines += ["## Factors", "", "| scheme | magnitude | factor of each pair |", "|---|---|---|"]
@@ -99,9 +98,9 @@ def page(title: str, command: str, result: SearchResult) -> str:
     ]
     lines += [
         "",
-        f"{len(result.history)} evaluations in {clock(result.seconds)}. Setting candidates up took",
-        f"{result.overhead_share:.3%} of the time to evaluate them;",
-        f"{'no' if result.live else 'every'} candidate loaded the model.",
+        f"{len(result.history)} evaluations in {duration(result.seconds)}.",
+        f"Setting candidates up took {result.overhead_share:.3%} of the time to evaluate them;",
+        f"{'no' if result.updates_in_place else 'every'} candidate loaded the model.",
         "",
     ]
     return "\n".join(lines)
@@ -117,16 +116,13 @@ def measure(plan: SearchPlan, *, description: str, title: str, model: Path | Non
     parser.add_argument("--budget", type=float, default=plan.budget_seconds, help="seconds")
     parser.add_argument("--threads", type=int, help="default: every CPU")
     given = parser.parse_args()
-    runtime = LlamaRuntime(gpu_layers=0, threads=given.threads)
-    with SearchBoard() as board:
-        result = run_search(
-            read_model(model or given.model),
-            replace(plan, budget_seconds=given.budget),
-            runtime,
-            folder=given.out,
-            settings={"type_k": runtime.type_k, "type_v": runtime.type_v},
-            watch=board.watch,
-        )
+    result = run_search(
+        model or given.model,
+        replace(plan, budget_seconds=given.budget),
+        LlamaBackend(settings=RuntimeSettings(gpu_layers=0, threads=given.threads)),
+        folder=given.out,
+        watch=watch,
+    )
     text = page(title, f"python -m benchmarks.{Path(sys.argv[0]).stem}", result)
     print(text)
     if given.results is not None:
@@ -134,6 +130,15 @@ def measure(plan: SearchPlan, *, description: str, title: str, model: Path | Non
         plain = json.dumps(summary(result, threads=given.threads), indent=1)
         given.results.write_text(plain + "\n", encoding="utf-8")
         given.results.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def watch(progress: SearchProgress) -> None:
+    """Say on stderr how far the search is."""
+    candidate = progress.candidate
+    sys.stderr.write(
+        f"{candidate.stage} {progress.done}/{progress.planned}: loss {candidate.loss:.4f}, "
+        f"{duration(progress.left_seconds)} left\n"
+    )
 
 
 def _best_so_far(losses: list[float]) -> list[float]:

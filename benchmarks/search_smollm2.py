@@ -9,7 +9,7 @@ stopped, so the budget can be spent in parts. What it finds is written whatever 
 from __future__ import annotations
 
 from benchmarks.search_nano import measure
-from ggufrope.search.plan import SearchPlan
+from ggufrope import SearchPlan
 
 PLAN = SearchPlan(
     target_context=16_384,

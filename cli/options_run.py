@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, ge
 
 import typer
 
+from ggufrope.backends import RuntimeSettings
 from ggufrope.evals.task import Haystack, RulerSettings
 from ggufrope.evals.verdict import Thresholds
-from ggufrope.runs.plan import RunPlan, RuntimeSettings
+from ggufrope.runs.plan import RunPlan
 
 from .errors import OptionError
 from .options import option

@@ -46,7 +46,7 @@ _SHADES = ("#7f1d1d", "#b45309", "#a16207", "#4d7c0f", "#15803d", "#047857")
 
 def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
     """Measure in this process and show the report; without `out`, the results are not kept."""
-    from ggufrope.execution import open_subject
+    from ggufrope.backends import open_model
     from ggufrope.runs.driver import InlineTransport, drive, open_run
 
     from .progress import RunBar
@@ -58,7 +58,7 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
         repair(plan)
         store = cleanup.enter_context(open_run(plan, out))
         with answering(out, json=json), RunBar() as bar:
-            drive(store, InlineTransport(open_subject, on_job=bar.begin, progress=bar.advance))
+            drive(store, InlineTransport(open_model, on_job=bar.begin, progress=bar.advance))
 
 
 def carry_out_batch(

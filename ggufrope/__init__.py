@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ggufrope.advice.advise import advise
+    from ggufrope.backends import FakeBackend, LlamaBackend, RuntimeSettings, open_model
     from ggufrope.container.compare import verify
     from ggufrope.container.location import locate
     from ggufrope.container.recovery import undo
     from ggufrope.errors import GgufRopeError
     from ggufrope.evals.verdict import Thresholds
-    from ggufrope.execution import open_subject
     from ggufrope.patching.inspection import inspect
     from ggufrope.patching.plan import apply, plan_patch
     from ggufrope.patching.request import ScalingRequest
     from ggufrope.report.record import RunReport, run
-    from ggufrope.runs.plan import RunPlan, RuntimeSettings, read_plan
+    from ggufrope.runs.plan import RunPlan, read_plan
     from ggufrope.runtime.context import Context
     from ggufrope.runtime.model import Model
     from ggufrope.runtime.settings import ContextSettings
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "advice.advise": ("advise",),
+    "backends": ("FakeBackend", "LlamaBackend", "RuntimeSettings", "open_model"),
     "container.compare": ("verify",),
     "container.location": ("locate",),
     "container.recovery": ("undo",),
     "errors": ("GgufRopeError",),
     "evals.verdict": ("Thresholds",),
-    "execution": ("open_subject",),
     "patching.inspection": ("inspect",),
     "patching.plan": ("apply", "plan_patch"),
     "patching.request": ("ScalingRequest",),
     "report.record": ("RunReport", "run"),
-    "runs.plan": ("RunPlan", "RuntimeSettings", "read_plan"),
+    "runs.plan": ("RunPlan", "read_plan"),
     "runtime.context": ("Context",),
     "runtime.model": ("Model",),
     "runtime.settings": ("ContextSettings",),
@@ -53,7 +53,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Context",
     "ContextSettings",
+    "FakeBackend",
     "GgufRopeError",
+    "LlamaBackend",
     "Model",
     "RunPlan",
     "RunReport",
@@ -65,7 +67,7 @@ __all__ = [
     "apply",
     "inspect",
     "locate",
-    "open_subject",
+    "open_model",
     "plan_patch",
     "read_plan",
     "run",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,3 +138,44 @@ def _mode(path: Path) -> int:
         umask = os.umask(0)
         os.umask(umask)
         return 0o666 & ~umask
+
+
+_WORKING = "ggufrope-work-"
+_OWNER = ".owner"
+_STARTING_SECONDS = 60
+"""A working folder this young may not be locked yet by the process that made it."""
+
+
+@contextmanager
+def working_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Make a temporary folder in `parent`, the system's where None; remove it at the end.
+
+    A process that is killed leaves its folder behind, with a model's copy in it perhaps. Whoever
+    makes the next one beside it removes those whose owner is gone. Raises StorageError.
+    """
+    import tempfile
+
+    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    with storage("make a working folder in", parent):
+        _remove_abandoned(parent)
+        temporary = tempfile.TemporaryDirectory(prefix=_WORKING, dir=parent)
+    with temporary as name, (Path(name) / _OWNER).open("wb") as owner:
+        with suppress(OSError):  # without locks there, nobody will take it for abandoned
+            try_lock(owner.fileno())
+        yield Path(name)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove working folders of ours whose lock nobody holds."""
+    import shutil
+    import time
+
+    for folder in parent.glob(f"{_WORKING}*"):
+        with suppress(OSError):
+            found = (folder / _OWNER).lstat()
+            ours = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+            if ours and time.time() - found.st_mtime > _STARTING_SECONDS:
+                with (folder / _OWNER).open("r+b") as owner:
+                    free = try_lock(owner.fileno())
+                if free:
+                    shutil.rmtree(folder)

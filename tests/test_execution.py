@@ -6,13 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope import RunPlan, RuntimeSettings, ScalingRequest, open_subject, run
+from ggufrope import RunPlan, run
 from ggufrope.errors import RequestError
 from ggufrope.runs.jobs import Selection
-from ggufrope.runs.plan import KvTypes
-from ggufrope.runtime import library
-
-F16 = KvTypes.parse("f16")
 
 
 def test_a_run_is_kept_and_found_again(nano: Path, tmp_path: Path) -> None:
@@ -44,47 +40,3 @@ def test_a_selection_of_nothing_says_what_there_is(nano: Path, tmp_path: Path) -
     plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1)
     with pytest.raises(RequestError, match=r"no job matches kv=q4_0; there are kv=f16"):
         run(plan, tmp_path / "run", selection=Selection(only=("kv=q4_0",)))
-
-
-def test_trials_share_the_weights_and_baked_ones_get_a_copy(nano: Path) -> None:
-    subject = open_subject(nano, RuntimeSettings())
-    try:
-        for trial in (ScalingRequest(scaling="file"), ScalingRequest(scaling="linear", factor=2)):
-            with subject.contexts(trial, F16, largest=512)(512) as context:
-                assert context.model is subject.model
-        baked = ScalingRequest(scaling="linear", factor=2, bake=True)
-        for _ in range(2):
-            with subject.contexts(baked, F16, largest=512)(512) as context:
-                assert context.model is not subject.model
-        copy = context.model.path
-        assert copy.exists()
-    finally:
-        subject.close()
-    assert not copy.exists()
-
-
-def test_questions_have_room_beside_a_full_context_but_never_change_the_factors(nano: Path) -> None:
-    keep_short_context = ScalingRequest(scaling="yarn", factor=4, keep_short_context=True)
-    subject = open_subject(nano, RuntimeSettings())
-    try:
-        for trial, n_ctx, cells in (
-            (ScalingRequest(scaling="file"), 256, 768),
-            (keep_short_context, 256, 256),  # with more it would take its long factors
-            (keep_short_context, 512, 1024),
-        ):
-            with subject.contexts(trial, F16, largest=1024)(n_ctx) as context:
-                assert context.n_ctx == cells
-    finally:
-        subject.close()
-
-
-@pytest.mark.skipif(library.can_offload(), reason="this build of llama.cpp can use a GPU")
-@pytest.mark.parametrize("gpu_layers", ["all", "auto", 0])
-def test_without_a_gpu_no_layer_is_on_one(nano: Path, gpu_layers: str | int) -> None:
-    subject = open_subject(nano, RuntimeSettings(gpu_layers=gpu_layers))
-    try:
-        subject.contexts(ScalingRequest(scaling="file"), F16, largest=512)
-        assert subject.model.placement.layers_on_gpu == 0
-        assert subject.details["layers on GPU"] == "0 of 3"
-    finally:
-        subject.close()

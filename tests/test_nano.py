@@ -22,7 +22,7 @@ from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.patching.inspection import read_model
 from ggufrope.patching.plan import apply, plan_patch
 from ggufrope.patching.request import ScalingRequest, resolve
-from ggufrope.patching.trial import trial_overrides
+from ggufrope.patching.rotation import exact_overrides
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
@@ -104,7 +104,7 @@ def test_context_parameters_do_the_same_with_nothing_written(
 ) -> None:
     metadata = read_model(nano).metadata
     target = resolve(wish(method, FAR), metadata)
-    overrides = trial_overrides(target, metadata, context_tokens=FAR)
+    overrides = exact_overrides(target, metadata, context_tokens=FAR)
     assert overrides is not None
     tried = [result for seed in SEEDS for result in ask(loaded, FAR, seed, overrides)]
     for one, other in zip(tried, written(method, FAR), strict=True):

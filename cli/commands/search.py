@@ -2,13 +2,128 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..options import FileArgument, JsonOption, grouped
-from ..options_search import SearchOptions
+from ggufrope._format import duration
+
+from ..options import FileArgument, JsonOption, grouped, option, token_option
+from ..output import console, talk
+from ..text import safe
+from ..values import seconds
+from ..views.parts import heading, row, shown, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ggufrope.search.engine import SearchProgress
+    from ggufrope.search.holdout import Comparison
+    from ggufrope.search.plan import SearchPlan
+    from ggufrope.search.result import SearchResult
+
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 40
+_WHAT, _HOW, _RUN = "What is searched", "How candidates are judged", "How it is run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """The options of `search`; `plan` makes the SearchPlan of them."""
+
+    target_ctx: Annotated[
+        int,
+        token_option("--target-ctx", "Context to reach: 16384 or 16k.", _WHAT),
+    ]
+    orig_ctx: Annotated[
+        int | None,
+        token_option("--orig-ctx", "Context it was trained for; default: the file's.", _WHAT),
+    ] = None
+    space: Annotated[
+        str,
+        option(
+            "--space",
+            "longrope: every pair; longrope2: from the critical pair on; yarn: its parameters.",
+            "SPACE",
+            _WHAT,
+        ),
+    ] = "longrope"
+    attention: Annotated[
+        str,
+        option("--attention", "Attention factor: free, formula, or none (1).", "CHOICE", _WHAT),
+    ] = "free"
+    shared_factors: Annotated[
+        bool,
+        typer.Option(
+            "--shared-factors",
+            help="Use one set of factors for all context lengths; default: separate short factors.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False
+    fitness: Annotated[
+        str, option("--fitness", "needle (answer tokens only) or perplexity.", "FITNESS", _HOW)
+    ] = "needle"
+    text: Annotated[
+        Path | None,
+        option("--text", "Text for perplexity; default: Python's help topics.", "FILE", _HOW),
+    ] = None
+    samples: Annotated[
+        int, option("--samples", "Samples at the target for each finalist.", "N", _HOW)
+    ] = 4
+    screening_samples: Annotated[
+        int,
+        option("--screening-samples", "Screening samples for each candidate.", "N", _HOW),
+    ] = 2
+    screening_ctx: Annotated[
+        int | None,
+        token_option("--screening-ctx", "Context of the screening; default: the target.", _HOW),
+    ] = None
+    holdout_samples: Annotated[
+        int,
+        option("--holdout-samples", "Held-out samples for the winner and YaRN.", "N", _HOW),
+    ] = 16
+    optimizer: Annotated[
+        str, option("--optimizer", "cma, or evolution as in the paper.", "NAME", _RUN)
+    ] = "cma"
+    candidates: Annotated[
+        int, option("--candidates", "Maximum number of candidates to screen.", "N", _RUN)
+    ] = 200
+    finalists: Annotated[
+        int,
+        option("--finalists", "Best candidates to measure at the target.", "N", _RUN),
+    ] = 5
+    budget: Annotated[
+        str | None,
+        option("--budget", "Time limit for the whole search: 90s, 45m, 3h.", "TIME", _RUN),
+    ] = None
+    seed: Annotated[int, option("--seed", "Seed of optimizer and prompts.", "N", _RUN)] = 0
+
+    def plan(self) -> SearchPlan:
+        """Return the plan. Raises RequestError."""
+        from ggufrope.evals.texts import read_text
+        from ggufrope.search.plan import SearchPlan
+
+        return SearchPlan(
+            target_context=self.target_ctx,
+            original_context=self.orig_ctx,
+            space=cast("Any", self.space),
+            attention=cast("Any", self.attention),
+            fitness=cast("Any", self.fitness),
+            optimizer=cast("Any", self.optimizer),
+            candidates=self.candidates,
+            finalists=self.finalists,
+            samples=self.samples,
+            screening_samples=self.screening_samples,
+            screening_context=self.screening_ctx,
+            holdout_samples=self.holdout_samples,
+            seed=self.seed,
+            budget_seconds=None if self.budget is None else seconds(self.budget, "--budget"),
+            text=None if self.text is None else read_text(self.text),
+            shared_factors=self.shared_factors,
+        )
 
 
 @grouped
@@ -20,16 +135,18 @@ def command(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Folder that keeps every candidate and the best; the same call resumes.",
+            help="Folder that keeps every candidate and the best; the same call resumes. "
+            "[default: NAME-search-TARGET]",
         ),
     ] = None,
     work_dir: Annotated[
         Path | None,
-        typer.Option("--work-dir", metavar="DIR", help="Where working files go for the time."),
+        typer.Option("--work-dir", metavar="DIR", help="Directory for temporary files."),
     ] = None,
     kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="Cache type, K or K/V.")] = "f16",
     gpu_layers: Annotated[
-        str, typer.Option("--gpu-layers", metavar="N", help="Layers on the GPU: all or a number.")
+        str,
+        typer.Option("--gpu-layers", metavar="N", help="Layers on the GPU: all, auto or a number."),
     ] = "all",
     threads: Annotated[
         int | None,
@@ -38,34 +155,148 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Search RoPE factors, or YaRN's parameters, for a longer context; nothing is retrained."""
+    from ggufrope.backends import LlamaBackend, RuntimeSettings
+    from ggufrope.container.ggml import KvTypes
     from ggufrope.patching.inspection import read_model
-    from ggufrope.runs.plan import KvTypes
     from ggufrope.search.session import run_search
 
     from ..files import model_path
     from ..output import emit_json
-    from ..searching import LlamaRuntime, SearchBoard
     from ..values import layers
-    from ..views import search as view
 
     model = read_model(model_path(file))
     plan = search.plan()
-    types = KvTypes.parse(kv)
-    runtime = LlamaRuntime(
-        gpu_layers=layers(gpu_layers), type_k=types.k, type_v=types.v, threads=threads
+    settings = RuntimeSettings(
+        gpu_layers="auto" if gpu_layers == "auto" else layers(gpu_layers), threads=threads
     )
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
-    with SearchBoard() as board, view.interruption(folder):
+    with SearchBoard() as board, interruption(folder):
         result = run_search(
             model,
             plan,
-            runtime,
+            LlamaBackend(settings=settings),
             folder=folder,
+            kv=KvTypes.parse(kv),
             working=work_dir,
-            settings={"type_k": runtime.type_k, "type_v": runtime.type_v},
             watch=board.watch,
         )
     if json:
-        emit_json(view.payload(result))
+        emit_json(asdict(result))
     else:
-        view.show(result, folder)
+        show(result, folder)
+
+
+class SearchBoard:
+    """A live display of the stage, the best loss so far, the time left, and recent losses."""
+
+    def __init__(self) -> None:
+        from rich.live import Live
+
+        self._losses: list[float] = []
+        self._stage = ""
+        self._live = Live(console=talk(), transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> SearchBoard:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def watch(self, progress: SearchProgress) -> None:
+        """Show one more candidate."""
+        stage = progress.candidate.stage
+        if stage != self._stage:
+            self._stage, self._losses = stage, []
+        self._losses.append(progress.candidate.loss)
+        self._live.update(self._shown(progress))
+
+    def _shown(self, progress: SearchProgress) -> Any:
+        from rich.text import Text
+
+        best = "—" if progress.best is None else f"{progress.best:.4f}"
+        return Text(
+            safe(
+                f"{self._stage} {progress.done}/{progress.planned} · best {best} nat/token · "
+                f"{duration(progress.elapsed_seconds)} elapsed, "
+                f"{duration(progress.left_seconds)} left\n"
+                f"{sparkline(self._losses[-_WIDTH:])}"
+            )
+        )
+
+
+def sparkline(values: list[float]) -> str:
+    """Return values as a row of bars, the smallest the lowest."""
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((value - low) * scale)] for value in values)
+
+
+@contextmanager
+def interruption(folder: Path) -> Iterator[None]:
+    """Say what is kept and how to resume where the search is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        talk().print(
+            f"Interrupted. Best result so far: {shown(folder)}. Run the same command to resume."
+        )
+        raise
+
+
+def show(result: SearchResult, folder: Path) -> None:
+    """Show the holdout, short contexts, curves, the conclusion and the command to go on with."""
+    out = console()
+    for comparison in result.holdout:
+        out.print(heading(f"holdout · {comparison.fitness} at {result.rotation.target_context}"))
+        _show_comparison(comparison)
+    for comparison in result.short_context:
+        out.print(heading(f"short contexts · {comparison.fitness}"))
+        _show_comparison(comparison)
+    out.print(heading("what each pair of dimensions is divided by"))
+    curves = table("scheme", "pairs, fast to slow", "first", "last", "attention factor")
+    for curve in result.curves:
+        line = sparkline(list(curve.factors))
+        row(curves, curve.name, line, curve.factors[0], curve.factors[-1], curve.magnitude)
+    out.print(curves)
+    screened = [step.loss for step in result.history if step.stage == "screening"]
+    out.print(f"{len(screened)} candidates screened in {duration(result.seconds)} in all:")
+    out.print(f"  {sparkline(_thinned(screened))}")
+    out.print(heading("conclusion"))
+    out.print(shown(result.conclusion), style="bold green" if result.won else "bold yellow")
+    if not result.short_context_passed:
+        out.print(
+            "Warning: quality within the original context dropped (see above).", style="bold yellow"
+        )
+    out.print(f"\nEvery candidate is in {shown(folder)}.")
+    out.print("To use the winner:" if result.won else "Keep YaRN:")
+    out.print(f"  {shown(result.patch_command)}", soft_wrap=True)
+    if result.flags:
+        out.print(f"  or at run time: {' '.join(result.flags)}", soft_wrap=True)
+    if not result.won:
+        out.print("The searched scheme (not recommended):")
+        out.print(f"  {shown(result.searched_command)}", soft_wrap=True)
+
+
+def _show_comparison(comparison: Comparison) -> None:
+    made = table("scheme", "recall", "loss, nat/token", "± standard error")
+    for score in comparison.scores:
+        recall = "—"
+        share = score.recall
+        if share is not None and None not in (share.value, share.low, share.high):
+            recall = f"{share.value:.1%} ({share.low:.1%}-{share.high:.1%})"
+        row(made, score.name, recall, score.loss.value, score.loss.standard_error)
+    console().print(made)
+    first, difference = comparison.scores[0].name, comparison.difference
+    console().print(
+        f"{first} against {comparison.against}: {difference.value:+.4f} nat per token "
+        f"(95 %: {difference.low:+.4f} to {difference.high:+.4f}): {difference.verdict}"
+    )
+
+
+def _thinned(values: list[float], width: int = 60) -> list[float]:
+    """At most `width` of the values, evenly spaced."""
+    step = max(1, -(-len(values) // width))
+    return values[::step]

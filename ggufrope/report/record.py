@@ -19,9 +19,9 @@ from ggufrope.runs.store import JobRecord, ModelRecord, RunStore, WorkerRecord
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ggufrope.backends import OpenModel
     from ggufrope.lm import Progress
     from ggufrope.runs.driver import OnCell, Transport
-    from ggufrope.runs.subject import OpenSubject
 
 SCHEMA: Literal[1] = 1
 
@@ -81,7 +81,7 @@ def run(
     plan: RunPlan,
     folder: Path,
     *,
-    open_subject: OpenSubject | None = None,
+    open_model: OpenModel | None = None,
     transport: Transport | None = None,
     selection: Selection | None = None,
     on_cell: OnCell | None = None,
@@ -90,17 +90,17 @@ def run(
     """Carry out `plan`, keep every result in `folder`, and return the report.
 
     The same call resumes a run that was interrupted. Without a `transport` the work is done in this
-    process, on models that `open_subject` opens, by default with llama.cpp. With a `selection`
+    process, on models that `open_model` opens, by default with llama.cpp. With a `selection`
     only the jobs it chooses are done and reported. `on_cell` is called with each cell as it
     finishes, `progress` with tokens evaluated in this process. A job that fails is recorded.
 
     Raises MissingDependencyError without llama-cpp-python, RequestError or FileError where the plan
     cannot be carried out, or the folder holds the run of another plan or is in use.
     """
-    from ggufrope.runs.driver import OPENER, InlineTransport, drive, open_run
-    from ggufrope.runs.subject import opener
+    from ggufrope.backends import open_model as open_in_llama
+    from ggufrope.runs.driver import InlineTransport, drive, open_run
 
     with open_run(plan, folder) as store:
-        workers = transport or InlineTransport(open_subject or opener(OPENER), progress=progress)
+        workers = transport or InlineTransport(open_model or open_in_llama, progress=progress)
         drive(store, workers, selection=selection, on_cell=on_cell)
         return report_of(store, selection)

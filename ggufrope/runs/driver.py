@@ -31,6 +31,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 from uuid import uuid4
 
+from ggufrope.backends import OPENER
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job, Selection, expand
@@ -51,14 +52,11 @@ from ggufrope.runs.worker import (
 )
 
 if TYPE_CHECKING:
+    from ggufrope.backends import OpenModel
     from ggufrope.lm import Progress
     from ggufrope.runs.models import Identify
     from ggufrope.runs.plan import RunPlan
-    from ggufrope.runs.subject import OpenSubject
     from ggufrope.runs.worker import OnJob
-
-OPENER = "ggufrope.execution:open_subject"
-"""Opens models with llama.cpp, by the name that workers import it by."""
 
 OnCell: TypeAlias = Callable[[CellResult], None]
 
@@ -224,19 +222,19 @@ def new_worker_name() -> str:
 
 
 class InlineTransport:
-    """One worker, in this process. `open_subject` opens models.
+    """One worker, in this process. `open_model` opens models.
 
     `on_job` is called with each job that begins, `progress` with tokens as they are evaluated.
     """
 
     def __init__(
         self,
-        open_subject: OpenSubject,
+        open_model: OpenModel,
         *,
         on_job: OnJob | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._open_subject = open_subject
+        self._open_model = open_model
         self._on_job = on_job
         self._progress = progress
         self._name = new_worker_name()
@@ -247,7 +245,7 @@ class InlineTransport:
     def open(self, plan: RunPlan, paths: Mapping[str, str], logs: Path) -> int:
         """Make the worker; there is one place."""
         self._worker = Worker(
-            plan, paths, self._open_subject, on_job=self._on_job, progress=self._progress
+            plan, paths, self._open_model, on_job=self._on_job, progress=self._progress
         )
         return 1
 
@@ -285,7 +283,7 @@ _BUSY_END_SECONDS, _IDLE_END_SECONDS = 2.0, 10.0
 class ProcessTransport:
     """One worker process at each place, so that one that dies takes only its job with it.
 
-    `opener` is "package.module:function", an OpenSubject that workers can import. `environments`
+    `opener` is "package.module:function", an `OpenModel` that workers can import. `environments`
     are variables to set, for one worker each; by default one worker for each CUDA device that the
     plan names, which sees only that, or else one worker.
     """

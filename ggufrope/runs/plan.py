@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema, non_finite
+from ggufrope.backends import RuntimeSettings
 from ggufrope.container.ggml import KvTypes as KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import TaskName, TaskSettings
@@ -38,23 +39,6 @@ MAX_CELLS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeSettings:
-    """How models are loaded and evaluated; None leaves the choice to the runtime."""
-
-    gpu_layers: Literal["all", "auto"] | int = "all"
-    devices: tuple[str, ...] = field(
-        default=(),
-        metadata={"help": "CUDA devices, one worker for each; none: one for all"},
-    )
-    main_gpu: int | None = None
-    tensor_split: tuple[float, ...] = ()
-    flash_attention: bool | None = None
-    threads: int | None = None
-    batch_tokens: int | None = None
-    micro_batch_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan(TaskSettings):
     """Everything that repeats a run, except the files it names: the settings of its tasks, and what
     they are run on."""
@@ -72,7 +56,7 @@ class RunPlan(TaskSettings):
         default=("f16",), metadata={"help": "KV cache types, K or K/V, e.g. q8_0/q4_0"}
     )
     seeds: tuple[int, ...] = (0,)
-    runtime: RuntimeSettings = RuntimeSettings()
+    runtime: RuntimeSettings = RuntimeSettings()  # noqa: RUF009 (frozen)
     thresholds: Thresholds = field(default_factory=Thresholds)
     schema: Literal[1] = 1
 

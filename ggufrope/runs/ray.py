@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ggufrope.backends import OPENER, opener
 from ggufrope.errors import BackendError, GgufRopeError, MissingDependencyError
-from ggufrope.runs.driver import OPENER, Exited, new_worker_name
-from ggufrope.runs.subject import opener
+from ggufrope.runs.driver import Exited, new_worker_name
 from ggufrope.runs.worker import Assignment, Failed, Finished, Message, Worker
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast, get_args
 
 from ggufrope._files import sha256_of
 from ggufrope._plain import decode, encode
+from ggufrope.backends import opener
 from ggufrope.errors import (
     FileError,
     GgufRopeError,
@@ -37,15 +38,14 @@ from ggufrope.evals.results import CellResult
 from ggufrope.runs.environment import environment
 from ggufrope.runs.jobs import Job
 from ggufrope.runs.plan import RunPlan
-from ggufrope.runs.subject import opener
 from ggufrope.runs.tasks.registry import MEASURES
 from ggufrope.runs.tasks.request import Request
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ggufrope.backends import OpenedModel, OpenModel
     from ggufrope.lm import LanguageContext, OpenContext, Progress
-    from ggufrope.runs.subject import OpenSubject, Subject
 
 OnJob: TypeAlias = Callable[[Job, int], None]
 """Called with a job that begins and the tokens it will evaluate."""
@@ -115,18 +115,18 @@ class Worker:
         self,
         plan: RunPlan,
         paths: Mapping[str, str],
-        open_subject: OpenSubject,
+        open_model: OpenModel,
         *,
         on_job: OnJob | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._plan = plan
         self._paths = paths
-        self._open_subject = open_subject
+        self._open_model = open_model
         self._on_job = on_job
         self._progress = progress
         self._loaded: str | None = None
-        self._subject: Subject | None = None
+        self._subject: OpenedModel | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -213,10 +213,10 @@ class Worker:
                 reason="not reached: the task stopped before this cell",
             )
 
-    def _load(self, name: str) -> Subject:
+    def _load(self, name: str) -> OpenedModel:
         if self._subject is None or self._loaded != name:
             self.close()
-            self._subject = self._open_subject(Path(self._paths[name]), self._plan.runtime)
+            self._subject = self._open_model(Path(self._paths[name]), self._plan.runtime)
             self._loaded = name
         return self._subject
 
@@ -244,7 +244,7 @@ class _Watched:
 class Setup:
     """The first line that a worker process reads.
 
-    `opener` is "package.module:function", an OpenSubject: functions do not travel between
+    `opener` is "package.module:function", an `OpenModel`: functions do not travel between
     processes.
     """
 

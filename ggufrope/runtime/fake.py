@@ -62,6 +62,9 @@ class FakeModel:
             tokens += self._intern(piece.encode("utf-8", "surrogateescape"))
         return tokens
 
+    def close(self) -> None:
+        """Do nothing: there is no memory to free."""
+
     def detokenize(self, tokens: Tokens) -> str:
         """Return the text of tokens; a number that is not in use has no text."""
         return b"".join(self._pieces.get(t, b"") for t in tokens).decode("utf-8", "replace")

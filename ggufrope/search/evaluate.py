@@ -2,7 +2,7 @@
 
 A fitness is a task and what counts as loss in its cells: nat per token, 0 for a model that knows
 the answer. Cells come in a fixed order, so that candidates are compared on the same ones, and an
-evaluation can end as soon as nothing in the rest could save the candidate.
+evaluation can end as soon as the rest could not save the candidate.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
+    from ggufrope.backends import Rotator
     from ggufrope.lm import LanguageModel, OpenContext
     from ggufrope.rope.scaling import RopeScaling
-    from ggufrope.search.bench import Bench
 
 
 FitnessName: TypeAlias = Literal["needle", "perplexity"]
 
-LOST = 1000.0
-"""The loss where a model is beyond numbers."""
+MOST_LOSS = 1000.0
+"""The loss where a model's logits are no numbers any more, in nat per token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,8 @@ class Fitness(Protocol):
     def run(
         self, model: LanguageModel, open_context: OpenContext
     ) -> Generator[CellLoss, None, None]:
-        """Raises BackendError where a cell cannot be scored, RequestError where none can."""
+        """Yield losses. Raises BackendError where a cell cannot be scored, RequestError where none
+        can."""
         ...
 
 
@@ -77,6 +78,7 @@ class NeedleFitness:
     def run(
         self, model: LanguageModel, open_context: OpenContext
     ) -> Generator[CellLoss, None, None]:
+        """Yield the loss of each needle's answer."""
         for result in NeedleTask(self.plan).run(model, open_context):
             value = result.log_probability.value
             if value is None:
@@ -101,11 +103,12 @@ class PerplexityFitness:
     def run(
         self, model: LanguageModel, open_context: OpenContext
     ) -> Generator[CellLoss, None, None]:
+        """Yield the mean loss of each chunk."""
         for result in PerplexityTask(self.plan).run(model, open_context):
             if result.tokens:
                 yield CellLoss(key=result.key, loss=_bounded(result.nll / result.tokens))
             elif "finite" in result.score.reason:
-                yield CellLoss(key=result.key, loss=LOST)
+                yield CellLoss(key=result.key, loss=MOST_LOSS)
             else:
                 raise BackendError(result.score.reason)
 
@@ -125,29 +128,29 @@ class Evaluation:
 def evaluate(
     scaling: RopeScaling,
     fitness: Fitness,
-    bench: Bench,
+    rotator: Rotator,
     *,
-    bar: float = math.inf,
-    floors: Mapping[str, float] | None = None,
+    cutoff: float = math.inf,
+    lower_bounds: Mapping[str, float] | None = None,
 ) -> Evaluation:
-    """Judge `scaling`, stopping once its mean loss would stay above `bar` even if every cell to
-    come were as good as its floor: the best any candidate got there, 0 where unknown.
+    """Judge `scaling`; stop once its mean loss would stay above `cutoff` even if every cell to come
+    were as good as its lower bound: the best any candidate got there, 0 where unknown.
 
-    Raises what the bench and the fitness raise.
+    Raises what the rotator and the fitness raise.
     """
-    floors = floors or {}
+    bounds = lower_bounds or {}
     started = time.monotonic()
-    subject = bench.under(scaling)
+    rotated = rotator.rotate(scaling)
     ready = time.monotonic()
     cells: list[CellLoss] = []
     stopped = False
-    ahead = math.fsum(floors.values())
-    with closing(fitness.run(subject.model, subject.open_context)) as run:
+    ahead = math.fsum(bounds.values())
+    with closing(fitness.run(rotated.model, rotated.open_context)) as run:
         for cell in run:
             cells.append(cell)
-            ahead -= floors.get(cell.key, 0.0)
+            ahead -= bounds.get(cell.key, 0.0)
             least = (math.fsum(each.loss for each in cells) + max(ahead, 0.0)) / fitness.cells
-            if least > bar and len(cells) < fitness.cells:
+            if least > cutoff and len(cells) < fitness.cells:
                 stopped = True
                 break
     total = math.fsum(cell.loss for cell in cells)
@@ -162,4 +165,4 @@ def evaluate(
 
 def _bounded(loss: float) -> float:
     """A loss that means can be made of."""
-    return min(loss, LOST) if math.isfinite(loss) else LOST
+    return min(loss, MOST_LOSS) if math.isfinite(loss) else MOST_LOSS

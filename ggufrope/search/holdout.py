@@ -1,4 +1,4 @@
-"""The honest comparison: the winner and the known schemes on samples the search never saw."""
+"""The comparison that counts: schemes on the holdout, samples that the search never saw."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """One scheme on the holdout: its loss in nat per token over samples, and the share of needles
-    it found (None for a fitness without right answers)."""
+class SchemeScore:
+    """One scheme on samples that no candidate was judged by: its loss in nat per token, and the
+    share of needles it found (None for a fitness without right answers)."""
 
     name: str
     loss: Mean
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """What can be said of the one against the other."""
+        """Whether the one is better than the other beyond chance."""
         if self.high < 0:
             return "better"
         return "worse" if self.low > 0 else "undecided"
@@ -46,10 +46,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Every scheme by one fitness, and the first against `against`."""
+    """Scores of schemes by one fitness, and the first against `against`."""
 
     fitness: str
-    standings: tuple[Standing, ...]
+    scores: tuple[SchemeScore, ...]
     against: str
     difference: Difference
 
@@ -59,24 +59,25 @@ def compare(fitness: str, evaluations: Mapping[str, Evaluation], *, against: str
     first = next(iter(evaluations))
     return Comparison(
         fitness=fitness,
-        standings=tuple(_standing(name, found.cells) for name, found in evaluations.items()),
+        scores=tuple(_score(name, each.cells) for name, each in evaluations.items()),
         against=against,
         difference=paired(evaluations[first].cells, evaluations[against].cells),
     )
 
 
 def paired(one: Sequence[CellLoss], other: Sequence[CellLoss]) -> Difference:
-    """The mean difference over samples: cells of one haystack are not independent, samples are."""
+    """Return the mean difference over samples: cells of one haystack depend on each other, samples
+    do not."""
     ours, theirs = _by_sample(one), _by_sample(other)
-    found = mean(ours[sample] - theirs[sample] for sample in ours)
-    value = found.value if found.value is not None else math.nan
-    low, high = found.interval or (-math.inf, math.inf)
-    return Difference(value=value, low=low, high=high, samples=found.n)
+    difference = mean(ours[sample] - theirs[sample] for sample in ours)
+    value = difference.value if difference.value is not None else math.nan
+    low, high = difference.interval or (-math.inf, math.inf)
+    return Difference(value=value, low=low, high=high, samples=difference.n)
 
 
-def _standing(name: str, cells: Sequence[CellLoss]) -> Standing:
+def _score(name: str, cells: Sequence[CellLoss]) -> SchemeScore:
     answered = [cell.exact for cell in cells if cell.exact is not None]
-    return Standing(
+    return SchemeScore(
         name=name,
         loss=mean(_by_sample(cells).values()),
         recall=proportion(sum(answered), len(answered)) if answered else None,

@@ -1,4 +1,9 @@
-"""CMA-ES (Hansen and Ostermeier, 2001) from the `cma` package, behind the optimizers' seam."""
+"""How a space is searched: generations of vectors, and what each of them came to.
+
+An optimizer is a function of its seed and of the losses it is given, so a search that was
+interrupted is resumed by giving it the same losses again. `Evolution` is LongRoPE's; `CmaEs` is
+CMA-ES (Hansen and Ostermeier, 2001) from the `cma` package.
+"""
 
 from __future__ import annotations
 
@@ -15,103 +20,15 @@ from ggufrope.search.spaces import Space, Vector, contains
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+OptimizerName: TypeAlias = Literal["evolution", "cma"]
 
 _REACH = 0.08 * math.sqrt(3)
 """How far the first candidates lie from the mean, all coordinates together, in units of the
 logarithm of each coordinate's range."""
 
 
-class CmaEs:
-    """The seeds first, then CMA-ES from the best of them, in the logarithms of the coordinates.
-
-    Last comes the mean it has arrived at: less of a lucky shot at a few samples than the best
-    single vector. What leaves the space is repaired, and the repaired vector is what the strategy
-    learns from. Only the better half of a generation shapes the next one, so the rest may stay
-    unranked.
-    """
-
-    def __init__(self, space: Space, *, evaluations: int, rng: np.random.Generator) -> None:
-        _package()  # a missing package shows before anything is evaluated
-        if evaluations < 8:
-            raise RequestError(f"{evaluations} candidates are too few to search with: 8 or more")
-        self.planned = evaluations
-        self._space = space
-        self._rng = rng
-        self._left = evaluations
-        self._strategy: Any = None
-
-    def ask(self) -> tuple[Vector, ...]:
-        if self._strategy is None:
-            return self._space.seeds()[: self._left]
-        if self._left == 0:
-            return ()
-        asked = [self._strategy.mean]
-        if self._left > self._strategy.popsize and not self._strategy.stop():
-            asked = self._strategy.ask()
-        return tuple(self._space.repair(self._from_unit(unit)) for unit in asked)
-
-    def bar(self, losses: Sequence[float]) -> float:
-        if self._strategy is None:
-            return math.inf
-        kept = self._strategy.popsize // 2
-        return sorted(losses)[kept - 1] if len(losses) >= kept else math.inf
-
-    def tell(self, vectors: Sequence[Vector], losses: Sequence[float]) -> None:
-        self._left -= len(vectors)
-        if self._strategy is None:
-            self._strategy = self._start(vectors[int(np.argmin(losses))])
-        elif len(vectors) == self._strategy.popsize:
-            self._strategy.tell([self._to_unit(vector) for vector in vectors], list(losses))
-        else:  # the mean
-            self._left = 0
-
-    def _start(self, vector: Vector) -> Any:
-        return _package().CMAEvolutionStrategy(
-            self._to_unit(vector),
-            _REACH / math.sqrt(len(vector)),
-            {
-                "CMA_active": False,
-                "randn": lambda *shape: self._rng.standard_normal(shape),
-                "seed": math.nan,  # leaves numpy's global generator alone
-                "verbose": -9,
-                "verb_log": 0,
-            },
-        )
-
-    def _to_unit(self, vector: Vector) -> Vector:
-        """Coordinates between 0 and 1, so that one step size suits all."""
-        low, high = np.log(self._space.lower), np.log(self._space.upper)
-        unit: Vector = (np.log(vector) - low) / np.where(high > low, high - low, 1.0)
-        return unit
-
-    def _from_unit(self, unit: Vector) -> Vector:
-        low, high = np.log(self._space.lower), np.log(self._space.upper)
-        vector: Vector = np.exp(low + np.asarray(unit) * (high - low))
-        return vector
-
-
-def _package() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says so when it finds nothing to plot with
-        try:
-            import cma
-        except ImportError as error:
-            raise MissingDependencyError(
-                "CMA-ES needs the cma package: pip install 'ggufrope[search]'"
-            ) from error
-    return cma
-
-
-# How a space is searched: generations of vectors asked for and told what they came to.
-#
-# An optimizer is a function of its seed and of the losses it is told, so a search that was
-# interrupted is resumed by telling it again what it was told before.
-
-OptimizerName: TypeAlias = Literal["evolution", "cma"]
-
-
 class Optimizer(Protocol):
-    """The seam between how and what is searched. Smaller losses are better."""
+    """How a space is searched. Smaller losses are better."""
 
     @property
     def planned(self) -> int:
@@ -119,21 +36,21 @@ class Optimizer(Protocol):
         ...
 
     def ask(self) -> tuple[Vector, ...]:
-        """The next generation; empty when there is no more to try."""
+        """Return the next generation; empty when there is no more to try."""
         ...
 
-    def bar(self, losses: Sequence[float]) -> float:
-        """The loss above which it does not matter what a candidate came to, given those of its
-        generation known so far."""
+    def cutoff(self, losses: Sequence[float]) -> float:
+        """Return the loss above which it does not matter how bad a candidate is, given the losses
+        of its generation known so far."""
         ...
 
     def tell(self, vectors: Sequence[Vector], losses: Sequence[float]) -> None:
-        """What a generation came to."""
+        """Take the losses of a generation."""
         ...
 
 
 def make_optimizer(name: OptimizerName, space: Space, *, evaluations: int, seed: int) -> Optimizer:
-    """The optimizer called `name` with about that many evaluations.
+    """Return the optimizer called `name` with about that many evaluations.
 
     Raises RequestError where there is none, MissingDependencyError where its package is not
     installed.
@@ -159,7 +76,7 @@ class EvolutionSettings:
 
 
 def evolution_within(evaluations: int) -> EvolutionSettings:
-    """The paper's settings where they fit, else the same proportions in as many iterations."""
+    """Return the paper's settings where they fit, else smaller ones in the same proportions."""
     if evaluations < 8:
         raise RequestError(f"{evaluations} candidates are too few to search with: 8 or more")
     full = EvolutionSettings()
@@ -206,7 +123,7 @@ class Evolution:
         mutated = [self._mutated(self._parents[index][1]) for index in chosen]
         return (*mutated, *(self._crossed() for _ in range(self._settings.crossovers)))
 
-    def bar(self, losses: Sequence[float]) -> float:
+    def cutoff(self, losses: Sequence[float]) -> float:
         best = sorted([*losses, *(loss for loss, _ in self._parents)])
         return best[self._settings.parents - 1] if len(best) >= self._settings.parents else math.inf
 
@@ -246,3 +163,89 @@ class Evolution:
         known = vector.tobytes() in self._seen
         self._seen.add(vector.tobytes())
         return not known
+
+
+class CmaEs:
+    """The seeds first, then CMA-ES from the best of them, in the logarithms of the coordinates.
+
+    Last comes the mean it has arrived at, which owes less to luck on a few samples than the best
+    single vector. What leaves the space is repaired, and the repaired vector is what the strategy
+    learns from. Only the better half of a generation shapes the next one, so the rest may stay
+    unranked.
+    """
+
+    def __init__(self, space: Space, *, evaluations: int, rng: np.random.Generator) -> None:
+        if evaluations < 8:
+            raise RequestError(f"{evaluations} candidates are too few to search with: 8 or more")
+        self.planned = evaluations
+        self._space = space
+        self._rng = rng
+        self._left = evaluations
+        self._strategy: Any = None
+
+    def ask(self) -> tuple[Vector, ...]:
+        if self._strategy is None:
+            return self._space.seeds()[: self._left]
+        if self._left == 0:
+            return ()
+        asked = [self._strategy.mean]
+        if self._left > self._strategy.popsize and not self._strategy.stop():
+            asked = self._strategy.ask()
+        return tuple(self._space.repair(self._from_unit(unit)) for unit in asked)
+
+    def cutoff(self, losses: Sequence[float]) -> float:
+        if self._strategy is None:
+            return math.inf
+        kept = self._strategy.popsize // 2
+        return sorted(losses)[kept - 1] if len(losses) >= kept else math.inf
+
+    def tell(self, vectors: Sequence[Vector], losses: Sequence[float]) -> None:
+        self._left -= len(vectors)
+        if self._strategy is None:
+            self._strategy = self._start(vectors[int(np.argmin(losses))])
+        elif len(vectors) == self._strategy.popsize:
+            self._strategy.tell([self._to_unit(vector) for vector in vectors], list(losses))
+        else:  # the mean
+            self._left = 0
+
+    def _start(self, vector: Vector) -> Any:
+        return _package().CMAEvolutionStrategy(
+            self._to_unit(vector),
+            _REACH / math.sqrt(len(vector)),
+            {
+                "CMA_active": False,
+                "randn": lambda *shape: self._rng.standard_normal(shape),
+                "seed": math.nan,  # leaves numpy's global generator alone
+                "verbose": -9,
+                "verb_log": 0,
+            },
+        )
+
+    def _to_unit(self, vector: Vector) -> Vector:
+        """Coordinates between 0 and 1, so that one step size suits all."""
+        low, high = np.log(self._space.lower), np.log(self._space.upper)
+        unit: Vector = (np.log(vector) - low) / np.where(high > low, high - low, 1.0)
+        return unit
+
+    def _from_unit(self, unit: Vector) -> Vector:
+        low, high = np.log(self._space.lower), np.log(self._space.upper)
+        vector: Vector = np.exp(low + np.asarray(unit) * (high - low))
+        return vector
+
+
+def require_optimizer(name: OptimizerName) -> None:
+    """Raise MissingDependencyError where the package of an optimizer is not installed."""
+    if name == "cma":
+        _package()
+
+
+def _package() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says so when it finds nothing to plot with
+        try:
+            import cma
+        except ImportError as error:
+            raise MissingDependencyError(
+                "CMA-ES needs the cma package: pip install 'ggufrope[search]'"
+            ) from error
+    return cma

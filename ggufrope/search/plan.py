@@ -1,10 +1,10 @@
-"""What a search is asked for, and the fitness of each of its stages."""
+"""A search as values: the plan of it, and the stages that it goes through."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from ggufrope.errors import RequestError
 from ggufrope.evals.needle_prompts import NeedlePlan
@@ -12,10 +12,12 @@ from ggufrope.evals.perplexity import PerplexityPlan
 from ggufrope.evals.texts import Text, reference_text
 from ggufrope.search.evaluate import Fitness, FitnessName, NeedleFitness, PerplexityFitness
 from ggufrope.search.optimizers import OptimizerName
-from ggufrope.search.spaces import Attention, Rotation, SpaceName
+from ggufrope.search.spaces import Attention, SpaceName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ggufrope.patching.rotation import Rotation
 
 _HELD_OUT = 1_000_003
 """Added to the seed: the holdout's haystacks and needles are none of the search's."""
@@ -35,8 +37,8 @@ class SearchPlan:
     (None: the target); the best `finalists` of them, and YaRN, are judged on
     `samples` samples at the target. `budget_seconds` ends the screening early enough for the rest.
     The winner is measured against YaRN on `holdout_samples` others. A sample is a haystack with
-    needles at `depths` percent, or a chunk of `text` (None: Python's help topics). With
-    `keep_short_context` the model keeps factors of its own up to its original context, which are
+    needles at `depths` percent, or a chunk of `text` (None: Python's help topics). Unless
+    `shared_factors`, the model keeps separate short factors up to its original context, which are
     searched for where the attention factor would harm it there.
 
     Raises RequestError where the numbers make no sense.
@@ -58,7 +60,7 @@ class SearchPlan:
     seed: int = 0
     budget_seconds: float | None = None
     text: Text | None = None
-    keep_short_context: bool = True
+    shared_factors: bool = False
 
     def __post_init__(self) -> None:
         problems = tuple(self._problems())
@@ -89,57 +91,77 @@ class SearchPlan:
         if budget is not None and not (math.isfinite(budget) and budget > 0):
             yield f"the budget of {budget:g} seconds must be a finite number above 0"
 
-    def screening(self) -> Fitness:
-        """Cheap: short, few samples."""
-        length = self.screening_context or self.target_context
-        return self._fitness((length,), self.screening_samples)
 
-    def finals(self) -> Fitness:
-        """At the full target."""
-        return self._fitness((self.target_context,), self.samples)
-
-    def short(self, rotation: Rotation) -> Fitness:
-        """Within the original context, for the short factors."""
-        return self._fitness(_short_lengths(rotation), self.samples)
-
-    def holdout(self) -> tuple[Fitness, ...]:
-        """At the target, on samples no candidate was judged by."""
-        return self._held_out((self.target_context,))
-
-    def gate(self, rotation: Rotation) -> tuple[Fitness, ...]:
-        """Within the original context, on samples no candidate was judged by."""
-        return self._held_out(_short_lengths(rotation))
-
-    def _fitness(self, lengths: tuple[int, ...], samples: int) -> Fitness:
-        if self.fitness == "perplexity":
-            return self._perplexity(lengths[-1], samples, held_out=False)
-        return self._needle(lengths, samples, self.seed)
-
-    def _held_out(self, lengths: tuple[int, ...]) -> tuple[Fitness, ...]:
-        samples, seed = self.holdout_samples, self.seed + _HELD_OUT
-        needle = self._needle(lengths, samples, seed)
-        if self.fitness == "needle" and self.text is None:
-            return (needle,)
-        return (needle, self._perplexity(lengths[-1], samples, held_out=True))
-
-    def _needle(self, lengths: tuple[int, ...], samples: int, seed: int) -> NeedleFitness:
-        return NeedleFitness(
-            NeedlePlan(
-                lengths=lengths, depths=self.depths, samples=samples, seed=seed, distractors=0
-            )
-        )
-
-    def _perplexity(self, length: int, samples: int, *, held_out: bool) -> PerplexityFitness:
-        """Chunks of the first half of the text for the search, of the second for the holdout."""
-        text = self.text or reference_text()
-        middle = len(text.content) // 2
-        half = text.content[middle:] if held_out else text.content[:middle]
-        part = Text(
-            source=f"{'second' if held_out else 'first'} half of {text.source}", content=half
-        )
-        return PerplexityFitness(PerplexityPlan(n_ctx=length, text=part, chunks=samples))
+StageName: TypeAlias = Literal["screening", "final", "short-factors", "holdout", "short-context"]
 
 
-def _short_lengths(rotation: Rotation) -> tuple[int, ...]:
-    original = rotation.original_context
-    return (original // 2, original)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of a search in which candidates are judged by one fitness."""
+
+    name: StageName
+    fitness: Fitness
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """The five stages of a search.
+
+    `screening` is cheap: short, on few samples. `final` is at the target; `short_factors` within
+    the original context. The samples of `holdout`, at the target, and of `short_context`, within
+    the original one, are seen in no other stage; these two have one entry per fitness.
+    """
+
+    screening: Stage
+    final: Stage
+    short_factors: Stage
+    holdout: tuple[Stage, ...]
+    short_context: tuple[Stage, ...]
+
+
+def stages_of(plan: SearchPlan, rotation: Rotation) -> Stages:
+    """Return the stages of a search on the model of `rotation`."""
+    target = (plan.target_context,)
+    short = (rotation.original_context // 2, rotation.original_context)
+    screening = (plan.screening_context or plan.target_context,)
+    return Stages(
+        screening=Stage(
+            name="screening", fitness=_fitness(plan, screening, plan.screening_samples)
+        ),
+        final=Stage(name="final", fitness=_fitness(plan, target, plan.samples)),
+        short_factors=Stage(name="short-factors", fitness=_fitness(plan, short, plan.samples)),
+        holdout=_held_out(plan, "holdout", target),
+        short_context=_held_out(plan, "short-context", short),
+    )
+
+
+def _fitness(plan: SearchPlan, lengths: tuple[int, ...], samples: int) -> Fitness:
+    if plan.fitness == "perplexity":
+        return _perplexity(plan, lengths[-1], samples, held_out=False)
+    return _needle(plan, lengths, samples, plan.seed)
+
+
+def _held_out(plan: SearchPlan, name: StageName, lengths: tuple[int, ...]) -> tuple[Stage, ...]:
+    samples, seed = plan.holdout_samples, plan.seed + _HELD_OUT
+    needle = Stage(name=name, fitness=_needle(plan, lengths, samples, seed))
+    if plan.fitness == "needle" and plan.text is None:
+        return (needle,)
+    perplexity = _perplexity(plan, lengths[-1], samples, held_out=True)
+    return (needle, Stage(name=name, fitness=perplexity))
+
+
+def _needle(plan: SearchPlan, lengths: tuple[int, ...], samples: int, seed: int) -> NeedleFitness:
+    return NeedleFitness(
+        NeedlePlan(lengths=lengths, depths=plan.depths, samples=samples, seed=seed, distractors=0)
+    )
+
+
+def _perplexity(
+    plan: SearchPlan, length: int, samples: int, *, held_out: bool
+) -> PerplexityFitness:
+    """Chunks of the first half of the text for the search, of the second for the holdout."""
+    text = plan.text or reference_text()
+    middle = len(text.content) // 2
+    half = text.content[middle:] if held_out else text.content[:middle]
+    part = Text(source=f"{'second' if held_out else 'first'} half of {text.source}", content=half)
+    return PerplexityFitness(PerplexityPlan(n_ctx=length, text=part, chunks=samples))

@@ -1,4 +1,4 @@
-"""Every candidate as it was judged, appended as it is: what a search resumes from.
+"""The candidates of a search on disk, each appended as soon as it is judged.
 
 A file of JSON lines, the first of which says which search it is. A candidate found there is not
 evaluated again, so a search that was interrupted goes through its finished part at once and ends
@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
 
 from ggufrope._files import storage
+from ggufrope._plain import decode, encode
 from ggufrope.container.filesystem import lock
 from ggufrope.errors import RequestError, StorageError
-from ggufrope.rope import scaling
 from ggufrope.rope.scaling import RopeScaling
-from ggufrope.search.evaluate import CellLoss, Evaluation
+from ggufrope.search.evaluate import Evaluation
+from ggufrope.search.plan import StageName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import TracebackType
 
     from typing_extensions import Self
 
-
-Stage: TypeAlias = Literal["final", "screening", "holdout", "short", "gate"]
-
-SCHEMA = 1
+SCHEMA = 2
+_SCHEMES = {kind.__name__: kind for kind in get_args(RopeScaling)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +35,7 @@ class Candidate:
     """A candidate judged in a stage, by one fitness of it; `number` counts from 1 over all."""
 
     number: int
-    stage: Stage
+    stage: StageName
     fitness: str
     scheme: RopeScaling
     evaluation: Evaluation
@@ -55,7 +53,7 @@ class Record:
     """The candidates of one search, on disk."""
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        """Begin a record, or take up the one that is there.
+        """Begin a record, or read the one that is there.
 
         `identity` is all that the losses depend on, as JSON has it. Raises RequestError where the
         record is of another search, StorageError where it cannot be read or written, or another
@@ -68,7 +66,7 @@ class Record:
             self._file = path.open("r+b", buffering=0)
         try:
             lock(self._file, path)
-            self._take_up(identity)
+            self._read(identity)
         except BaseException:
             self._file.close()
             raise
@@ -76,12 +74,7 @@ class Record:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     @property
@@ -94,17 +87,17 @@ class Record:
         """What all of them took."""
         return sum(candidate.seconds for candidate in self._candidates)
 
-    def find(self, stage: Stage, fitness: str, scheme: RopeScaling) -> Candidate | None:
-        """The candidate of a scheme in a stage, or None."""
+    def find(self, stage: StageName, fitness: str, scheme: RopeScaling) -> Candidate | None:
+        """Return the candidate of a scheme in a stage, or None."""
         for candidate in self._candidates:
             if (candidate.stage, candidate.fitness, candidate.scheme) == (stage, fitness, scheme):
                 return candidate
         return None
 
     def append(
-        self, stage: Stage, fitness: str, scheme: RopeScaling, evaluation: Evaluation
+        self, stage: StageName, fitness: str, scheme: RopeScaling, evaluation: Evaluation
     ) -> Candidate:
-        """Keep a candidate, on disk before this returns."""
+        """Keep a candidate; it is on disk before this returns."""
         candidate = Candidate(
             number=len(self._candidates) + 1,
             stage=stage,
@@ -116,7 +109,7 @@ class Record:
         self._candidates.append(candidate)
         return candidate
 
-    def _take_up(self, identity: dict[str, Any]) -> None:
+    def _read(self, identity: dict[str, Any]) -> None:
         mine = json.loads(json.dumps({"schema": SCHEMA, "search": identity}))
         lines = list(self._whole_lines())
         if not lines:
@@ -129,7 +122,7 @@ class Record:
             )
         try:
             self._candidates.extend(_decode(line) for line in lines[1:])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, RequestError) as error:
             raise StorageError(f"{self._path}: not a record of a search ({error!r})") from None
 
     def _whole_lines(self) -> Iterator[Any]:
@@ -140,9 +133,13 @@ class Record:
             self._file.seek(whole)
         for number, line in enumerate(content[:whole].splitlines(), start=1):
             try:
-                yield json.loads(line)
+                yield json.loads(line, parse_constant=_refuse_constant)
             except ValueError:
                 raise StorageError(f"{self._path}: line {number} is not JSON") from None
+            except RecursionError:
+                raise StorageError(
+                    f"{self._path}: line {number} is not usable: its JSON is nested too deeply"
+                ) from None
 
     def _write(self, plain: dict[str, Any]) -> None:
         with storage("write", self._path):
@@ -153,43 +150,43 @@ class Record:
 
 
 def encode_scheme(scheme: RopeScaling) -> dict[str, Any]:
-    """A scheme as JSON has it: its class and its fields."""
-    return {"scheme": type(scheme).__name__, **asdict(scheme)}
+    """Return a scheme as JSON has it: its class and its fields."""
+    return {"scheme": type(scheme).__name__, **encode(scheme)}
 
 
 def decode_scheme(plain: dict[str, Any]) -> RopeScaling:
-    """The scheme `encode_scheme` was given."""
-    kind = getattr(scaling, plain["scheme"])
-    values = {field.name: plain[field.name] for field in fields(kind)}
-    scheme: RopeScaling = kind(
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    )
+    """Return the scheme that `encode_scheme` made this of. Raises RequestError, KeyError."""
+    values = dict(plain)
+    scheme: RopeScaling = decode(_SCHEMES[values.pop("scheme")], values)
     return scheme
 
 
 def _encode(candidate: Candidate) -> dict[str, Any]:
-    plain = asdict(candidate)
+    plain: dict[str, Any] = encode(candidate)
     plain["scheme"] = encode_scheme(candidate.scheme)
     return plain
 
 
 def _decode(plain: dict[str, Any]) -> Candidate:
-    evaluation = dict(plain["evaluation"])
-    evaluation["cells"] = tuple(CellLoss(**cell) for cell in evaluation["cells"])
     return Candidate(
         number=plain["number"],
         stage=plain["stage"],
         fitness=plain["fitness"],
         scheme=decode_scheme(plain["scheme"]),
-        evaluation=Evaluation(**evaluation),
+        evaluation=decode(Evaluation, plain["evaluation"]),
     )
 
 
-def _difference(found: Any, mine: Any) -> str:
-    """Which of the two identities' entries differ."""
-    theirs = found.get("search") if isinstance(found, dict) else None
+def _refuse_constant(word: str) -> None:
+    """NaN and Infinity are Python's, not JSON's."""
+    raise ValueError(word)
+
+
+def _difference(stored: Any, ours: Any) -> str:
+    """Which entries of the two identities differ."""
+    theirs = stored.get("search") if isinstance(stored, dict) else None
     if not isinstance(theirs, dict):
         return "its first line is of another kind"
-    ours = mine["search"]
-    names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+    wanted = ours["search"]
+    names = [name for name in {**wanted, **theirs} if theirs.get(name) != wanted.get(name)]
     return ", ".join(f"{name} was {theirs.get(name)!s:.60}" for name in names) or "another schema"

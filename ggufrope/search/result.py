@@ -1,31 +1,38 @@
-"""What a search came to, as a report shows it."""
+"""The result of a search, as a report shows it, and the command to go on with.
+
+The command is the one for YaRN unless the searched scheme beats it on the holdout: a scheme that
+was lucky on the search's own samples is not handed over.
+"""
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ggufrope.patching.command import patch_command
+from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.overrides import command_flags, context_overrides
 from ggufrope.rope.scaling import RopeScaling, Yarn
-from ggufrope.search.engine import WINNER, YARN, Found
-from ggufrope.search.holdout import Comparison, Standing
+from ggufrope.search.engine import WINNER, YARN, Outcome
+from ggufrope.search.holdout import Comparison, SchemeScore
 from ggufrope.search.record import Candidate, encode_scheme
-from ggufrope.search.spaces import Rotation, baselines
+from ggufrope.search.spaces import baselines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from ggufrope.patching.inspection import StoredModel
+    from ggufrope.patching.request import ScalingName
+    from ggufrope.patching.rotation import Rotation
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """What a scheme divides each pair's own frequency by, `[n_rot/2]`, and its magnitude."""
+    """What a scheme divides each pair's own frequency by, `[n_rot/2]`, and its attention factor."""
 
     name: str
     factors: tuple[float, ...]
@@ -46,13 +53,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """The winner, how it stands, and how to use it.
+    """The winner, how good it is, and how to go on.
 
     `search` is all that its losses depend on: the plan, the file, the runtime's settings.
-    `won` is whether it beats YaRN on the holdout beyond chance; `conclusion` says so in a
-    sentence. `patch_command` writes it into a copy of the file; `flags` are run-time flags that
-    say the same, where any do. `overhead_share` is the time spent setting candidates up over that
-    spent evaluating them; `live` whether that needed no loading.
+    `won` is whether the winner beats YaRN on the holdout beyond chance; `conclusion` says so in a
+    sentence. `patch_command` writes the scheme to use into a copy of the file, the winner where it
+    won and YaRN otherwise; `flags` are run-time flags that say the same, where any do.
+    `searched_command` writes the winner, whether it won or not. `overhead_share` is the time spent
+    setting candidates up over that spent evaluating them; `updates_in_place` whether that needed no
+    loading. `budget_exhausted` is whether the budget ended the screening.
     """
 
     schema: int
@@ -63,113 +72,139 @@ class SearchResult:
     curves: tuple[Curve, ...]
     short: Curve | None
     holdout: tuple[Comparison, ...]
-    gate: tuple[Comparison, ...]
-    gate_passed: bool
+    short_context: tuple[Comparison, ...]
+    short_context_passed: bool
     won: bool
     conclusion: str
     patch_command: str
+    searched_command: str
     flags: tuple[str, ...]
     history: tuple[Step, ...]
     seconds: float
     overhead_share: float
-    live: bool
-    spent: bool
+    updates_in_place: bool
+    budget_exhausted: bool
 
 
 def result_of(
     model: StoredModel,
     search: dict[str, object],
     rotation: Rotation,
-    found: Found,
+    outcome: Outcome,
     candidates: Sequence[Candidate],
     *,
     factors_path: Path,
-    live: bool,
+    updates_in_place: bool,
 ) -> SearchResult:
-    """Put together what `found` and the candidates on the way say."""
+    """Put together what the outcome and the candidates on the way say."""
     known = {name: scheme for name, scheme in baselines(rotation).items() if name != "unscaled"}
     evaluating = sum(each.evaluation.seconds for each in candidates)
     setting_up = sum(each.evaluation.overhead_seconds for each in candidates)
+    won = outcome.holdout[0].difference.verdict == "better"
+    searched = searched_request(model, rotation, outcome, factors_path)
+    output = model.path.with_name(f"{model.path.stem}-{rotation.target_context}.gguf")
     return SearchResult(
         schema=SCHEMA,
         file=model.path.name,
         search=search,
         rotation=rotation,
-        winner=encode_scheme(found.winner),
+        winner=encode_scheme(outcome.winner),
         curves=tuple(
             _curve(name, scheme, rotation)
-            for name, scheme in {WINNER: found.winner, **known}.items()
+            for name, scheme in {WINNER: outcome.winner, **known}.items()
         ),
-        short=None if found.short is None else _curve("short factors", found.short, rotation),
-        holdout=found.holdout,
-        gate=found.gate,
-        gate_passed=all(each.difference.verdict != "worse" for each in found.gate),
-        won=found.holdout[0].difference.verdict == "better",
-        conclusion=conclusion(found.holdout[0]),
-        patch_command=patch_command(model, rotation, found, factors_path),
-        flags=_flags(model, found.winner),
+        short=None if outcome.short is None else _curve("short factors", outcome.short, rotation),
+        holdout=outcome.holdout,
+        short_context=outcome.short_context,
+        short_context_passed=all(
+            each.difference.verdict != "worse" for each in outcome.short_context
+        ),
+        won=won,
+        conclusion=conclusion(outcome),
+        patch_command=patch_command(
+            searched if won else yarn_request(model, rotation), model.path, output
+        ),
+        searched_command=patch_command(searched, model.path, output),
+        flags=_flags(model, outcome.winner if won else known[YARN]),
         history=tuple(_step(candidate) for candidate in candidates),
         seconds=evaluating + setting_up,
         overhead_share=setting_up / evaluating if evaluating else 0.0,
-        live=live,
-        spent=found.spent,
+        updates_in_place=updates_in_place,
+        budget_exhausted=outcome.budget_exhausted,
     )
 
 
-def conclusion(comparison: Comparison) -> str:
-    """Whether the winner beats YaRN on samples the search never saw, in a sentence."""
-    standings = {standing.name: standing for standing in comparison.standings}
+def conclusion(outcome: Outcome) -> str:
+    """Return whether the winner beats YaRN on samples the search never saw, in a sentence."""
+    comparison = outcome.holdout[0]
+    scores = {score.name: score for score in comparison.scores}
     difference = comparison.difference
-    said = {
+    verdict = {
         "better": "The search wins",
         "worse": "The search does not win: YaRN is better",
         "undecided": "The search does not win: no difference from YaRN beyond chance",
     }[difference.verdict]
     return (
-        f"{said}. On {difference.samples} samples it never saw: "
-        f"{_standing(standings[WINNER])}, YaRN {_standing(standings[YARN])}; loss difference "
+        f"{verdict}. On {difference.samples} samples it never saw: "
+        f"{_score(scores[WINNER])}, YaRN {_score(scores[YARN])}; loss difference "
         f"{difference.value:+.3f} nat per token (95 %: {difference.low:+.3f} to "
         f"{difference.high:+.3f})."
     )
 
 
-def patch_command(model: StoredModel, rotation: Rotation, found: Found, factors_path: Path) -> str:
-    """The command that writes the winner into a copy of the file."""
-    output = model.path.with_name(f"{model.path.stem}-{rotation.target_context}.gguf")
-    words = ["ggufrope", "patch", str(model.path), "-o", str(output)]
-    arch = architecture(model.metadata.architecture)
-    if arch.loads_factors:
-        scheme = "factors" if found.short is None else "longrope"
-        words += ["--scaling", scheme, "--long-factors", str(factors_path)]
-    else:
-        words += ["--scaling", "yarn"]
-    words += ["--target-ctx", str(rotation.target_context)]
-    if rotation.original_context != (
-        model.metadata.original_context or model.metadata.context_length
-    ):
-        words += ["--orig-ctx", str(rotation.original_context)]
-    words += ["--attn-factor", f"{rotation.magnitude(found.winner):.9g}"]
-    return shlex.join(words)
+def yarn_request(model: StoredModel, rotation: Rotation) -> ScalingRequest:
+    """Return the request that writes YaRN to the target of the search."""
+    return ScalingRequest(
+        scaling="yarn",
+        target_context=rotation.target_context,
+        original_context=_original_context(model, rotation),
+    )
 
 
-def _flags(model: StoredModel, winner: RopeScaling) -> tuple[str, ...]:
-    if not isinstance(winner, Yarn):
+def searched_request(
+    model: StoredModel, rotation: Rotation, outcome: Outcome, factors_path: Path
+) -> ScalingRequest:
+    """Return the request that writes the winner, with its factors from `factors_path`.
+
+    Where the architecture loads no factors it is YaRN with the winner's attention factor.
+    """
+    loads = architecture(model.metadata.architecture).loads_factors
+    scheme: ScalingName = "yarn"
+    if loads:
+        scheme = "factors" if outcome.short is None else "longrope"
+    return ScalingRequest(
+        scaling=scheme,
+        long_factors=str(factors_path) if loads else None,
+        target_context=rotation.target_context,
+        original_context=_original_context(model, rotation),
+        attn_factor=rotation.magnitude(outcome.winner),
+    )
+
+
+def _original_context(model: StoredModel, rotation: Rotation) -> int | None:
+    """The original context, None where it is what the file declares."""
+    declared = model.metadata.original_context or model.metadata.context_length
+    return None if rotation.original_context == declared else rotation.original_context
+
+
+def _flags(model: StoredModel, scheme: RopeScaling) -> tuple[str, ...]:
+    if not isinstance(scheme, Yarn):
         return ()
-    return command_flags(context_overrides(winner, model.metadata)[0])
+    return command_flags(context_overrides(scheme, model.metadata)[0])
 
 
-def _standing(standing: Standing) -> str:
-    if standing.recall is not None and standing.recall.value is not None:
-        recall = standing.recall
+def _score(score: SchemeScore) -> str:
+    if score.recall is not None and score.recall.value is not None:
+        recall = score.recall
         low, high = recall.low or 0.0, recall.high or 0.0
         return f"recall {recall.value:.1%} ({low:.1%} to {high:.1%})"
-    return f"loss {standing.loss.value:.3f}"
+    return f"loss {score.loss.value:.3f}"
 
 
 def _curve(name: str, scheme: RopeScaling, rotation: Rotation) -> Curve:
     return Curve(
         name=name,
-        factors=tuple(rotation.relative_factors(scheme).tolist()),
+        factors=rotation.relative_factors(scheme),
         magnitude=rotation.magnitude(scheme),
     )
 

@@ -8,52 +8,58 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufrope._files import storage, write_whole
+from ggufrope._files import storage, working_folder, write_whole
+from ggufrope.backends import Backend, LlamaBackend, open_rotator
+from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
+from ggufrope.patching.inspection import StoredModel, read_model
+from ggufrope.patching.rotation import Rotation, rotation_of
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.factors import FactorSet, format_factors
 from ggufrope.rope.scaling import RopeScaling
-from ggufrope.search.bench import Runtime, open_bench
-from ggufrope.search.engine import Judge, Watch, search
+from ggufrope.search.engine import Evaluator, Watch, search
+from ggufrope.search.optimizers import require_optimizer
 from ggufrope.search.record import Record
 from ggufrope.search.result import SearchResult, result_of
-from ggufrope.search.spaces import Rotation, rotation_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import os
 
-    from ggufrope.patching.inspection import StoredModel
     from ggufrope.search.plan import SearchPlan
 
 RECORD, FACTORS, RESULT = "search.jsonl", "factors.json", "result.json"
+F16 = KvTypes(k="f16", v="f16")
 
 _PAGES, _PAGE = 256, 4096
 
 
 def run_search(
-    model: StoredModel,
+    model: StoredModel | str | os.PathLike[str],
     plan: SearchPlan,
-    runtime: Runtime[Any],
+    backend: Backend[Any] | None = None,
     *,
     folder: Path,
+    kv: KvTypes = F16,
     working: Path | None = None,
-    settings: Mapping[str, str] | None = None,
     watch: Watch | None = None,
 ) -> SearchResult:
-    """Carry out `plan` on `model`, keeping everything in `folder`; the same call resumes.
+    """Carry out `plan` on a model file, keeping everything in `folder`; the same call resumes.
 
-    `working` is where working files go, the system's temporary folder where None. `settings` are
-    those of the runtime that losses depend on, such as cache types. Raises
-    RequestError where the model, the plan or an older record in `folder` do not fit together,
-    StorageError where a folder cannot be used, BackendError where the runtime fails; what was
-    finished by then is kept, and `folder` has the best factors so far.
+    `backend` is what evaluates it, llama.cpp with its default settings where None, and `kv` the
+    types of its caches. `working` is where working files go, the system's temporary folder where
+    None. `watch` is called with each candidate. Raises RequestError where the model, the plan or an
+    older record in `folder` do not fit together, MissingDependencyError where a needed package is
+    not installed, StorageError where a folder cannot be used, BackendError where the runtime fails;
+    what was finished by then is kept, and `folder` has the best factors so far.
     """
+    backend = LlamaBackend() if backend is None else backend
+    if not isinstance(model, StoredModel):
+        model = read_model(Path(model))
     arch = architecture(model.metadata.architecture)
     if not arch.loads_factors and plan.space != "yarn":
         raise RequestError(
@@ -65,35 +71,36 @@ def run_search(
         target_context=plan.target_context,
         original_context=plan.original_context,
     )
+    require_optimizer(plan.optimizer)
+    backend.require()
     with storage("create", folder):
         folder.mkdir(parents=True, exist_ok=True)
-
-    search_identity = identity(model, plan, settings or {})
+    search_identity = identity(model, plan, kv)
 
     def keep(best: RopeScaling, short: RopeScaling | None = None) -> None:
         write_factors(folder / FACTORS, rotation, best, short)
 
     with (
         Record(folder / RECORD, search_identity) as record,
-        _working_folder(working) as temporary,
-        closing(open_bench(model, rotation, runtime, temporary)) as bench,
+        working_folder(working) as temporary,
+        closing(open_rotator(model, rotation, backend, temporary, kv=kv)) as rotator,
     ):
-        found = search(
+        outcome = search(
             plan,
             rotation,
-            Judge(bench, record, watch),
-            keep_short_context=plan.keep_short_context and arch.has_long_short_factors,
+            Evaluator(rotator, record, watch),
+            short_factors=arch.has_long_short_factors and not plan.shared_factors,
             keep=keep,
         )
-        keep(found.winner, found.short)
+        keep(outcome.winner, outcome.short)
         result = result_of(
             model,
             search_identity,
             rotation,
-            found,
+            outcome,
             record.candidates,
             factors_path=folder / FACTORS,
-            live=bench.live,
+            updates_in_place=rotator.updates_in_place,
         )
     write_whole(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
     return result
@@ -102,21 +109,22 @@ def run_search(
 def write_factors(
     path: Path, rotation: Rotation, long: RopeScaling, short: RopeScaling | None
 ) -> None:
-    """Write the factor tensors of a scheme, as `patch --long-factors` reads them."""
+    """Write the factor tensors of a scheme, as a request reads `long_factors`."""
     factors = FactorSet(long=rotation.absolute_factors(long))
     if short is not None:
         factors = replace(factors, short=rotation.absolute_factors(short))
     write_whole(path, format_factors(factors, form="json").decode())
 
 
-def identity(model: StoredModel, plan: SearchPlan, settings: Mapping[str, str]) -> dict[str, Any]:
-    """What the losses of a search depend on. The budget is not of it: more can be given later."""
+def identity(model: StoredModel, plan: SearchPlan, kv: KvTypes) -> dict[str, Any]:
+    """Return what the losses of a search depend on. The budget is not of it: more can be given
+    later."""
     options = asdict(plan)
     del options["budget_seconds"]
     options["text"] = None if plan.text is None else plan.text.sha256
     return {
         **options,
-        "settings": dict(settings),
+        "settings": {"type_k": kv.k, "type_v": kv.v},
         "file_size": model.files.file_size,
         "fingerprint": _fingerprint(model),
     }
@@ -124,7 +132,7 @@ def identity(model: StoredModel, plan: SearchPlan, settings: Mapping[str, str]) 
 
 def _fingerprint(model: StoredModel) -> str:
     """SHA-256 of every header, and of pages evenly spread over the weights: enough to tell models
-    apart, at the cost of a megabyte a file."""
+    apart, at the cost of reading one megabyte per file."""
     digest = hashlib.sha256()
     for shard in model.files.shards:
         start, size = shard.header.data_offset, shard.header.file_size
@@ -134,11 +142,3 @@ def _fingerprint(model: StoredModel) -> str:
                 stream.seek(start + (size - start) * number // _PAGES)
                 digest.update(stream.read(_PAGE))
     return digest.hexdigest()
-
-
-@contextmanager
-def _working_folder(parent: Path | None) -> Iterator[Path]:
-    with storage("make a working folder in", parent or Path(tempfile.gettempdir())):
-        folder = tempfile.TemporaryDirectory(prefix="ggufrope-search-", dir=parent)
-    with folder as name:
-        yield Path(name)

@@ -1,7 +1,8 @@
 """What is searched: the numbers an optimizer may choose, and the scheme they come to.
 
 A space is a box with a constraint. Its vectors are float64 `[n]`, every coordinate positive; the
-last one is the attention factor where that is free.
+last one is the attention factor where that is free. Its seeds are the known schemes, which are
+always candidates.
 """
 
 from __future__ import annotations
@@ -15,101 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufrope.errors import RequestError
-from ggufrope.patching.request import ScalingRequest, resolve
-from ggufrope.rope.architectures import architecture
-from ggufrope.rope.encode import bake
+from ggufrope.patching.rotation import Rotation, single
 from ggufrope.rope.frequencies import yarn_mscale
-from ggufrope.rope.keys import ROPE_FACTORS_SHORT, ROPE_FREQS
-from ggufrope.rope.llamacpp import file_base, number, rotary_dimensions
-from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import FrequencyFactors, Linear, NtkAware, RopeScaling, Unscaled, Yarn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-
-# The rotation a search starts from, and the known schemes it is measured against.
-
 Attention: TypeAlias = Literal["formula", "free", "none"]
 """The attention factor: what the space's paper prescribes, searched for as well, or left at 1."""
 
+Vector: TypeAlias = NDArray[np.float64]
+SpaceName: TypeAlias = Literal["longrope", "longrope2", "yarn"]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rotation:
-    """`n_rot` rotary dimensions turning at plain RoPE of `base`, slowed by `native` factors where
-    the model was trained with some; contexts in tokens, the original one before any scaling."""
-
-    n_rot: int
-    base: float
-    original_context: int
-    target_context: int
-    native: tuple[float, ...] | None = None
-
-    @property
-    def pairs(self) -> int:
-        return self.n_rot // 2
-
-    @property
-    def factor(self) -> float:
-        return self.target_context / self.original_context
-
-    def critical_pair(self, turns: float = 1.0) -> int:
-        """The first pair that turns fewer than `turns` times within the original context:
-        ⌈d/2 · log_base(L0 / 2π·turns)⌉ (LongRoPE2, equation 5)."""
-        length = self.original_context / (2 * math.pi * turns)
-        pair = math.ceil(self.pairs * math.log(max(length, 1.0)) / math.log(self.base))
-        return min(pair, self.pairs - 1)
-
-    def relative_factors(self, scaling: RopeScaling) -> NDArray[np.float64]:
-        """What `scaling` divides each pair's own frequency by, `[n_rot/2]`."""
-        baked = bake(scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context)
-        return np.array(baked.factors)
-
-    def absolute_factors(self, scaling: RopeScaling) -> tuple[float, ...]:
-        """The factor tensor of `scaling`: on top of the native factors, as float32 holds it."""
-        factors = self.relative_factors(scaling) * (1.0 if self.native is None else self.native)
-        return single(factors)
-
-    def magnitude(self, scaling: RopeScaling) -> float:
-        """What `scaling` multiplies rotated queries and keys by."""
-        baked = bake(scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context)
-        return baked.attention_factor
-
-
-def rotation_of(
-    metadata: RopeMetadata, *, target_context: int, original_context: int | None = None
-) -> Rotation:
-    """The rotation of the model that declares `metadata`.
-
-    Raises RequestError where the target is not above the original context, FileError where the file
-    does not rotate or llama.cpp does not know its architecture.
-    """
-    wish = ScalingRequest(
-        scaling="yarn", target_context=target_context, original_context=original_context
-    )
-    target = resolve(wish, metadata)
-    if target.context_length <= target.original_context:
-        raise RequestError(
-            f"the target of {target_context} tokens is not above the original context of "
-            f"{target.original_context}: there is nothing to search for"
-        )
-    arch = architecture(metadata.architecture)
-    n_rot = rotary_dimensions(metadata, arch)
-    if n_rot < 4:
-        raise RequestError(
-            f"{arch.name} rotates {n_rot} dimensions: there is nothing to search for"
-        )
-    return Rotation(
-        n_rot=n_rot,
-        base=number(file_base(metadata, arch)),
-        original_context=target.original_context,
-        target_context=target.context_length,
-        native=_native(metadata),
-    )
+_LEAST_ATTENTION = 0.8
+_BETA_RATIO = 1.05
+_RAMPS = tuple((fast, slow) for slow in (1.0, 2.0, 5.0) for fast in (8.0, 16.0, 32.0))
+"""Betas of more YaRN ramps to begin with: between two good ones may lie bad ones, so that a local
+search finds only what is near a seed."""
 
 
 def baselines(rotation: Rotation) -> Mapping[str, RopeScaling]:
-    """The schemes a searched one is compared with, by name."""
+    """Return the schemes that a searched one is compared with, by name."""
     factor, original = rotation.factor, rotation.original_context
     return MappingProxyType(
         {
@@ -121,38 +49,14 @@ def baselines(rotation: Rotation) -> Mapping[str, RopeScaling]:
     )
 
 
-def single(values: NDArray[np.float64]) -> tuple[float, ...]:
-    """Values as float32 holds them, so that what is tried is what is written."""
-    return tuple(np.asarray(values, dtype=np.float32).astype(np.float64).tolist())
-
-
 def longrope_attention(rotation: Rotation) -> float:
-    """sqrt(1 + ln s / ln L0) (LongRoPE, section 3.3)."""
+    """Return sqrt(1 + ln s / ln L0) (LongRoPE, section 3.3)."""
     return math.sqrt(1 + math.log(rotation.factor) / math.log(rotation.original_context))
 
 
 def yarn_attention(rotation: Rotation) -> float:
-    """1 + 0.1 ln s (YaRN, equation 22)."""
+    """Return 1 + 0.1 ln s (YaRN, equation 22)."""
     return yarn_mscale(rotation.factor)
-
-
-def _native(metadata: RopeMetadata) -> tuple[float, ...] | None:
-    """The factors in use up to the original context, where the file has any."""
-    for name in (ROPE_FREQS, ROPE_FACTORS_SHORT):
-        tensor = metadata.tensor(name)
-        if tensor is not None and tensor.values is not None:
-            return tensor.values
-    return None
-
-
-Vector: TypeAlias = NDArray[np.float64]
-SpaceName: TypeAlias = Literal["longrope", "longrope2", "yarn"]
-
-_LEAST_ATTENTION = 0.8
-_BETA_RATIO = 1.05
-_RAMPS = tuple((fast, slow) for slow in (1.0, 2.0, 5.0) for fast in (8.0, 16.0, 32.0))
-"""Betas of more YaRN ramps to begin with: between two good ones may lie bad ones, so that a local
-search finds only what is near a seed."""
 
 
 class Space(Protocol):
@@ -165,24 +69,24 @@ class Space(Protocol):
     def upper(self) -> Vector: ...
 
     def seeds(self) -> tuple[Vector, ...]:
-        """Where to begin: the known schemes, as near as the space has them."""
+        """Return where to begin: the known schemes as near as the space has them, YaRN first."""
         ...
 
     def interval(self, vector: Vector, index: int) -> tuple[float, float]:
-        """What coordinate `index` may be while the others stay."""
+        """Return what coordinate `index` may be while the others stay."""
         ...
 
     def repair(self, vector: Vector) -> Vector:
-        """The vector itself where it is in the space, else one near it that is."""
+        """Return the vector itself where it is in the space, else one near it that is."""
         ...
 
     def scheme(self, vector: Vector) -> RopeScaling:
-        """The scaling that a vector of the space stands for."""
+        """Return the scaling that a vector of the space stands for."""
         ...
 
 
 def make_space(name: SpaceName, rotation: Rotation, attention: Attention) -> Space:
-    """The space called `name`. Raises RequestError where there is none."""
+    """Return the space called `name`. Raises RequestError where there is none."""
     if name == "longrope":
         return LongRopeSpace(rotation=rotation, attention=attention)
     if name == "longrope2":
@@ -228,7 +132,7 @@ class LongRopeSpace:
             )
             for fast, slow in _RAMPS
         )
-        schemes = (known["linear"], known["ntk"], known["yarn"], *ramps)
+        schemes = (known["yarn"], known["linear"], known["ntk"], *ramps)
         seeds = map(self._vector, schemes)
         return tuple({seed.tobytes(): seed for seed in seeds}.values())  # each once, in order
 
@@ -357,8 +261,8 @@ class YarnSpace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShortSpace:
-    """The short factors: factors around 1, non-decreasing, under the attention factor that the long
-    face has settled on, because a file holds one for both."""
+    """The short factors: factors around 1, non-decreasing. Their attention factor is that of the
+    long factors, because a file holds one for both."""
 
     rotation: Rotation
     attention_factor: float
@@ -373,7 +277,7 @@ class ShortSpace:
         return np.full(self.rotation.pairs, self.reach)
 
     def seeds(self) -> tuple[Vector, ...]:
-        return (self.repair(self.rotation.relative_factors(Unscaled())),)
+        return (self.repair(np.array(self.rotation.relative_factors(Unscaled()))),)
 
     def interval(self, vector: Vector, index: int) -> tuple[float, float]:
         return _between_neighbors(self, vector, index, first=0, end=self.rotation.pairs)

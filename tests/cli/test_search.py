@@ -21,14 +21,14 @@ def test_search_then_patch_with_what_it_found(cli: Call, llama: Path, tmp_path: 
     answer = cli("search", llama, *QUICK, "--out", out, "--json").json
     assert answer["holdout"][0]["against"] == "yarn"
     assert answer["overhead_share"] < 0.05
-    assert answer["live"] is True
+    assert answer["updates_in_place"] is True
     assert [curve["name"] for curve in answer["curves"]] == ["searched", "linear", "ntk", "yarn"]
     assert sorted(path.name for path in out.iterdir()) == [
         "factors.json",
         "result.json",
         "search.jsonl",
     ]
-    patched = cli(*answer["patch_command"].split()[1:], "--json")
+    patched = cli(*answer["searched_command"].split()[1:], "--json")
     assert patched.code == 0
     seen = cli("inspect", tmp_path / "llama-1024.gguf", "--ctx", "1024", "--json").json
     plain = cli("inspect", llama, "--json").json
@@ -46,7 +46,8 @@ def test_the_same_call_shows_the_result_again_and_another_is_refused(
     first = cli("search", llama, *QUICK, "--out", out)
     assert first.code == 0
     assert "conclusion" in first.out
-    assert "ggufrope patch" in first.out
+    assert "Keep YaRN:\n  ggufrope patch" in first.out
+    assert "The searched scheme (not recommended):\n  ggufrope patch" in first.out
     kept = (out / "search.jsonl").read_bytes()
     assert cli("search", llama, *QUICK, "--out", out).code == 0
     assert (out / "search.jsonl").read_bytes() == kept

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope import RuntimeSettings, open_subject
+from ggufrope import RuntimeSettings, open_model
 from ggufrope.errors import InsufficientMemoryError
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.plan import KvTypes
@@ -89,7 +89,7 @@ def test_fewer_layers_fit_with_a_longer_context(too_large: Path) -> None:
 
 
 def test_auto_is_all_layers_where_they_fit(model_path: Path, gpus: tuple[Device, ...]) -> None:
-    subject = open_subject(model_path, RuntimeSettings(gpu_layers="auto"))
+    subject = open_model(model_path, RuntimeSettings(gpu_layers="auto"))
     kv = KvTypes.parse("f16")
     try:
         with subject.contexts(ScalingRequest(scaling="file"), kv, largest=1024)(1024) as context:

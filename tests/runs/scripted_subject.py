@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ggufrope.backends import OpenModel, RuntimeSettings
+    from ggufrope.container.ggml import KvTypes
     from ggufrope.lm import OpenContext, Progress
     from ggufrope.patching.request import ScalingRequest
-    from ggufrope.runs.plan import KvTypes, RuntimeSettings
-    from ggufrope.runs.subject import OpenSubject
 
 Script = dict[str, str]
 
@@ -112,7 +112,7 @@ def take_up(folder: Path) -> RunStore:
     return RunStore.create(folder, plan, files, jobs)
 
 
-def work(folder: Path, open_subject: OpenSubject = open_subject, **options: Any) -> None:
+def work(folder: Path, open_subject: OpenModel = open_subject, **options: Any) -> None:
     """Carry out the run in `folder` in this process."""
     inline = {name: options.pop(name) for name in ("on_job", "progress") if name in options}
     carry_out(folder, InlineTransport(open_subject, **inline), **options)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ggufrope.backends import RuntimeSettings
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError
 from ggufrope.runs.jobs import Selection
-from ggufrope.runs.plan import RuntimeSettings
 from ggufrope.runs.store import MAX_CRASHES, RunStore
 
 if TYPE_CHECKING:

@@ -1,15 +1,16 @@
-"""A runtime over the public fake that answers the better, the nearer its factors are to hidden
+"""A backend over the public fake that answers the better, the nearer its factors are to hidden
 ones: what a search is tried on without weights."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 
+from ggufrope.backends import FakeBackend
 from ggufrope.container.reader import read_header, read_tensor
 from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FREQS
 from ggufrope.runtime.fake import FakeContext, FakeModel
@@ -52,7 +53,7 @@ def factors_in(path: Path) -> tuple[float, ...]:
 
 
 class StandInModel(FakeModel):
-    """A fake model that knows where it came from."""
+    """A fake model that knows where it came from, and what its factors were at load."""
 
     def __init__(self, path: Path, factors: tuple[float, ...] | None) -> None:
         super().__init__(n_vocab=1024)
@@ -64,11 +65,12 @@ class StandInModel(FakeModel):
         self.closed = True
 
 
-class StandInRuntime:
-    """With `live`, loaded models see changes of their file, as mapped ones do."""
+class StandInBackend(FakeBackend):
+    """With `mapped`, loaded models see changes of their file."""
 
-    def __init__(self, *, live: bool = True, hidden: tuple[float, ...] = HIDDEN) -> None:
-        self.live = live
+    def __init__(self, *, mapped: bool = True, hidden: tuple[float, ...] = HIDDEN) -> None:
+        super().__init__()
+        self.mapped = mapped
         self.hidden = hidden
         self.loads: list[tuple[Path, dict[str, int | float | bool | str]]] = []
         self.overrides: list[RopeOverrides] = []
@@ -77,14 +79,17 @@ class StandInRuntime:
         self, path: Path, kv_overrides: Mapping[str, int | float | bool | str]
     ) -> StandInModel:
         self.loads.append((path, dict(kv_overrides)))
-        return StandInModel(path, None if self.live else factors_in(path))
+        return StandInModel(path, None if self.mapped else factors_in(path))
 
-    def open_context(self, model: StandInModel, n_ctx: int, rope: RopeOverrides) -> FakeContext:
+    def open_context(
+        self, model: FakeModel, n_ctx: int, *, rope: RopeOverrides, **more: Any
+    ) -> FakeContext:
+        assert isinstance(model, StandInModel)
         assert not model.closed
         self.overrides.append(rope)
         factors = factors_in(model.path) if model.factors is None else model.factors
         model.confidence = self.confidence(factors)
-        return FakeContext(model, n_ctx=n_ctx)
+        return super().open_context(model, n_ctx, rope=rope, **more)
 
     def confidence(self, factors: tuple[float, ...]) -> float:
         """From 0.98 at the hidden factors down to almost nothing."""

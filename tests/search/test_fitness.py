@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ggufrope.backends import Rotated
 from ggufrope.errors import BackendError, RequestError
 from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan
 from ggufrope.evals.texts import Text
 from ggufrope.rope.scaling import RopeScaling, Unscaled
 from ggufrope.runtime.fake import FakeContext, FakeModel
-from ggufrope.search.bench import Subject
 from ggufrope.search.evaluate import (
     CellLoss,
     Evaluation,
@@ -30,14 +30,16 @@ NEEDLE = NeedleFitness(NeedlePlan(lengths=(300,), depths=(0, 50, 100), samples=2
 
 
 class OneModel:
-    """A bench of one fake model, whatever the scheme."""
+    """A rotator of one fake model, whatever the scheme."""
+
+    updates_in_place = True
 
     def __init__(self, model: FakeModel, failing_calls: tuple[int, ...] = ()) -> None:
         self.model = model
         self.failing_calls = failing_calls
 
-    def under(self, scaling: RopeScaling) -> Subject:
-        return Subject(
+    def rotate(self, scaling: RopeScaling) -> Rotated:
+        return Rotated(
             model=self.model,
             open_context=lambda n_ctx: FakeContext(
                 self.model, n_ctx=n_ctx, failing_calls=self.failing_calls
@@ -70,27 +72,27 @@ def judged(fitness: Given, **more: object) -> Evaluation:
 
 
 def test_loss_is_the_mean_over_cells() -> None:
-    found = judged(Given(1.0, 2.0, 6.0), bar=100.0)
+    found = judged(Given(1.0, 2.0, 6.0), cutoff=100.0)
     assert (found.loss, found.stopped, len(found.cells)) == (3.0, False, 3)
 
 
 def test_stops_when_even_perfect_cells_would_not_save_it() -> None:
     fitness = Given(1.0, 2.0, 6.0, 0.0)
-    found = judged(fitness, bar=0.7)
+    found = judged(fitness, cutoff=0.7)
     assert (fitness.asked, found.stopped) == (2, True)
-    assert found.loss == 0.75  # the least it could have become: above the bar
+    assert found.loss == 0.75  # the least it could have become: above the cutoff
 
 
 def test_stops_sooner_where_the_best_cells_so_far_are_known() -> None:
     fitness = Given(1.0, 2.0, 6.0, 0.0)
-    floors = {"0": 0.5, "1": 1.0, "2": 1.0, "3": 0.0}
-    assert judged(fitness, bar=0.7, floors=floors).stopped
+    bounds = {"0": 0.5, "1": 1.0, "2": 1.0, "3": 0.0}
+    assert judged(fitness, cutoff=0.7, lower_bounds=bounds).stopped
     assert fitness.asked == 1
 
 
-def test_a_candidate_below_the_bar_is_never_stopped() -> None:
-    floors = {"0": 1.0, "1": 1.0, "2": 1.0}
-    assert not judged(Given(1.0, 1.0, 1.0), bar=1.0, floors=floors).stopped
+def test_a_candidate_below_the_cutoff_is_never_stopped() -> None:
+    bounds = {"0": 1.0, "1": 1.0, "2": 1.0}
+    assert not judged(Given(1.0, 1.0, 1.0), cutoff=1.0, lower_bounds=bounds).stopped
 
 
 def test_needles_found_lose_little_and_needles_missed_much() -> None:

@@ -53,13 +53,13 @@ def test_verdicts() -> None:
     assert paired(cells(*low), cells(*low)).verdict == "undecided"
 
 
-def test_every_standing_has_its_recall_and_interval() -> None:
+def test_every_score_has_its_recall_and_interval() -> None:
     found = compare(
         "needle",
         {"searched": evaluation((0, 0), (0, 2)), "yarn": evaluation((3, 3), (0, 3))},
         against="yarn",
     )
-    searched, yarn = found.standings
+    searched, yarn = found.scores
     assert searched.recall is not None
     assert yarn.recall is not None
     assert (searched.recall.successes, searched.recall.n) == (3, 4)

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ggufrope.patching.inspection import read_model
-from ggufrope.search.holdout import Standing
+from ggufrope.backends import LlamaBackend, RuntimeSettings
+from ggufrope.search.holdout import SchemeScore
 from ggufrope.search.plan import SearchPlan
 from ggufrope.search.session import run_search
-from tests.search.test_bench import LlamaRuntime
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def misses(standing: Standing) -> int:
-    assert standing.recall is not None
-    return standing.recall.n - standing.recall.successes
+def misses(score: SchemeScore) -> int:
+    assert score.recall is not None
+    return score.recall.n - score.recall.successes
 
 
 def test_searched_parameters_lose_less_than_yarn(nano: Path, tmp_path: Path) -> None:
@@ -29,15 +28,16 @@ def test_searched_parameters_lose_less_than_yarn(nano: Path, tmp_path: Path) -> 
         samples=2,
         screening_samples=1,
         holdout_samples=4,
-        keep_short_context=False,
+        shared_factors=True,
     )
-    result = run_search(read_model(nano), plan, LlamaRuntime(), folder=tmp_path / "out")
-    searched, yarn = result.holdout[0].standings
+    backend = LlamaBackend(settings=RuntimeSettings(gpu_layers=0, threads=1))
+    result = run_search(nano, plan, backend, folder=tmp_path / "out")
+    searched, yarn = result.holdout[0].scores
     assert yarn.name == "yarn"
     assert misses(yarn) >= 3
     assert misses(searched) < misses(yarn)
     assert searched.loss.value is not None
     assert yarn.loss.value is not None
     assert searched.loss.value < 0.7 * yarn.loss.value
-    assert result.live
+    assert result.updates_in_place
     assert result.overhead_share < 0.05

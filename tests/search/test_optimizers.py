@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ggufrope.errors import RequestError
+from ggufrope.patching.rotation import Rotation
 from ggufrope.search.optimizers import EvolutionSettings, evolution_within, make_optimizer
-from ggufrope.search.spaces import LongRopeSpace, Rotation, Vector, contains
+from ggufrope.search.spaces import LongRopeSpace, Vector, contains
 
 ROTATION = Rotation(n_rot=16, base=10_000.0, original_context=256, target_context=2048)
 SPACE = LongRopeSpace(rotation=ROTATION, attention="free")
@@ -75,12 +76,12 @@ def test_no_bar_before_enough_are_known_then_the_last_that_matters(name: str) ->
     generation = optimizer.ask()
     if name == "cma":
         kept = len(generation) // 2
-        assert optimizer.bar([0.5] * (kept - 1)) == math.inf
-        assert optimizer.bar([0.1] * (kept - 1) + [0.7, 0.9]) == 0.7
+        assert optimizer.cutoff([0.5] * (kept - 1)) == math.inf
+        assert optimizer.cutoff([0.1] * (kept - 1) + [0.7, 0.9]) == 0.7
     else:
         parents = sorted(loss(vector) for vector in vectors)[: evolution_within(100).parents]
-        assert optimizer.bar([]) == parents[-1]
-        assert optimizer.bar([0.0]) == parents[-2]
+        assert optimizer.cutoff([]) == parents[-1]
+        assert optimizer.cutoff([0.0]) == parents[-2]
 
 
 @pytest.mark.parametrize("name", NAMES)

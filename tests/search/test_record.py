@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,20 @@ EVALUATION = Evaluation(
     seconds=1.5,
     overhead_seconds=0.01,
 )
+
+
+def _line(*, scheme: dict[str, Any] | None = None, loss: Any = 0.5) -> bytes:
+    """A candidate as a record has it."""
+    evaluation = {"cells": [], "stopped": False, "seconds": 1, "overhead_seconds": 1, "loss": loss}
+    return json.dumps(
+        {
+            "number": 1,
+            "stage": "final",
+            "fitness": "needle",
+            "scheme": scheme or {"scheme": "Unscaled"},
+            "evaluation": evaluation,
+        }
+    ).encode()
 
 
 @pytest.fixture
@@ -84,7 +99,11 @@ def test_another_search_is_refused_with_what_differs(path: Path) -> None:
         Record(path, {**IDENTITY, "seed": 2})
 
 
-@pytest.mark.parametrize("content", [b"not json\n", b"[]\n", b'{"schema":1}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [b"not json\n", b"[]\n", b'{"schema":1}\n', b'{"schema":NaN}\n', b"[" * 100_000 + b"\n"],
+    ids=["words", "list", "schema", "nan", "deep"],
+)
 def test_a_file_that_is_no_record_is_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises((StorageError, RequestError), match=r"search\.jsonl"):
@@ -92,11 +111,24 @@ def test_a_file_that_is_no_record_is_left_alone(path: Path, content: bytes) -> N
     assert path.read_bytes() == content
 
 
-def test_a_foreign_line_is_one_clear_error(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"number":1}', "not a record of a search"),
+        (b"[]", "not a record of a search"),
+        (_line(scheme={"scheme": "math"}), "not a record of a search"),
+        (_line(scheme={"scheme": "Linear", "factor": "four"}), "factor must be a number"),
+        (_line(loss="x"), "loss must be a number"),
+        (_line().replace(b"0.5", b"NaN"), "line 2 is not JSON"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+    ],
+    ids=["number", "list", "no scheme", "a wrong factor", "a wrong loss", "nan", "deep"],
+)
+def test_a_foreign_line_is_one_clear_error(path: Path, line: bytes, message: str) -> None:
     begun(path)
     with path.open("ab") as stream:
-        stream.write(b'{"number":1}\n')
-    with pytest.raises(StorageError, match="not a record of a search"):
+        stream.write(line + b"\n")
+    with pytest.raises(StorageError, match=message):
         Record(path, IDENTITY)
 
 

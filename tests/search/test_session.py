@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ggufrope.errors import BackendError, RequestError, StorageError
+from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
 from ggufrope.patching.inspection import read_model
+from ggufrope.patching.rotation import rotation_of
 from ggufrope.rope.factors import parse_factors
 from ggufrope.rope.scaling import Yarn
-from ggufrope.runtime.fake import FakeContext
+from ggufrope.runtime.fake import FakeContext, FakeModel
 from ggufrope.search.engine import SearchProgress
 from ggufrope.search.plan import SearchPlan
 from ggufrope.search.result import SearchResult
 from ggufrope.search.session import run_search
-from tests.search.standin import HIDDEN, ORIGINAL, TARGET, StandInModel, StandInRuntime, write_model
+from ggufrope.search.spaces import baselines
+from tests.search.standin import HIDDEN, ORIGINAL, TARGET, StandInBackend, write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,9 +44,9 @@ def model(tmp_path: Path) -> Path:
 
 
 def searched(
-    model: Path, folder: Path, plan: SearchPlan = PLAN, runtime: Any = None, **more: Any
+    model: Path, folder: Path, plan: SearchPlan = PLAN, backend: Any = None, **more: Any
 ) -> SearchResult:
-    return run_search(read_model(model), plan, runtime or StandInRuntime(), folder=folder, **more)
+    return run_search(read_model(model), plan, backend or StandInBackend(), folder=folder, **more)
 
 
 def comparable(result: SearchResult) -> SearchResult:
@@ -57,7 +59,7 @@ def test_finds_what_beats_yarn_and_says_so(model: Path, tmp_path: Path) -> None:
     result = searched(model, tmp_path / "out")
     assert result.won
     assert result.conclusion.startswith("The search wins. On 3 samples it never saw: recall")
-    assert result.gate_passed
+    assert result.short_context_passed
     curve = result.curves[0]
     assert curve.name == "searched"
     distances = {
@@ -76,7 +78,7 @@ def test_writes_factors_that_patch_reads_and_the_command(model: Path, tmp_path: 
     assert factors.short == (1.0,) * len(HIDDEN)
     assert result.patch_command == (
         f"ggufrope patch {model} -o {model.with_name('model-1024.gguf')} --scaling longrope "
-        f"--long-factors {out / 'factors.json'} --target-ctx 1024 --attn-factor 1"
+        f"--target-ctx 1024 --attn-factor 1 --long-factors {out / 'factors.json'}"
     )
     stored = json.loads((out / "result.json").read_text())
     assert stored["conclusion"] == result.conclusion
@@ -84,22 +86,22 @@ def test_writes_factors_that_patch_reads_and_the_command(model: Path, tmp_path: 
     assert stored["search"]["candidates"] == PLAN.candidates
 
 
-def test_a_free_attention_factor_asks_for_a_short_factors(model: Path, tmp_path: Path) -> None:
+def test_an_attention_factor_needs_short_factors(model: Path, tmp_path: Path) -> None:
     result = searched(model, tmp_path / "out", replace(PLAN, attention="formula"))
     assert result.short is not None
     assert result.short.magnitude == result.curves[0].magnitude > 1
     assert {step.stage for step in result.history} == {
-        "final", "screening", "holdout", "short", "gate",
+        "final", "screening", "holdout", "short-factors", "short-context",
     }  # fmt: skip
 
 
-def test_one_face_where_asked_for(model: Path, tmp_path: Path) -> None:
-    result = searched(model, tmp_path / "out", replace(PLAN, keep_short_context=False))
+def test_shared_factors(model: Path, tmp_path: Path) -> None:
+    result = searched(model, tmp_path / "out", replace(PLAN, shared_factors=True))
     assert result.short is None
     assert "--scaling factors" in result.patch_command
 
 
-def test_progress_tells_every_candidate_and_the_time_left(model: Path, tmp_path: Path) -> None:
+def test_progress_has_every_candidate_and_the_time_left(model: Path, tmp_path: Path) -> None:
     seen: list[SearchProgress] = []
     result = searched(model, tmp_path / "out", watch=seen.append)
     assert len(seen) == len(result.history)
@@ -110,19 +112,21 @@ def test_progress_tells_every_candidate_and_the_time_left(model: Path, tmp_path:
     assert all(each.left_seconds >= 0 for each in seen)
 
 
-def test_a_live_bench_loads_twice_to_prove_it_and_never_again(model: Path, tmp_path: Path) -> None:
-    runtime = StandInRuntime(live=True)
-    assert searched(model, tmp_path / "out", runtime=runtime).live
-    assert len(runtime.loads) == 2
+def test_a_model_that_sees_changes_is_loaded_twice_to_measure_it_and_never_again(
+    model: Path, tmp_path: Path
+) -> None:
+    backend = StandInBackend(mapped=True)
+    assert searched(model, tmp_path / "out", backend=backend).updates_in_place
+    assert len(backend.loads) == 2
 
 
 def test_where_a_loaded_model_sees_no_change_each_candidate_loads_it(
     model: Path, tmp_path: Path
 ) -> None:
-    runtime = StandInRuntime(live=False)
-    result = searched(model, tmp_path / "loaded", runtime=runtime)
-    assert not result.live
-    assert len(runtime.loads) == 2 + len(result.history)
+    backend = StandInBackend(mapped=False)
+    result = searched(model, tmp_path / "loaded", backend=backend)
+    assert not result.updates_in_place
+    assert len(backend.loads) == 2 + len(result.history)
     assert result.winner == searched(model, tmp_path / "live").winner
 
 
@@ -134,18 +138,18 @@ def test_the_model_is_untouched_and_working_files_are_gone(model: Path, tmp_path
     assert list(working.iterdir()) == []
 
 
-class Interrupted(StandInRuntime):
+class Interrupted(StandInBackend):
     """Ctrl-C in the middle of the n-th evaluation."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
         self.after = after
 
-    def open_context(self, model: StandInModel, n_ctx: int, rope: Any) -> FakeContext:
+    def open_context(self, model: FakeModel, n_ctx: int, **more: Any) -> FakeContext:
         self.after -= 1
         if self.after < 0:
             raise KeyboardInterrupt
-        return super().open_context(model, n_ctx, rope)
+        return super().open_context(model, n_ctx, **more)
 
 
 def test_interrupted_it_leaves_the_best_so_far_and_goes_on_from_there(
@@ -154,18 +158,18 @@ def test_interrupted_it_leaves_the_best_so_far_and_goes_on_from_there(
     whole = searched(model, tmp_path / "whole")
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        searched(model, out, runtime=Interrupted(after=25))
+        searched(model, out, backend=Interrupted(after=25))
     best = parse_factors((out / "factors.json").read_bytes(), form="json", name="f")
     assert best.long is not None
     kept = (out / "search.jsonl").read_bytes()
     resumed = searched(model, out)
     assert (out / "search.jsonl").read_bytes().startswith(kept)
-    assert comparable(replace(resumed, patch_command="")) == comparable(
-        replace(whole, patch_command="")
+    assert comparable(replace(resumed, patch_command="", searched_command="")) == comparable(
+        replace(whole, patch_command="", searched_command="")
     )
-    again = StandInRuntime()
-    assert comparable(searched(model, out, runtime=again)) == comparable(resumed)
-    assert len(again.overrides) == 3  # the proof that it is live, and no candidate
+    again = StandInBackend()
+    assert comparable(searched(model, out, backend=again)) == comparable(resumed)
+    assert len(again.overrides) == 3  # to see whether it updates in place; no candidate
 
 
 def test_other_weights_are_another_search(model: Path, tmp_path: Path) -> None:
@@ -179,22 +183,44 @@ def test_other_weights_are_another_search(model: Path, tmp_path: Path) -> None:
 
 def test_a_budget_ends_the_screening_and_the_rest_is_done(model: Path, tmp_path: Path) -> None:
     result = searched(model, tmp_path / "out", replace(PLAN, budget_seconds=1e-6))
-    assert result.spent
+    assert result.budget_exhausted
     stages = [step.stage for step in result.history]
     assert stages.count("screening") == 1
     assert "holdout" in stages
 
 
 def test_when_nothing_is_better_it_says_so(model: Path, tmp_path: Path) -> None:
-    class Indifferent(StandInRuntime):
+    class Indifferent(StandInBackend):
         """Sees that factors change, but does not care which it has."""
 
         def confidence(self, factors: tuple[float, ...]) -> float:
             return 0.5 if set(factors) != {1.0} else 0.4
 
-    result = searched(model, tmp_path / "out", runtime=Indifferent())
+    result = searched(model, tmp_path / "out", backend=Indifferent())
     assert not result.won
     assert "does not win: no difference from YaRN beyond chance" in result.conclusion
+    assert result.patch_command == (
+        f"ggufrope patch {model} -o {model.with_name('model-1024.gguf')} --scaling yarn "
+        "--target-ctx 1024"
+    )
+    assert "--long-factors" in result.searched_command
+
+
+@pytest.mark.parametrize("space", ["longrope", "longrope2", "yarn"])
+def test_the_winner_is_never_below_yarn_on_what_it_was_chosen_by(
+    model: Path, tmp_path: Path, space: Any
+) -> None:
+    rotation = rotation_of(read_model(model).metadata, target_context=TARGET)
+    yarn = baselines(rotation)["yarn"]
+    plan = replace(PLAN, space=space, budget_seconds=1e-6)
+    backend = StandInBackend(hidden=rotation.relative_factors(yarn))
+    result = searched(model, tmp_path / "out", plan, backend)
+    finals = {step.loss for step in result.history if step.stage == "final"}
+    assert len([step for step in result.history if step.stage == "screening"]) == 1
+    assert result.history[0].loss == min(finals)
+    assert result.curves[0].factors == pytest.approx(rotation.relative_factors(yarn), rel=1e-6)
+    assert not result.won
+    assert "--scaling yarn" in result.patch_command
 
 
 def test_an_architecture_without_factors_searches_yarns_parameters(tmp_path: Path) -> None:
@@ -204,22 +230,43 @@ def test_an_architecture_without_factors_searches_yarns_parameters(tmp_path: Pat
     ):
         searched(model, tmp_path / "refused")
 
-    class ByFlags(StandInRuntime):
+    class ByFlags(StandInBackend):
         """Answers by how many pairs are kept."""
 
-        def open_context(self, model: StandInModel, n_ctx: int, rope: Any) -> FakeContext:
-            self.overrides.append(rope)
-            model.confidence = 0.9 if rope.yarn_beta_fast and rope.yarn_beta_fast < 12 else 0.5
+        def open_context(self, model: FakeModel, n_ctx: int, **more: Any) -> FakeContext:
+            beta = more["rope"].yarn_beta_fast
+            model.confidence = 0.9 if beta and beta < 12 else 0.5
             return FakeContext(model, n_ctx=n_ctx)
 
-    runtime = ByFlags()
+    backend = ByFlags()
     plan = replace(PLAN, space="yarn", attention="formula", candidates=12)
-    result = searched(model, tmp_path / "out", plan, runtime)
+    result = searched(model, tmp_path / "out", plan, backend)
     assert result.won
     assert result.winner["scheme"] == Yarn.__name__
-    assert len(runtime.loads) == 1
+    assert len(backend.loads) == 1
     assert "--yarn-beta-fast" in result.flags
     assert "--scaling yarn" in result.patch_command
+
+
+def test_a_missing_part_is_found_before_the_folder_is_made(model: Path, tmp_path: Path) -> None:
+    class Absent(StandInBackend):
+        def require(self) -> None:
+            raise MissingDependencyError("no runtime here")
+
+    with pytest.raises(MissingDependencyError, match="no runtime here"):
+        searched(model, tmp_path / "out", backend=Absent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_path_is_enough(model: Path, tmp_path: Path) -> None:
+    result = run_search(str(model), PLAN, StandInBackend(), folder=tmp_path / "out")
+    assert comparable(result) == comparable(
+        replace(
+            searched(model, tmp_path / "again"),
+            patch_command=result.patch_command,
+            searched_command=result.searched_command,
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,12 +305,12 @@ def test_a_working_folder_that_is_not_there(model: Path, tmp_path: Path) -> None
         searched(model, tmp_path / "out", working=tmp_path / "absent")
 
 
-def test_a_runtime_that_fails_ends_the_search_with_its_reason(model: Path, tmp_path: Path) -> None:
-    class Failing(StandInRuntime):
-        def open_context(self, model: StandInModel, n_ctx: int, rope: Any) -> FakeContext:
+def test_a_backend_that_fails_ends_the_search_with_its_reason(model: Path, tmp_path: Path) -> None:
+    class Failing(StandInBackend):
+        def open_context(self, model: FakeModel, n_ctx: int, **more: Any) -> FakeContext:
             if n_ctx == TARGET:
                 raise BackendError("no memory for that")
-            return super().open_context(model, n_ctx, rope)
+            return super().open_context(model, n_ctx, **more)
 
     with pytest.raises(BackendError, match="no memory for that"):
-        searched(model, tmp_path / "out", runtime=Failing())
+        searched(model, tmp_path / "out", backend=Failing())

@@ -10,18 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufrope.errors import RequestError
+from ggufrope.patching.rotation import Rotation, rotation_of
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import FrequencyFactors, Yarn
 from ggufrope.search.spaces import (
     LongRope2Space,
     LongRopeSpace,
-    Rotation,
     ShortSpace,
     Space,
     YarnSpace,
     contains,
     make_space,
-    rotation_of,
 )
 
 SMALL = Rotation(n_rot=8, base=10_000.0, original_context=256, target_context=1024)
@@ -39,7 +38,7 @@ SPACES: list[Space] = [
 
 
 def test_longrope_seeds_begin_with_the_known_schemes() -> None:
-    linear, ntk, yarn, *_ = LongRopeSpace(rotation=SMALL, attention="free").seeds()
+    yarn, linear, ntk, *_ = LongRopeSpace(rotation=SMALL, attention="free").seeds()
     assert linear == pytest.approx([4, 4, 4, 4, 1])
     assert ntk == pytest.approx([4 ** (j / 3) for j in range(4)] + [1])
     assert yarn[:4] == pytest.approx([1, 8 / 3.5, 4, 4], rel=0.5)

@@ -11,7 +11,7 @@ import pytest
 
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.patching.inspection import read_model
-from ggufrope.search.overlay import FactorFile, factor_file
+from ggufrope.patching.overlay import FactorFile, factor_file
 from tests.search.standin import N_ROT, write_model
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def test_the_model_is_linked_and_one_small_shard_holds_the_factors(
     assert path.exists()
 
 
-def test_an_architecture_of_two_faces_gets_the_same_factors_in_both(
-    tmp_path: Path, folder: Path
-) -> None:
+def test_long_and_short_factors_are_written_alike(tmp_path: Path, folder: Path) -> None:
     file = factor_file(read_model(write_model(tmp_path / "m.gguf", "phi3")), folder)
     file.write(RISING)
     assert tensors_of(holder_of(file)) == {
@@ -118,11 +116,11 @@ def test_a_split_model_gets_one_shard_more(tmp_path: Path, folder: Path) -> None
     writer.close()
     file = factor_file(read_model(tmp_path / "m-00001-of-00002.gguf"), folder)
     assert sorted(each.name for each in folder.iterdir()) == [
-        f"search-0000{number}-of-00003.gguf" for number in (1, 2, 3)
+        f"overlay-0000{number}-of-00003.gguf" for number in (1, 2, 3)
     ]
-    assert (folder / "search-00002-of-00003.gguf").samefile(tmp_path / "m-00002-of-00002.gguf")
+    assert (folder / "overlay-00002-of-00003.gguf").samefile(tmp_path / "m-00002-of-00002.gguf")
     assert file.kv_overrides["split.tensors.count"] == 3
-    with pytest.raises(StorageError, match="through symbolic links"):
+    with pytest.raises(StorageError, match="needs symbolic links"):
         factor_file(read_model(tmp_path / "m-00001-of-00002.gguf"), folder, linking=False)
 
 
@@ -141,6 +139,6 @@ def test_a_folder_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full here")  # noqa: PTH110
 def test_no_room_is_one_clear_error(tmp_path: Path, folder: Path) -> None:
     model = read_model(write_model(tmp_path / "m.gguf"))
-    (folder / "search-00002-of-00002.gguf").symlink_to("/dev/full")
+    (folder / "overlay-00002-of-00002.gguf").symlink_to("/dev/full")
     with pytest.raises(StorageError, match="No space left"):
         factor_file(model, folder)

@@ -1,0 +1,155 @@
+"""What a scheme does to the rotation of one model, without writing a file.
+
+`Rotation` is the rotation that a model was trained with. Under a scheme it gives the factor of each
+pair, and the attention factor. `exact_overrides` says the same scheme in context parameters, where
+llama.cpp then rotates exactly as the scheme says: that is not assumed but computed.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ggufrope.errors import FileError, RequestError
+from ggufrope.patching.request import ScalingRequest, resolve
+from ggufrope.rope.architectures import architecture
+from ggufrope.rope.effective import RopeOverrides
+from ggufrope.rope.encode import bake
+from ggufrope.rope.frequencies import frequencies
+from ggufrope.rope.keys import ROPE_FACTORS_SHORT, ROPE_FREQS
+from ggufrope.rope.llamacpp import effective, file_base, number, rotary_dimensions
+from ggufrope.rope.metadata import RopeMetadata
+from ggufrope.rope.overrides import context_overrides
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ggufrope.patching.request import Target
+    from ggufrope.rope.scaling import RopeScaling
+
+TOLERANCE = 1e-5
+"""Relative; llama.cpp computes in float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """`n_rot` rotary dimensions turning at plain RoPE of `base`, slowed by `native` factors where
+    the model was trained with some; contexts in tokens, the original one before any scaling."""
+
+    n_rot: int
+    base: float
+    original_context: int
+    target_context: int
+    native: tuple[float, ...] | None = None
+
+    @property
+    def pairs(self) -> int:
+        return self.n_rot // 2
+
+    @property
+    def factor(self) -> float:
+        return self.target_context / self.original_context
+
+    def critical_pair(self, turns: float = 1.0) -> int:
+        """Return the first pair that turns fewer than `turns` times within the original context:
+        ⌈d/2 · log_base(L0 / 2π·turns)⌉ (LongRoPE2, equation 5)."""
+        length = self.original_context / (2 * math.pi * turns)
+        pair = math.ceil(self.pairs * math.log(max(length, 1.0)) / math.log(self.base))
+        return min(pair, self.pairs - 1)
+
+    def relative_factors(self, scaling: RopeScaling) -> tuple[float, ...]:
+        """Return what `scaling` divides each pair's own frequency by, `[n_rot/2]`."""
+        baked = bake(scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context)
+        return tuple(map(float, baked.factors))
+
+    def absolute_factors(self, scaling: RopeScaling) -> tuple[float, ...]:
+        """Return the factor tensor of `scaling`: on top of the native factors, in float32."""
+        native = self.native or (1.0,) * self.pairs
+        relative = self.relative_factors(scaling)
+        return single(own * factor for own, factor in zip(native, relative, strict=True))
+
+    def magnitude(self, scaling: RopeScaling) -> float:
+        """Return what `scaling` multiplies rotated queries and keys by: the attention factor."""
+        baked = bake(scaling, n_rot=self.n_rot, base=self.base, context_tokens=self.target_context)
+        return baked.attention_factor
+
+
+def rotation_of(
+    metadata: RopeMetadata, *, target_context: int, original_context: int | None = None
+) -> Rotation:
+    """Return the rotation of the model that declares `metadata`.
+
+    Raises RequestError where the target is not above the original context, FileError where the file
+    does not rotate or llama.cpp does not know its architecture.
+    """
+    request = ScalingRequest(
+        scaling="yarn", target_context=target_context, original_context=original_context
+    )
+    target = resolve(request, metadata)
+    if target.context_length <= target.original_context:
+        raise RequestError(
+            f"the target of {target_context} tokens is not above the original context of "
+            f"{target.original_context}: there is nothing to search for"
+        )
+    arch = architecture(metadata.architecture)
+    n_rot = rotary_dimensions(metadata, arch)
+    if n_rot < 4:
+        raise RequestError(
+            f"{arch.name} rotates {n_rot} dimensions: there is nothing to search for"
+        )
+    return Rotation(
+        n_rot=n_rot,
+        base=number(file_base(metadata, arch)),
+        original_context=target.original_context,
+        target_context=target.context_length,
+        native=_native(metadata),
+    )
+
+
+def single(values: Iterable[float]) -> tuple[float, ...]:
+    """Return values as float32 holds them, so that what is tried is what is written."""
+    return tuple(array("f", map(float, values)))
+
+
+def exact_overrides(
+    target: Target, metadata: RopeMetadata, *, context_tokens: int
+) -> RopeOverrides | None:
+    """Return context parameters under which a loaded model rotates as `target` says.
+
+    None where there are none: the scheme lives in tensors, or the file's own settings would show
+    through.
+    """
+    arch = architecture(metadata.architecture)
+    n_rot = rotary_dimensions(metadata, arch)
+    base = target.freq_base or number(file_base(metadata, arch))
+    rebased = replace(metadata, freq_base=base)
+    wanted = frequencies(target.scaling, n_rot=n_rot, base=base, context_tokens=context_tokens)
+    try:
+        overrides, _ = context_overrides(target.scaling, rebased, context_tokens=context_tokens)
+        overrides = replace(overrides, freq_base=overrides.freq_base or base)
+        predicted = effective(metadata, context_tokens=context_tokens, overrides=overrides)
+    except (FileError, RequestError):
+        return None
+    exact = all(
+        abs(group.magnitude / wanted.magnitude - 1) <= TOLERANCE
+        and _equal(group.inverse_frequencies, wanted.inverse_frequencies)
+        for group in predicted.groups
+        if group.name == "global"
+    )
+    return overrides if exact else None
+
+
+def _equal(predicted: Iterable[float], wanted: Iterable[float]) -> bool:
+    pairs = zip(predicted, wanted, strict=True)
+    return all(abs(found - expected) <= TOLERANCE * expected for found, expected in pairs)
+
+
+def _native(metadata: RopeMetadata) -> tuple[float, ...] | None:
+    """The factors in use up to the original context, where the file has any."""
+    for name in (ROPE_FREQS, ROPE_FACTORS_SHORT):
+        tensor = metadata.tensor(name)
+        if tensor is not None and tensor.values is not None:
+            return tuple(map(float, tensor.values))
+    return None

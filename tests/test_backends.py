@@ -1,0 +1,288 @@
+"""The seam to a runtime, over llama.cpp: models that rotate as asked, however they are made to."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ggufrope import FakeBackend, LlamaBackend, RuntimeSettings, ScalingRequest, open_model
+from ggufrope._files import working_folder
+from ggufrope.backends import (
+    FactorRotator,
+    ParameterRotator,
+    Rotator,
+    ScaledModel,
+    open_rotator,
+    opener,
+)
+from ggufrope.container.ggml import KvTypes
+from ggufrope.errors import RequestError
+from ggufrope.lm import Branch, LanguageContext
+from ggufrope.patching.inspection import StoredModel, read_model
+from ggufrope.patching.plan import apply, plan_patch
+from ggufrope.patching.rotation import Rotation, rotation_of
+from ggufrope.rope.scaling import FrequencyFactors, RopeScaling
+from ggufrope.runtime import library
+from ggufrope.runtime.fake import FakeModel
+from ggufrope.runtime.model import Model
+from ggufrope.search.spaces import baselines
+
+F16 = KvTypes.parse("f16")
+FILE = ScalingRequest(scaling="file")
+ONE_THREAD = RuntimeSettings(gpu_layers=0, threads=1)
+TEXT = "The river runs down to the sea, and the road goes on. " * 8
+
+
+class CountingBackend:
+    """llama.cpp on one thread; what was loaded is remembered."""
+
+    def __init__(self) -> None:
+        self._backend = LlamaBackend(settings=ONE_THREAD)
+        self.loads: list[tuple[Path, Mapping[str, object]]] = []
+        self.require = self._backend.require
+        self.open_context = self._backend.open_context
+        self.describe = self._backend.describe
+
+    def fitted(self, path: Path, context_tokens: int) -> CountingBackend:
+        return self
+
+    def load(self, path: Path, kv_overrides: Mapping[str, int | float | bool | str]) -> Model:
+        self.loads.append((path, kv_overrides))
+        return self._backend.load(path, kv_overrides)
+
+
+def log_probabilities(context: LanguageContext, tokens: list[int]) -> tuple[float, ...]:
+    """Nat per token of a piece of text after another."""
+    context.extend(tokens[:64])
+    branch = Branch(prompt=(tokens[64],), answers=(tuple(tokens[65:96]),))
+    ((score,),) = context.score([branch])
+    context.close()
+    return score.log_probabilities
+
+
+def under(rotator: Rotator, scheme: RopeScaling) -> tuple[float, ...]:
+    rotated = rotator.rotate(scheme)
+    tokens = rotated.model.tokenize(TEXT, beginning=True)
+    return log_probabilities(rotated.open_context(256), tokens)
+
+
+# Models under the scalings of a run --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def backend() -> CountingBackend:
+    return CountingBackend()
+
+
+@pytest.fixture(scope="module")
+def opened(nano: Path, backend: CountingBackend) -> Iterator[ScaledModel[Model]]:
+    with closing(ScaledModel(nano, backend)) as model:
+        yield model
+
+
+RISING = tuple(1 + j / 8 for j in range(16))
+WRITTEN = {
+    "baked": ScalingRequest(scaling="yarn", factor=4, bake=True),
+    "short context kept": ScalingRequest(scaling="yarn", factor=4, keep_short_context=True),
+    "attention factor": ScalingRequest(scaling="yarn", factor=4, attn_factor=1.3),
+    "ntk-by-parts": ScalingRequest(scaling="ntk-by-parts", factor=4),
+    "llama3": ScalingRequest(scaling="llama3", factor=4),
+    "base": ScalingRequest(scaling="linear", factor=4, bake=True, freq_base=20_000.0),
+    "longrope": ScalingRequest(scaling="longrope", factor=4, long_factors=RISING, attn_factor=1.1),
+    "factors": ScalingRequest(scaling="factors", factor=2, long_factors=RISING),
+}
+"""Schemes that context parameters cannot say."""
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("n_ctx", [256, 512])
+def test_an_overlay_is_to_the_last_bit_what_the_patch_is(
+    name: str,
+    n_ctx: int,
+    opened: ScaledModel[Model],
+    backend: CountingBackend,
+    nano: Path,
+    tmp_path: Path,
+) -> None:
+    context = opened.contexts(WRITTEN[name], F16, largest=1024)(n_ctx)
+    assert isinstance(context.model, Model)
+    assert context.model.path.is_symlink() or context.model.path == nano
+    tokens, cells = opened.model.tokenize(TEXT, beginning=True), context.n_ctx
+    found = log_probabilities(context, tokens)
+    copy = tmp_path / "copy.gguf"
+    apply(plan_patch(nano, WRITTEN[name], output=copy))
+    with closing(ScaledModel(copy, backend)) as written:
+        other = written.contexts(FILE, F16, largest=1024)(n_ctx)
+        assert other.n_ctx == cells
+        assert log_probabilities(other, tokens) == found
+    plain = log_probabilities(opened.contexts(FILE, F16, largest=1024)(n_ctx), tokens)
+    assert (found == plain) == (name == "short context kept" and n_ctx == 256)
+
+
+def test_schemes_share_the_weights_or_lay_a_few_bytes_over_them(nano: Path, tmp_path: Path) -> None:
+    backend = CountingBackend()
+    with closing(ScaledModel(nano, backend, working=tmp_path)) as opened:
+        for request in (FILE, ScalingRequest(scaling="linear", factor=2)):
+            with opened.contexts(request, F16, largest=512)(512) as context:
+                assert context.model is opened.model
+        baked = ScalingRequest(scaling="linear", factor=2, bake=True)
+        for _ in range(2):
+            with opened.contexts(baked, F16, largest=512)(512) as context:
+                assert context.model is not opened.model
+        overlaid = context.model.path
+        assert overlaid.samefile(nano)
+        assert len(backend.loads) == 2
+        written = [path for path in overlaid.parent.iterdir() if not path.is_symlink()]
+        assert len(written) == 1
+        assert written[0].stat().st_size < 1024
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_factors_of_the_file_change_a_working_copy_is_made(
+    nano: Path, tmp_path: Path
+) -> None:
+    llama3 = ScalingRequest(scaling="llama3", factor=4)
+    path, working = tmp_path / "llama3.gguf", tmp_path / "working"
+    apply(plan_patch(nano, llama3, output=path))
+    working.mkdir()
+    backend = CountingBackend()
+    with closing(ScaledModel(path, backend, working=working)) as opened:
+        request = ScalingRequest(scaling="yarn", factor=8, bake=True)
+        tokens = opened.model.tokenize(TEXT, beginning=True)
+        found = log_probabilities(opened.contexts(request, F16, largest=512)(512), tokens)
+        copy, overrides = backend.loads[-1]
+        assert working in copy.parents
+        assert not copy.is_symlink()
+        assert overrides == {}
+        with closing(ScaledModel(copy, backend)) as again:
+            other = again.contexts(FILE, F16, largest=512)(512)
+            assert log_probabilities(other, tokens) == found
+    assert list(working.iterdir()) == []
+
+
+def test_questions_have_room_beside_a_full_context_but_never_change_the_factors(
+    opened: ScaledModel[Model],
+) -> None:
+    keep_short_context = ScalingRequest(scaling="yarn", factor=4, keep_short_context=True)
+    for request, n_ctx, cells in (
+        (FILE, 256, 768),
+        (keep_short_context, 256, 256),  # with more it would take its long factors
+        (keep_short_context, 512, 1024),
+    ):
+        with closing(opened.contexts(request, F16, largest=1024)(n_ctx)) as context:
+            assert context.n_ctx == cells
+
+
+@pytest.mark.skipif(library.can_offload(), reason="this build of llama.cpp can use a GPU")
+@pytest.mark.parametrize("gpu_layers", ["all", "auto", 0])
+def test_without_a_gpu_no_layer_is_on_one(nano: Path, gpu_layers: str | int) -> None:
+    settings = RuntimeSettings(gpu_layers=gpu_layers)  # type: ignore[arg-type]
+    with closing(open_model(nano, settings)) as opened:
+        opened.contexts(FILE, F16, largest=512)
+        assert opened.details["layers on GPU"] == "0 of 3"
+
+
+def test_the_fake_is_a_backend_as_well(nano: Path) -> None:
+    fake = FakeBackend(lambda path: FakeModel(confidence=0.7))
+    with closing(ScaledModel(nano, fake)) as opened:
+        context = opened.contexts(ScalingRequest(scaling="yarn", factor=4), F16, largest=512)(512)
+        assert context.n_ctx == 1024
+        assert opened.model.confidence == 0.7
+        assert "fake" in opened.details["llama.cpp"]
+
+
+def test_openers_are_found_by_name() -> None:
+    assert opener("ggufrope.backends:open_model") is open_model
+    for name in ("ggufrope.backends:open_nothing", "ggufrope.nowhere:open_model", "open_model"):
+        with pytest.raises(RequestError, match=f"no opener '{name}': expected package"):
+            opener(name)
+
+
+# Working folders ----------------------------------------------------------------------------------
+
+
+def test_a_folder_whose_owner_was_killed_is_removed_by_the_next(tmp_path: Path) -> None:
+    long_ago = time.time() - 3600
+    abandoned, young, foreign = (
+        tmp_path / name for name in ("ggufrope-work-a", "ggufrope-work-b", "ggufrope-work-c")
+    )
+    for folder in (abandoned, young, foreign):
+        folder.mkdir()
+        (folder / "model.gguf").write_bytes(b"weights")
+    for folder in (abandoned, young):
+        (folder / ".owner").touch()
+    os.utime(abandoned / ".owner", (long_ago, long_ago))
+    with working_folder(tmp_path) as used:
+        assert used.parent == tmp_path
+        os.utime(used / ".owner", (long_ago, long_ago))
+        with working_folder(tmp_path) as other:
+            assert used.exists()
+            assert sorted(tmp_path.iterdir()) == sorted((young, foreign, used, other))
+    assert sorted(tmp_path.iterdir()) == [young, foreign]
+
+
+# One model under the candidates of a search -------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored(nano: Path) -> StoredModel:
+    return read_model(nano)
+
+
+@pytest.fixture(scope="module")
+def rotation(stored: StoredModel) -> Rotation:
+    return rotation_of(stored.metadata, target_context=2048)
+
+
+@pytest.fixture(scope="module")
+def rotator(
+    stored: StoredModel,
+    rotation: Rotation,
+    backend: CountingBackend,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[FactorRotator[Model]]:
+    made = open_rotator(stored, rotation, backend, tmp_path_factory.mktemp("overlay"), kv=F16)
+    assert isinstance(made, FactorRotator)
+    with closing(made):
+        yield made
+
+
+def test_a_mapped_model_sees_its_factors_change(
+    rotator: FactorRotator[Model], backend: CountingBackend, rotation: Rotation
+) -> None:
+    assert rotator.updates_in_place
+    loads = len(backend.loads)
+    first, second = (FrequencyFactors(factors=(factor,) * rotation.pairs) for factor in (1.0, 3.0))
+    before = under(rotator, first)
+    changed = under(rotator, second)
+    assert changed != before
+    assert under(rotator, first) == before
+    assert len(backend.loads) == loads
+
+
+@pytest.mark.parametrize("name", ["unscaled", "linear", "ntk", "yarn"])
+def test_factors_are_the_scheme_that_context_parameters_give(
+    name: str, rotator: FactorRotator[Model], stored: StoredModel, rotation: Rotation
+) -> None:
+    scheme = baselines(rotation)[name]
+    flags = ParameterRotator(stored, rotation, LlamaBackend(settings=ONE_THREAD), kv=F16)
+    with closing(flags):
+        # Frequencies that differ in their last bit are rounded apart by half-precision products.
+        found = under(rotator, scheme)
+        assert found == pytest.approx(under(flags, scheme), abs=0.03)
+    other = baselines(rotation)["ntk" if name == "unscaled" else "unscaled"]
+    assert found != pytest.approx(under(rotator, other), abs=0.3)
+
+
+def test_the_attention_factor_acts(rotator: FactorRotator[Model], rotation: Rotation) -> None:
+    factors = (1.0,) * rotation.pairs
+    found = {
+        under(rotator, FrequencyFactors(factors=factors, attention_factor=magnitude))
+        for magnitude in (1.0, 1.2)
+    }
+    assert len(found) == 2
