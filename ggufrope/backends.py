@@ -363,7 +363,7 @@ class ScaledModel(Generic[ModelT]):
 
     def _overlaid(self, request: ScalingRequest) -> _Loaded[ModelT] | None:
         from ggufrope.patching.overlay import overlay
-        from ggufrope.patching.plan import encode_request, patched
+        from ggufrope.patching.compose import encode_request, patched
 
         _, expression = encode_request(request, self._stored.metadata)
         found = overlay(self._stored, expression, self._new_folder())
