@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Mode: TypeAlias = Literal["rb", "r+b"]
 
 COPY_CHUNK = 32 << 20
-"""Bytes copied at most by one call, so that progress is seen and an interrupt is heard."""
+"""Most bytes that one call copies, so that progress is shown and an interrupt takes effect."""
 
 _BUFFER = 1 << 20
 

@@ -358,7 +358,7 @@ def _replace_file(edit: _OpenEdit) -> Header:
             if plan.undoable:
                 commit(files, target)
             elif plan.in_place:
-                # What the old record could undo is not what is here any more.
+                # The undo record belongs to the file that was just replaced.
                 files.remove(undo_path(target))
     return header
 

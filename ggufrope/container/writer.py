@@ -113,7 +113,7 @@ def _key_values(
         if kv is padding:
             insert_at = len(records)
         elif kv.key in edits.set:
-            if kv.key not in written:  # a duplicate of a key that is set goes: it was ambiguous
+            if kv.key not in written:  # duplicates of a key that is set are dropped
                 keys.append(kv.key)
                 records.append(_record(header, kv, added.pop(kv.key)))
                 written.add(kv.key)
