@@ -220,7 +220,7 @@ def lock(
         if not optional:
             raise StorageError(
                 f"cannot lock {path}: {error.strerror or error}; an edit in place needs a file "
-                "system with locks, write a new file instead"
+                "system with locks; write a copy (`output`) instead"
             ) from error
         return
     if not locked:

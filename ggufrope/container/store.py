@@ -389,4 +389,6 @@ def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
     if source.samefile(target):
         raise RequestError(f"{target} is the input itself; edit it in place instead")
     if "exists" not in force:
-        raise GuardError(f"{target} exists already; force 'exists' to replace it", guard="exists")
+        raise GuardError(
+            f"{target} exists already; pass `force` 'exists' to replace it", guard="exists"
+        )
