@@ -28,6 +28,9 @@ class OptionError(GgufRopeError):
 
 
 OTHER_FLAGS = {
+    "force": "--force",
+    "output": "-o",
+    "reserve": "--reserve",
     "context_tokens": "--ctx",
     "memory_bytes": "--memory",
     "contexts": "--ctx",

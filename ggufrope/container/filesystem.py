@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Mode: TypeAlias = Literal["rb", "r+b"]
 
 COPY_CHUNK = 32 << 20
-"""Bytes copied at most by one call, so that progress is seen and an interrupt is heard."""
+"""Most bytes that one call copies, so that progress is shown and an interrupt takes effect."""
 
 _BUFFER = 1 << 20
 
@@ -220,7 +220,7 @@ def lock(
         if not optional:
             raise StorageError(
                 f"cannot lock {path}: {error.strerror or error}; an edit in place needs a file "
-                "system with locks, write a new file instead"
+                "system with locks; write a copy (`output`) instead"
             ) from error
         return
     if not locked:

@@ -61,7 +61,8 @@ def check_guards(path: str | os.PathLike[str], force: Collection[str] = ()) -> N
     path = Path(path)
     for guard in _guards(path, _status(path), force):
         raise GuardError(
-            f"{guard.message}; write a copy, or force {guard.name!r} to edit it anyway",
+            f"{guard.message}; write a copy (`output`), or pass `force` {guard.name!r} to edit it "
+            "anyway",
             guard=guard.name,
         )
 

@@ -211,16 +211,16 @@ def matches(
 
 def write_journal(files: FileLayer, path: Path, record: Record) -> None:
     """Write the journal of `path` durably. Raises StorageError."""
-    growing = record_path(path)
-    with storage("write the journal", growing):
+    unfinished = record_path(path)
+    with storage("write the journal", unfinished):
         try:
-            with files.create(growing) as file:
+            with files.create(unfinished) as file:
                 files.resize(file, 0)
                 write_all(files, file, 0, encode_record(record))
                 files.sync(file)
-            files.replace(growing, journal_path(path))
+            files.replace(unfinished, journal_path(path))
         except BaseException:
-            files.remove(growing)
+            files.remove(unfinished)
             raise
         files.sync_directory(path.parent)
 
@@ -258,13 +258,13 @@ def _head(composition: Composition) -> Iterator[Piece]:
 
 def _samples(kept: Sequence[Kept]) -> Iterator[Kept]:
     """Yield short stretches spread over all that is kept; the file's first bytes always are."""
-    total = sum(keeping.source.length for keeping in kept)
+    total = sum(part.source.length for part in kept)
     step = max(total // _SAMPLES, _SAMPLE)
-    for keeping in kept:
-        for at in range(0, keeping.source.length, step):
-            length = min(_SAMPLE, keeping.source.length - at)
-            source = Span(offset=keeping.source.offset + at, length=length)
-            yield Kept(source=source, offset=keeping.offset + at)
+    for part in kept:
+        for at in range(0, part.source.length, step):
+            length = min(_SAMPLE, part.source.length - at)
+            source = Span(offset=part.source.offset + at, length=length)
+            yield Kept(source=source, offset=part.offset + at)
 
 
 def _before(span: Span, insertion: Insertion) -> Span:

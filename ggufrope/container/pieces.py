@@ -161,7 +161,7 @@ def compose(
         raise ValueError(f"tensor data cannot start at {start}: the header ends at {end}")
     if rewrite.data or source.file_size >= source.data_offset:
         pieces.append(_gap(source, start - end))
-    else:  # A file without tensor data may end anywhere in the padding, and goes on to do so.
+    else:  # A file without tensor data may end within the padding; the new one does too.
         rest = min(source.file_size - _end(source), start - end)
         pieces.append(Span(offset=_end(source), length=rest))
     pieces += rewrite.data
@@ -307,13 +307,13 @@ def copied(pieces: Iterable[Piece]) -> tuple[Kept, ...]:
 def inverse(kept: Iterable[Kept], old_size: int) -> Iterator[Span | Lost]:
     """Yield the old file, in order, as spans of the new file and spans that are lost."""
     end = 0
-    for keeping in sorted(kept, key=lambda keeping: keeping.source.offset):
-        source = keeping.source
+    for part in sorted(kept, key=lambda part: part.source.offset):
+        source = part.source
         if source.offset > end:
             yield Lost(source=Span(offset=end, length=source.offset - end))
         start = max(source.offset, end)
         if start < source.end:
-            offset = keeping.offset + start - source.offset
+            offset = part.offset + start - source.offset
             yield Span(offset=offset, length=source.end - start)
             end = source.end
     if end < old_size:

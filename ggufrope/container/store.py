@@ -358,7 +358,7 @@ def _replace_file(edit: _OpenEdit) -> Header:
             if plan.undoable:
                 commit(files, target)
             elif plan.in_place:
-                # What the old record could undo is not what is here any more.
+                # The undo record belongs to the file that was just replaced.
                 files.remove(undo_path(target))
     return header
 
@@ -389,4 +389,6 @@ def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
     if source.samefile(target):
         raise RequestError(f"{target} is the input itself; edit it in place instead")
     if "exists" not in force:
-        raise GuardError(f"{target} exists already; force 'exists' to replace it", guard="exists")
+        raise GuardError(
+            f"{target} exists already; pass `force` 'exists' to replace it", guard="exists"
+        )

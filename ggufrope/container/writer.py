@@ -50,7 +50,7 @@ def plan_rewrite(header: Header, edits: Edits, *, reserve: int | None = None) ->
     an edit names what is not there, or what no file can hold.
     """
     if reserve is not None and not 0 <= reserve <= 1 << 30:
-        raise RequestError(f"reserve {reserve} bytes: expected 0 to {1 << 30}")
+        raise RequestError(f"`reserve` of {reserve} bytes: expected 0 to {1 << 30}")
     _refuse_padding_edits(edits)
     padding = _own_padding(header)
     keys, records, padding_index = _key_values(header, edits, padding)
@@ -77,7 +77,7 @@ def plan_rewrite(header: Header, edits: Edits, *, reserve: int | None = None) ->
 
 def _refuse_padding_edits(edits: Edits) -> None:
     if PADDING_KEY in edits.set or PADDING_KEY in edits.remove:
-        raise RequestError(f"{PADDING_KEY} cannot be edited; use reserve to leave header space")
+        raise RequestError(f"{PADDING_KEY} cannot be edited; use `reserve` to leave header space")
     both = edits.set.keys() & edits.remove
     if both:
         raise RequestError(f"{min(both)} is both set and removed")
@@ -113,7 +113,7 @@ def _key_values(
         if kv is padding:
             insert_at = len(records)
         elif kv.key in edits.set:
-            if kv.key not in written:  # a duplicate of a key that is set goes: it was ambiguous
+            if kv.key not in written:  # duplicates of a key that is set are dropped
                 keys.append(kv.key)
                 records.append(_record(header, kv, added.pop(kv.key)))
                 written.add(kv.key)

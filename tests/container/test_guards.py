@@ -45,7 +45,7 @@ def edit(path: Path, *force: str) -> None:
 
 def refused(path: Path, guard: str) -> None:
     before = path.read_bytes()
-    with pytest.raises(GuardError, match=f"force '{guard}'") as caught:
+    with pytest.raises(GuardError, match=f"pass `force` '{guard}'") as caught:
         edit(path)
     assert caught.value.guard == guard
     assert path.read_bytes() == before

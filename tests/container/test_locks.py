@@ -59,7 +59,7 @@ def test_an_edit_in_place_without_locks_is_refused(
     files = LocklessFiles(code)
     rewrite = plan_rewrite(read_header(path), EDITS)
     plan = plan_store(path, rewrite, strategy=strategy, force={"in-use"}, files=files)
-    with pytest.raises(StorageError, match=r"cannot lock .*m\.gguf.*write a new file") as caught:
+    with pytest.raises(StorageError, match=r"cannot lock .*m\.gguf.*write a copy") as caught:
         execute(plan, files=files)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
