@@ -16,9 +16,9 @@ from ggufrope.evals.task import Haystack, RulerSettings
 from ggufrope.evals.verdict import Thresholds
 from ggufrope.runs.plan import RunPlan
 
-from .errors import OptionError
+from .errors import OTHER_FLAGS, OptionError
 from .options import option
-from .values import gpu_layers, token_counts
+from .values import layers, token_counts
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
@@ -35,12 +35,13 @@ def _choices(name: str) -> tuple[str, ...]:
     return get_args(get_args(kind)[0] if get_origin(kind) is tuple else kind)
 
 
-def _threshold(flag: str, name: str, metavar: str) -> Any:
+def _threshold(name: str, metavar: str) -> Any:
     """Return the option of a threshold, with the help and the default that the plan has."""
     item = _THRESHOLDS[name]
-    words = item.metadata["help"]
     default = "no limit" if item.default is None else f"{item.default:g}"
-    return option(flag, f"{words[0].upper()}{words[1:]}; default: {default}.", metavar, _JUDGE)
+    words = item.metadata["help"]
+    help_ = f"{words[0].upper()}{words[1:]}; default: {default}."
+    return option(OTHER_FLAGS[name], help_, metavar, _JUDGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,22 +141,12 @@ class RunOptions:
         Path | None,
         option("--out", "Folder that keeps the results; the same command resumes.", "DIR", _HOW),
     ] = None
-    min_recall: Annotated[float | None, _threshold("--min-recall", "recall", "SHARE")] = None
-    min_top_ranked: Annotated[
-        float | None, _threshold("--min-top-ranked", "top_ranked", "SHARE")
-    ] = None
-    min_ruler_share: Annotated[
-        float | None, _threshold("--min-ruler-share", "ruler_share", "SHARE")
-    ] = None
-    max_short_nll: Annotated[
-        float | None, _threshold("--max-short-nll", "short_context_nll", "NAT")
-    ] = None
-    max_long_nll: Annotated[
-        float | None, _threshold("--max-long-nll", "long_context_nll", "NAT")
-    ] = None
-    max_divergence: Annotated[float | None, _threshold("--max-divergence", "divergence", "NAT")] = (
-        None
-    )
+    min_recall: Annotated[float | None, _threshold("recall", "SHARE")] = None
+    min_top_ranked: Annotated[float | None, _threshold("top_ranked", "SHARE")] = None
+    min_ruler_share: Annotated[float | None, _threshold("ruler_share", "SHARE")] = None
+    max_short_nll: Annotated[float | None, _threshold("short_context_nll", "NAT")] = None
+    max_long_nll: Annotated[float | None, _threshold("long_context_nll", "NAT")] = None
+    max_divergence: Annotated[float | None, _threshold("divergence", "NAT")] = None
 
     def plan(self, model: str, requests: tuple[ScalingRequest, ...]) -> RunPlan:
         """Return the plan for one model under these scalings.
@@ -186,7 +177,7 @@ class RunOptions:
                 templates=_name(self.templates),
             ),
             runtime=RuntimeSettings(
-                gpu_layers=gpu_layers(self.gpu_layers),
+                gpu_layers=layers(self.gpu_layers),
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),

@@ -35,9 +35,6 @@ def stderr_console() -> Console:
     return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
-talk = stderr_console
-
-
 def emit_json(payload: dict[str, Any]) -> None:
     """Print the one object a `--json` call answers with."""
     from ggufrope._plain import encode

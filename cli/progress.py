@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .output import talk
-from .text import safe
+from .output import safe, stderr_console
 
 if TYPE_CHECKING:
     from ggufrope.evals.results import CellResult
@@ -33,7 +32,9 @@ def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=talk(), transient=True, disable=not talk().is_terminal) as bar:
+    console = stderr_console()
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -57,8 +58,9 @@ class _CountBar:
             TextColumn(f"{unit} {{task.fields[rate]}}", markup=False),
             TimeRemainingColumn(compact=True),
         )
-        hidden = not talk().is_terminal
-        self._bar = Progress(*columns, console=talk(), transient=True, expand=True, disable=hidden)
+        console = stderr_console()
+        hidden = not console.is_terminal
+        self._bar = Progress(*columns, console=console, transient=True, expand=True, disable=hidden)
         self._task = self._bar.add_task("starting", total=total, rate="")
 
     def __exit__(self, *_: object) -> None:

@@ -14,9 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .output import console
-from .text import one_line
-from .views.parts import heading, row, shown, table
+from .output import console, one_line
+from .tables import heading, row, shown, table
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -94,7 +93,7 @@ def carry_out_batch(
 
 def repair(plan: RunPlan) -> None:
     """Repair models of the plan that have an interrupted edit, and say so."""
-    from .files import model_path
+    from .values import model_path
 
     for name in plan.models:
         for path in sorted(glob.glob(name, recursive=True)) or [name]:  # noqa: PTH207

@@ -102,19 +102,10 @@ def seconds(text: str, option: str) -> float:
     return count
 
 
-def gpu_layers(text: str) -> int | Literal["all", "auto"]:
+def layers(text: str) -> int | Literal["all", "auto"]:
     """Return `all`, `auto` (as many as fit) or a number of layers; OptionError for others."""
     if text in ("all", "auto"):
         return cast("Literal['all', 'auto']", text)
     if not text.isdecimal():
         raise OptionError(f"--gpu-layers {text}: expected all, auto or a number")
-    return int(text)
-
-
-def layers(text: str) -> int | Literal["all"]:
-    """Return `all` or a number of layers; OptionError where it is neither."""
-    if text == "all":
-        return "all"
-    if not text.isdecimal():
-        raise OptionError(f"--gpu-layers {text}: expected all or a number")
     return int(text)

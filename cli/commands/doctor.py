@@ -23,8 +23,8 @@ def command(
     from ggufrope.runtime.doctor import report
     from ggufrope.runtime.model import Model
 
-    from ..files import model_path
     from ..output import emit_json
+    from ..values import model_path
 
     if not json:
         show_ggufrope()
@@ -72,7 +72,7 @@ def show(result: RuntimeReport) -> None:
     from ggufrope.rope.architectures import source
 
     from ..output import console
-    from ..views.parts import heading, row, shown, table
+    from ..tables import heading, row, shown, table
 
     out = console()
     versions = table("part", "version")
@@ -102,7 +102,7 @@ def show(result: RuntimeReport) -> None:
 
 def _show_caches(result: RuntimeReport) -> None:
     from ..output import console
-    from ..views.parts import row, table
+    from ..tables import row, table
 
     caches = table("KV cache", "bytes/token", "runs", numeric=["bytes/token"])
     for support in result.caches:

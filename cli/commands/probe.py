@@ -35,8 +35,8 @@ def command(
     from ggufrope.runtime.model import Model
 
     from ..errors import CHECK_FAILED
-    from ..files import model_path
     from ..output import emit_json
+    from ..values import model_path
 
     path = model_path(file)
     predicted = inspect(path, context_tokens=ctx)
@@ -69,7 +69,7 @@ def payload(path: Path, measured: Probe, agreement: Agreement | None) -> dict[st
 def show(measured: Probe, predicted: EffectiveRope | None, agreement: Agreement | None) -> None:
     """Print one row for each run of layers with the same rotation, measured and predicted."""
     from ..output import console
-    from ..views.parts import heading, ranges, row, shown, table
+    from ..tables import heading, ranges, row, shown, table
 
     out = console()
     out.print(

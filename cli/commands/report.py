@@ -68,7 +68,7 @@ def show_comparison(comparison: Comparison) -> None:
     from ggufrope.report.metrics import legend, metric_info
 
     from ..output import console
-    from ..views.parts import heading, row, shown, table
+    from ..tables import heading, row, shown, table
 
     out = console()
     for difference in comparison.differences:

@@ -99,7 +99,7 @@ def show_jobs(jobs: tuple[JobEstimate, ...], *, json: bool) -> None:
     from ggufrope._format import byte_size, duration
 
     from ..output import console, emit_json
-    from ..views.parts import row, table
+    from ..tables import row, table
 
     seconds = [job.seconds for job in jobs if job.seconds is not None]
     tokens = sum(job.tokens for job in jobs)

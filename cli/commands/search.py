@@ -12,10 +12,9 @@ import typer
 from ggufrope._format import duration
 
 from ..options import FileArgument, JsonOption, grouped, option, token_option
-from ..output import console, talk
-from ..text import safe
+from ..output import console, safe, stderr_console
+from ..tables import heading, row, shown, table
 from ..values import seconds
-from ..views.parts import heading, row, shown, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,15 +159,12 @@ def command(
     from ggufrope.patching.inspection import read_model
     from ggufrope.search.session import run_search
 
-    from ..files import model_path
     from ..output import emit_json
-    from ..values import layers
+    from ..values import layers, model_path
 
     model = read_model(model_path(file))
     plan = search.plan()
-    settings = RuntimeSettings(
-        gpu_layers="auto" if gpu_layers == "auto" else layers(gpu_layers), threads=threads
-    )
+    settings = RuntimeSettings(gpu_layers=layers(gpu_layers), threads=threads)
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
     with SearchBoard() as board, interruption(folder):
         result = run_search(
@@ -194,7 +190,7 @@ class SearchBoard:
 
         self._losses: list[float] = []
         self._stage = ""
-        self._live = Live(console=talk(), transient=True, refresh_per_second=4)
+        self._live = Live(console=stderr_console(), transient=True, refresh_per_second=4)
 
     def __enter__(self) -> SearchBoard:
         self._live.start()
@@ -240,7 +236,7 @@ def interruption(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        talk().print(
+        stderr_console().print(
             f"Interrupted. Best result so far: {shown(folder)}. Run the same command to resume."
         )
         raise

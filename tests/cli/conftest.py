@@ -43,7 +43,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
     def call(*arguments: object) -> Outcome:
         output.console.cache_clear()
-        output.talk.cache_clear()
+        output.stderr_console.cache_clear()
         with pytest.raises(SystemExit) as leaving:
             main([str(argument) for argument in arguments])
         captured = capfd.readouterr()
