@@ -362,8 +362,8 @@ class ScaledModel(Generic[ModelT]):
         return self._loaded[request]
 
     def _overlaid(self, request: ScalingRequest) -> _Loaded[ModelT] | None:
-        from ggufrope.patching.overlay import overlay
         from ggufrope.patching.compose import encode_request, patched
+        from ggufrope.patching.overlay import overlay
 
         _, expression = encode_request(request, self._stored.metadata)
         found = overlay(self._stored, expression, self._new_folder())
