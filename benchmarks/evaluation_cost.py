@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from ggufrope.backends import RuntimeSettings, open_model
-from ggufrope.evals.divergence import DivergencePlan, DivergenceTask
-from ggufrope.evals.needle import NeedleTask
-from ggufrope.evals.needle_prompts import NeedlePlan, stops
-from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask
+from ggufrope.evals.divergence import DivergencePlan, compare_contexts
+from ggufrope.evals.needle import ask
+from ggufrope.evals.needle_prompts import GridPoint, NeedlePlan, prompts
+from ggufrope.evals.perplexity import PerplexityPlan, read_chunks
 from ggufrope.evals.texts import reference_text, windows_of
 from ggufrope.lm import LanguageModel, OpenContext
 from ggufrope.patching.request import ScalingRequest
@@ -58,14 +58,14 @@ class Found:
     log_probability: float
 
 
-Cells: TypeAlias = dict[str, Found]
+Cells: TypeAlias = dict[GridPoint, Found]
 
 
 def in_one_pass(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
     """The grid as the needle task fills it, in the mode of the plan."""
     return {
-        result.key: Found(result.exact.value == 1, result.log_probability.value or 0.0)
-        for result in NeedleTask(plan).run(model, open_context)
+        score.point: Found(score.exact is True, score.log_probability or 0.0)
+        for score in ask(plan, model, open_context)
     }
 
 
@@ -74,12 +74,12 @@ def one_prompt_a_cell(
 ) -> Cells:
     """Every question with its whole prompt, in a context of its own, sharing nothing."""
     found: Cells = {}
-    for stop in stops(model, plan, 0):
-        for ask in stop.asks[:sampled]:
-            with closing(open_context(ask.cell.context_tokens)) as context:
-                context.extend(stop.trunk)
-                ((answer, *_),) = context.score([ask.branch])
-                found[ask.cell.key] = Found(answer.greedy, answer.mean_log_probability)
+    for prompt in prompts(model, plan):
+        for question in prompt.questions[:sampled]:
+            with closing(open_context(question.point.context_tokens)) as context:
+                context.extend(prompt.trunk)
+                ((answer, *_),) = context.score([question.branch])
+                found[question.point] = Found(answer.greedy, answer.mean_log_probability)
     return found
 
 
@@ -114,13 +114,13 @@ def main() -> int:
         read(plain, skip=0)
 
         _, loop = timed(lambda: read(plain, skip=0))
-        perplexity = PerplexityTask(PerplexityPlan(n_ctx=n_ctx, chunks=chunks))
-        _, took = timed(lambda: list(perplexity.run(model, plain)))
+        reading = PerplexityPlan(n_ctx=n_ctx, chunks=chunks)
+        _, took = timed(lambda: list(read_chunks(reading, model, plain)))
         report("perplexity : bare loop", took, loop)
 
         _, loops = timed(lambda: [read(each, skip=n_ctx // 2) for each in (plain, quantized)])
-        divergence = DivergenceTask(DivergencePlan(n_ctx=n_ctx, chunks=chunks), plain)
-        _, took = timed(lambda: list(divergence.run(model, quantized)))
+        comparing = DivergencePlan(n_ctx=n_ctx, chunks=chunks)
+        _, took = timed(lambda: compare_contexts(comparing, model, plain, quantized))
         report("divergence : two bare loops", took, loops)
 
         depths = tuple(100 * i / (options.depths - 1) for i in range(options.depths))

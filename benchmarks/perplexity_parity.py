@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import record
-from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
+from ggufrope.evals.perplexity import PerplexityPlan, perplexity_of, read_chunks
 from ggufrope.evals.texts import Text, reference_text
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
@@ -27,9 +27,11 @@ from ggufrope.runtime.settings import ContextSettings
 def ours(model_path: Path, text: Text, n_ctx: int, chunks: int) -> tuple[str, float]:
     """Return our value as it is printed, and the seconds it took."""
     with Model.open(model_path) as model:
-        task = PerplexityTask(PerplexityPlan(n_ctx=n_ctx, text=text, chunks=chunks))
+        plan = PerplexityPlan(n_ctx=n_ctx, text=text, chunks=chunks)
         begun = time.perf_counter()
-        found = perplexity_of(task.run(model, lambda n: Context(model, ContextSettings(n_ctx=n))))
+        found = perplexity_of(
+            read_chunks(plan, model, lambda n: Context(model, ContextSettings(n_ctx=n)))
+        )
         return f"{found.value:.4f} +/- {found.error:.5f}", time.perf_counter() - begun
 
 

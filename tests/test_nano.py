@@ -17,7 +17,8 @@ from ggufrope.container.reader import read_header
 from ggufrope.container.store import execute, plan_store
 from ggufrope.container.types import Edits, TypedValue, ValueType
 from ggufrope.container.writer import plan_rewrite
-from ggufrope.evals.needle import NeedleResult, NeedleTask, recall_by_length
+from ggufrope.evals import needle
+from ggufrope.evals.needle import NeedleScore, recall
 from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.patching.inspection import read_model
 from ggufrope.patching.plan import apply, plan_patch
@@ -41,7 +42,7 @@ def loaded(nano: Path) -> Iterator[Model]:
 
 def ask(
     model: Model, length: int, seed: int, rope: RopeOverrides | None = None
-) -> list[NeedleResult]:
+) -> list[NeedleScore]:
     """Measure eleven depths at one length."""
     plan = NeedlePlan(
         lengths=(length,), depths=tuple(10.0 * i for i in range(11)), haystack="noise", seed=seed
@@ -50,7 +51,7 @@ def ask(
     def open_context(n_ctx: int) -> Context:
         return Context(model, ContextSettings(n_ctx=n_ctx, rope=rope or RopeOverrides()))
 
-    return list(NeedleTask(plan).run(model, open_context))
+    return list(needle.ask(plan, model, open_context))
 
 
 def wish(method: str, length: int) -> ScalingRequest:
@@ -58,7 +59,7 @@ def wish(method: str, length: int) -> ScalingRequest:
     return ScalingRequest(scaling=method, target_context=target)  # type: ignore[arg-type]
 
 
-Results = tuple[NeedleResult, ...]
+Results = tuple[NeedleScore, ...]
 Written = Callable[[str, int], Results]
 
 
@@ -80,7 +81,8 @@ def written(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 
 def recalled(results: Results) -> float:
-    (found,) = recall_by_length(results).values()
+    assert len({result.point.context_tokens for result in results}) == 1
+    found = recall(results)
     assert found.exact.value is not None
     assert found.exact.n == 11 * len(SEEDS)
     return found.exact.value
@@ -107,11 +109,12 @@ def test_context_parameters_do_the_same_with_nothing_written(
     overrides = exact_overrides(target, metadata, context_tokens=FAR)
     assert overrides is not None
     tried = [result for seed in SEEDS for result in ask(loaded, FAR, seed, overrides)]
+    assert len(tried) == 11 * len(SEEDS)
     for one, other in zip(tried, written(method, FAR), strict=True):
-        assert one.cell == other.cell
-        assert one.answer == other.answer
+        assert one.point == other.point
+        assert one.question.answer == other.question.answer
         assert one.exact == other.exact
-        assert one.log_probability.value == pytest.approx(other.log_probability.value, abs=1e-3)
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-3)
 
 
 def logits(path: Path, tokens: list[int], *, n_ctx: int) -> np.ndarray:

@@ -22,13 +22,14 @@ NOISE = (
     " Morning comes and evening goes.",
 )
 
+# Data, not prose: another spelling would be other haystacks, and words that nano never saw.
 _SUBJECTS = (
     "the teacher",
-    "a neighbor",
+    "a neighbour",
     "the council",
     "my grandmother",
     "the old doctor",
-    "every traveler",
+    "every traveller",
     "the eldest child",
     "a stranger",
     "our village",

@@ -8,7 +8,7 @@ figures are those of llama-perplexity's --kl-divergence (tools/perplexity/perple
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from math import sqrt
 
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from ggufrope.errors import BackendError, RequestError
 from ggufrope.evals.logprobs import Comparison, Logits, compare
+from ggufrope.evals.results import NOT_FINITE, Cell, CellResult, Metric, estimate
 from ggufrope.evals.stats import Mean, mean, percentiles
-from ggufrope.evals.texts import Text, reference_text, windows_of
+from ggufrope.evals.task import Task, TaskRequest, TaskSettings, one_cell_per_length
+from ggufrope.evals.texts import Text, chosen_text, reference_text, windows_of
 from ggufrope.evals.trunk import Trunk
-from ggufrope.evals.types import NOT_FINITE, Score
 from ggufrope.lm import LanguageContext, LanguageModel, OpenContext, Progress
 
 DIVERGENCE_POINTS = (50.0, 90.0, 99.0, 99.9)
@@ -29,7 +30,7 @@ DELTA_P_POINTS = (1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DivergencePlan:
-    """Read at most `chunks` chunks of `n_ctx` tokens of `text`, or of Python's help topics.
+    """The text to read: at most `chunks` chunks of `n_ctx` tokens; None: Python's help topics.
 
     Raises RequestError where the numbers make no sense.
     """
@@ -47,13 +48,13 @@ class DivergencePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """Over `tokens` positions, with standard errors.
+    """Figures over `tokens` positions, with standard errors.
 
-    `divergence` is KL(base || variant) in nat; `delta_p` what the variant gives the right token
-    beyond what the base does, `delta_p_rms` its root mean square; `same_top` the share of
-    positions with the same most likely token; `base_nll` the base's mean negative log-probability
-    in nat, and `nll_difference` what the variant adds to it, paired by token, which is
-    ln(PPL(variant) / PPL(base)). Percentiles are (percent, value) pairs.
+    `divergence` is KL(base || variant) in nat. `delta_p` is the probability of the right token
+    under the variant less that under the base, `delta_p_rms` its root mean square. `same_top` is
+    the share of positions with the same most likely token. `base_nll` is the base's mean negative
+    log-probability in nat, and `nll_difference` what the variant adds to it, paired by token, which
+    is ln(PPL(variant) / PPL(base)). Percentiles are (percent, value) pairs.
     """
 
     tokens: int
@@ -69,92 +70,70 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DivergenceResult:
-    """The one cell of a divergence; `unscored` chunks failed. `score` is the mean divergence."""
+class DivergenceScore:
+    """What a plan measured; `unscored` chunks failed. `measured` is None where nothing could be
+    scored, and `reason` says why."""
 
-    key: str
-    n_ctx: int
     measured: Divergence | None
-    unscored: int
-    score: Score
+    unscored: int = 0
+    reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DivergenceTask:
-    """A DivergencePlan as a task: `open_base` opens the base, `run` is given the variant."""
+def compare_contexts(
+    plan: DivergencePlan,
+    model: LanguageModel,
+    open_base: OpenContext,
+    open_variant: OpenContext,
+    *,
+    progress: Progress | None = None,
+) -> DivergenceScore:
+    """Return how far the variant strays from the base.
 
-    plan: DivergencePlan
-    open_base: OpenContext
+    Memory holds a batch of logits of each, and 25 bytes for each scored token. A BackendError costs
+    the chunk it concerns. Raises RequestError where the text is too short, or where the
+    vocabularies differ.
+    """
+    compared: list[Comparison] = []
+    failures: list[str] = []
+    with Trunk(open_base, plan.n_ctx) as base, Trunk(open_variant, plan.n_ctx) as variant:
+        for window in _windows(plan, model):
+            try:
+                contexts = base.move_to(()), variant.move_to(())
+                found = _joined(_read(*contexts, window, progress))
+            except BackendError as failure:
+                base.discard()
+                variant.discard()
+                failures.append(str(failure))
+            else:
+                compared.append(found)
+    if not compared:
+        return DivergenceScore(measured=None, unscored=len(failures), reason=failures[0])
+    measured = summary(_joined(compared))
+    if not np.isfinite(measured.divergence_max):
+        return DivergenceScore(measured=None, unscored=len(failures), reason=NOT_FINITE)
+    return DivergenceScore(measured=measured, unscored=len(failures))
 
-    @property
-    def name(self) -> str:
-        return "divergence"
 
-    @property
-    def key(self) -> str:
-        return str(self.plan.n_ctx)
+def comparing_tokens(plan: DivergencePlan, model: LanguageModel) -> int:
+    """Return how many tokens `compare_contexts` evaluates, in both contexts together.
 
-    def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
-        """Tokens both contexts will evaluate. Raises RequestError where the text is too short."""
-        if self.key in done:
-            return 0
-        return sum(2 * len(window) for window in self._windows(model))
+    Raises RequestError where the text is too short.
+    """
+    return sum(2 * len(window) for window in _windows(plan, model))
 
-    def run(
-        self,
-        model: LanguageModel,
-        open_context: OpenContext,
-        *,
-        done: Collection[str] = (),
-        progress: Progress | None = None,
-    ) -> Iterator[DivergenceResult]:
-        """The one result. Memory: a batch of logits of each, and 25 bytes a scored token."""
-        if self.key in done:
-            return
-        compared: list[Comparison] = []
-        failures: list[str] = []
-        n_ctx = self.plan.n_ctx
-        with Trunk(self.open_base, n_ctx) as base, Trunk(open_context, n_ctx) as variant:
-            for window in self._windows(model):
-                try:
-                    contexts = base.move_to(()), variant.move_to(())
-                    found = _joined(_read(*contexts, window, progress))
-                except BackendError as failure:
-                    base.discard()
-                    variant.discard()
-                    failures.append(str(failure))
-                else:
-                    compared.append(found)
-        yield self._result(compared, failures)
 
-    def _windows(self, model: LanguageModel) -> Iterator[NDArray[np.int64]]:
-        return windows_of(
-            model,
-            self.plan.text or reference_text(),
-            n_ctx=self.plan.n_ctx,
-            step=self.plan.n_ctx,
-            most=self.plan.chunks,
-        )
-
-    def _result(self, compared: list[Comparison], failures: list[str]) -> DivergenceResult:
-        measured = summary(_joined(compared)) if compared else None
-        if measured is None:
-            score = Score(value=None, reason=failures[0])
-        elif not np.isfinite(measured.divergence_max):
-            measured, score = None, Score(value=None, reason=NOT_FINITE)
-        else:
-            score = Score(value=measured.divergence.value)
-        return DivergenceResult(
-            key=self.key,
-            n_ctx=self.plan.n_ctx,
-            measured=measured,
-            unscored=len(failures),
-            score=score,
-        )
+def _windows(plan: DivergencePlan, model: LanguageModel) -> Iterator[NDArray[np.int64]]:
+    return windows_of(
+        model,
+        plan.text or reference_text(),
+        n_ctx=plan.n_ctx,
+        step=plan.n_ctx,
+        most=plan.chunks,
+    )
 
 
 def summary(compared: Comparison) -> Divergence:
-    """The figures of a comparison of at least one position."""
+    """Return the figures of a comparison of at least one position."""
     delta_p = np.exp(compared.variant) - np.exp(compared.base)
     square = mean(delta_p**2)
     return Divergence(
@@ -172,7 +151,7 @@ def summary(compared: Comparison) -> Divergence:
 
 
 def _root(square: Mean) -> Mean:
-    """The root of a mean, its error by the delta method."""
+    """Return the root of a mean, its error by the delta method."""
     if not square.value:
         return square
     root = sqrt(square.value)
@@ -192,7 +171,7 @@ def _read(
     window: NDArray[np.int64],
     progress: Progress | None,
 ) -> Iterator[Comparison]:
-    """Compare the second half of a window, batch by batch."""
+    """Yield the comparison of the second half of a window, batch by batch."""
     tokens, skip = window.tolist(), len(window) // 2
     position = skip + 1
     pairs = _aligned(
@@ -211,9 +190,9 @@ def _read(
 
 
 def _aligned(a: Iterator[Logits], b: Iterator[Logits]) -> Iterator[tuple[Logits, Logits]]:
-    """The same rows of both, however each is cut into batches.
+    """Yield the same rows of both, however each is cut into batches.
 
-    A batch is dropped before the next of its own is asked for, which may overwrite it.
+    A batch is dropped before the next one is taken, which may overwrite it.
     """
     rows_a = rows_b = np.empty((0, 0), dtype=np.float32)
     while True:
@@ -228,7 +207,7 @@ def _aligned(a: Iterator[Logits], b: Iterator[Logits]) -> Iterator[tuple[Logits,
         rows_a, rows_b = rows_a[n:], rows_b[n:]
 
 
-def _joined(parts: Iterator[Comparison] | list[Comparison]) -> Comparison:
+def _joined(parts: Iterable[Comparison]) -> Comparison:
     every = list(parts)
     return Comparison(
         **{
@@ -236,3 +215,62 @@ def _joined(parts: Iterator[Comparison] | list[Comparison]) -> Comparison:
             for field in fields(Comparison)
         }
     )
+
+
+def divergence_metrics(found: Divergence) -> tuple[Metric, ...]:
+    """Return a measured divergence as metrics, in nat and probabilities."""
+    return (
+        estimate("mean_divergence", found.divergence),
+        Metric(name="max_divergence", value=found.divergence_max),
+        *_percentiles("divergence", found.divergence_percentiles),
+        estimate("delta_p", found.delta_p),
+        estimate("delta_p_rms", found.delta_p_rms),
+        *_percentiles("delta_p", found.delta_p_percentiles),
+        estimate("same_top", found.same_top),
+        estimate("nll_difference", found.nll_difference),
+    )
+
+
+def _percentiles(name: str, points: Iterable[tuple[float, float]]) -> Iterator[Metric]:
+    return (Metric(name=f"{name}_p{percent:g}", value=value) for percent, value in points)
+
+
+def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
+    return 2 * settings.chunks * sum(cell.context_tokens for cell in cells)
+
+
+def _run(request: TaskRequest) -> Iterator[CellResult]:
+    base = request.required_base()
+    text = chosen_text(request.settings)
+    for cell in request.todo:
+        plan = DivergencePlan(n_ctx=cell.context_tokens, text=text, chunks=request.settings.chunks)
+        try:
+            request.plan_tokens(comparing_tokens(plan, request.model))
+            score = compare_contexts(
+                plan,
+                request.model,
+                base.open_context,
+                request.open_context,
+                progress=request.progress,
+            )
+        except RequestError as error:
+            yield CellResult(cell=cell, status="error", reason=str(error))
+        else:
+            yield CellResult(
+                cell=cell,
+                status="error" if score.measured is None else "ok",
+                reason=score.reason,
+                metrics=() if score.measured is None else divergence_metrics(score.measured),
+                notes=(("base", base.name),),
+                prompt_tokens=cell.context_tokens,
+            )
+
+
+DIVERGENCE = Task(
+    name="divergence",
+    places=one_cell_per_length,
+    tokens=_tokens,
+    run=_run,
+    compares_with="reference",
+)
+"""Divergence from the base at each length, read in lockstep with it."""

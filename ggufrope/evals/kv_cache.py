@@ -1,8 +1,12 @@
-"""What a K/V cache costs and how fast it is: bytes per token, prefill and decode speed."""
+"""What a K/V cache costs and how fast it is: bytes per token, prefill and decode speed.
+
+In a context of each length, a prompt is evaluated in one call and then some tokens one by one.
+Decode speed is that of the median token, which a busy moment of the machine does not change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -11,133 +15,126 @@ from time import perf_counter
 
 from ggufrope.errors import BackendError, RequestError
 from ggufrope.evals.haystack import Filler, sentences, weave
+from ggufrope.evals.results import Cell, CellResult, Metric
+from ggufrope.evals.task import Task, TaskRequest, TaskSettings, one_cell_per_length
 from ggufrope.evals.trunk import Trunk
-from ggufrope.evals.types import Score
 from ggufrope.lm import LanguageContext, LanguageModel, OpenContext, Progress
 
-_WARM_UP_TOKENS = 32
+DECODED_TOKENS = 32
+MOST_PREFILLED_TOKENS = 2048
+WARM_UP_TOKENS = 32
+_SHORTEST_CONTEXT = 2 * WARM_UP_TOKENS + DECODED_TOKENS
 _TICK = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CachePlan:
-    """In a context of `n_ctx` tokens, `prefill` tokens are evaluated together and then `decode`
-    one by one.
+class CacheScore:
+    """What one context measured, all None where it could not, and `reason` says why.
 
-    Raises RequestError where they do not fit.
+    Speeds are in tokens per second, `bytes_per_token` is as allocated. `rotated` is whether K or V
+    are rotated before they are stored. Both are None where the runtime does not report them.
     """
 
-    n_ctx: int
-    prefill: int = 2048
-    decode: int = 32
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.prefill < 2 * _WARM_UP_TOKENS or self.decode < 1:
-            raise RequestError(
-                f"to time a cache takes at least {2 * _WARM_UP_TOKENS} tokens of prefill and one "
-                f"of decode, got {self.prefill} and {self.decode}"
-            )
-        if self.prefill + self.decode > self.n_ctx:
-            raise RequestError(
-                f"{self.prefill} + {self.decode} tokens do not fit a context of {self.n_ctx}"
-            )
+    bytes_per_token: float | None = None
+    rotated: bool | None = None
+    prefill_speed: float | None = None
+    decode_speed: float | None = None
+    reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheResult:
-    """Speeds in tokens per second; `bytes_per_token` as allocated, `rotated` whether K or V are
-    rotated before they are stored, both None where the runtime does not tell. `decode_speed` is
-    that of the median token, which a busy moment does not change. `score` is the prefill speed."""
+def measure_cache(
+    n_ctx: int,
+    model: LanguageModel,
+    open_context: OpenContext,
+    *,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = perf_counter,
+) -> CacheScore:
+    """Return the cost and the speeds of a context of `n_ctx` tokens; `clock` counts seconds.
 
-    key: str
-    n_ctx: int
-    bytes_per_token: float | None
-    rotated: bool | None
-    prefill_speed: float | None
-    decode_speed: float | None
-    score: Score
+    A BackendError becomes the reason of the score.
+    """
+    prefilled = prefilled_tokens(n_ctx)
+    text = _text(model, prefilled + DECODED_TOKENS)
+    with Trunk(open_context, n_ctx) as trunk:
+        try:
+            return _measured(trunk.move_to(()), text[:prefilled], text[prefilled:], progress, clock)
+        except BackendError as failure:
+            return CacheScore(reason=str(failure))
 
 
-@dataclass(frozen=True, slots=True)
-class CacheTask:
-    """A CachePlan as a task of one cell; `clock` counts seconds."""
+def prefilled_tokens(n_ctx: int) -> int:
+    """Return how many tokens a context of `n_ctx` is filled with in one call.
 
-    plan: CachePlan
-    clock: Callable[[], float] = perf_counter
+    Raises RequestError where the context is too short to be timed.
+    """
+    if n_ctx < _SHORTEST_CONTEXT:
+        raise RequestError(
+            f"a context of {n_ctx} tokens is too short to time: at least {_SHORTEST_CONTEXT}"
+        )
+    return min(MOST_PREFILLED_TOKENS, n_ctx - DECODED_TOKENS)
 
-    @property
-    def name(self) -> str:
-        return "cache"
 
-    @property
-    def key(self) -> str:
-        return str(self.plan.n_ctx)
+def _measured(
+    context: LanguageContext,
+    prompt: Sequence[int],
+    decoded: Sequence[int],
+    progress: Progress | None,
+    clock: Callable[[], float],
+) -> CacheScore:
+    size = context.cache_bytes
+    context.extend(prompt[:WARM_UP_TOKENS], progress=progress)
+    context.rewind(0)
+    times = [clock()]
+    # The last logits are waited for: a device may still be at work when `extend` returns.
+    context.extend(prompt[:-1], progress=progress)
+    for token in (prompt[-1], *decoded):
+        for _ in context.logits([token], progress=progress):
+            pass
+        times.append(clock())
+    first, *others = (max(after - before, _TICK) for before, after in pairwise(times))
+    return CacheScore(
+        bytes_per_token=None if size is None else size / context.n_ctx,
+        rotated=context.cache_rotated,
+        prefill_speed=len(prompt) / first,
+        decode_speed=1 / median(others),
+    )
 
-    def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
-        """Tokens a run will evaluate, warming up included."""
-        plan = self.plan
-        return 0 if self.key in done else _WARM_UP_TOKENS + plan.prefill + plan.decode
 
-    def run(
-        self,
-        model: LanguageModel,
-        open_context: OpenContext,
-        *,
-        done: Collection[str] = (),
-        progress: Progress | None = None,
-    ) -> Iterator[CacheResult]:
-        """The one result."""
-        if self.key in done:
-            return
-        tokens = _text(model, self.plan)
-        with Trunk(open_context, self.plan.n_ctx) as trunk:
-            try:
-                result = self._measured(trunk.move_to(()), tokens, progress)
-            except BackendError as failure:
-                result = CacheResult(
-                    key=self.key,
-                    n_ctx=self.plan.n_ctx,
-                    bytes_per_token=None,
-                    rotated=None,
-                    prefill_speed=None,
-                    decode_speed=None,
-                    score=Score(value=None, reason=str(failure)),
-                )
-            yield result
+def _text(model: LanguageModel, count: int) -> list[int]:
+    """Return `count` tokens of prose."""
+    filler = Filler(model, sentences("essay", Random("0/cache"), None))
+    budget = count
+    while len(tokens := weave(filler, (), budget).tokens) < count:
+        budget += count
+    return list(tokens[:count])
 
-    def _measured(
-        self, context: LanguageContext, tokens: list[int], progress: Progress | None
-    ) -> CacheResult:
-        size = context.cache_bytes
-        context.extend(tokens[:_WARM_UP_TOKENS], progress=progress)
-        context.rewind(0)
-        together, alone = tokens[: self.plan.prefill], tokens[self.plan.prefill :]
-        times = [self.clock()]
-        # The last logits are waited for: a device may still be at work when `extend` returns.
-        context.extend(together[:-1], progress=progress)
-        for token in (together[-1], *alone):
-            for _ in context.logits([token], progress=progress):
-                pass
-            times.append(self.clock())
-        first, *others = (max(after - before, _TICK) for before, after in pairwise(times))
-        prefill = len(together) / first
-        return CacheResult(
-            key=self.key,
-            n_ctx=self.plan.n_ctx,
-            bytes_per_token=None if size is None else size / context.n_ctx,
-            rotated=context.cache_rotated,
-            prefill_speed=prefill,
-            decode_speed=1 / median(others),
-            score=Score(value=prefill),
+
+def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
+    return len(cells) * (WARM_UP_TOKENS + MOST_PREFILLED_TOKENS + DECODED_TOKENS)
+
+
+def _run(request: TaskRequest) -> Iterator[CellResult]:
+    for cell in request.todo:
+        prefilled = prefilled_tokens(cell.context_tokens)
+        request.plan_tokens(WARM_UP_TOKENS + prefilled + DECODED_TOKENS)
+        score = measure_cache(
+            cell.context_tokens, request.model, request.open_context, progress=request.progress
+        )
+        rotated = {True: "yes", False: "no", None: "not reported"}[score.rotated]
+        yield CellResult(
+            cell=cell,
+            status="ok" if score.reason is None else "error",
+            reason=score.reason,
+            metrics=(
+                Metric(name="cache_bytes_per_token", value=score.bytes_per_token),
+                Metric(name="prefill_tokens_per_second", value=score.prefill_speed),
+                Metric(name="decode_tokens_per_second", value=score.decode_speed),
+            ),
+            notes=(("rotated", rotated),),
+            prompt_tokens=prefilled,
         )
 
 
-def _text(model: LanguageModel, plan: CachePlan) -> list[int]:
-    """Prose of exactly the tokens needed."""
-    filler = Filler(model, sentences("essay", Random(f"{plan.seed}/cache"), None))
-    wanted = plan.prefill + plan.decode
-    room = wanted
-    while len(tokens := weave(filler, (), room).tokens) < wanted:
-        room += wanted
-    return list(tokens[:wanted])
+KV_CACHE = Task(name="kv-cache", places=one_cell_per_length, tokens=_tokens, run=_run)
+"""Bytes per token as allocated, and the speeds of prefill and decode, at each length."""

@@ -1,30 +1,27 @@
-"""A needle plan's prompts: one haystack a sample, and where its cells' questions branch off.
+"""The prompts of a needle grid: haystacks with facts at chosen depths, and questions about them.
 
-In a one-pass grid one haystack holds the facts of all cells and is evaluated once; at each length
-the questions of all depths branch off it. In isolated mode every cell has a prompt of its own,
-the same haystack with only its needles, and the prompts are ordered so that neighbors share the
-longest beginnings.
+A `NeedlePlan` is a grid of lengths and depths. In one-pass mode one haystack holds the facts of all
+cells and is evaluated once; at each length the questions of all depths branch off it. In isolated
+mode every cell has a prompt of its own, the same haystack with only its needles, and the prompts
+are ordered so that neighbors share the longest beginnings.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import inf
 from random import Random
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from ggufrope.errors import RequestError
 from ggufrope.evals.facts import Fact, ValueKind, answer_of, facts, pass_keys, question_of
 from ggufrope.evals.haystack import Filler, HaystackKind, Insert, Woven, sentences, weave
-from ggufrope.evals.trunk import Layout, lay_out
+from ggufrope.evals.task import NeedleMode
 from ggufrope.lm import Branch, LanguageModel
 
-# What a needle run asks: the grid, the haystack and the facts, and nothing left to chance.
-
-NeedleMode: TypeAlias = Literal["one-pass", "isolated"]
 Wording: TypeAlias = Literal["fact", "passkey"]
 
 
@@ -32,12 +29,12 @@ Wording: TypeAlias = Literal["fact", "passkey"]
 class NeedlePlan:
     """A grid of `lengths` (tokens, question and answer included) × `depths` (percent).
 
-    Depth 0 is the start, 100 right before the question. Each of the `samples` has a haystack and
-    facts of its own, from `seed`. Facts of different cells less than `spacing` tokens apart become
-    one fact. `queries` facts are asked for at once, `needles` (isolated mode) stated in a prompt.
-    An answer is ranked among `distractors` others, half of them stated elsewhere in the prompt.
-    `control` is a length within the model's native context, added to the grid: failure there is
-    the model's, not the extension's. `text` is what a haystack of kind "text" goes round.
+    Depth 0 is the start, 100 right before the question. Lengths are kept in ascending order, each
+    once. Each of the `samples` has its own haystack and facts, drawn from `seed`. Facts of
+    different cells less than `spacing` tokens apart become one fact. A question asks for `queries`
+    facts at once; an isolated prompt states `needles` of them. An answer is ranked among
+    `distractors` wrong ones, half of them values stated elsewhere in the prompt. `text` is what a
+    haystack of kind "text" repeats.
 
     Raises RequestError where the numbers contradict each other.
     """
@@ -55,15 +52,15 @@ class NeedlePlan:
     queries: int = 1
     distractors: int = 4
     spacing: int = 64
-    control: int | None = None
 
     def __post_init__(self) -> None:
         problems = tuple(self._problems())
         if problems:
             raise RequestError("; ".join(problems))
+        object.__setattr__(self, "lengths", tuple(sorted(set(self.lengths))))
 
     def _problems(self) -> Iterator[str]:
-        if not self.lengths or min(self.all_lengths) < 1:
+        if not self.lengths or min(self.lengths) < 1:
             yield f"needle lengths must be at least 1 token, got {list(self.lengths)}"
         if not self.depths:
             yield "the needle needs at least one depth"
@@ -82,26 +79,20 @@ class NeedlePlan:
         if self.kind not in ("number", "word", "uuid"):
             yield f"unknown kind of value {self.kind!r}: expected number, word or uuid"
         if self.mode == "isolated" and self.queries > self.needles:
-            yield f"{self.queries} facts cannot be asked for where {self.needles} are stated"
+            yield f"a question about {self.queries} facts needs as many needles, got {self.needles}"
         if max(self.queries, self.needles) > len(self.depths):
             yield (
                 f"needles stand at the depths of the grid: {len(self.depths)} depths are too few "
                 f"for {max(self.queries, self.needles)} of them"
             )
         if self.wording == "passkey" and (self.mode != "isolated" or self.needles > 1):
-            yield "there is one pass key to a prompt: passkey needs isolated mode and one needle"
-
-    @property
-    def all_lengths(self) -> tuple[int, ...]:
-        """Every length asked, the control too, ascending and once each."""
-        control = () if self.control is None else (self.control,)
-        return tuple(sorted({*self.lengths, *control}))
+            yield "a prompt has one pass key: passkey needs isolated mode and one needle"
 
 
 def passkey_plan(
     *, lengths: tuple[int, ...], depths: tuple[float, ...], samples: int = 1, seed: int = 0
 ) -> NeedlePlan:
-    """The passkey task: five digits in a noise haystack, one to a prompt."""
+    """Return the plan of the passkey task: five digits in a noise haystack, one in each prompt."""
     return NeedlePlan(
         lengths=lengths,
         depths=depths,
@@ -113,28 +104,26 @@ def passkey_plan(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NeedleCell:
-    """What is asked: a place in the grid."""
+class GridPoint(NamedTuple):
+    """A place in the grid; `str()` is unique within a plan and the same in every run of it."""
 
     context_tokens: int
-    depth: float
+    depth_percent: float
     sample: int
-    control: bool = False
 
-    @property
-    def key(self) -> str:
-        return f"{self.context_tokens}/{self.depth:g}/{self.sample}"
+    def __str__(self) -> str:
+        return f"{self.context_tokens}/{self.depth_percent:g}/{self.sample}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A cell's question; the first answer of `branch` is the true one.
+class Question:
+    """The question of one grid point; the first answer of `branch` is the true one.
 
-    `prompt_tokens` counts haystack and question; `measured_depth` is percent.
+    `needle` names the keys it asks for, `answer` is their values. `prompt_tokens` counts haystack
+    and question. `measured_depth` is where the fact really stands, in percent.
     """
 
-    cell: NeedleCell
+    point: GridPoint
     branch: Branch
     needle: str
     answer: str
@@ -143,55 +132,68 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """A haystack, from its first token, and all that is asked of it."""
+class Prompt:
+    """A haystack from its first token, `trunk`, and every question about it."""
 
     trunk: tuple[int, ...]
-    asks: tuple[Ask, ...]
+    questions: tuple[Question, ...]
 
 
-def stops(model: LanguageModel, plan: NeedlePlan, sample: int) -> Iterator[Stop]:
-    """The prompts of one sample in the order of evaluation.
+def prompts(
+    model: LanguageModel, plan: NeedlePlan, only: Container[GridPoint] | None = None
+) -> Iterator[Prompt]:
+    """Yield the prompts of a plan in the order of evaluation; with `only`, those with a question
+    about one of these points, and no other questions.
 
-    Raises RequestError where a length has no room for what is asked.
+    Raises RequestError where a length has no room for a fact and its question.
     """
-    sheet = _Sheet(model, plan, sample)
-    return _one_pass(sheet) if plan.mode == "one-pass" else _isolated(sheet)
+    for sample in range(plan.samples):
+        builder = PromptBuilder(model, plan, sample)
+        for prompt in _one_pass(builder) if plan.mode == "one-pass" else _isolated(builder):
+            questions = tuple(q for q in prompt.questions if only is None or q.point in only)
+            if questions:
+                yield Prompt(trunk=prompt.trunk, questions=questions)
 
 
-def _one_pass(sheet: _Sheet) -> Iterator[Stop]:
-    everything = range(len(sheet.layout.places))
-    woven = sheet.weave(everything, sheet.rooms[-1])
-    for length, room in enumerate(sheet.rooms):
-        cut = woven.cut(room)
+def _one_pass(builder: PromptBuilder) -> Iterator[Prompt]:
+    everything = range(len(builder.layout.places))
+    woven = builder.weave(everything, builder.budgets[-1])
+    for length, budget in enumerate(builder.budgets):
+        cut = woven.cut(budget)
         present = bisect_left(woven.starts, cut)
-        yield Stop(
-            trunk=sheet.beginning + woven.tokens[:cut],
-            asks=tuple(
-                sheet.ask(length, depth, cut=cut, starts=dict(enumerate(woven.starts[:present])))
-                for depth in range(len(sheet.plan.depths))
+        starts = dict(enumerate(woven.starts[:present]))
+        yield Prompt(
+            trunk=builder.beginning + woven.tokens[:cut],
+            questions=tuple(
+                builder.question(length, depth, cut=cut, starts=starts)
+                for depth in range(len(builder.plan.depths))
             ),
         )
 
 
-def _isolated(sheet: _Sheet) -> Iterator[Stop]:
-    cells = [(i, j) for i in range(len(sheet.rooms)) for j in range(len(sheet.plan.depths))]
-    present = {cell: sorted(sheet.distinct(*cell, sheet.plan.needles)) for cell in cells}
+def _isolated(builder: PromptBuilder) -> Iterator[Prompt]:
+    cells = [(i, j) for i in range(len(builder.budgets)) for j in range(len(builder.plan.depths))]
+    present = {cell: sorted(builder.distinct(*cell, builder.plan.needles)) for cell in cells}
     # Prompts agree up to the first place that only one of them has: by places, then by length,
     # each continues from the longest beginning that is left.
     for cell in sorted(cells, key=lambda cell: ((*present[cell], inf), cell)):
         length, depth = cell
-        woven = sheet.weave(present[cell], sheet.rooms[length])
-        cut = woven.cut(sheet.rooms[length])
+        woven = builder.weave(present[cell], builder.budgets[length])
+        cut = woven.cut(builder.budgets[length])
         starts = dict(zip(present[cell], woven.starts, strict=True))
-        yield Stop(
-            trunk=sheet.beginning + woven.tokens[:cut],
-            asks=(sheet.ask(length, depth, cut=cut, starts=starts),),
+        yield Prompt(
+            trunk=builder.beginning + woven.tokens[:cut],
+            questions=(builder.question(length, depth, cut=cut, starts=starts),),
         )
 
 
-class _Sheet:
-    """All that one sample's prompts are made of; the same for the same plan and tokenizer."""
+class PromptBuilder:
+    """Everything that the prompts of one sample consist of: the same for the same plan and
+    tokenizer.
+
+    `facts` has one fact for each place of the `layout`, `unstated` the facts that no haystack
+    states. `budgets` are the haystack tokens of each length.
+    """
 
     def __init__(self, model: LanguageModel, plan: NeedlePlan, sample: int) -> None:
         self.model = model
@@ -199,105 +201,150 @@ class _Sheet:
         self.sample = sample
         self.beginning = tuple(model.tokenize("", beginning=True))
         self.filler = Filler(model, sentences(plan.haystack, self.rng("haystack"), plan.text))
-        self.facts, self.strangers = self._draw()
+        self.facts, self.unstated = self._draw()
         self.statements = [tuple(model.tokenize(fact.statement)) for fact in self.facts]
-        self.rooms = self._rooms()
+        self.budgets = self._budgets()
         self.layout: Layout = lay_out(
-            self.rooms,
+            self.budgets,
             plan.depths,
             fact_tokens=max(map(len, self.statements)),
             spacing=plan.spacing,
         )
 
     def rng(self, purpose: object) -> Random:
-        """A generator for one purpose: what is drawn for another cannot disturb it."""
+        """Return a generator for one purpose, undisturbed by what is drawn for another."""
         return Random(f"{self.plan.seed}/{self.sample}/{purpose}")
 
     def _draw(self) -> tuple[Sequence[Fact], Sequence[Fact]]:
-        """A fact for every place there could be, and facts that are never stated."""
+        """Draw a fact for every place there could be, and facts that are never stated."""
         rng = self.rng("facts")
         source = pass_keys(rng) if self.plan.wording == "passkey" else facts(rng, self.plan.kind)
-        stated = list(islice(source, len(self.plan.all_lengths) * len(self.plan.depths)))
+        stated = list(islice(source, len(self.plan.lengths) * len(self.plan.depths)))
         values = {fact.value for fact in stated}
         wanted = self.plan.distractors * self.plan.queries
         return stated, [fact for fact in islice(source, wanted) if fact.value not in values]
 
-    def _rooms(self) -> tuple[int, ...]:
-        """Haystack tokens at each length: what the longest question with its answer leaves."""
+    def _budgets(self) -> tuple[int, ...]:
+        """Return the haystack tokens of each length: what the longest question and answer leave."""
         asking = self.plan.queries * max(
             len(self.model.tokenize(fact.question)) + len(self.model.tokenize(fact.answer))
-            for fact in (*self.facts, *self.strangers)
+            for fact in (*self.facts, *self.unstated)
         )
         around = len(self.beginning) + asking
         least = around + max(map(len, self.statements))
-        for length in self.plan.all_lengths:
+        for length in self.plan.lengths:
             if length < least:
                 raise RequestError(
                     f"a needle length of {length} tokens is too short: one fact and its question "
                     f"take {least} with this model's tokenizer"
                 )
-        return tuple(length - around for length in self.plan.all_lengths)
+        return tuple(length - around for length in self.plan.lengths)
 
-    def weave(self, present: Sequence[int], room: int) -> Woven:
-        """The haystack with the facts of these places, in ascending order."""
-        return weave(self.filler, [self._insert(place) for place in present], room)
+    def weave(self, present: Sequence[int], budget: int) -> Woven:
+        """Return the haystack with the facts of these places, in ascending order."""
+        return weave(self.filler, [self._insert(place) for place in present], budget)
 
     def _insert(self, number: int) -> Insert:
         place, tokens = self.layout.places[number], self.statements[number]
-        if place.closes is None:
+        if place.ends_length is None:
             return Insert(target=place.target, tokens=tokens)
-        return Insert(target=self.rooms[place.closes] - len(tokens), tokens=tokens)
+        return Insert(target=self.budgets[place.ends_length] - len(tokens), tokens=tokens)
 
     def distinct(self, length: int, depth: int, count: int) -> list[int]:
-        """`count` places of a length, from that of `depth` on and round. Raises RequestError where
-        the length is so short that its depths share too few."""
+        """Return `count` places of a length: that of `depth` and the next ones, the first after
+        the last. Raises RequestError where the length is so short that its depths share too few."""
         of = self.layout.of[length]
         around = list(dict.fromkeys(of[depth:] + of[:depth]))
         if len(around) < count:
             raise RequestError(
-                f"{self.plan.all_lengths[length]} tokens have room for {len(around)} needles "
+                f"{self.plan.lengths[length]} tokens have room for {len(around)} needles "
                 f"{self.plan.spacing} tokens apart, not {count}"
             )
         return around[:count]
 
-    def ask(self, length: int, depth: int, *, cut: int, starts: dict[int, int]) -> Ask:
-        """The question of a cell, to a haystack of `cut` tokens with facts at `starts`."""
-        asked = self.distinct(length, depth, self.plan.queries)
-        cell = NeedleCell(
-            context_tokens=self.plan.all_lengths[length],
-            depth=self.plan.depths[depth],
-            sample=self.sample,
-            control=self.plan.all_lengths[length] == self.plan.control,
-        )
-        found = [self.facts[place] for place in asked]
-        question = tuple(self.model.tokenize(question_of(found)))
-        others = [self.facts[place] for place in starts if place not in asked]
-        candidates = [[fact.value for fact in found], *self._distractors(cell, found, others)]
+    def question(self, length: int, depth: int, *, cut: int, starts: dict[int, int]) -> Question:
+        """Return the question of a cell about a haystack of `cut` tokens with facts at `starts`."""
+        places = self.distinct(length, depth, self.plan.queries)
+        point = GridPoint(self.plan.lengths[length], self.plan.depths[depth], self.sample)
+        wanted = [self.facts[place] for place in places]
+        prompt = tuple(self.model.tokenize(question_of(wanted)))
+        others = [self.facts[place] for place in starts if place not in places]
+        candidates = [[fact.value for fact in wanted], *self._distractors(point, wanted, others)]
         answers = [answer_of(values) for values in candidates]
-        span = cut - len(self.statements[asked[0]])
-        return Ask(
-            cell=cell,
+        span = cut - len(self.statements[places[0]])
+        return Question(
+            point=point,
             branch=Branch(
-                prompt=question,
+                prompt=prompt,
                 answers=tuple(tuple(self.model.tokenize(answer)) for answer in answers),
             ),
-            needle=", ".join(fact.key for fact in found),
+            needle=", ".join(fact.key for fact in wanted),
             answer=answers[0].strip(),
-            prompt_tokens=len(self.beginning) + cut + len(question),
-            measured_depth=100 * starts[asked[0]] / span if span else 0.0,
+            prompt_tokens=len(self.beginning) + cut + len(prompt),
+            measured_depth=100 * starts[places[0]] / span if span else 0.0,
         )
 
     def _distractors(
-        self, cell: NeedleCell, found: Sequence[Fact], others: Sequence[Fact]
+        self, point: GridPoint, wanted: Sequence[Fact], others: Sequence[Fact]
     ) -> list[list[str]]:
-        """Wrong answers, half of them values stated elsewhere, each value used once."""
-        rng = self.rng(cell.key)
-        right = {fact.value for fact in found}
+        """Return wrong answers, half of them values stated elsewhere, each value used once."""
+        rng = self.rng(str(point))
+        right = {fact.value for fact in wanted}
         queries = self.plan.queries
         stated = [value for value in dict.fromkeys(f.value for f in others) if value not in right]
         rng.shuffle(stated)
         stated = stated[: self.plan.distractors // 2 * queries]
-        never = list(dict.fromkeys(fact.value for fact in self.strangers))
+        never = list(dict.fromkeys(fact.value for fact in self.unstated))
         values = stated[: len(stated) // queries * queries] + never
         sets = [values[i : i + queries] for i in range(0, len(values) - queries + 1, queries)]
         return sets[: self.plan.distractors]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a fact goes: `target` tokens into the haystack, never later.
+
+    `ends_length` is the length (its index) whose haystack ends with this fact, or None.
+    """
+
+    target: int
+    ends_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Places in ascending order; `of[length][depth]` is the index of the place a cell asks for."""
+
+    places: tuple[Place, ...]
+    of: tuple[tuple[int, ...], ...]
+
+
+def lay_out(
+    budgets: Sequence[int], depths: Sequence[float], *, fact_tokens: int, spacing: int
+) -> Layout:
+    """Return places for a grid, as few as serve every cell to within `spacing` tokens.
+
+    `budgets` are the haystack tokens of each length, ascending; `depths` are percent. Lengths are
+    taken in order, so that a place already there lies inside every length that may share it, and
+    the ends of a length before its middle, so that they are exact.
+    """
+    spacing = max(spacing, fact_tokens)
+    found: list[Place] = []
+    chosen: dict[tuple[int, int], Place] = {}
+    for length, budget in enumerate(budgets):
+        for depth in sorted(range(len(depths)), key=lambda d: (0 < depths[d] < 100, depths[d])):
+            target = round((budget - fact_tokens) * depths[depth] / 100)
+            nearest = min(found, key=lambda place: abs(place.target - target), default=None)
+            if nearest is None or abs(nearest.target - target) >= spacing:
+                nearest = Place(target=target, ends_length=length if depths[depth] == 100 else None)
+                found.append(nearest)
+            chosen[length, depth] = nearest
+    places = tuple(sorted(found, key=lambda place: place.target))
+    index = {place: i for i, place in enumerate(places)}
+    return Layout(
+        places=places,
+        of=tuple(
+            tuple(index[chosen[length, depth]] for depth in range(len(depths)))
+            for length in range(len(budgets))
+        ),
+    )

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 Status: TypeAlias = Literal["ok", "error", "unsupported", "skipped"]
 """`unsupported`: this build or model cannot do it. `skipped`: not applicable, or not reached."""
+NOT_FINITE = "the model's logits are not finite numbers"
+"""Reason recorded when the model returns non-finite logits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

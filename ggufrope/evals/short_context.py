@@ -1,119 +1,90 @@
-"""The gate that reaching further must pass: no worse than the original within its own context.
+"""The short-context check: is the model no worse than the original within its own context.
 
-The variant is held against the base, its settings untouched, in three ways: the divergence and the
-paired loss on a text, and recall of the same needles by both.
+The model is compared with the original, an f16 cache and its scaling untouched, in three ways: the
+divergence on a text, the paired difference in loss there, and recall of the same needles by both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Iterator, Sequence
 
-from ggufrope.errors import RequestError
-from ggufrope.evals.divergence import Divergence, DivergencePlan, DivergenceResult, DivergenceTask
-from ggufrope.evals.needle import NeedleResult, NeedleTask, Recall, recall
+from ggufrope.evals.divergence import (
+    DivergencePlan,
+    compare_contexts,
+    comparing_tokens,
+    divergence_metrics,
+)
+from ggufrope.evals.needle import QUESTION_TOKENS, NeedleScore, ask, asking_tokens, recall
 from ggufrope.evals.needle_prompts import NeedlePlan
-from ggufrope.evals.types import Score, keys_of
-from ggufrope.lm import LanguageModel, OpenContext, Progress
+from ggufrope.evals.results import Cell, CellResult, Metric
+from ggufrope.evals.stats import Proportion
+from ggufrope.evals.task import Base, Coordinates, Lengths, Task, TaskRequest, TaskSettings
+from ggufrope.evals.texts import Text, chosen_text
+from ggufrope.lm import OpenContext
 
-Part: TypeAlias = Literal["divergence", "base", "variant"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShortContextPlan:
-    """What is compared within `original_context`, the tokens the model was made for.
-
-    Raises RequestError where either part goes beyond it.
-    """
-
-    original_context: int
-    divergence: DivergencePlan
-    needle: NeedlePlan
-
-    def __post_init__(self) -> None:
-        longest = max(self.divergence.n_ctx, *self.needle.all_lengths)
-        if longest > self.original_context:
-            raise RequestError(
-                f"a short-context check of {longest} tokens goes beyond the original context of "
-                f"{self.original_context}"
-            )
+DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
+"""Needle depths in percent."""
+CHEAP_CONTEXT = 4096
+"""Tokens that cost little, where no context of the plan lies within the native one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShortContextResult:
-    """The divergence, or a needle found or not by the base or the variant."""
-
-    part: Part
-    result: DivergenceResult | NeedleResult
-
-    @property
-    def key(self) -> str:
-        return f"{self.part}/{self.result.key}"
-
-    @property
-    def score(self) -> Score:
-        return self.result.score
+def _places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
+    """Yield one cell: at the plan's longest context within the native one, else at as much of the
+    native one as costs little."""
+    native = lengths.native
+    within = [tokens for tokens in lengths.contexts if native is None or tokens <= native]
+    tokens = max(within) if within else min(native or CHEAP_CONTEXT, CHEAP_CONTEXT)
+    yield Coordinates(context_tokens=tokens)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShortContext:
-    """All of it taken together; `divergence` is None where it has no score."""
-
-    divergence: Divergence | None
-    base: Recall
-    variant: Recall
+def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
+    questions = 2 * len(DEPTHS) * QUESTION_TOKENS
+    return sum(4 * cell.context_tokens + questions for cell in cells)
 
 
-@dataclass(frozen=True, slots=True)
-class ShortContextTask:
-    """A ShortContextPlan as a task: `open_base` opens the original, `run` is given the variant."""
-
-    plan: ShortContextPlan
-    open_base: OpenContext
-
-    @property
-    def name(self) -> str:
-        return "short-context"
-
-    def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
-        """Tokens all contexts will evaluate. Raises RequestError as its parts do."""
-        needle = NeedleTask(self.plan.needle)
-        return self._divergence.planned_tokens(model, done=keys_of("divergence", done)) + sum(
-            needle.planned_tokens(model, done=keys_of(part, done)) for part in ("base", "variant")
-        )
-
-    def run(
-        self,
-        model: LanguageModel,
-        open_context: OpenContext,
-        *,
-        done: Collection[str] = (),
-        progress: Progress | None = None,
-    ) -> Iterator[ShortContextResult]:
-        """The divergence first, then the base's needles and the variant's."""
-        needle = NeedleTask(self.plan.needle)
-        parts: tuple[tuple[Part, DivergenceTask | NeedleTask, OpenContext], ...] = (
-            ("divergence", self._divergence, open_context),
-            ("base", needle, self.open_base),
-            ("variant", needle, open_context),
-        )
-        for part, task, opener in parts:
-            for result in task.run(model, opener, done=keys_of(part, done), progress=progress):
-                yield ShortContextResult(part=part, result=result)
-
-    @property
-    def _divergence(self) -> DivergenceTask:
-        return DivergenceTask(self.plan.divergence, self.open_base)
+def _run(request: TaskRequest) -> Iterator[CellResult]:
+    base = request.required_base()
+    text = chosen_text(request.settings)
+    for cell in request.todo:
+        yield _check(request, base, text, cell)
 
 
-def short_context(results: Iterable[ShortContextResult]) -> ShortContext:
-    """Sum up the results of a plan."""
-    every = tuple(results)
-    divergence = [r.result.measured for r in every if isinstance(r.result, DivergenceResult)]
-    needles = [(r.part, r.result) for r in every if isinstance(r.result, NeedleResult)]
-    return ShortContext(
-        divergence=divergence[0] if divergence else None,
-        base=recall(result for part, result in needles if part == "base"),
-        variant=recall(result for part, result in needles if part == "variant"),
+def _check(request: TaskRequest, base: Base, text: Text | None, cell: Cell) -> CellResult:
+    tokens = cell.context_tokens
+    reading = DivergencePlan(n_ctx=tokens, text=text, chunks=1)
+    grid = NeedlePlan(lengths=(tokens,), depths=DEPTHS, seed=request.seed)
+    model, variant = request.model, request.open_context
+    request.plan_tokens(comparing_tokens(reading, model) + 2 * asking_tokens(grid, model))
+
+    def needles(open_context: OpenContext) -> tuple[NeedleScore, ...]:
+        return tuple(ask(grid, model, open_context, progress=request.progress))
+
+    divergence = compare_contexts(
+        reading, model, base.open_context, variant, progress=request.progress
     )
+    by_base, by_variant = needles(base.open_context), needles(variant)
+    reasons = (divergence.reason, *(score.reason for score in (*by_base, *by_variant)))
+    reason = next((reason for reason in reasons if reason), None)
+    if divergence.measured is None or reason is not None:
+        return CellResult(cell=cell, status="error", reason=reason)
+    return CellResult(
+        cell=cell,
+        status="ok",
+        metrics=(
+            *divergence_metrics(divergence.measured),
+            _share("recall", recall(by_variant).exact),
+            _share("base_recall", recall(by_base).exact),
+        ),
+        notes=(("base", base.name),),
+        prompt_tokens=tokens,
+    )
+
+
+def _share(name: str, share: Proportion) -> Metric:
+    return Metric(name=name, value=share.value, low=share.low, high=share.high, n=share.n)
+
+
+SHORT_CONTEXT = Task(
+    name="short-context", places=_places, tokens=_tokens, run=_run, compares_with="original"
+)
+"""Divergence and recall against the original, in one cell."""

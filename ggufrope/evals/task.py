@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope.errors import RequestError
 from ggufrope.evals.facts import ValueKind
-from ggufrope.evals.ruler.specs import RULER_TASKS
+from ggufrope.evals.ruler.specs import BY_NAME, RULER_TASKS, RulerSpec
 
 if TYPE_CHECKING:
     from ggufrope.evals.results import Cell, CellResult
@@ -51,7 +51,7 @@ class Haystack:
 class RulerSettings:
     """Which RULER-style tasks to run, and the files they need.
 
-    Raises RequestError for an unknown task.
+    Raises RequestError for an unknown task, and for a question task without its file.
     """
 
     tasks: tuple[str, ...] = field(
@@ -64,21 +64,27 @@ class RulerSettings:
     )
 
     def __post_init__(self) -> None:
-        known = [spec.name for spec in RULER_TASKS]
-        for name in self.tasks:
-            if name not in known:
-                raise RequestError(
-                    f"unknown RULER task {name!r}; expected some of {', '.join(known)}"
-                )
+        problems = [
+            f"unknown RULER task {name!r}; expected some of {', '.join(BY_NAME)}"
+            if name not in BY_NAME
+            else f"the RULER task {name} needs a {BY_NAME[name].data} file"
+            for name in self.tasks
+            if name not in BY_NAME or not self._has_data(BY_NAME[name])
+        ]
+        if problems:
+            raise RequestError("; ".join(problems))
+
+    def _has_data(self, spec: RulerSpec) -> bool:
+        files = {"squad": self.squad, "hotpotqa": self.hotpotqa}
+        return spec.data is None or files[spec.data] is not None
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The tasks to run, in RULER's order."""
-        data = {None: True, "squad": self.squad is not None, "hotpotqa": self.hotpotqa is not None}
         return tuple(
             spec.name
             for spec in RULER_TASKS
-            if (spec.name in self.tasks if self.tasks else data[spec.data])
+            if (spec.name in self.tasks if self.tasks else self._has_data(spec))
         )
 
 
@@ -230,3 +236,8 @@ class Task:
     def contexts_at_once(self) -> int:
         """How many contexts it holds open together: a comparison reads its base in lockstep."""
         return 1 if self.compares_with is None else 2
+
+
+def one_cell_per_length(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
+    """Yield one cell for each context of the plan."""
+    return (Coordinates(context_tokens=tokens) for tokens in sorted(lengths.contexts))

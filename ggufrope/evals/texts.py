@@ -1,4 +1,4 @@
-"""Real texts to read: one that every machine has, or the user's file, and their tokens."""
+"""Texts for perplexity and divergence: Python's help topics or the user's file, as tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ggufrope import _files
 from ggufrope.errors import MissingDependencyError, RequestError
+from ggufrope.evals.task import TaskSettings
 from ggufrope.lm import LanguageModel
 
 _UNSURE_TOKENS = 64
@@ -26,15 +27,15 @@ class Text:
 
     @property
     def sha256(self) -> str:
-        """Of the content in UTF-8: the same words are the same text, whatever the file."""
+        """SHA-256 of the content in UTF-8: the same words are the same text, whatever the file."""
         return sha256(self.content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def reference_text() -> Text:
-    """The topics of Python's own help, about 110,000 tokens of technical English.
+    """Return the topics of Python's own help, about 110,000 tokens of technical English.
 
-    Every machine has it, but each version of Python its own: record the hash. Raises
-    MissingDependencyError where this Python was installed without it.
+    Every machine has it, but its words differ from one version of Python to the next: record the
+    hash. Raises MissingDependencyError where this Python was installed without it.
     """
     try:
         from pydoc_data.topics import topics
@@ -46,7 +47,7 @@ def reference_text() -> Text:
 
 
 def read_text(path: Path) -> Text:
-    """A user's text file, UTF-8.
+    """Return a user's text file, in UTF-8.
 
     Raises StorageError where it cannot be read, RequestError where it is empty or not text.
     """
@@ -56,13 +57,21 @@ def read_text(path: Path) -> Text:
     return Text(source=path.name, content=content)
 
 
+def chosen_text(settings: TaskSettings) -> Text | None:
+    """Return the text that the settings name, None where they name none.
+
+    Raises StorageError or RequestError as `read_text` does.
+    """
+    return None if settings.text is None else read_text(Path(settings.text))
+
+
 def tokens_of(
     model: LanguageModel, text: Text, *, at_least: int, at_most: int | None = None
 ) -> NDArray[np.int64]:
-    """The tokens of a text, or its first `at_most`; BOS first where the vocabulary adds one.
+    """Return the tokens of a text, or its first `at_most`; BOS first where the vocabulary adds one.
 
-    No more of the text is tokenized than it takes, and as if it had been in whole. Raises
-    RequestError where the text has fewer than `at_least`.
+    Only as much of the text is tokenized as needed, with the same tokens as the whole would have.
+    Raises RequestError where the text has fewer than `at_least`.
     """
     characters = len(text.content) if at_most is None else 8 * at_most
     while True:
@@ -83,10 +92,10 @@ def tokens_of(
 def windows_of(
     model: LanguageModel, text: Text, *, n_ctx: int, step: int, most: int | None = None
 ) -> Iterator[NDArray[np.int64]]:
-    """Windows of `n_ctx` tokens, `step` apart, `most` of them or as many as the text has.
+    """Yield windows of `n_ctx` tokens, `step` apart: `most` of them, or as many as the text has.
 
     The first token of each becomes BOS where the vocabulary adds one. Raises RequestError where
-    the text has not one window.
+    the text is shorter than one window.
     """
     at_most = None if most is None else n_ctx + (most - 1) * step
     tokens = tokens_of(model, text, at_least=n_ctx, at_most=at_most)

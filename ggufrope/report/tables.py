@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ggufrope.evals.results import Metric
-from ggufrope.evals.ruler.scoring import CHAT_THRESHOLD
+from ggufrope.evals.ruler.specs import CHAT_THRESHOLD
 from ggufrope.report import charts, views
 from ggufrope.report.metrics import format_value, metric_info
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING
 
+from ggufrope.evals.perplexity import CURVE
 from ggufrope.evals.results import CellResult, Metric
-from ggufrope.evals.ruler.scoring import effective_length, effective_length_by_share
-from ggufrope.runs.tasks.text import CURVE
+from ggufrope.evals.ruler.specs import effective_length, effective_length_by_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a run will take, before it is begun: tokens, memory and time of every job."""
+"""What a run will take: tokens, memory and time of every job, estimated before it starts."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope.errors import RequestError
+from ggufrope.evals.registry import TASKS
 from ggufrope.runs.jobs import Job
-from ggufrope.runs.tasks.cache import DECODED_TOKENS, MOST_PREFILLED_TOKENS
 
 if TYPE_CHECKING:
     from ggufrope.runs.plan import RunPlan
 
 Memory: TypeAlias = Callable[["Job", int], "int | None"]
-"""Bytes that a job needs in a context of so many tokens, None where that cannot be told."""
-
-QUESTION_TOKENS = 120
-"""A needle's question with its answer and distractors, on the generous side."""
-_CONTEXTS_AT_ONCE = {"divergence": 2, "short-context": 2}
+"""Bytes that a job needs in a context of so many tokens, None where they are not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEstimate:
-    """`tokens` are what is evaluated at most: prompts of isolated cells share their beginnings.
+    """What one job takes. `tokens` is an upper limit: prompts of isolated cells share beginnings.
 
-    `seconds` is None where no speed is known, `memory_bytes` where the need cannot be told.
+    `seconds` is None where no speed is known, `memory_bytes` where the need is not known.
     """
 
     job: Job
@@ -42,10 +38,10 @@ def estimate(
     memory: Memory,
     tokens_per_second: float | None = None,
 ) -> tuple[JobEstimate, ...]:
-    """What each job takes; `tokens_per_second` is the prefill speed of this machine, where known.
+    """Return what each job takes; `tokens_per_second` is the prefill speed of this machine.
 
-    A run's memory is that of its greediest job, its time the sum over one worker's jobs.
-    Raises RequestError for a speed that is none.
+    A run needs the memory of its largest job, and the sum of the times of one worker's jobs.
+    Raises RequestError where the speed is not a finite number above 0.
     """
     if tokens_per_second is not None and not 0 < tokens_per_second < inf:
         raise RequestError(f"a speed of {tokens_per_second:g} tokens/s: expected a number above 0")
@@ -61,22 +57,10 @@ def estimate(
 
 
 def contexts_at_once(job: Job) -> int:
-    """How many contexts a job holds open together: comparisons read the base in lockstep."""
-    return _CONTEXTS_AT_ONCE.get(job.task, 1)
+    """Return how many contexts a job holds open together."""
+    return TASKS[job.task].contexts_at_once
 
 
 def tokens_of(plan: RunPlan, job: Job) -> int:
-    """Tokens a job evaluates, at most."""
-    lengths = [cell.context_tokens for cell in job.cells]
-    each = sum(lengths)
-    if job.task == "needle" and plan.mode == "one-pass":
-        return plan.samples * max(lengths) + QUESTION_TOKENS * len(lengths)
-    if job.task == "perplexity":
-        return plan.chunks * each
-    if job.task == "divergence":
-        return 2 * plan.chunks * each
-    if job.task == "short-context":
-        return 4 * each
-    if job.task == "kv-cache":
-        return len(lengths) * (MOST_PREFILLED_TOKENS + 2 * DECODED_TOKENS)
-    return each
+    """Return the most tokens that a job evaluates."""
+    return TASKS[job.task].tokens(plan, job.cells)

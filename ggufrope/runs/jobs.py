@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 from ggufrope._plain import encode
 from ggufrope.errors import RequestError
+from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import Cell
-from ggufrope.evals.task import TaskName
+from ggufrope.evals.task import BaseKind, Lengths, Task, TaskName
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.plan import KvTypes, RunPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from ggufrope.runs.models import ModelFile
 
@@ -107,7 +108,6 @@ class Selection:
         return tuple(matching[self.shard - 1 :: self.shards])
 
 
-_CHEAP_CONTEXT = 4096
 _AXES: dict[str, Callable[[Job], str]] = {
     "model": lambda job: job.model,
     "scaling": lambda job: job.scaling.name,
@@ -120,70 +120,58 @@ _AXES: dict[str, Callable[[Job], str]] = {
 def expand(plan: RunPlan, models: tuple[ModelFile, ...]) -> tuple[Job, ...]:
     """Return every job of a plan, those of one model together, so that it is loaded once.
 
-    The setting that all others diverge from has no divergence job of its own.
+    A task that compares has no job where there is nothing to compare with.
     """
-    axes = product(models, plan.requests, plan.kv_types, plan.tasks, plan.seeds)
+    tasks = [TASKS[name] for name in plan.tasks]
+    axes = product(models, plan.requests, plan.kv_types, tasks, plan.seeds)
     return tuple(
         _job(plan, model, trial, kv, task, seed)
         for model, trial, kv, task, seed in axes
-        if task != "divergence" or base_of(trial, kv) is not None
+        if task.compares_with is None or base_of(task.compares_with, trial, kv) is not None
     )
 
 
-def base_of(trial: ScalingRequest, kv: KvTypes) -> tuple[ScalingRequest, KvTypes] | None:
-    """What a setting diverges from: its own scaling with an f16 cache, and where it has that
-    already the file as it stands; None for the latter itself."""
+def base_of(
+    kind: BaseKind, trial: ScalingRequest, kv: KvTypes
+) -> tuple[ScalingRequest, KvTypes] | None:
+    """Return what a setting is compared with, None for the file with an f16 cache, which is the
+    reference itself.
+
+    The original of a file as it stands is the file with its scaling off, that of a scaling added
+    to it the file as it stands.
+    """
     f16 = KvTypes(k="f16", v="f16")
+    if kind == "original":
+        return ScalingRequest(scaling="none" if trial.scaling == "file" else "file"), f16
     if kv != f16:
         return trial, f16
     return None if trial.is_file else (ScalingRequest(scaling="file"), f16)
 
 
-def control_context(plan: RunPlan, model: ModelFile) -> int | None:
-    """The native context, where the plan goes beyond it and does not ask for it anyway."""
-    native = model.native_context
-    if not plan.control or native is None or native in plan.contexts:
-        return None
-    return native if native < max(plan.contexts) else None
-
-
-def short_context_tokens(plan: RunPlan, model: ModelFile) -> int:
-    """Where the short-context gate measures: the plan's longest context within the native one,
-    else as much of the native one as costs little."""
-    native = model.native_context
-    within = [c for c in plan.contexts if native is None or c <= native]
-    return max(within) if within else min(native or _CHEAP_CONTEXT, _CHEAP_CONTEXT)
-
-
 def _job(
-    plan: RunPlan, model: ModelFile, trial: ScalingRequest, kv: KvTypes, task: TaskName, seed: int
+    plan: RunPlan, model: ModelFile, trial: ScalingRequest, kv: KvTypes, task: Task, seed: int
 ) -> Job:
-    control = control_context(plan, model) if task == "needle" else None
-    contexts = (
-        {short_context_tokens(plan, model)}
-        if task == "short-context"
-        else {*plan.contexts, *([] if control is None else [control])}
-    )
+    lengths = Lengths(contexts=plan.contexts, native=model.native_context)
     cells = tuple(
         Cell(
             model=model.name,
             scaling=trial.name,
             kv=str(kv),
-            task=task,
-            context_tokens=context,
+            task=task.name,
+            context_tokens=place.context_tokens,
             seed=seed,
-            depth_percent=depth,
-            sample=sample,
-            part=part,
-            control=context == control,
+            depth_percent=place.depth_percent,
+            sample=place.sample,
+            part=place.part,
+            control=place.control,
         )
-        for context, part, depth, sample in _places(plan, task, sorted(contexts))
+        for place in task.places(plan, lengths)
     )
     content = {
         "file": [model.header_sha256, model.file_size],
         "scaling": trial,
         "kv": str(kv),
-        "task": task,
+        "task": task.name,
         "seed": seed,
         "cells": cells,
         "how": [plan.mode, plan.value, plan.haystack, plan.text, plan.chunks, plan.ruler],
@@ -193,19 +181,7 @@ def _job(
         model=model.name,
         scaling=trial,
         kv=kv,
-        task=task,
+        task=task.name,
         seed=seed,
         cells=cells,
     )
-
-
-def _places(
-    plan: RunPlan, task: TaskName, contexts: list[int]
-) -> Iterator[tuple[int, str | None, float | None, int | None]]:
-    """(context, part, depth, sample) of every cell of a task, shortest context first."""
-    if task in ("needle", "passkey"):
-        yield from product(contexts, [None], plan.depth_percents, range(plan.samples))
-    elif task == "ruler":
-        yield from product(contexts, plan.ruler.parts, [None], range(plan.samples))
-    else:
-        yield from product(contexts, [None], [None], [None])

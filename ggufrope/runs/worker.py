@@ -34,18 +34,20 @@ from ggufrope.errors import (
     MissingDependencyError,
     UnsupportedCacheError,
 )
+from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import CellResult
+from ggufrope.evals.task import Base, Task, TaskRequest
 from ggufrope.runs.environment import environment
-from ggufrope.runs.jobs import Job
+from ggufrope.runs.jobs import Job, base_of
 from ggufrope.runs.plan import RunPlan
-from ggufrope.runs.tasks.registry import MEASURES
-from ggufrope.runs.tasks.request import Request
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ggufrope.backends import OpenedModel, OpenModel
+    from ggufrope.container.ggml import KvTypes
     from ggufrope.lm import LanguageContext, OpenContext, Progress
+    from ggufrope.patching.request import ScalingRequest
 
 OnJob: TypeAlias = Callable[[Job, int], None]
 """Called with a job that begins and the tokens it will evaluate."""
@@ -188,18 +190,20 @@ class Worker:
         contexts = _Watched(contexts_of(job.scaling, job.kv))
         done = frozenset(assignment.done)
         left = {cell: None for number, cell in enumerate(job.cells) if number not in done}
-        request = Request(
-            plan=self._plan,
-            job=job,
-            cells=tuple(left),
+        task = TASKS[job.task]
+        request = TaskRequest(
+            settings=self._plan,
             model=subject.model,
             open_context=contexts,
-            contexts_of=contexts_of,
+            cells=job.cells,
+            todo=tuple(left),
+            seed=job.seed,
+            base=_base(task, job, contexts_of),
             planned=None if self._on_job is None else partial(self._on_job, job),
             progress=self._progress,
         )
         before = time.monotonic()
-        for result in MEASURES[job.task](request):
+        for result in task.run(request):
             now = time.monotonic()
             unsupported = result.status == "error" and contexts.unsupported
             status = "unsupported" if unsupported else result.status
@@ -219,6 +223,17 @@ class Worker:
             self._subject = self._open_model(Path(self._paths[name]), self._plan.runtime)
             self._loaded = name
         return self._subject
+
+
+def _base(
+    task: Task, job: Job, contexts_of: Callable[[ScalingRequest, KvTypes], OpenContext]
+) -> Base | None:
+    """Return what the job's cells are compared with, None where its task compares nothing."""
+    base = task.compares_with and base_of(task.compares_with, job.scaling, job.kv)
+    if not base:
+        return None
+    scaling, kv = base
+    return Base(name=f"{scaling.name} · {kv}", open_context=contexts_of(scaling, kv))
 
 
 class _Watched:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from ggufrope.errors import BackendError
-from ggufrope.evals.needle import NeedleTask
+from ggufrope.evals.needle import ask
 from ggufrope.evals.needle_prompts import NeedlePlan
-from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask
+from ggufrope.evals.perplexity import PerplexityPlan, read_chunks
+from ggufrope.evals.results import NOT_FINITE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -73,17 +74,18 @@ class NeedleFitness:
 
     @property
     def cells(self) -> int:
-        return self.plan.samples * len(self.plan.all_lengths) * len(self.plan.depths)
+        return self.plan.samples * len(self.plan.lengths) * len(self.plan.depths)
 
     def run(
         self, model: LanguageModel, open_context: OpenContext
     ) -> Generator[CellLoss, None, None]:
         """Yield the loss of each needle's answer."""
-        for result in NeedleTask(self.plan).run(model, open_context):
-            value = result.log_probability.value
-            if value is None:
-                raise BackendError(result.log_probability.reason)
-            yield CellLoss(key=result.key, loss=_bounded(-value), exact=result.exact.value == 1)
+        for score in ask(self.plan, model, open_context):
+            if score.log_probability is None:
+                raise BackendError(score.reason or "nothing was scored")
+            yield CellLoss(
+                key=str(score.point), loss=_bounded(-score.log_probability), exact=score.exact
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +106,14 @@ class PerplexityFitness:
         self, model: LanguageModel, open_context: OpenContext
     ) -> Generator[CellLoss, None, None]:
         """Yield the mean loss of each chunk."""
-        for result in PerplexityTask(self.plan).run(model, open_context):
-            if result.tokens:
-                yield CellLoss(key=result.key, loss=_bounded(result.nll / result.tokens))
-            elif "finite" in result.score.reason:
-                yield CellLoss(key=result.key, loss=MOST_LOSS)
+        for chunk in read_chunks(self.plan, model, open_context):
+            key = f"{self.plan.n_ctx}/{chunk.index}"
+            if chunk.tokens:
+                yield CellLoss(key=key, loss=_bounded(chunk.nll / chunk.tokens))
+            elif chunk.reason == NOT_FINITE:
+                yield CellLoss(key=key, loss=MOST_LOSS)
             else:
-                raise BackendError(result.score.reason)
+                raise BackendError(chunk.reason or "nothing was scored")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

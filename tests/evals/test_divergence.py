@@ -6,24 +6,21 @@ import numpy as np
 import pytest
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.divergence import DivergencePlan, DivergenceTask, summary
+from ggufrope.evals.divergence import (
+    DIVERGENCE,
+    DivergencePlan,
+    compare_contexts,
+    divergence_metrics,
+    summary,
+)
 from ggufrope.evals.logprobs import Comparison
-from ggufrope.evals.needle import NeedleTask
-from ggufrope.evals.needle_prompts import NeedlePlan
-from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
-from ggufrope.lm import LanguageContext, OpenContext
-from ggufrope.runtime.fake import FakeContext, FakeModel
-from tests.evals.bench import Bench, refusing
+from ggufrope.evals.needle import NEEDLE
+from ggufrope.evals.perplexity import PERPLEXITY, PerplexityPlan, perplexity_of
+from ggufrope.runtime.fake import FakeModel
+from tests.evals.bench import Bench, opener, refusing
 from tests.evals.test_perplexity import TEXT
 
 PLAN = DivergencePlan(n_ctx=64, text=TEXT)
-
-
-def opener(model: FakeModel, n_batch: int = 512) -> OpenContext:
-    def open_context(n_ctx: int) -> LanguageContext:
-        return FakeContext(model, n_ctx=n_ctx, n_batch=n_batch)
-
-    return open_context
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -45,12 +42,11 @@ def test_as_defined_whatever_the_batches() -> None:
             delta_p.append(q[chunk[i]] - p[chunk[i]])
             same.append(p.argmax() == q.argmax())
 
-    (result,) = bench.run(DivergenceTask(PLAN, opener(base, n_batch=11)))
-
-    found = result.measured
+    found = bench.compare(PLAN, opener(base, n_batch=11)).measured
+    assert found is not None
     n = len(kld)
     assert found.tokens == n == 9 * 31
-    assert result.score.value == found.divergence.value == pytest.approx(np.mean(kld), rel=1e-4)
+    assert found.divergence.value == pytest.approx(np.mean(kld), rel=1e-4)
     assert found.divergence.standard_error == pytest.approx(np.std(kld, ddof=1) / n**0.5, rel=1e-4)
     assert found.divergence_max == pytest.approx(max(kld), rel=1e-4)
     points, values = zip(*found.divergence_percentiles, strict=True)
@@ -62,23 +58,23 @@ def test_as_defined_whatever_the_batches() -> None:
 
 def test_a_model_does_not_stray_from_itself() -> None:
     bench = Bench()
-    (result,) = bench.run(DivergenceTask(PLAN, opener(bench.model, n_batch=100)))
-    assert result.measured.divergence_max == 0
-    assert result.measured.delta_p_rms.value == 0
-    assert result.measured.same_top.value == 1
-    assert result.measured.nll_difference.value == 0
+    found = bench.compare(PLAN, opener(bench.model, n_batch=100)).measured
+    assert found is not None
+    assert found.divergence_max == 0
+    assert found.delta_p_rms.value == 0
+    assert found.same_top.value == 1
+    assert found.nll_difference.value == 0
 
 
 def test_the_paired_difference_is_the_ratio_of_perplexities() -> None:
     base, variant = Bench(), Bench(horizon=20)
-    (result,) = variant.run(DivergenceTask(PLAN, opener(base.model)))
-    task = PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT))
-    of_base, of_variant = perplexity_of(base.run(task)), perplexity_of(variant.run(task))
-    assert result.measured.base_nll.value == pytest.approx(of_base.nll, rel=1e-6)
-    assert result.measured.nll_difference.value == pytest.approx(
-        of_variant.nll - of_base.nll, rel=1e-5
-    )
-    assert abs(result.measured.nll_difference.value) > 0.001
+    found = variant.compare(PLAN, opener(base.model)).measured
+    plan = PerplexityPlan(n_ctx=64, text=TEXT)
+    of_base, of_variant = perplexity_of(base.read(plan)), perplexity_of(variant.read(plan))
+    assert found is not None
+    assert found.base_nll.value == pytest.approx(of_base.nll, rel=1e-6)
+    assert found.nll_difference.value == pytest.approx(of_variant.nll - of_base.nll, rel=1e-5)
+    assert abs(found.nll_difference.value) > 0.001
 
 
 def test_figures_by_hand() -> None:
@@ -99,45 +95,74 @@ def test_figures_by_hand() -> None:
     assert found.same_top.value == 0.5
 
 
-def test_a_finished_result_is_not_measured_again() -> None:
+def test_a_cell_for_each_length(text_file: str) -> None:
+    base = opener(FakeModel(confidence=0.6))
+    results = Bench().run(DIVERGENCE, contexts=(128, 64), text=text_file, open_base=base)
+    assert [result.cell.context_tokens for result in results] == [64, 128]
+    for result in results:
+        n_ctx = result.cell.context_tokens
+        plan = DivergencePlan(n_ctx=n_ctx, text=TEXT, chunks=4)
+        measured = Bench().compare(plan, base).measured
+        assert measured is not None
+        assert result.status == "ok"
+        assert result.metrics == divergence_metrics(measured)
+        assert (result.value("mean_divergence") or 0) > 0
+        assert result.notes == (("base", "the base"),)
+
+
+def test_a_finished_cell_is_not_measured_again(text_file: str) -> None:
+    settings = {"contexts": (64, 128), "text": text_file, "open_base": opener(FakeModel())}
+    whole = Bench().run(DIVERGENCE, **settings)
     bench = Bench()
-    task = DivergenceTask(PLAN, opener(bench.model))
-    assert bench.run(task, done={"64"}) == []
+    assert bench.run(DIVERGENCE, **settings, done=[result.cell for result in whole]) == []
     assert not bench.contexts
+    assert bench.run(DIVERGENCE, **settings, done=[whole[0].cell]) == whole[1:]
+
+
+def test_without_a_base_there_is_nothing_to_compare() -> None:
+    with pytest.raises(RequestError, match="diverges from nothing"):
+        Bench().run(DIVERGENCE, contexts=(64,))
 
 
 def test_failed_chunks_are_counted_and_named() -> None:
     bench = Bench(failing_calls=[2])
-    task = DivergenceTask(PLAN, opener(FakeModel()))
-    (result,) = bench.run(task)
-    assert result.unscored == 4
-    assert result.measured.tokens == 5 * 31
-    (nothing,) = task.run(FakeModel(), refusing("too large"))
-    assert (nothing.score.value, nothing.score.reason) == (None, "too large")
+    score = bench.compare(PLAN, opener(FakeModel()))
+    assert score.unscored == 4
+    assert score.measured is not None
+    assert score.measured.tokens == 5 * 31
+    model = FakeModel()
+    nothing = compare_contexts(PLAN, model, opener(model), refusing("too large"))
+    assert (nothing.measured, nothing.reason) == (None, "too large")
     assert nothing.unscored == 9
 
 
-def test_logits_that_are_no_numbers_have_no_score() -> None:
+def test_logits_that_are_no_numbers_have_no_score(text_file: str) -> None:
     class Lost(FakeModel):
         def next_logits(self, tokens: list[int]) -> np.ndarray:
             return np.full(self.n_vocab, np.nan, dtype=np.float32)
 
-    open_lost = opener(Lost())
-    tasks = (
-        DivergenceTask(DivergencePlan(n_ctx=64, text=TEXT, chunks=1), opener(FakeModel())),
-        PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT, chunks=1)),
-        NeedleTask(NeedlePlan(lengths=(256,), depths=(50,))),
-    )
-    for task in tasks:
-        (result,) = task.run(FakeModel(), open_lost)
-        assert result.score.value is None, task.name
-        assert result.score.reason == "the model's logits are not finite numbers"
+    for task, metric in (
+        (DIVERGENCE, "mean_divergence"),
+        (PERPLEXITY, "perplexity"),
+        (NEEDLE, "recall"),
+    ):
+        (result,) = Bench().run(
+            task,
+            contexts=(256,),
+            depths=(50,),
+            text=text_file,
+            chunks=1,
+            open_base=opener(FakeModel()),
+            open_context=opener(Lost()),
+        )
+        assert (result.status, result.value(metric)) == ("error", None), task.name
+        assert result.reason == "the model's logits are not finite numbers"
 
 
 def test_other_vocabularies_are_refused() -> None:
     bench = Bench()
     with pytest.raises(RequestError, match="vocabularies of 5000 and 4096 tokens"):
-        bench.run(DivergenceTask(PLAN, opener(FakeModel(n_vocab=5000))))
+        bench.compare(PLAN, opener(FakeModel(n_vocab=5000)))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
+from ggufrope.evals.perplexity import (
+    CURVE,
+    PERPLEXITY,
+    PerplexityPlan,
+    perplexity_of,
+    read_chunks,
+    reading_tokens,
+)
 from ggufrope.evals.texts import Text
 from ggufrope.runtime.fake import FakeModel
 from tests.evals.bench import Bench, refusing
@@ -32,11 +39,11 @@ def test_chunked_as_defined() -> None:
         [nll(bench.model, [tokens[0], *chunk[1:i]], chunk[i]) for i in range(33, 64)]
         for chunk in (tokens[start : start + 64] for start in range(0, 576, 64))
     ]
-    results = bench.run(PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT)))
-    found = perplexity_of(results)
+    chunks = bench.read(PerplexityPlan(n_ctx=64, text=TEXT))
+    found = perplexity_of(chunks)
     every = np.array(expected).ravel()
 
-    assert [r.nll for r in results] == pytest.approx([sum(c) for c in expected], rel=1e-6)
+    assert [c.nll for c in chunks] == pytest.approx([sum(c) for c in expected], rel=1e-6)
     assert found.tokens == 9 * 31
     assert found.chunks == 9
     assert found.value == pytest.approx(exp(every.mean()), rel=1e-6)
@@ -46,7 +53,7 @@ def test_chunked_as_defined() -> None:
 
 def test_odd_chunks_score_from_the_middle_on() -> None:
     bench = Bench()
-    found = perplexity_of(bench.run(PerplexityTask(PerplexityPlan(n_ctx=65, text=TEXT, chunks=2))))
+    found = perplexity_of(bench.read(PerplexityPlan(n_ctx=65, text=TEXT, chunks=2)))
     # Positions 65 // 2 + 1 = 33 to 64, in each of two chunks.
     assert found.tokens == 2 * 32
 
@@ -55,20 +62,20 @@ def test_a_sliding_window_scores_every_token_once() -> None:
     bench = Bench()
     tokens = bench.model.tokenize(TEXT.content, beginning=True)
     plan = PerplexityPlan(n_ctx=64, stride=16, text=TEXT)
-    results = bench.run(PerplexityTask(plan))
+    chunks = bench.read(plan)
     expected = [nll(bench.model, tokens[:i], tokens[i]) for i in range(1, 64)]
     for start in range(16, len(tokens) - 63, 16):
         window = [tokens[0], *tokens[start + 1 : start + 64]]
         expected += [nll(bench.model, window[:i], window[i]) for i in range(48, 64)]
-    found = perplexity_of(results)
+    found = perplexity_of(chunks)
     assert found.tokens == len(expected) == (len(tokens) - 64) // 16 * 16 + 63
     assert found.nll == pytest.approx(np.mean(expected), rel=1e-6)
 
 
 def test_the_curve_adds_up_and_leaves_the_value_alone() -> None:
-    plain = perplexity_of(Bench().run(PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT))))
+    plain = perplexity_of(Bench().read(PerplexityPlan(n_ctx=64, text=TEXT)))
     plan = PerplexityPlan(n_ctx=64, text=TEXT, curve=True, buckets=4)
-    curved = perplexity_of(Bench().run(PerplexityTask(plan)))
+    curved = perplexity_of(Bench().read(plan))
     assert curved.value == plain.value
     assert [(b.start, b.end, b.tokens) for b in curved.curve] == [
         (0, 16, 9 * 15),
@@ -83,9 +90,7 @@ def test_the_curve_shows_where_a_model_stops_to_see() -> None:
     text = Text(source="line", content=line + "Nobody knows what they spoke about. " * 3 + line * 9)
     model_sees, model_does_not = (
         perplexity_of(
-            Bench(horizon=horizon).run(
-                PerplexityTask(PerplexityPlan(n_ctx=160, text=text, chunks=1, curve=True))
-            )
+            Bench(horizon=horizon).read(PerplexityPlan(n_ctx=160, text=text, chunks=1, curve=True))
         )
         for horizon in (None, 8)
     )
@@ -94,40 +99,78 @@ def test_the_curve_shows_where_a_model_stops_to_see() -> None:
 
 
 def test_chunks_add_up_in_any_order_and_parts() -> None:
-    task = PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT))
-    whole = Bench().run(task)
-    rest = Bench().run(task, done={result.key for result in whole[:4]})
-    assert rest == whole[4:]
-    assert perplexity_of([*rest, *whole[:4]]) == perplexity_of(whole)
+    whole = Bench().read(PerplexityPlan(n_ctx=64, text=TEXT))
+    assert [chunk.index for chunk in whole] == list(range(9))
+    assert perplexity_of([*whole[4:], *whole[:4]]) == perplexity_of(whole)
+    part = perplexity_of(whole[:4])
+    assert part.nll == pytest.approx(sum(c.nll for c in whole[:4]) / (4 * 31))
 
 
 def test_a_limit_reads_the_beginning() -> None:
     plan = PerplexityPlan(n_ctx=64, text=TEXT)
     limited = PerplexityPlan(n_ctx=64, text=TEXT, chunks=3)
-    assert Bench().run(PerplexityTask(limited)) == Bench().run(PerplexityTask(plan))[:3]
+    limit = Bench().read(limited)
+    assert len(limit) == 3
+    assert limit == Bench().read(plan)[:3]
 
 
 def test_a_failed_chunk_is_counted_apart() -> None:
     bench = Bench(failing_calls=[2])
-    results = bench.run(PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT)))
-    # One call a chunk, and every second fails, in a context opened anew.
-    assert [r.score.value is None for r in results] == [False, True] * 4 + [False]
-    assert results[1].score.reason == "evaluation failed, as asked of call 2"
-    found = perplexity_of(results)
+    chunks = bench.read(PerplexityPlan(n_ctx=64, text=TEXT))
+    # One call for each chunk, and every second fails, in a context opened anew.
+    assert [chunk.tokens == 0 for chunk in chunks] == [False, True] * 4 + [False]
+    assert [chunk.reason is None for chunk in chunks] == [True, False] * 4 + [True]
+    assert chunks[1].reason == "evaluation failed, as asked of call 2"
+    found = perplexity_of(chunks)
     assert (found.chunks, found.unscored) == (5, 4)
 
 
 def test_no_context_no_value() -> None:
-    task = PerplexityTask(PerplexityPlan(n_ctx=64, text=TEXT))
-    found = perplexity_of(task.run(FakeModel(), refusing("too large")))
+    plan = PerplexityPlan(n_ctx=64, text=TEXT)
+    found = perplexity_of(read_chunks(plan, FakeModel(), refusing("too large")))
     assert found.value is None
     assert found.unscored == 9
 
 
 def test_a_text_too_short_names_needed_and_found() -> None:
-    task = PerplexityTask(PerplexityPlan(n_ctx=4096, text=TEXT))
+    plan = PerplexityPlan(n_ctx=4096, text=TEXT)
     with pytest.raises(RequestError, match="sky is too short: 4096 tokens are needed, it has 602"):
-        task.planned_tokens(FakeModel())
+        reading_tokens(plan, FakeModel())
+
+
+def test_a_cell_for_each_length(text_file: str) -> None:
+    results = Bench().run(PERPLEXITY, contexts=(128, 64), text=text_file, chunks=3)
+    assert [result.cell.context_tokens for result in results] == [64, 128]
+    for result in results:
+        n_ctx = result.cell.context_tokens
+        plan = PerplexityPlan(n_ctx=n_ctx, text=TEXT, chunks=3, curve=True)
+        found = perplexity_of(Bench().read(plan))
+        assert (result.status, result.reason, result.prompt_tokens) == ("ok", None, n_ctx)
+        value = result.metric("perplexity")
+        assert value is not None
+        assert (value.value, value.n) == (found.value, found.tokens)
+        assert value.low is not None
+        assert value.low < found.value < value.high
+        assert result.value("nll") == found.nll
+        assert (result.value("chunks"), result.value("unscored_chunks")) == (3, 0)
+        assert dict(result.notes) == {"text": "text.txt", "text_sha256": TEXT.sha256}
+        (curve,) = result.curves
+        assert curve.name == CURVE
+        assert [position for position, _ in curve.points] == [b.end for b in found.curve]
+
+
+def test_a_length_beyond_the_text_is_the_reason_of_its_cell_only(text_file: str) -> None:
+    results = Bench().run(PERPLEXITY, contexts=(64, 4096), text=text_file)
+    assert [result.status for result in results] == ["ok", "error"]
+    assert "text.txt is too short" in str(results[1].reason)
+
+
+def test_a_context_that_does_not_open_is_the_reason_of_its_cell(text_file: str) -> None:
+    bench = Bench(failing_calls=[1])
+    results = bench.run(
+        PERPLEXITY, contexts=(64,), text=text_file, open_context=refusing("too large")
+    )
+    assert [(result.status, result.reason) for result in results] == [("error", "too large")]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggufrope.evals.divergence import DivergencePlan, DivergenceTask
-from ggufrope.evals.needle import NeedleTask
-from ggufrope.evals.needle_prompts import NeedlePlan, stops
-from ggufrope.evals.perplexity import PerplexityPlan, PerplexityTask, perplexity_of
+from ggufrope.evals.divergence import DivergencePlan, compare_contexts
+from ggufrope.evals.needle import ask, asking_tokens
+from ggufrope.evals.needle_prompts import NeedlePlan, prompts
+from ggufrope.evals.perplexity import PerplexityPlan, perplexity_of, read_chunks
 from ggufrope.lm import OpenContext
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
@@ -32,42 +32,49 @@ def opener(model: Model, cache_type: str = "f16") -> OpenContext:
 
 
 def test_sentences_tokenized_apart_are_the_text(model: Model) -> None:
-    for stop in stops(model, GRID, 0):
-        assert model.tokenize(model.detokenize(stop.trunk)) == list(stop.trunk)
+    found = list(prompts(model, GRID))
+    assert len(found) == 2
+    for prompt in found:
+        assert model.tokenize(model.detokenize(prompt.trunk)) == list(prompt.trunk)
 
 
 def test_it_finds_needles_in_a_short_haystack(model: Model) -> None:
     tokens: list[int] = []
-    task = NeedleTask(GRID)
-    results = list(task.run(model, opener(model), progress=tokens.append))
-    assert sum(tokens) == task.planned_tokens(model)
-    assert [result.key for result in results] == ["192/0/0", "192/100/0", "320/0/0", "320/100/0"]
-    for result in results:
-        assert result.rank.value == 1
-        assert result.log_probability.value is not None
-        assert result.log_probability.value > -1
+    scores = list(ask(GRID, model, opener(model), progress=tokens.append))
+    assert sum(tokens) == asking_tokens(GRID, model)
+    assert [score.point for score in scores] == [
+        (192, 0, 0),
+        (192, 100, 0),
+        (320, 0, 0),
+        (320, 100, 0),
+    ]
+    for score in scores:
+        assert score.rank == 1
+        assert score.log_probability is not None
+        assert score.log_probability > -1
 
 
 def test_a_quantized_cache_strays_a_little(model: Model) -> None:
-    task = DivergenceTask(DivergencePlan(n_ctx=128, chunks=1), opener(model))
-    (same,) = task.run(model, opener(model))
-    (lossy,) = task.run(model, opener(model, "q8_0"))
-    assert same.score.value == 0
-    assert lossy.score.value is not None
-    assert 0 < lossy.score.value < 0.05
-    assert lossy.measured is not None
-    assert lossy.measured.same_top.value is not None
-    assert lossy.measured.same_top.value > 0.9
+    plan = DivergencePlan(n_ctx=128, chunks=1)
+    same = compare_contexts(plan, model, opener(model), opener(model)).measured
+    lossy = compare_contexts(plan, model, opener(model), opener(model, "q8_0")).measured
+    assert same is not None
+    assert same.divergence.value == 0
+    assert lossy is not None
+    assert lossy.divergence.value is not None
+    assert 0 < lossy.divergence.value < 0.05
+    assert lossy.same_top.value is not None
+    assert lossy.same_top.value > 0.9
 
 
 def test_perplexity_is_the_loss_of_the_base(model: Model) -> None:
     plan = PerplexityPlan(n_ctx=128, chunks=1)
-    found = perplexity_of(PerplexityTask(plan).run(model, opener(model)))
-    (result,) = DivergenceTask(DivergencePlan(n_ctx=128, chunks=1), opener(model)).run(
-        model, opener(model)
+    found = perplexity_of(read_chunks(plan, model, opener(model)))
+    compared = compare_contexts(
+        DivergencePlan(n_ctx=128, chunks=1), model, opener(model), opener(model)
     )
-    assert result.measured is not None
-    assert found.nll == pytest.approx(result.measured.base_nll.value, rel=1e-6)
+    assert compared.measured is not None
+    assert found.nll == pytest.approx(compared.measured.base_nll.value, rel=1e-6)
     assert found.value is not None
     assert 1 < found.value < 100
 

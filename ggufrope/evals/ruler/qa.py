@@ -1,4 +1,4 @@
-"""RULER's two question tasks, on SQuAD or HotpotQA files that the user supplies.
+"""RULER's two question tasks, on a SQuAD or HotpotQA file that the user supplies.
 
 The paragraphs that hold the answer stand among other paragraphs of the same file.
 """
@@ -13,13 +13,13 @@ from typing import Any
 
 from ggufrope._files import read_json
 from ggufrope.errors import RequestError
-from ggufrope.evals.ruler.draft import Draft
+from ggufrope.evals.ruler.drafts import Draft
 from ggufrope.evals.ruler.wording import Wording
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A question, any right answer, and where it stands in the documents (numbers)."""
+    """A question, its right answers, and the numbers of the documents that hold them."""
 
     text: str
     answers: tuple[str, ...]
@@ -28,14 +28,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionSet:
-    """Documents, each once, and questions on them."""
+    """Documents, each once, and questions about them."""
 
     documents: tuple[str, ...]
     questions: tuple[Question, ...]
 
 
 def questions(data: QuestionSet, wording: Wording, rng: Random, sample: int) -> Draft:
-    """The question of that number, in an order that depends on `rng`'s seed alone. A unit is a
+    """Draft the question number `sample`, its documents in an order drawn from `rng`. A unit is a
     document; there are no more than the file has."""
     question = data.questions[sample % len(data.questions)]
     others = [n for n in range(len(data.documents)) if n not in question.sources]
@@ -61,7 +61,7 @@ def questions(data: QuestionSet, wording: Wording, rng: Random, sample: int) -> 
 
 
 def read_squad(path: Path) -> QuestionSet:
-    """SQuAD 1.1 or 2.0, the questions without an answer left out.
+    """Return the questions of a SQuAD 1.1 or 2.0 file that have an answer.
 
     Raises StorageError where the file cannot be read, RequestError where it is not SQuAD.
     """
@@ -69,14 +69,14 @@ def read_squad(path: Path) -> QuestionSet:
 
 
 def read_hotpotqa(path: Path) -> QuestionSet:
-    """HotpotQA in the distractor setting.
+    """Return the questions of a HotpotQA file in the distractor setting.
 
     Raises StorageError where the file cannot be read, RequestError where it is not HotpotQA.
     """
     return _gathered(path, _hotpotqa, "HotpotQA")
 
 
-_Asked = tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+_Row = tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 """Question, answers, the documents that hold them, other documents."""
 
 
@@ -99,22 +99,22 @@ def _gathered(path: Path, parse: Any, name: str) -> QuestionSet:
     return QuestionSet(documents=tuple(documents), questions=tuple(found))
 
 
-def _squad(content: Any) -> Iterator[_Asked]:
+def _squad(content: Any) -> Iterator[_Row]:
     for article in content["data"]:
         for paragraph in article["paragraphs"]:
             document = _text(paragraph["context"])
-            for asked in paragraph["qas"]:
-                answers = dict.fromkeys(_text(answer["text"]) for answer in asked["answers"])
-                yield _text(asked["question"]), tuple(answers), (document,), ()
+            for row in paragraph["qas"]:
+                answers = dict.fromkeys(_text(answer["text"]) for answer in row["answers"])
+                yield _text(row["question"]), tuple(answers), (document,), ()
 
 
-def _hotpotqa(content: Any) -> Iterator[_Asked]:
-    for asked in content:
-        paragraphs = {_text(title): "".join(sentences) for title, sentences in asked["context"]}
-        needed = {_text(title) for title, _ in asked["supporting_facts"]}
+def _hotpotqa(content: Any) -> Iterator[_Row]:
+    for row in content:
+        paragraphs = {_text(title): "".join(sentences) for title, sentences in row["context"]}
+        needed = {_text(title) for title, _ in row["supporting_facts"]}
         yield (
-            _text(asked["question"]),
-            (_text(asked["answer"]),),
+            _text(row["question"]),
+            (_text(row["answer"]),),
             tuple(f"{t}\n{p}" for t, p in paragraphs.items() if t in needed),
             tuple(f"{t}\n{p}" for t, p in paragraphs.items() if t not in needed),
         )

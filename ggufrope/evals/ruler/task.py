@@ -1,188 +1,185 @@
-"""RULER-style tasks at chosen lengths, asked and scored."""
+"""RULER-style tasks: prompts that fill a length, answered by generation and scored by their words.
+
+A cell is one sample of one of the thirteen tasks at one length. Its prompt and the longest answer
+it may get fill the length, and its score is the share of the right answers in the output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
 from random import Random
 
 from ggufrope.errors import BackendError, RequestError
-from ggufrope.evals.ruler.counting import coded_words, common_words
-from ggufrope.evals.ruler.draft import Draft
-from ggufrope.evals.ruler.niah import niah
-from ggufrope.evals.ruler.qa import QuestionSet, questions
-from ggufrope.evals.ruler.scoring import RulerResult, found
-from ggufrope.evals.ruler.sizing import largest_fitting
-from ggufrope.evals.ruler.specs import BY_NAME, RULER_TASKS, RulerSpec
-from ggufrope.evals.ruler.tracing import variable_tracking
-from ggufrope.evals.ruler.wording import Wording, wordings_of
+from ggufrope.evals.results import Cell, CellResult, Metric
+from ggufrope.evals.ruler.drafts import (
+    Draft,
+    coded_words,
+    common_words,
+    largest_fitting,
+    niah,
+    variable_tracking,
+)
+from ggufrope.evals.ruler.qa import QuestionSet, questions, read_hotpotqa, read_squad
+from ggufrope.evals.ruler.specs import BY_NAME, RulerSpec, found
+from ggufrope.evals.ruler.wording import Wording, read_templates, wordings_of
+from ggufrope.evals.task import (
+    Coordinates,
+    Lengths,
+    RulerSettings,
+    Task,
+    TaskRequest,
+    TaskSettings,
+)
 from ggufrope.evals.trunk import Trunk, common_prefix
-from ggufrope.evals.types import Sample, Score
-from ggufrope.lm import LanguageModel, OpenContext, Progress
+from ggufrope.lm import LanguageModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RulerPlan:
-    """Tasks by name, or every one there is data for, at `lengths` in tokens, answer included.
+class RulerSource:
+    """Everything that samples are made of beside their cell: a seed, the data of the question
+    tasks, and a user's templates."""
 
-    `squad` and `hotpotqa` are what qa_1 and qa_2 ask about; `templates` are a user's wording.
-
-    Raises RequestError for an unknown task, a task without its data, or an invalid template.
-    """
-
-    lengths: tuple[int, ...]
-    tasks: tuple[str, ...] | None = None
-    samples: int = 10
-    seed: int = 42
+    seed: int = 0
     squad: QuestionSet | None = None
     hotpotqa: QuestionSet | None = None
     templates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        problems = tuple(self._problems())
-        if problems:
-            raise RequestError("; ".join(problems))
-        wordings_of(self.templates)
-
-    def _problems(self) -> Iterator[str]:
-        if not self.lengths or min(self.lengths) < 1:
-            yield f"RULER lengths must be at least 1 token, got {list(self.lengths)}"
-        if self.samples < 1:
-            yield f"samples must be at least 1, got {self.samples}"
-        for name in self.tasks or ():
-            if name not in BY_NAME:
-                yield f"unknown RULER task {name!r}; expected one of {', '.join(BY_NAME)}"
-            elif not self._has_data(BY_NAME[name]):
-                yield f"the RULER task {name} needs a {BY_NAME[name].data} file"
-
-    def _has_data(self, spec: RulerSpec) -> bool:
-        return spec.data is None or self.data(spec) is not None
-
-    def data(self, spec: RulerSpec) -> QuestionSet | None:
-        """What a question task asks about."""
-        return self.squad if spec.data == "squad" else self.hotpotqa
-
-    @property
-    def specs(self) -> tuple[RulerSpec, ...]:
-        """The tasks, in RULER's order."""
-        return tuple(
-            spec
-            for spec in RULER_TASKS
-            if (spec.name in self.tasks if self.tasks is not None else self._has_data(spec))
+    @classmethod
+    def read(cls, settings: RulerSettings, seed: int) -> RulerSource:
+        """Read the files that the settings name. Raises StorageError, RequestError."""
+        squad, hotpotqa, templates = settings.squad, settings.hotpotqa, settings.templates
+        return cls(
+            seed=seed,
+            squad=None if squad is None else read_squad(Path(squad)),
+            hotpotqa=None if hotpotqa is None else read_hotpotqa(Path(hotpotqa)),
+            templates={} if templates is None else read_templates(Path(templates)),
         )
+
+    def questions(self, spec: RulerSpec) -> QuestionSet:
+        """Return the data of a question task. Raises RequestError where there is none."""
+        data = self.squad if spec.data == "squad" else self.hotpotqa
+        if data is None:
+            raise RequestError(f"the RULER task {spec.name} needs a {spec.data} file")
+        return data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Cell:
+class RulerSample:
+    """The prompt of one cell in tokens, and the right answers."""
+
+    cell: Cell
     spec: RulerSpec
-    length: int
-    sample: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.spec.name}/{self.length}/{self.sample}"
+    prompt: tuple[int, ...]
+    answers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RulerTask:
-    """A RulerPlan as a task; a cell is a sample."""
+def samples(
+    model: LanguageModel, cells: Iterable[Cell], source: RulerSource
+) -> Iterator[RulerSample]:
+    """Yield the sample of each cell, in order.
 
-    plan: RulerPlan
+    Raises RequestError where a length is too short for a task or a template is invalid.
+    """
+    wordings = wordings_of(source.templates)
+    for cell in cells:
+        spec = BY_NAME[cell.part or ""]
+        draft = _draft(spec, cell, source, wordings[spec.name])
+        yield _sized(model, spec, cell, draft, wordings[spec.name])
 
-    @property
-    def name(self) -> str:
-        return "ruler"
 
-    def planned_tokens(self, model: LanguageModel, *, done: Collection[str] = ()) -> int:
-        """Tokens a run will evaluate if every answer is as long as it may be.
-
-        Raises RequestError where a task does not fit a length at all.
-        """
-        total = 0
-        before: tuple[int, ...] = ()
-        for cell, sample in self._samples(model, done):
-            total += len(sample.prompt) - common_prefix(before, sample.prompt[:-1])
-            total += cell.spec.output_tokens
-            before = sample.prompt[:-1]
-        return total
-
-    def run(
-        self,
-        model: LanguageModel,
-        open_context: OpenContext,
-        *,
-        done: Collection[str] = (),
-        progress: Progress | None = None,
-    ) -> Iterator[RulerResult]:
-        """Results by length, then task, then sample."""
-        with Trunk(open_context, max(self.plan.lengths), progress=progress) as trunk:
-            for cell, sample in self._samples(model, done):
-                output = ""
-                try:
-                    context = trunk.move_to(sample.prompt[:-1])
-                    tokens = context.generate(
-                        sample.prompt[-1:], max_tokens=cell.spec.output_tokens
-                    )
-                    output = model.detokenize(tokens)
-                    score = Score(value=found(output, sample.answers, cell.spec.metric))
-                except BackendError as failure:
-                    trunk.discard()
-                    score = Score(value=None, reason=str(failure))
-                else:
-                    if progress is not None:
-                        progress(1 + cell.spec.output_tokens)
-                yield RulerResult(
-                    task=cell.spec.name,
-                    context_tokens=cell.length,
-                    sample=cell.sample,
-                    prompt_tokens=len(sample.prompt),
-                    output=output,
-                    answers=sample.answers,
-                    score=score,
-                )
-
-    def _samples(
-        self, model: LanguageModel, done: Collection[str]
-    ) -> Iterator[tuple[_Cell, Sample]]:
-        wordings = wordings_of(self.plan.templates)
-        for length in sorted(self.plan.lengths):
-            for spec in self.plan.specs:
-                for number in range(self.plan.samples):
-                    cell = _Cell(spec=spec, length=length, sample=number)
-                    if cell.key not in done:
-                        draft = self._draft(cell, wordings[spec.name])
-                        yield cell, _sized(model, cell, draft, wordings[spec.name])
-
-    def _draft(self, cell: _Cell, wording: Wording) -> Draft:
-        spec = cell.spec
-        rng = Random(f"{self.plan.seed}/{cell.key}")
-        if spec.family == "niah":
+def _draft(spec: RulerSpec, cell: Cell, source: RulerSource, wording: Wording) -> Draft:
+    number = cell.sample or 0
+    rng = Random(f"{source.seed}/{spec.name}/{cell.context_tokens}/{number}")
+    match spec.family:
+        case "niah":
             return niah(spec, wording, rng)
-        if spec.family == "vt":
+        case "vt":
             return variable_tracking(wording, rng)
-        if spec.family == "cwe":
-            return common_words(wording, rng, cell.length)
-        if spec.family == "fwe":
-            return coded_words(spec, rng, cell.length)
-        data = self.plan.data(spec)
-        if data is None:
-            raise RequestError(f"the RULER task {spec.name} needs a {spec.data} file")
-        return questions(data, wording, rng, cell.sample)
+        case "cwe":
+            return common_words(wording, rng, cell.context_tokens)
+        case "fwe":
+            return coded_words(spec, rng, cell.context_tokens)
+        case "qa":
+            return questions(source.questions(spec), wording, rng, number)
 
 
-def _sized(model: LanguageModel, cell: _Cell, draft: Draft, wording: Wording) -> Sample:
-    """The draft with as many units as fit; a cell's prompt and its answer fill the length."""
+def _sized(
+    model: LanguageModel, spec: RulerSpec, cell: Cell, draft: Draft, wording: Wording
+) -> RulerSample:
+    """Return the draft with as many units as fit beside the answer."""
 
     def tokens(units: int) -> list[int]:
         return model.tokenize(draft.text(wording, units), beginning=True)
 
-    room = cell.length - cell.spec.output_tokens
     units = largest_fitting(
-        lambda units: len(tokens(units)), room, least=draft.least, most=draft.most
+        lambda units: len(tokens(units)),
+        cell.context_tokens - spec.output_tokens,
+        least=draft.least,
+        most=draft.most,
     )
     if units is None:
         raise RequestError(
-            f"{cell.length} tokens are too few for the RULER task {cell.spec.name}: the shortest "
-            f"prompt and answer take {len(tokens(draft.least)) + cell.spec.output_tokens}"
+            f"{cell.context_tokens} tokens are too few for the RULER task {spec.name}: the "
+            f"shortest prompt and answer take {len(tokens(draft.least)) + spec.output_tokens}"
         )
-    return Sample(prompt=tuple(tokens(units)), answers=draft.answers)
+    return RulerSample(cell=cell, spec=spec, prompt=tuple(tokens(units)), answers=draft.answers)
+
+
+def answering_tokens(every: Iterable[RulerSample]) -> int:
+    """Return how many tokens the samples take if every answer is as long as it may be."""
+    total = 0
+    before: tuple[int, ...] = ()
+    for sample in every:
+        total += len(sample.prompt) - common_prefix(before, sample.prompt[:-1])
+        total += sample.spec.output_tokens
+        before = sample.prompt[:-1]
+    return total
+
+
+def _places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
+    contexts, parts = sorted(lengths.contexts), settings.ruler.parts
+    for context, part, sample in product(contexts, parts, range(settings.samples)):
+        yield Coordinates(context_tokens=context, part=part, sample=sample)
+
+
+def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
+    return sum(cell.context_tokens for cell in cells)
+
+
+def _run(request: TaskRequest) -> Iterator[CellResult]:
+    source = RulerSource.read(request.settings.ruler, request.seed)
+    request.plan_tokens(answering_tokens(samples(request.model, request.todo, source)))
+    with Trunk(request.open_context, request.contexts[-1], progress=request.progress) as trunk:
+        for sample in samples(request.model, request.todo, source):
+            yield _answer(request, trunk, sample)
+
+
+def _answer(request: TaskRequest, trunk: Trunk, sample: RulerSample) -> CellResult:
+    """Return what the model generates after the prompt, and its score."""
+    output, reason, score = "", None, None
+    try:
+        context = trunk.move_to(sample.prompt[:-1])
+        tokens = context.generate(sample.prompt[-1:], max_tokens=sample.spec.output_tokens)
+        output = request.model.detokenize(tokens)
+        score = found(output, sample.answers, sample.spec.scoring)
+    except BackendError as failure:
+        trunk.discard()
+        reason = str(failure)
+    else:
+        if request.progress is not None:
+            request.progress(1 + sample.spec.output_tokens)
+    return CellResult(
+        cell=sample.cell,
+        status="ok" if reason is None else "error",
+        reason=reason,
+        metrics=(Metric(name="score", value=score),),
+        notes=(("output", output), ("answers", ", ".join(sample.answers))),
+        prompt_tokens=len(sample.prompt),
+    )
+
+
+RULER = Task(name="ruler", places=_places, tokens=_tokens, run=_run)
+"""RULER's tasks: the share of the right answers in what the model generates."""

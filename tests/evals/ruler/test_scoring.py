@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ggufrope.evals.ruler.scoring import (
+from ggufrope.evals.ruler.specs import (
     BASE_THRESHOLD,
-    RulerResult,
-    by_length,
     effective_length,
     effective_length_by_share,
     found,
 )
-from ggufrope.evals.ruler.specs import RULER_TASKS
-from ggufrope.evals.types import Score
 
 LLAMA_3_1_8B = dict(
     zip(
@@ -23,7 +19,7 @@ LLAMA_3_1_8B = dict(
 
 
 @pytest.mark.parametrize(
-    ("output", "answers", "metric", "score"),
+    ("output", "answers", "scoring", "score"),
     [
         ("It is 12345.", ("12345",), "all", 1.0),
         ("It is 12345.", ("12345", "67890"), "all", 0.5),
@@ -32,8 +28,8 @@ LLAMA_3_1_8B = dict(
         ("", ("x",), "all", 0.0),
     ],
 )
-def test_found(output: str, answers: tuple[str, ...], metric: str, score: float) -> None:
-    assert found(output, answers, metric) == score  # type: ignore[arg-type]
+def test_found(output: str, answers: tuple[str, ...], scoring: str, score: float) -> None:
+    assert found(output, answers, scoring) == score  # type: ignore[arg-type]
 
 
 def test_effective_length_as_published() -> None:
@@ -44,37 +40,3 @@ def test_effective_length_as_published() -> None:
     assert effective_length_by_share(LLAMA_3_1_8B) == 65536
     assert effective_length_by_share({4096: 0.0, 8192: 0.0}) is None
     assert effective_length_by_share({}) is None
-
-
-def result(task: str, sample: int, score: float | None) -> RulerResult:
-    return RulerResult(
-        task=task,
-        context_tokens=4096,
-        sample=sample,
-        prompt_tokens=4000,
-        output="",
-        answers=(),
-        score=Score(value=score, reason="" if score is not None else "failed"),
-    )
-
-
-def test_the_mean_is_of_tasks_not_of_samples() -> None:
-    scores = by_length([result("vt", 0, 1.0), result("vt", 1, 0.0), result("cwe", 0, 1.0)])[4096]
-    assert [(name, score.value, score.n) for name, score in scores.tasks] == [
-        ("vt", 50.0, 2),
-        ("cwe", 100.0, 1),
-    ]
-    assert scores.value == 75.0
-    assert not scores.complete
-
-
-def test_all_thirteen_are_complete() -> None:
-    scores = by_length(result(spec.name, 0, 1.0) for spec in RULER_TASKS)[4096]
-    assert scores.complete
-    assert scores.value == 100
-
-
-def test_unscored_samples_are_no_zeros() -> None:
-    scores = by_length([result("vt", 0, 1.0), result("vt", 1, None)])[4096]
-    assert scores.value == 100
-    assert scores.unscored == 1

@@ -11,16 +11,15 @@ from random import Random
 import pytest
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.ruler.counting import coded_words, common_words
-from ggufrope.evals.ruler.niah import niah
-from ggufrope.evals.ruler.qa import QuestionSet, read_hotpotqa, read_squad
-from ggufrope.evals.ruler.scoring import by_length
+from ggufrope.evals.results import Cell, CellResult
+from ggufrope.evals.ruler.drafts import coded_words, common_words, niah, variable_tracking
+from ggufrope.evals.ruler.qa import read_hotpotqa, read_squad
 from ggufrope.evals.ruler.specs import BY_NAME, RULER_TASKS
-from ggufrope.evals.ruler.task import RulerPlan, RulerTask
-from ggufrope.evals.ruler.tracing import variable_tracking
+from ggufrope.evals.ruler.task import RULER, RulerSample, RulerSource, samples
 from ggufrope.evals.ruler.wording import OURS, our_wording
+from ggufrope.evals.task import RulerSettings, TaskSettings
 from ggufrope.runtime.fake import FakeModel
-from tests.evals.bench import Bench, refusing
+from tests.evals.bench import Bench, cells_of, refusing
 
 RECALLABLE = {"niah": {"prefix": "\nAnswer: The secret {kind} of {query} is"}}
 """Wording that repeats the needle, which is what the fake model goes by."""
@@ -61,50 +60,88 @@ def hotpotqa() -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def question_files(tmp_path: Path) -> tuple[QuestionSet, QuestionSet]:
+def question_files(tmp_path: Path) -> tuple[str, str]:
+    """Paths of a SQuAD file and a HotpotQA file."""
     first, second = tmp_path / "squad.json", tmp_path / "hotpot.json"
     first.write_text(json.dumps(squad()), encoding="utf-8")
     second.write_text(json.dumps(hotpotqa()), encoding="utf-8")
-    return read_squad(first), read_hotpotqa(second)
+    return str(first), str(second)
+
+
+@pytest.fixture
+def recallable(tmp_path: Path) -> str:
+    """The path of a file of templates with wording that the fake model can answer."""
+    path = tmp_path / "templates.json"
+    path.write_text(json.dumps(RECALLABLE), encoding="utf-8")
+    return str(path)
+
+
+def drawn(
+    *tasks: str, length: int, count: int = 1, seed: int = 0, source: RulerSource | None = None
+) -> list[tuple[RulerSample, str]]:
+    """The samples of some tasks at a length, and their prompts in words."""
+    chosen = tasks or RulerSettings().parts
+    cells = [
+        Cell(
+            model="fake",
+            scaling="file",
+            kv="f16",
+            task="ruler",
+            context_tokens=length,
+            seed=seed,
+            part=name,
+            sample=number,
+        )
+        for name in chosen
+        for number in range(count)
+    ]
+    model = FakeModel()
+    found = list(samples(model, cells, source or RulerSource(seed=seed)))
+    assert [sample.cell for sample in found] == cells
+    return [(sample, model.detokenize(sample.prompt)) for sample in found]
+
+
+def mean_score(results: list[CellResult]) -> float:
+    scores = [result.value("score") for result in results]
+    assert None not in scores
+    return sum(score or 0 for score in scores) / len(scores)
 
 
 @pytest.mark.parametrize("length", [1024, 4096])
-def test_every_task_fills_its_length(
-    length: int, question_files: tuple[QuestionSet, QuestionSet]
-) -> None:
-    plan = RulerPlan(
-        lengths=(length,), samples=2, squad=question_files[0], hotpotqa=question_files[1]
-    )
-    results = Bench().run(RulerTask(plan))
-    assert [r.key for r in results] == [
-        f"{spec.name}/{length}/{n}" for spec in RULER_TASKS for n in range(2)
+def test_every_task_fills_its_length(length: int, question_files: tuple[str, str]) -> None:
+    settings = RulerSettings(squad=question_files[0], hotpotqa=question_files[1])
+    results = Bench().run(RULER, contexts=(length,), samples=2, ruler=settings)
+    assert [(r.cell.part, r.cell.context_tokens, r.cell.sample) for r in results] == [
+        (spec.name, length, n) for spec in RULER_TASKS for n in range(2)
     ]
     for result in results:
-        spec = BY_NAME[result.task]
-        whole = result.prompt_tokens + spec.output_tokens
+        spec = BY_NAME[result.cell.part or ""]
+        whole = (result.prompt_tokens or 0) + spec.output_tokens
         assert whole <= length
         if spec.family != "qa":  # their files are soon used up
             assert whole > length - 250
 
 
-def test_a_model_that_recalls_scores_full_on_single_needles() -> None:
+def test_a_model_that_recalls_scores_full_on_single_needles(recallable: str) -> None:
     single = tuple(
         spec.name
         for spec in RULER_TASKS
         if spec.family == "niah" and spec.values * spec.queries == 1
     )
-    plan = RulerPlan(lengths=(1024,), tasks=single, samples=3, templates=RECALLABLE)
-    scores = by_length(Bench().run(RulerTask(plan)))[1024]
-    assert len(scores.tasks) == 6
-    assert scores.value == 100
-    assert not scores.complete
+    settings = RulerSettings(tasks=single, templates=recallable)
+    results = Bench().run(RULER, contexts=(1024,), samples=3, ruler=settings)
+    assert len(single) == 6
+    assert [result.value("score") for result in results] == [1.0] * 18
+    for result in results:
+        notes = dict(result.notes)
+        assert notes["answers"] in notes["output"]
 
 
-def test_a_model_that_sees_little_does_not() -> None:
-    plan = RulerPlan(lengths=(1024,), tasks=("niah_single_2",), samples=8, templates=RECALLABLE)
-    value = by_length(Bench(horizon=60).run(RulerTask(plan)))[1024].value
-    assert value is not None
-    assert value < 40
+def test_a_model_that_sees_little_does_not(recallable: str) -> None:
+    settings = RulerSettings(tasks=("niah_single_2",), templates=recallable)
+    results = Bench(horizon=60).run(RULER, contexts=(1024,), samples=8, ruler=settings)
+    assert len(results) == 8
+    assert mean_score(results) < 0.4
 
 
 @pytest.mark.parametrize("name", NEEDLES)
@@ -171,68 +208,76 @@ def test_coded_words_follow_zipf() -> None:
     assert counts[draft.answers[0]] == pytest.approx(counts["..."] / 4, abs=1)
 
 
-def test_questions_stand_among_their_documents(
-    question_files: tuple[QuestionSet, QuestionSet],
-) -> None:
-    plan = RulerPlan(
-        lengths=(512,),
-        tasks=("qa_1", "qa_2"),
-        samples=3,
-        squad=question_files[0],
-        hotpotqa=question_files[1],
-    )
-    model = FakeModel()
-    for cell, sample in RulerTask(plan)._samples(model, ()):
-        text = model.detokenize(sample.prompt)
-        if cell.spec.name == "qa_1":
+def test_questions_stand_among_their_documents(question_files: tuple[str, str]) -> None:
+    settings = RulerSettings(squad=question_files[0], hotpotqa=question_files[1])
+    source = RulerSource.read(settings, seed=42)
+    for sample, text in drawn("qa_1", "qa_2", length=512, count=3, source=source):
+        if sample.spec.name == "qa_1":
             assert f"its source in {sample.answers[0]}." in text
             assert text.count("Document ") > 5
         else:
-            assert f"The number {cell.sample} is a number." in text
+            assert f"The number {sample.cell.sample} is a number." in text
             assert "Parity\nEvery other number is even." in text
 
 
 def test_same_seed_same_prompts() -> None:
     def prompts(seed: int) -> list[str]:
-        model = FakeModel()
-        task = RulerTask(RulerPlan(lengths=(800,), samples=1, seed=seed))
-        return [model.detokenize(sample.prompt) for _, sample in task._samples(model, ())]
+        return [text for _, text in drawn(length=1000, seed=seed)]
 
+    assert len(prompts(1)) == 11
     assert prompts(1) == prompts(1)
     assert not set(prompts(1)) & set(prompts(2))
 
 
 def test_finished_samples_are_not_asked_again() -> None:
-    task = RulerTask(RulerPlan(lengths=(600,), tasks=("vt", "fwe"), samples=2))
-    whole = Bench().run(task)
-    rest = Bench().run(task, done={result.key for result in whole[:3]})
-    assert [result.key for result in rest] == ["fwe/600/1"]
+    settings = RulerSettings(tasks=("vt", "fwe"))
+    whole = Bench().run(RULER, contexts=(600,), samples=2, ruler=settings)
+    done = [result.cell for result in whole[:3]]
+    rest = Bench().run(RULER, contexts=(600,), samples=2, ruler=settings, done=done)
+    assert [result.prompt_tokens for result in rest] == [whole[3].prompt_tokens]
+    assert dict(rest[0].notes)["answers"] == dict(whole[3].notes)["answers"]
+    assert [(result.cell.part, result.cell.sample) for result in rest] == [("fwe", 1)]
 
 
-def test_failures_are_counted_apart() -> None:
+def test_failures_are_the_reason_of_their_samples() -> None:
     # Each sample takes two calls, so every second one fails, in a context opened anew.
-    task = RulerTask(RulerPlan(lengths=(600,), tasks=("vt",), samples=4))
-    results = Bench(failing_calls=[4]).run(task)
-    assert [r.score.value is None for r in results] == [False, True, False, True]
-    assert by_length(results)[600].unscored == 2
-    nothing = by_length(task.run(FakeModel(), refusing("too large")))[600]
-    assert (nothing.value, nothing.unscored, nothing.tasks) == (None, 4, ())
+    settings = RulerSettings(tasks=("vt",))
+    results = Bench(failing_calls=[4]).run(RULER, contexts=(600,), samples=4, ruler=settings)
+    assert [r.value("score") is None for r in results] == [False, True, False, True]
+    assert [r.status for r in results] == ["ok", "error", "ok", "error"]
+    assert results[1].reason == "evaluation failed, as asked of call 4"
+    nothing = Bench(failing_calls=[1]).run(
+        RULER, contexts=(600,), samples=4, ruler=settings, open_context=refusing("too large")
+    )
+    assert [(r.status, r.reason) for r in nothing] == [("error", "too large")] * 4
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("tasks", "message"),
     [
-        ({"lengths": ()}, "at least 1 token"),
-        ({"lengths": (0,)}, "at least 1 token"),
-        ({"samples": 0}, "samples must be at least 1"),
-        ({"tasks": ("niah",)}, "unknown RULER task 'niah'; expected one of niah_single_1"),
-        ({"tasks": ("qa_1",)}, "the RULER task qa_1 needs a squad file"),
-        ({"templates": {"vt": {"prompt": "x"}}}, "the field {context} is missing"),
+        (("niah",), "unknown RULER task 'niah'; expected some of niah_single_1"),
+        (("qa_1",), "the RULER task qa_1 needs a squad file"),
+        (("vt", "qa_2"), "the RULER task qa_2 needs a hotpotqa file"),
+        (("niah", "qa_2"), "unknown RULER task 'niah'.*; the RULER task qa_2 needs"),
     ],
 )
-def test_nonsense_is_refused(settings: dict[str, object], message: str) -> None:
+def test_nonsense_is_refused(tasks: tuple[str, ...], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        RulerPlan(**{"lengths": (1024,), **settings})  # type: ignore[arg-type]
+        RulerSettings(tasks=tasks)
+
+
+def test_an_invalid_template_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = tmp_path / "templates.json"
+    path.write_text('{"vt": {"prompt": "x"}}', encoding="utf-8")
+    bench = Bench()
+    with pytest.raises(RequestError, match=r"the field \{context\} is missing"):
+        bench.run(RULER, contexts=(1024,), ruler=RulerSettings(templates=str(path)))
+    assert not bench.contexts
+
+
+def test_a_question_task_needs_its_data() -> None:
+    with pytest.raises(RequestError, match="the RULER task qa_1 needs a squad file"):
+        drawn("qa_1", length=1024)
 
 
 def test_a_length_too_short_is_refused_before_anything_runs() -> None:
@@ -240,12 +285,21 @@ def test_a_length_too_short_is_refused_before_anything_runs() -> None:
     with pytest.raises(
         RequestError, match="150 tokens are too few for the RULER task niah_single_1"
     ):
-        bench.run(RulerTask(RulerPlan(lengths=(150,))))
+        bench.run(RULER, contexts=(150,))
     assert not bench.contexts
 
 
 def test_without_files_the_question_tasks_are_left_out() -> None:
-    assert len(RulerPlan(lengths=(1024,)).specs) == 11
+    cells = cells_of(RULER, TaskSettings(), (1024,))
+    assert len(cells) == len({cell.part for cell in cells}) == 11
+
+
+def test_chosen_tasks_come_in_rulers_order() -> None:
+    assert RulerSettings(tasks=("fwe", "vt", "niah_single_1")).parts == (
+        "niah_single_1",
+        "vt",
+        "fwe",
+    )
 
 
 def written(tmp_path: Path, content: object) -> Path:

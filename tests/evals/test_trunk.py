@@ -1,4 +1,4 @@
-"""Places of a grid, and the order of prompts."""
+"""Places of a grid, and what prompts share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.evals.trunk import common_prefix, lay_out
+from ggufrope.evals.needle_prompts import lay_out
+from ggufrope.evals.trunk import common_prefix
 
 
 def test_one_length_has_a_place_for_every_depth() -> None:
     layout = lay_out([1000], [0, 50, 100], fact_tokens=20, spacing=64)
     assert [place.target for place in layout.places] == [0, 490, 980]
-    assert [place.closes for place in layout.places] == [None, None, 0]
+    assert [place.ends_length for place in layout.places] == [None, None, 0]
     assert layout.of == ((0, 1, 2),)
 
 
@@ -30,23 +31,23 @@ def test_depths_keep_their_order_in_the_answer() -> None:
 
 
 @given(
-    rooms=st.sets(st.integers(30, 20_000), min_size=1, max_size=8),
+    budgets=st.sets(st.integers(30, 20_000), min_size=1, max_size=8),
     depths=st.sets(st.floats(0, 100), min_size=1, max_size=12),
     spacing=st.integers(1, 200),
 )
 def test_every_cell_has_a_place_near_and_inside(
-    rooms: set[int], depths: set[float], spacing: int
+    budgets: set[int], depths: set[float], spacing: int
 ) -> None:
     fact = 20
-    ordered, wanted = sorted(rooms), sorted(depths)
+    ordered, wanted = sorted(budgets), sorted(depths)
     layout = lay_out(ordered, wanted, fact_tokens=fact, spacing=spacing)
     targets = [place.target for place in layout.places]
     apart = max(spacing, fact)
     assert all(b - a >= apart for a, b in pairwise(targets))
-    for room, row in zip(ordered, layout.of, strict=True):
+    for budget, row in zip(ordered, layout.of, strict=True):
         for depth, place in zip(wanted, row, strict=True):
-            assert 0 <= targets[place] <= room - fact
-            assert abs(targets[place] - (room - fact) * depth / 100) <= apart + 0.5
+            assert 0 <= targets[place] <= budget - fact
+            assert abs(targets[place] - (budget - fact) * depth / 100) <= apart + 0.5
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.evals.ruler.sizing import largest_fitting
+from ggufrope.evals.ruler.drafts import largest_fitting
 
 
 @given(
