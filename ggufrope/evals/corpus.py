@@ -1,8 +1,8 @@
-"""Haystacks: sentences without end, the same for the same seed on every machine.
+"""Endless sentences for haystacks, the same for the same seed on every machine.
 
 `noise` repeats a handful of plain sentences, as RULER's noise haystack does; `essay` writes
-grammatical prose about nothing from a small grammar; `from_text` goes round a user's own text.
-None of them contains a digit or a key of `facts`, so a fact stands in the haystack exactly once.
+grammatical prose from a small grammar; `from_text` repeats a user's own text. The built-in ones
+contain no digit and no key of `facts`, so a fact stands in the haystack exactly once.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ _OPENINGS = (
 
 
 def noise(rng: Random) -> Iterator[str]:
-    """The same few sentences round and round; `rng` chooses where the round begins."""
+    """Yield the same few sentences in turn; `rng` chooses the first."""
     start = rng.randrange(len(NOISE))
     return cycle(NOISE[start:] + NOISE[:start])
 
 
 def essay(rng: Random) -> Iterator[str]:
-    """Sentences from a small grammar, a new paragraph about every sixth."""
+    """Yield sentences from a small grammar, with a new paragraph about every sixth."""
 
     def clause() -> str:
         parts = [rng.choice(_SUBJECTS), rng.choice(_VERBS), rng.choice(_OBJECTS)]
@@ -131,7 +131,7 @@ def essay(rng: Random) -> Iterator[str]:
 
 
 def from_text(text: str) -> Iterator[str]:
-    """The sentences of `text`, from its start, round and round.
+    """Yield the sentences of `text` from its start, again and again.
 
     Raises RequestError where the text has no words.
     """

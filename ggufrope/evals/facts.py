@@ -1,4 +1,4 @@
-"""The facts hidden in a haystack: a key, a value of some kind, and the words around them.
+"""Facts to hide in a haystack: a key, a value of some kind, and the words around them.
 
 The structure is that of RULER's "special magic number" needles (Hsieh et al., 2024): one sentence
 states the fact, the question names the key, and an answer prefix restates the sentence up to the
@@ -53,6 +53,7 @@ class Fact:
 
     @property
     def statement(self) -> str:
+        """The sentence that states the fact."""
         return f" The secret {KIND_NAMES[self.kind]} of the {self.key} is {self.value}."
 
     @property
@@ -66,11 +67,12 @@ class Fact:
 
     @property
     def answer(self) -> str:
+        """What should follow the question."""
         return f" {self.value}"
 
 
 def question_of(facts: Sequence[Fact]) -> str:
-    """The question that asks for every one of `facts` at once, and its answer prefix."""
+    """Return the question about all of `facts` at once, and its answer prefix."""
     if len(facts) == 1:
         return facts[0].question
     name = KIND_NAMES[facts[0].kind]
@@ -82,17 +84,17 @@ def question_of(facts: Sequence[Fact]) -> str:
 
 
 def answer_of(values: Sequence[str]) -> str:
-    """What should follow `question_of` facts with these values."""
+    """Return what should follow `question_of` facts with these values."""
     return f" {listing(values)}"
 
 
 def listing(words: Sequence[str]) -> str:
-    """Words in a row: `a`, `a and b`, `a, b and c`."""
+    """Join words: `a`, `a and b`, `a, b and c`."""
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def random_value(rng: Random, kind: ValueKind) -> str:
-    """A 7-digit number, a word, or a version-4 UUID, from `rng` alone."""
+    """Draw a 7-digit number, a word, or a version-4 UUID, from `rng` alone."""
     if kind == "number":
         return str(rng.randrange(1_000_000, 10_000_000))
     if kind == "word":
@@ -101,10 +103,10 @@ def random_value(rng: Random, kind: ValueKind) -> str:
 
 
 def facts(rng: Random, kind: ValueKind = "number") -> Iterator[Fact]:
-    """Facts without end: keys never repeat, and values do only where their kind has run out.
+    """Yield facts without end: keys never repeat, values only where their kind has run out.
 
-    Nouns are used up before any is used again, so the facts of a small haystack differ in both
-    words of their key. Keys beyond every adjective-noun pair carry a counter.
+    Every noun is used once before any is used again, so the facts of a small haystack differ in
+    both words of their keys. Once every adjective-noun pair is used, keys carry a counter.
     """
     used_keys: set[str] = set()
     used_values: set[str] = set()
@@ -127,19 +129,21 @@ def _key(adjective: str, noun: str, counter: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassKey(Fact):
-    """The classic passkey (Mohtashami and Jaggi, 2023): one to a haystack, stated twice over."""
+    """The classic passkey (Mohtashami and Jaggi, 2023): one in a haystack, stated twice."""
 
     @property
     def statement(self) -> str:
+        """The sentences that state the key."""
         return f" The pass key is {self.value}. Keep it in mind: {self.value} is the pass key."
 
     @property
     def question(self) -> str:
+        """The question and its answer prefix."""
         return "\nQuestion: What is the pass key?\nAnswer: The pass key is"
 
 
 def pass_keys(rng: Random) -> Iterator[PassKey]:
-    """Pass keys of five digits without end, none repeated until all have been used."""
+    """Yield pass keys of five digits without end, none repeated until all have been used."""
     while True:
         for number in rng.sample(range(10_000, 100_000), 90_000):
             yield PassKey(key="pass key", value=str(number))

@@ -1,7 +1,7 @@
-"""Haystacks in tokens: filler sentences with facts woven in at chosen places.
+"""Haystacks in tokens: filler sentences with facts inserted at chosen places.
 
-Every sentence and every fact is tokenized on its own and the tokens are joined, so a place is known
-to the token, and the haystack before a fact is the same whatever the fact says.
+Each sentence and each fact is tokenized on its own and the tokens are joined. So every place is
+known to the token, and the haystack before a fact does not depend on what the fact says.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EMPTY_SENTENCES_ALLOWED = 1000
 
 
 class Filler:
-    """The sentences of a haystack as tokens, by number, made when first asked for."""
+    """The sentences of a haystack as tokens, by number, each made when first used."""
 
     def __init__(self, model: LanguageModel, sentences: Iterator[str]) -> None:
         self._model = model
@@ -45,9 +45,9 @@ class Filler:
 
 
 def sentences(kind: HaystackKind, rng: Random, text: str | None) -> Iterator[str]:
-    """The haystack of that kind; `text` is what "text" goes round.
+    """Return the endless sentences of a kind of haystack; "text" repeats `text`.
 
-    Raises RequestError for "text" with nothing to read, or an unknown kind.
+    Raises RequestError for an unknown kind, and for "text" where it has no words.
     """
     if kind == "noise":
         return corpus.noise(rng)
@@ -60,7 +60,7 @@ def sentences(kind: HaystackKind, rng: Random, text: str | None) -> Iterator[str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Insert:
-    """Tokens to put in as late as possible without starting after `target`."""
+    """Tokens to insert as late as possible without starting after `target`."""
 
     target: int
     tokens: tuple[int, ...]
@@ -74,13 +74,13 @@ class Woven:
     starts: tuple[int, ...]
     boundaries: tuple[int, ...]
 
-    def cut(self, room: int) -> int:
-        """The longest part of at most `room` tokens that ends with a sentence."""
-        return self.boundaries[bisect_right(self.boundaries, room) - 1]
+    def cut(self, budget: int) -> int:
+        """Return the length of the longest part that ends with a sentence, at most `budget`."""
+        return self.boundaries[bisect_right(self.boundaries, budget) - 1]
 
 
-def weave(filler: Filler, inserts: Sequence[Insert], room: int) -> Woven:
-    """At most `room` tokens of filler with `inserts`, ordered by target, put in."""
+def weave(filler: Filler, inserts: Sequence[Insert], budget: int) -> Woven:
+    """Return at most `budget` tokens of filler with `inserts`, ordered by target, among them."""
     tokens: list[int] = []
     starts: list[int] = []
     boundaries = [0]
@@ -98,5 +98,5 @@ def weave(filler: Filler, inserts: Sequence[Insert], room: int) -> Woven:
         starts.append(len(tokens))
         tokens.extend(insert.tokens)
         boundaries.append(len(tokens))
-    fill(room)
+    fill(budget)
     return Woven(tokens=tuple(tokens), starts=tuple(starts), boundaries=tuple(boundaries))

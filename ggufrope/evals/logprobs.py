@@ -1,7 +1,7 @@
 """From logits to log-probabilities, for vocabularies of hundreds of thousands.
 
-Rows are taken in blocks that stay in a core's cache, in single precision and with no copy of the
-whole batch, and blocks are shared out over threads: numpy lets go of the interpreter meanwhile.
+Rows are processed in blocks that fit a core's cache, in single precision and with no copy of the
+whole batch. Blocks are spread over threads: numpy releases the interpreter lock meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
-"""`[n, n_vocab]`, one row a position."""
+"""`[n, n_vocab]`, one row per position."""
 
 _BLOCK_ELEMENTS = 1 << 18
 _MOST_THREADS = 8
@@ -27,10 +27,10 @@ _kept = threading.local()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two models on the same tokens, an array `[n]` each, nat where not said otherwise.
+    """Two models on the same tokens: arrays `[n]`, log-probabilities in nat.
 
-    `divergence` is KL(base || variant); `base` and `variant` the log-probability of the token that
-    came next; `same_top` whether both would have chosen the same token.
+    `divergence` is KL(base || variant); `base` and `variant` are the log-probabilities of the token
+    that came next; `same_top` is whether both rank the same token first.
     """
 
     divergence: NDArray[np.float64]
@@ -40,7 +40,7 @@ class Comparison:
 
 
 def log_probabilities(logits: Logits, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The log-probability of `tokens[i]` under row `i`, in nat, `[n]`."""
+    """Return the log-probability of `tokens[i]` under row `i`, in nat, `[n]`."""
     out = np.empty(len(tokens), dtype=np.float64)
 
     def block(rows: slice) -> None:
@@ -57,7 +57,7 @@ def log_probabilities(logits: Logits, tokens: NDArray[np.int64]) -> NDArray[np.f
 
 
 def compare(base: Logits, variant: Logits, tokens: NDArray[np.int64]) -> Comparison:
-    """Both models' log-probability of `tokens`, and how far apart they are at each position.
+    """Return both models' log-probabilities of `tokens`, and their divergence at each position.
 
     KL(p || q) = sum p (log p - log q) = sum p (a - b) + logsumexp(b) - logsumexp(a), with the
     logits a and b each shifted by their maximum, so that near-equal models lose no digits.
@@ -90,12 +90,12 @@ def compare(base: Logits, variant: Logits, tokens: NDArray[np.int64]) -> Compari
 
 
 def _chosen(logits: Logits, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Column `tokens[i]` of row `i`."""
+    """Return column `tokens[i]` of row `i`."""
     return logits[np.arange(len(tokens)), tokens].astype(np.float64)
 
 
 def _workspace(count: int, shape: tuple[int, ...]) -> tuple[Logits, ...]:
-    """Arrays to write into, kept by each thread: fresh ones cost more than the arithmetic."""
+    """Return arrays to write into, kept by each thread: new ones cost more than the arithmetic."""
     size = count * shape[0] * shape[1]
     if getattr(_kept, "array", _EMPTY).size < size:
         _kept.array = np.empty(size, dtype=np.float32)

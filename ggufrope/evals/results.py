@@ -1,4 +1,4 @@
-"""What is measured, cell by cell: where a cell lies in the matrix, and what came of it."""
+"""What a run measures, cell by cell: where each cell lies in the matrix, and its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_FINITE = "the model's logits are not finite numbers"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A place in the matrix; what a task does not vary is None."""
+    """A place in the matrix; None where the task does not vary that coordinate."""
 
     model: str
     scaling: str
@@ -29,7 +29,7 @@ class Cell:
     part: str | None = field(default=None, metadata={"help": "a task of RULER, for instance"})
     control: bool = field(
         default=False,
-        metadata={"help": "added at the native context, to tell model from extension"},
+        metadata={"help": "at the native context, to tell the model's failures from the scaling's"},
     )
 
     @property
@@ -48,9 +48,9 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One number of a cell: a value with its 95 % interval and count where it is an estimate.
+    """One number of a cell: a value, with its 95 % interval and count where it is an estimate.
 
-    `value` is None where there is no finite number to give.
+    `value` is None where there is no finite number.
     """
 
     name: str
@@ -70,9 +70,9 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
-    """What came of one cell. `reason` is set for every status but "ok".
+    """The result of one cell. `reason` is set for every status except "ok".
 
-    `notes` are texts worth keeping beside the numbers: the needle, the answer expected.
+    `notes` are texts that explain the numbers: the needle, the expected answer.
     """
 
     cell: Cell
@@ -85,11 +85,11 @@ class CellResult:
     elapsed_seconds: float | None = None
 
     def metric(self, name: str) -> Metric | None:
-        """The metric of that name, or None."""
+        """Return the metric of that name, or None."""
         return next((metric for metric in self.metrics if metric.name == name), None)
 
     def value(self, name: str) -> float | None:
-        """The value of the metric of that name, or None."""
+        """Return the value of the metric of that name, or None."""
         metric = self.metric(name)
         return None if metric is None else metric.value
 

@@ -1,4 +1,4 @@
-"""Scores into estimates: every proportion and mean comes with its n and its uncertainty.
+"""Estimates from scores: every proportion and mean comes with its n and its uncertainty.
 
 Intervals are 95 %, tests are at the 5 % level, and both hold at small n: Student's t for means,
 Wilson's score interval for shares, an exact test for paired shares. Quantiles come from scipy,
@@ -101,8 +101,8 @@ def t_quantile(degrees: int) -> float:
 
 
 def sign_test(lost: int, gained: int) -> float:
-    """Return the exact two-sided p-value of so uneven a split of changed pairs, if a pair were as
-    likely to change either way (McNemar, 1947): 1 where no pair changed."""
+    """Return the exact two-sided p-value of a split of changed pairs at least as uneven as this, if
+    each were equally likely to change either way (McNemar, 1947); 1 where no pair changed."""
     n = lost + gained
     return min(1.0, 2 * float(_special().bdtr(min(lost, gained), n, 0.5))) if n else 1.0
 

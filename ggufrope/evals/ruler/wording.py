@@ -1,7 +1,7 @@
 """The words around a RULER-style task: ours, or a user's from a JSON file.
 
 The structure is RULER's: an instruction, the context, the question, and an answer prefix that
-restates the question, so that the answer is the next thing to say. The wording is our own, and
+restates the question, so that the answer comes next. The wording is our own, and
 scores are comparable with published ones only as far as that allows.
 
 A file of templates holds, for tasks or whole families by name, any of `needle`, `prompt` and
@@ -24,8 +24,8 @@ from ggufrope.evals.ruler.specs import BY_NAME, Family, RulerSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wording:
-    """Templates: a `needle` is one unit of what matters, put into the context of `prompt`;
-    `prefix` begins the answer."""
+    """Templates of a task: `needle` is one fact, document or word of the context, `prompt` holds
+    the context and the question, and `prefix` begins the answer."""
 
     needle: str
     prompt: str
@@ -51,7 +51,7 @@ FIELDS: dict[Family, dict[str, tuple[str, ...]]] = {
         "prefix": ("query",),
     },
 }
-"""What each template may have in braces; a prompt and a needle must have all but `kind`."""
+"""The fields of each template; a prompt and a needle must have all of them except `kind`."""
 
 OURS: dict[Family, Wording] = {
     "niah": Wording(
@@ -109,19 +109,19 @@ MANY = Wording(
     ),
     prefix="Answer: The secret {kind}s of {query} in the text are",
 )
-"""Our wording where more than one value is asked for."""
+"""Our wording of questions about more than one value."""
 
 
 def our_wording(spec: RulerSpec) -> Wording:
-    """The wording of a task where a user gives none."""
+    """Return the wording of a task where a user gives none."""
     many = spec.family == "niah" and spec.values * spec.queries > 1
     return MANY if many else OURS[spec.family]
 
 
 def wordings_of(templates: Mapping[str, Mapping[str, str]]) -> dict[str, Wording]:
-    """Every task's wording: ours, with a user's templates in its place where there are some.
+    """Return the wording of every task: ours, replaced by a user's templates where there are some.
 
-    A task's templates go before its family's. Raises RequestError naming every problem.
+    A task's templates take precedence over its family's. Raises RequestError naming every problem.
     """
     problems = tuple(_problems(templates))
     if problems:
@@ -135,9 +135,9 @@ def wordings_of(templates: Mapping[str, Mapping[str, str]]) -> dict[str, Wording
 
 
 def read_templates(path: Path) -> dict[str, dict[str, str]]:
-    """Templates from a JSON file, validated.
+    """Return the templates in a JSON file.
 
-    Raises StorageError where it cannot be read, RequestError where it is not what it should be.
+    Raises StorageError where it cannot be read, RequestError where a template is not valid.
     """
     content = read_json(path)
     try:
