@@ -278,7 +278,7 @@ def _result(cell: Cell, text: Text, chunks: Sequence[ChunkScore]) -> CellResult:
         reasons = [chunk.reason for chunk in chunks if chunk.reason]
         reason = reasons[0] if reasons else "nothing was scored"
         return CellResult(cell=cell, status="error", reason=reason, notes=notes)
-    points = tuple((float(b.end), exp(b.nll / b.tokens)) for b in found.curve if b.tokens)
+    points = tuple((float(b.end), _exp(b.nll / b.tokens)) for b in found.curve if b.tokens)
     return CellResult(
         cell=cell,
         status="ok",

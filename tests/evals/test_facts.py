@@ -31,7 +31,7 @@ def test_the_statement_begins_as_the_question_ends() -> None:
     assert answer_of([ONE.value]) == ONE.answer
 
 
-def test_several_are_asked_for_at_once() -> None:
+def test_one_question_about_several_facts() -> None:
     assert question_of([ONE, OTHER]) == (
         "\nQuestion: What are the secret numbers of the quiet harbor and the lucky fox?"
         "\nAnswer: The secret numbers of the quiet harbor and the lucky fox are"

@@ -44,7 +44,7 @@ def test_a_model_that_looks_back_so_far_finds_only_what_is_near(mode: str) -> No
 
 
 @pytest.mark.parametrize("mode", ["one-pass", "isolated"])
-def test_prompts_fill_their_length_and_facts_stand_where_asked(mode: str) -> None:
+def test_prompts_fill_their_length_and_facts_stand_where_planned(mode: str) -> None:
     bench = Bench()
     scores = bench.ask(plan(mode=mode))
     assert len(scores) == len(LENGTHS) * len(DEPTHS)
@@ -139,7 +139,7 @@ def test_the_order_of_lengths_changes_nothing() -> None:
     assert Bench().ask(shuffled) == Bench().ask(plan())
 
 
-def test_only_the_chosen_points_are_asked() -> None:
+def test_only_the_chosen_points_are_measured() -> None:
     whole = Bench().ask(plan(samples=2))
     bench = Bench()
     assert bench.ask(plan(samples=2), only={score.point for score in whole[20:]}) == whole[20:]
@@ -167,7 +167,7 @@ def test_each_cell_gets_its_score() -> None:
     assert {result.value("recall") for result in results} == {0.0, 1.0}
 
 
-def test_finished_cells_are_not_asked_again() -> None:
+def test_finished_cells_are_not_measured_again() -> None:
     whole = Bench().run(NEEDLE, contexts=LENGTHS, depths=DEPTHS, samples=2)
     done = [result.cell for result in whole[:20]]
     rest = Bench().run(NEEDLE, contexts=LENGTHS, depths=DEPTHS, samples=2, done=done)

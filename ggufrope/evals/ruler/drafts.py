@@ -102,7 +102,7 @@ def niah(spec: RulerSpec, wording: Wording, rng: Random) -> Draft:
     ]
     rng.shuffle(needles)
     depths = sorted(depth / (_DEPTHS - 1) for depth in rng.sample(range(_DEPTHS), len(needles)))
-    asked = rng.sample(stated, spec.queries)
+    wanted = rng.sample(stated, spec.queries)
     filler: Iterator[str]
     if spec.haystack == "needle":
         filler = (wording.needle.format(kind=kind, key=key, value=value) for key, value in pairs)
@@ -110,8 +110,8 @@ def niah(spec: RulerSpec, wording: Wording, rng: Random) -> Draft:
         filler = corpus.noise(rng) if spec.haystack == "noise" else corpus.essay(rng)
     return Draft(
         context=Scattered(filler, tuple(zip(depths, needles, strict=True))),
-        fields={"kind": kind, "query": listing([f"the {key}" for key, _ in asked])},
-        answers=tuple(value for _, values in asked for value in values),
+        fields={"kind": kind, "query": listing([f"the {key}" for key, _ in wanted])},
+        answers=tuple(value for _, values in wanted for value in values),
     )
 
 
@@ -161,8 +161,10 @@ def variable_tracking(wording: Wording, rng: Random) -> Draft:
     names = _names(rng, 2 * (HOPS + 1))
     example = _chain(wording, rng, names[: HOPS + 1])
     solved = f"{example.text(wording, _CHAIN_EXAMPLE_UNITS)} {', '.join(example.answers)}\n\n"
-    asked = _chain(wording, rng, names[HOPS + 1 :])
-    return Draft(context=asked.context, fields=asked.fields, answers=asked.answers, example=solved)
+    wanted = _chain(wording, rng, names[HOPS + 1 :])
+    return Draft(
+        context=wanted.context, fields=wanted.fields, answers=wanted.answers, example=solved
+    )
 
 
 def _chain(wording: Wording, rng: Random, names: list[str]) -> Draft:
@@ -200,9 +202,9 @@ def common_words(wording: Wording, rng: Random, length: int) -> Draft:
     example = _listed(wording, rng, every[:COMMON], every[COMMON:own], _EXAMPLE_REPEATS)
     repeats = (30, 3) if length >= _SHORT_LENGTH else (6, 1)
     common = every[own : own + COMMON]
-    asked = _listed(wording, rng, common, every[own + COMMON :], repeats)
+    wanted = _listed(wording, rng, common, every[own + COMMON :], repeats)
     solved = f"{example.text(wording, _WORDS_EXAMPLE_UNITS)} {_answer(example.answers)}\n\n"
-    return Draft(context=asked.context, fields={}, answers=asked.answers, example=solved)
+    return Draft(context=wanted.context, fields={}, answers=wanted.answers, example=solved)
 
 
 def _listed(

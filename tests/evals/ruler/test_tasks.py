@@ -229,7 +229,7 @@ def test_same_seed_same_prompts() -> None:
     assert not set(prompts(1)) & set(prompts(2))
 
 
-def test_finished_samples_are_not_asked_again() -> None:
+def test_finished_samples_are_not_measured_again() -> None:
     settings = RulerSettings(tasks=("vt", "fwe"))
     whole = Bench().run(RULER, contexts=(600,), samples=2, ruler=settings)
     done = [result.cell for result in whole[:3]]

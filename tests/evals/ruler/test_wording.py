@@ -55,7 +55,7 @@ def test_invalid_templates_say_where(templates: object, message: str) -> None:
         wordings_of(templates)  # type: ignore[arg-type]
 
 
-def test_every_problem_is_told() -> None:
+def test_every_problem_is_reported() -> None:
     with pytest.raises(RequestError, match=r"vt\.prompt.*cwe\.prompt"):
         wordings_of({"vt": {"prompt": "{context}"}, "cwe": {"prompt": ""}})
 
