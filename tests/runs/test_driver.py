@@ -365,6 +365,19 @@ def test_a_worker_that_does_not_listen_is_ended_all_the_same(
     assert states(folder) == ["pending"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are found in /proc")
+def test_a_worker_ends_when_no_job_is_left_for_it(start: Start, scripted: ModuleType) -> None:
+    runtime = RuntimeSettings(devices=("0", "1"))
+    folder = start("sleeps 0.7", "", mode="isolated", runtime=runtime)
+    driver = drive(folder, "processes")
+    wait_for(lambda: states(folder) == ["running", "done"])
+    wait_for(lambda: len(workers_of(folder)) == 1, seconds=2)
+    assert states(folder) == ["running", "done"]
+    driver.communicate()
+    assert driver.returncode == 0
+    assert states(folder) == ["done", "done"]
+
+
 def test_a_job_that_keeps_killing_its_process_is_abandoned(
     start: Start, scripted: ModuleType
 ) -> None:
