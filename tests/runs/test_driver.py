@@ -186,7 +186,7 @@ def test_a_bug_in_a_job_is_recorded_with_its_place(start: Start, scripted: Modul
     folder = start("sleeps soon")
     scripted.work(folder)
     reason = str(results(folder)[0].reason)
-    assert reason.startswith("unexpected ValueError at scripted_subject.py:")
+    assert reason.startswith("unexpected ValueError at scripted_model.py:")
 
 
 def test_a_missing_dependency_ends_the_run_and_leaves_the_job_pending(
@@ -276,10 +276,10 @@ def test_a_job_that_runs_out_of_memory_fails_alone(start: Start, scripted: Modul
 def test_workers_that_cannot_work_end_the_run(start: Start, scripted: ModuleType) -> None:
     folder = start("")
     with pytest.raises(MissingDependencyError, match="pip install"):
-        scripted.work_in_processes(folder, "scripted_subject:open_nothing")
+        scripted.work_in_processes(folder, "scripted_model:open_nothing")
     assert states(folder) == ["pending"]
-    with pytest.raises(RequestError, match=r"no opener 'scripted_subject:open_none'"):
-        scripted.work_in_processes(folder, "scripted_subject:open_none")
+    with pytest.raises(RequestError, match=r"no opener 'scripted_model:open_none'"):
+        scripted.work_in_processes(folder, "scripted_model:open_none")
 
 
 def test_a_worker_that_cannot_start_ends_the_run(
@@ -290,14 +290,14 @@ def test_a_worker_that_cannot_start_ends_the_run(
     folder = start("")
     message = "a worker process could not start: worker killed by SIGABRT; last log line: no GPU"
     with pytest.raises(BackendError, match=message):
-        scripted.work_in_processes(folder, "dies_at_once:open_subject")
+        scripted.work_in_processes(folder, "dies_at_once:open_model")
     assert states(folder) == ["pending"]
 
 
 DRIVER = """
 import sys
 from pathlib import Path
-from scripted_subject import work, work_in_processes
+from scripted_model import work, work_in_processes
 (work if sys.argv[2] == "here" else work_in_processes)(Path(sys.argv[1]))
 """
 

@@ -70,7 +70,7 @@ def test_the_plan_that_counts_is_in_the_database(start: Start) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from scripted_subject import take_up
+from scripted_model import take_up
 with take_up(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
