@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RemoteWorker:
-    """What runs in a Ray actor: a worker, made with its first job so that a failure is told."""
+    """What runs in a Ray actor: a worker, made with its first job so that a failure is reported."""
 
     def __init__(self, plan: RunPlan, paths: Mapping[str, str], opener_name: str) -> None:
         self._plan, self._paths, self._opener_name = plan, paths, opener_name

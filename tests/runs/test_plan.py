@@ -247,7 +247,7 @@ def test_globs_are_expanded_in_order_of_names(tmp_path: Path) -> None:
     assert [model.name for model in found] == ["a", "b", "c"]
 
 
-def test_models_of_one_name_are_told_apart_by_path(tmp_path: Path) -> None:
+def test_models_of_one_name_are_named_by_path(tmp_path: Path) -> None:
     paths = [tmp_path / folder / "m.gguf" for folder in ("x", "y")]
     for path in paths:
         path.parent.mkdir()

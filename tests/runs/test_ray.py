@@ -71,7 +71,7 @@ def test_the_job_of_a_lost_worker_is_tried_again_until_it_is_abandoned(
 
 def test_a_worker_that_cannot_work_ends_the_run(start: Start, scripted: ModuleType) -> None:
     folder = start("")
-    (said,) = drive(folder, opener="open_nothing")
-    assert said.startswith("MissingDependencyError llama-cpp-python is not installed")
+    (printed,) = drive(folder, opener="open_nothing")
+    assert printed.startswith("MissingDependencyError llama-cpp-python is not installed")
     with RunStore(folder) as store:
         assert [record.state for record in store.jobs()] == ["pending"]
