@@ -91,6 +91,10 @@ class Transport(Protocol):
         """
         ...
 
+    def end(self, place: int) -> None:
+        """End the worker at a place, which has no job, and free its memory."""
+        ...
+
     def close(self) -> None:
         """End every worker, and what it is doing."""
         ...
@@ -160,6 +164,8 @@ class _Driver:
                 self._handle(place, message)
                 if place not in self._at:
                     self._send(place)
+                if place not in self._at:
+                    self._transport.end(place)
         finally:
             try:
                 self._transport.close()
@@ -261,6 +267,10 @@ class InlineTransport:
         assert self._messages is not None, "send() comes first"
         return 0, next(self._messages)
 
+    def end(self, place: int) -> None:
+        """Free the model."""
+        self.close()
+
     def close(self) -> None:
         """End a job that is under way, with its contexts, and free the model."""
         if self._messages is not None:
@@ -295,6 +305,7 @@ class ProcessTransport:
         self._environments = environments
         self._inbox: SimpleQueue[_Received] = SimpleQueue()
         self._at: dict[int, _Process] = {}
+        self._ending: list[tuple[_Process, float]] = []
 
     def open(self, plan: RunPlan, paths: Mapping[str, str], logs: Path) -> int:
         """Remember what workers need; they start with their first job."""
@@ -328,14 +339,20 @@ class ProcessTransport:
                 process.busy = not isinstance(message, (Failed, Finished, Exited))
                 return process.place, message
 
+    def end(self, place: int) -> None:
+        """Begin to end the worker process at a place, if there is one."""
+        if process := self._at.pop(place, None):
+            process.close_pipe()
+            limit = _BUSY_END_SECONDS if process.busy else _IDLE_END_SECONDS
+            self._ending.append((process, time.monotonic() + limit))
+
     def close(self) -> None:
         """End every worker process, a busy one within seconds."""
-        for process in self._at.values():
-            process.close_pipe()
-        closed = time.monotonic()
-        for process in self._at.values():
-            process.end(closed + (_BUSY_END_SECONDS if process.busy else _IDLE_END_SECONDS))
-        self._at.clear()
+        for place in tuple(self._at):
+            self.end(place)
+        for process, deadline in self._ending:
+            process.end(deadline)
+        self._ending.clear()
 
 
 _Received: TypeAlias = "tuple[_Process, Message | Exited]"

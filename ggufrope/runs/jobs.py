@@ -125,14 +125,14 @@ def expand(plan: RunPlan, models: tuple[ModelFile, ...]) -> tuple[Job, ...]:
     tasks = [TASKS[name] for name in plan.tasks]
     axes = product(models, plan.requests, plan.kv_types, tasks, plan.seeds)
     return tuple(
-        _job(plan, model, trial, kv, task, seed)
-        for model, trial, kv, task, seed in axes
-        if task.compares_with is None or base_of(task.compares_with, trial, kv) is not None
+        _job(plan, model, request, kv, task, seed)
+        for model, request, kv, task, seed in axes
+        if task.compares_with is None or base_of(task.compares_with, request, kv) is not None
     )
 
 
 def base_of(
-    kind: BaseKind, trial: ScalingRequest, kv: KvTypes
+    kind: BaseKind, request: ScalingRequest, kv: KvTypes
 ) -> tuple[ScalingRequest, KvTypes] | None:
     """Return what a setting is compared with, None for the file with an f16 cache, which is the
     reference itself.
@@ -142,20 +142,20 @@ def base_of(
     """
     f16 = KvTypes(k="f16", v="f16")
     if kind == "original":
-        return ScalingRequest(scaling="none" if trial.scaling == "file" else "file"), f16
+        return ScalingRequest(scaling="none" if request.scaling == "file" else "file"), f16
     if kv != f16:
-        return trial, f16
-    return None if trial.is_file else (ScalingRequest(scaling="file"), f16)
+        return request, f16
+    return None if request.is_file else (ScalingRequest(scaling="file"), f16)
 
 
 def _job(
-    plan: RunPlan, model: ModelFile, trial: ScalingRequest, kv: KvTypes, task: Task, seed: int
+    plan: RunPlan, model: ModelFile, request: ScalingRequest, kv: KvTypes, task: Task, seed: int
 ) -> Job:
     lengths = Lengths(contexts=plan.contexts, native=model.native_context)
     cells = tuple(
         Cell(
             model=model.name,
-            scaling=trial.name,
+            scaling=request.name,
             kv=str(kv),
             task=task.name,
             context_tokens=place.context_tokens,
@@ -169,7 +169,7 @@ def _job(
     )
     content = {
         "file": [model.header_sha256, model.file_size],
-        "scaling": trial,
+        "scaling": request,
         "kv": str(kv),
         "task": task.name,
         "seed": seed,
@@ -179,7 +179,7 @@ def _job(
     return Job(
         id=digest(content),
         model=model.name,
-        scaling=trial,
+        scaling=request,
         kv=kv,
         task=task.name,
         seed=seed,

@@ -34,6 +34,8 @@ else:
 
 MIN_CONTEXT = 128
 """Tokens: below, a question and its answer leave no room for a haystack."""
+MAX_CONTEXT = 2**31 - 1
+"""Tokens: llama.cpp counts positions in 32 bits."""
 MAX_CELLS = 1_000_000
 """Of one model in a plan: a run keeps each of them in memory."""
 
@@ -109,6 +111,11 @@ class RunPlan(TaskSettings):
             for tokens in self.contexts
             if tokens < MIN_CONTEXT
         ]
+        problems += [
+            f"context {tokens} is too long: at most {MAX_CONTEXT} tokens"
+            for tokens in self.contexts
+            if tokens > MAX_CONTEXT
+        ]
         problems += self.setting_problems()
         problems += [
             f"scalings{path} {value} must be a finite number"
@@ -138,7 +145,9 @@ class RunPlan(TaskSettings):
         return prod(map(len, axes)) * depths * self.samples
 
     def _is_base_alone(self) -> bool:
-        return set(self.kv) == {"f16"} and all(request.is_file for request in self.requests)
+        return set(map(_short_form, self.kv)) == {"f16"} and all(
+            request.is_file for request in self.requests
+        )
 
 
 def _short_form(kv: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RemoteWorker:
-    """What runs in a Ray actor: a worker, made with its first job so that a failure is told."""
+    """What runs in a Ray actor: a worker, made with its first job so that a failure is reported."""
 
     def __init__(self, plan: RunPlan, paths: Mapping[str, str], opener_name: str) -> None:
         self._plan, self._paths, self._opener_name = plan, paths, opener_name
@@ -111,11 +111,16 @@ class RayTransport:
             del self._streams[place]
         return place, message
 
+    def end(self, place: int) -> None:
+        """End the actor at a place, if there is one."""
+        if place in self._actors:
+            _, actor = self._actors.pop(place)
+            self._ray.kill(actor)
+
     def close(self) -> None:
         """End every actor, and the cluster where it was started here."""
-        for _, actor in self._actors.values():
-            self._ray.kill(actor)
-        self._actors.clear()
+        for place in tuple(self._actors):
+            self.end(place)
         self._streams.clear()
         if self._begun_here:
             self._ray.shutdown()

@@ -330,11 +330,17 @@ class RunStore:
                 f"{self.folder} holds the run of another plan: {', '.join(changes)}; "
                 "give another folder"
             )
-        stored = {record.job.id for record in self.jobs()}
-        if differing := {job.model: None for job in jobs if job.id not in stored}:
+        stored = {record.job.id: record.job.model for record in self.jobs()}
+        wanted = {job.id: job.model for job in jobs}
+        differing = {
+            model: None
+            for identity, model in {**stored, **wanted}.items()
+            if not (identity in stored and identity in wanted)
+        }
+        if differing:
             raise RequestError(
-                f"{self.folder} holds a run of other model files: {', '.join(differing)} changed "
-                "since; give another folder"
+                f"{self.folder} holds a run of other model files: {', '.join(differing)} (changed, "
+                "added or removed since); give another folder"
             )
 
     def _rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:

@@ -128,7 +128,7 @@ class Worker:
         self._on_job = on_job
         self._progress = progress
         self._loaded: str | None = None
-        self._subject: OpenedModel | None = None
+        self._opened: OpenedModel | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -138,9 +138,9 @@ class Worker:
 
     def close(self) -> None:
         """Free the model."""
-        if self._subject is not None:
-            self._subject.close()
-        self._subject, self._loaded = None, None
+        if self._opened is not None:
+            self._opened.close()
+        self._opened, self._loaded = None, None
 
     def carry_out(self, assignment: Assignment) -> Generator[Message]:
         """Yield a job's results as they come, then Finished, or Failed where something goes wrong.
@@ -175,7 +175,7 @@ class Worker:
 
     def started(self) -> Started:
         """Return the machine, the software, and how the loaded model runs on it."""
-        details = {} if self._subject is None else self._subject.details
+        details = {} if self._opened is None else self._opened.details
         return Started(environment=tuple((environment() | details).items()))
 
     def _measure(self, assignment: Assignment) -> Iterator[CellResult]:
@@ -185,15 +185,15 @@ class Worker:
         gave no result for is "skipped". Raises RequestError where the job cannot be carried out.
         """
         job = assignment.job
-        subject = self._load(job.model)
-        contexts_of = partial(subject.contexts, largest=max(self._plan.contexts))
+        opened = self._load(job.model)
+        contexts_of = partial(opened.contexts, largest=max(self._plan.contexts))
         contexts = _Watched(contexts_of(job.scaling, job.kv))
         done = frozenset(assignment.done)
         left = {cell: None for number, cell in enumerate(job.cells) if number not in done}
         task = TASKS[job.task]
         request = TaskRequest(
             settings=self._plan,
-            model=subject.model,
+            model=opened.model,
             open_context=contexts,
             cells=job.cells,
             todo=tuple(left),
@@ -218,11 +218,11 @@ class Worker:
             )
 
     def _load(self, name: str) -> OpenedModel:
-        if self._subject is None or self._loaded != name:
+        if self._opened is None or self._loaded != name:
             self.close()
-            self._subject = self._open_model(Path(self._paths[name]), self._plan.runtime)
+            self._opened = self._open_model(Path(self._paths[name]), self._plan.runtime)
             self._loaded = name
-        return self._subject
+        return self._opened
 
 
 def _base(

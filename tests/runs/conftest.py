@@ -36,7 +36,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     folder = str(Path(__file__).parent)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", folder)
-    module = import_module("scripted_subject")
+    module = import_module("scripted_model")
     module.opened.clear()
     return module
 

@@ -186,7 +186,7 @@ def test_a_bug_in_a_job_is_recorded_with_its_place(start: Start, scripted: Modul
     folder = start("sleeps soon")
     scripted.work(folder)
     reason = str(results(folder)[0].reason)
-    assert reason.startswith("unexpected ValueError at scripted_subject.py:")
+    assert reason.startswith("unexpected ValueError at scripted_model.py:")
 
 
 def test_a_missing_dependency_ends_the_run_and_leaves_the_job_pending(
@@ -276,10 +276,10 @@ def test_a_job_that_runs_out_of_memory_fails_alone(start: Start, scripted: Modul
 def test_workers_that_cannot_work_end_the_run(start: Start, scripted: ModuleType) -> None:
     folder = start("")
     with pytest.raises(MissingDependencyError, match="pip install"):
-        scripted.work_in_processes(folder, "scripted_subject:open_nothing")
+        scripted.work_in_processes(folder, "scripted_model:open_nothing")
     assert states(folder) == ["pending"]
-    with pytest.raises(RequestError, match=r"no opener 'scripted_subject:open_none'"):
-        scripted.work_in_processes(folder, "scripted_subject:open_none")
+    with pytest.raises(RequestError, match=r"no opener 'scripted_model:open_none'"):
+        scripted.work_in_processes(folder, "scripted_model:open_none")
 
 
 def test_a_worker_that_cannot_start_ends_the_run(
@@ -290,14 +290,14 @@ def test_a_worker_that_cannot_start_ends_the_run(
     folder = start("")
     message = "a worker process could not start: worker killed by SIGABRT; last log line: no GPU"
     with pytest.raises(BackendError, match=message):
-        scripted.work_in_processes(folder, "dies_at_once:open_subject")
+        scripted.work_in_processes(folder, "dies_at_once:open_model")
     assert states(folder) == ["pending"]
 
 
 DRIVER = """
 import sys
 from pathlib import Path
-from scripted_subject import work, work_in_processes
+from scripted_model import work, work_in_processes
 (work if sys.argv[2] == "here" else work_in_processes)(Path(sys.argv[1]))
 """
 
@@ -363,6 +363,19 @@ def test_a_worker_that_does_not_listen_is_ended_all_the_same(
     wait_for(lambda: not workers_of(folder), seconds=5)
     driver.communicate()
     assert states(folder) == ["pending"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are found in /proc")
+def test_a_worker_ends_when_no_job_is_left_for_it(start: Start, scripted: ModuleType) -> None:
+    runtime = RuntimeSettings(devices=("0", "1"))
+    folder = start("sleeps 0.7", "", mode="isolated", runtime=runtime)
+    driver = drive(folder, "processes")
+    wait_for(lambda: states(folder) == ["running", "done"])
+    wait_for(lambda: len(workers_of(folder)) == 1, seconds=2)
+    assert states(folder) == ["running", "done"]
+    driver.communicate()
+    assert driver.returncode == 0
+    assert states(folder) == ["done", "done"]
 
 
 def test_a_job_that_keeps_killing_its_process_is_abandoned(

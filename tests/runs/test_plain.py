@@ -1,4 +1,4 @@
-"""Records to plain data and back, and what a wrong plan is told."""
+"""Records to plain data and back, and the problems of data that is not a record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from ggufrope._plain import decode, encode, json_schema
+from ggufrope._plain import decode, encode, json_schema, non_finite
 from ggufrope.errors import RequestError
 
 
@@ -54,12 +54,24 @@ def test_a_record_survives_the_round_trip() -> None:
     assert decode(Outer, encode(outer)) == outer
 
 
-def test_absent_values_are_left_out_and_numbers_that_are_none_become_null() -> None:
+def test_none_is_left_out_and_numbers_that_are_not_finite_become_null() -> None:
     assert encode(Inner()) == {"color": "red"}
     assert encode((float("nan"), float("inf"), 1.0)) == [None, None, 1.0]
 
 
-def test_a_whole_number_will_do_where_a_number_is_wanted_but_not_the_reverse() -> None:
+def test_an_exact_encoding_keeps_none_and_numbers_that_are_not_finite() -> None:
+    outer = Outer(name="n", inner=Inner(size=float("inf")), either=(float("-inf"), 1.0))
+    assert encode(Inner(), exact=True) == {"color": "red", "size": None}
+    assert decode(Outer, encode(outer, exact=True)) == outer
+
+
+def test_numbers_that_are_not_finite_are_found_with_their_paths() -> None:
+    outer = Outer(name="n", inner=Inner(size=float("inf")), either=(1.0, float("-inf")))
+    assert list(non_finite(outer)) == [("inner.size", float("inf")), ("either[1]", float("-inf"))]
+    assert list(non_finite(Outer(name="n"))) == []
+
+
+def test_a_whole_number_is_accepted_as_a_number_but_not_the_reverse() -> None:
     size = decode(Outer, {"name": "n", "inner": {"size": 2}}).inner.size
     assert size == 2.0
     assert isinstance(size, float)
@@ -96,7 +108,7 @@ def test_a_problem_is_named_with_its_place(plain: object, message: str) -> None:
     assert message in problems(plain)
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_every_problem_is_reported_at_once() -> None:
     message = problems({"cuonts": [], "inner": {"color": 1, "sise": 2}})
     for part in ("cuonts", "name is missing", "inner.color", "'inner.sise'; did you mean 'size'"):
         assert part in message

@@ -85,6 +85,7 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ('tasks = ["neddle"]', "did you mean 'needle'?"),
         ("contexts = []", "contexts is empty"),
         ("contexts = [64]", "context 64 is too short: at least 128 tokens"),
+        ("contexts = [2147483648]", "context 2147483648 is too long: at most 2147483647 tokens"),
         ("contexts = [256, 256]", "contexts has 256 more than once"),
         ('scalings = ["yarn", "yarn"]', "names of scalings has 'yarn' more than once"),
         ("depths = [101]", "depth 101 is not a percentage"),
@@ -246,7 +247,7 @@ def test_globs_are_expanded_in_order_of_names(tmp_path: Path) -> None:
     assert [model.name for model in found] == ["a", "b", "c"]
 
 
-def test_models_of_one_name_are_told_apart_by_path(tmp_path: Path) -> None:
+def test_models_of_one_name_are_named_by_path(tmp_path: Path) -> None:
     paths = [tmp_path / folder / "m.gguf" for folder in ("x", "y")]
     for path in paths:
         path.parent.mkdir()

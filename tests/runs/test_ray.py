@@ -28,7 +28,7 @@ from pathlib import Path
 import ray
 from ggufrope.errors import GgufRopeError
 from ggufrope.runs.ray import RayTransport
-from scripted_subject import carry_out
+from scripted_model import carry_out
 
 folder, opener, workers = sys.argv[1:]
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -40,9 +40,9 @@ except GgufRopeError as error:
 """
 
 
-def drive(folder: Path, *, opener: str = "open_subject", workers: int = 1) -> list[str]:
+def drive(folder: Path, *, opener: str = "open_model", workers: int = 1) -> list[str]:
     """Carry out the run on a Ray cluster of two CPUs; return the lines the driver printed."""
-    command = [sys.executable, "-c", DRIVER, folder, f"scripted_subject:{opener}", str(workers)]
+    command = [sys.executable, "-c", DRIVER, folder, f"scripted_model:{opener}", str(workers)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -71,7 +71,7 @@ def test_the_job_of_a_lost_worker_is_tried_again_until_it_is_abandoned(
 
 def test_a_worker_that_cannot_work_ends_the_run(start: Start, scripted: ModuleType) -> None:
     folder = start("")
-    (said,) = drive(folder, opener="open_nothing")
-    assert said.startswith("MissingDependencyError llama-cpp-python is not installed")
+    (printed,) = drive(folder, opener="open_nothing")
+    assert printed.startswith("MissingDependencyError llama-cpp-python is not installed")
     with RunStore(folder) as store:
         assert [record.state for record in store.jobs()] == ["pending"]

@@ -53,8 +53,20 @@ def test_another_plan_is_refused_by_its_changed_keys(
 
 def test_other_model_files_are_refused(start: Start) -> None:
     start("")
-    with pytest.raises(RequestError, match=r"other model files: model-0 changed since; give anot"):
+    with pytest.raises(RequestError, match=r"other model files: model-0 \(changed, added or"):
         start("forgets 256")
+
+
+def test_models_added_or_removed_under_a_glob_are_refused(start: Start, tmp_path: Path) -> None:
+    glob = {"models": (str(tmp_path / "*.gguf"),)}
+    start("", " ", **glob)
+    (tmp_path / "model-2.gguf").write_text("  ")
+    with pytest.raises(RequestError, match=r"other model files: model-2 "):
+        start("", " ", **glob)
+    (tmp_path / "model-2.gguf").unlink()
+    (tmp_path / "model-1.gguf").unlink()
+    with pytest.raises(RequestError, match=r"other model files: model-1 "):
+        start("", **glob)
 
 
 def test_the_plan_that_counts_is_in_the_database(start: Start) -> None:
@@ -70,7 +82,7 @@ def test_the_plan_that_counts_is_in_the_database(start: Start) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from scripted_subject import take_up
+from scripted_model import take_up
 with take_up(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ggufrope import RunPlan, run
+from ggufrope import RunPlan, Thresholds, run
 from ggufrope.errors import RequestError
+from ggufrope.runs.driver import ProcessTransport
 from ggufrope.runs.jobs import Selection
 
 
@@ -21,10 +24,38 @@ def test_a_run_is_kept_and_found_again(nano: Path, tmp_path: Path) -> None:
     assert len(seen) == len(report.cells)
 
 
-def test_another_plan_has_no_place_in_the_folder(nano: Path, tmp_path: Path) -> None:
-    run(RunPlan(models=(str(nano),), contexts=(256,), depths=1), tmp_path / "run")
-    with pytest.raises(RequestError):
-        run(RunPlan(models=(str(nano),), contexts=(512,), depths=1), tmp_path / "run")
+def test_worker_processes_measure_what_this_process_does(nano: Path, tmp_path: Path) -> None:
+    plan = RunPlan(
+        models=(str(nano),),
+        contexts=(256,),
+        depths=2,
+        scalings=("file", "linear"),
+        tasks=("needle", "perplexity"),
+    )
+    here = run(plan, tmp_path / "here")
+    there = run(plan, tmp_path / "there", transport=ProcessTransport())
+    assert there.complete
+    assert len(here.cells) == 6
+    assert [(r.cell, r.metrics, r.notes) for r in here.cells] == [
+        (r.cell, r.metrics, r.notes) for r in there.cells
+    ]
+    assert {worker.id for worker in there.workers} == {job.worker for job in there.jobs}
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"contexts": (512,)}, r"contexts \[256\] -> \[512\]"),
+        ({"thresholds": Thresholds(recall=0.95)}, r"thresholds.recall 0.9 -> 0.95"),
+    ],
+)
+def test_a_folder_holds_the_run_of_one_plan(
+    nano: Path, tmp_path: Path, change: dict[str, Any], difference: str
+) -> None:
+    plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1)
+    run(plan, tmp_path / "run")
+    with pytest.raises(RequestError, match=f"holds the run of another plan: {difference};"):
+        run(replace(plan, **change), tmp_path / "run")
 
 
 def test_a_share_of_a_run_is_judged_by_itself(nano: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Script = dict[str, str]
 
-OPENER = "scripted_subject:open_subject"
+OPENER = "scripted_model:open_model"
 opened: list[str] = []
 """Names of the files opened in this process."""
 
@@ -66,7 +66,7 @@ class ScriptedContext(FakeContext):
         time.sleep(float(self._script.get("sleeps", 0)))
 
 
-class ScriptedSubject:
+class ScriptedModel:
     def __init__(self, path: Path, runtime: RuntimeSettings) -> None:
         self.model = FakeModel()
         self.details = {"llama.cpp": "scripted"}
@@ -76,9 +76,9 @@ class ScriptedSubject:
             name, _, value = line.partition(" ")
             self._script[name] = value
 
-    def contexts(self, trial: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
+    def contexts(self, request: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
         horizon, _, scaling = self._script.get("forgets", "").partition(" ")
-        forgetful = horizon and scaling in ("", trial.scaling)
+        forgetful = horizon and scaling in ("", request.scaling)
 
         def open_context(n_ctx: int) -> ScriptedContext:
             if self._script.get("refuses") in (kv.k, kv.v):
@@ -94,12 +94,12 @@ class ScriptedSubject:
         pass
 
 
-def open_subject(path: Path, runtime: RuntimeSettings) -> ScriptedSubject:
+def open_model(path: Path, runtime: RuntimeSettings) -> ScriptedModel:
     opened.append(path.name)
-    return ScriptedSubject(path, runtime)
+    return ScriptedModel(path, runtime)
 
 
-def open_nothing(path: Path, runtime: RuntimeSettings) -> ScriptedSubject:
+def open_nothing(path: Path, runtime: RuntimeSettings) -> ScriptedModel:
     raise MissingDependencyError("llama-cpp-python is not installed: pip install ggufrope[llama]")
 
 
@@ -112,10 +112,10 @@ def take_up(folder: Path) -> RunStore:
     return RunStore.create(folder, plan, files, jobs)
 
 
-def work(folder: Path, open_subject: OpenModel = open_subject, **options: Any) -> None:
+def work(folder: Path, open_model: OpenModel = open_model, **options: Any) -> None:
     """Carry out the run in `folder` in this process."""
     inline = {name: options.pop(name) for name in ("on_job", "progress") if name in options}
-    carry_out(folder, InlineTransport(open_subject, **inline), **options)
+    carry_out(folder, InlineTransport(open_model, **inline), **options)
 
 
 def work_in_processes(folder: Path, opener: str = OPENER, **options: Any) -> None:
