@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.make import build
 from ggufrope import FakeBackend, LlamaBackend, RuntimeSettings, ScalingRequest, open_model
 from ggufrope._files import working_folder
 from ggufrope.backends import (
@@ -122,6 +123,32 @@ def test_an_overlay_is_to_the_last_bit_what_the_patch_is(
         assert log_probabilities(other, tokens) == found
     plain = log_probabilities(opened.contexts(FILE, F16, largest=1024)(n_ctx), tokens)
     assert (found == plain) == (name == "short context kept" and n_ctx == 256)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "scaling"),
+    [
+        ("cohere2", ScalingRequest(scaling="yarn", factor=4, attn_factor=1.3)),
+        ("gemma2", ScalingRequest(scaling="linear", factor=4)),
+        ("gemma3", ScalingRequest(scaling="linear", factor=4)),
+        ("gpt-oss", ScalingRequest(scaling="yarn", factor=4)),
+        ("phi3", ScalingRequest(scaling="linear", factor=4, keep_short_context=True)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_sliding_windows_and_long_factors_are_as_in_the_patch(
+    architecture: str, scaling: ScalingRequest, backend: CountingBackend, tmp_path: Path
+) -> None:
+    path = build(architecture, tmp_path / "model.gguf", context=256)[0]
+    copy = tmp_path / "copy.gguf"
+    apply(plan_patch(path, scaling, output=copy))
+    tokens = list(range(3, 103))
+    with (
+        closing(ScaledModel(path, backend)) as opened,
+        closing(ScaledModel(copy, backend)) as written,
+    ):
+        found = log_probabilities(opened.contexts(scaling, F16, largest=1024)(512), tokens)
+        assert log_probabilities(written.contexts(FILE, F16, largest=1024)(512), tokens) == found
 
 
 def test_schemes_share_the_weights_or_lay_a_few_bytes_over_them(nano: Path, tmp_path: Path) -> None:
