@@ -151,6 +151,22 @@ def test_sliding_windows_and_long_factors_are_as_in_the_patch(
         assert log_probabilities(written.contexts(FILE, F16, largest=1024)(512), tokens) == found
 
 
+def test_a_real_model_is_overlaid_to_the_last_bit(
+    smollm2: Path, backend: CountingBackend, tmp_path: Path
+) -> None:
+    scaling = ScalingRequest(scaling="yarn", factor=2, keep_short_context=True)
+    copy = tmp_path / "copy.gguf"
+    apply(plan_patch(smollm2, scaling, output=copy))
+    found = []
+    for path, request in ((smollm2, scaling), (copy, FILE), (smollm2, FILE)):
+        with closing(ScaledModel(path, backend, working=tmp_path)) as opened:
+            context = opened.contexts(request, F16, largest=16_384)(8448)  # of the long factors
+            assert isinstance(context.model, Model)
+            found.append(log_probabilities(context, context.model.tokenize(TEXT, beginning=True)))
+    overlaid, written, plain = found
+    assert overlaid == written != plain
+
+
 def test_schemes_share_the_weights_or_lay_a_few_bytes_over_them(nano: Path, tmp_path: Path) -> None:
     backend = CountingBackend()
     with closing(ScaledModel(nano, backend, working=tmp_path)) as opened:
