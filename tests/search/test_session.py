@@ -1,4 +1,4 @@
-"""Whole searches over a stand-in runtime: found, kept, resumed, interrupted, refused."""
+"""Whole searches over a stand-in backend: finished, kept, resumed, interrupted, refused."""
 
 from __future__ import annotations
 
@@ -108,8 +108,10 @@ def test_progress_has_every_candidate_and_the_time_left(model: Path, tmp_path: P
     result = searched(model, tmp_path / "out", watch=seen.append)
     assert len(seen) == len(result.history)
     screening = [each for each in seen if each.candidate.stage == "screening"]
+    assert 20 < len(screening) <= PLAN.candidates
     assert [each.done for each in screening] == list(range(1, len(screening) + 1))
     bests = [each.best for each in screening if each.best is not None]
+    assert bests
     assert bests == sorted(bests, reverse=True)
     assert all(each.left_seconds >= 0 for each in seen)
 
