@@ -365,15 +365,15 @@ class ScaledModel(Generic[ModelT]):
         return self._loaded[request]
 
     def _overlaid(self, request: ScalingRequest) -> _Loaded[ModelT] | None:
-        from ggufrope.patching.compose import encode_request, patched
+        from ggufrope.patching.compose import check_start, encode_request, patched
         from ggufrope.patching.overlay import overlay
 
-        _, expression = encode_request(request, self._stored.metadata)
+        metadata = self._stored.metadata
+        target, expression = encode_request(request, metadata)
+        after = patched(metadata, expression)
+        check_start(request, target, metadata, after)
         found = overlay(self._stored, expression, self._new_folder())
-        if found is None:
-            return None
-        metadata = patched(self._stored.metadata, expression)
-        return self._load(found.path, found.kv_overrides, metadata)
+        return None if found is None else self._load(found.path, found.kv_overrides, after)
 
     def _copied(self, request: ScalingRequest) -> _Loaded[ModelT]:
         from ggufrope.patching.inspection import read_model

@@ -208,6 +208,18 @@ def test_where_factors_of_the_file_change_a_working_copy_is_made(
     assert list(working.iterdir()) == []
 
 
+def test_what_a_patch_refuses_an_overlay_refuses_too(nano: Path, tmp_path: Path) -> None:
+    path = tmp_path / "linear.gguf"
+    apply(plan_patch(nano, ScalingRequest(scaling="linear", factor=4), output=path))
+    request = ScalingRequest(scaling="yarn", target_context=512, original_context=256, bake=True)
+    with pytest.raises(RequestError, match="the file is already scaled") as refused:
+        plan_patch(path, request, output=tmp_path / "out.gguf")
+    with closing(ScaledModel(path, CountingBackend())) as opened:
+        with pytest.raises(RequestError) as found:
+            opened.contexts(request, F16, largest=512)
+        assert str(found.value) in str(refused.value)
+
+
 def test_questions_have_room_beside_a_full_context_but_never_change_the_factors(
     opened: ScaledModel[Model],
 ) -> None:
