@@ -15,7 +15,7 @@ not travel between processes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -319,6 +319,7 @@ class ScaledModel(Generic[ModelT]):
 
     def contexts(self, request: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
         """Return a function that opens contexts under `request`; see `OpenedModel`."""
+        from ggufrope.patching.compose import encode_request, patched
         from ggufrope.patching.request import resolve
         from ggufrope.patching.rotation import exact_overrides
 
@@ -329,10 +330,12 @@ class ScaledModel(Generic[ModelT]):
         original = metadata.original_context or metadata.context_length or largest
         if request.target_context is None and request.factor is None:
             request = replace(request, target_context=max(largest, original))
-        target = resolve(request, metadata)
+        target, written = resolve(request, metadata), None
+        with suppress(RequestError):  # no file can say it: context parameters may
+            written = patched(metadata, encode_request(request, metadata)[1])
 
         def parameters(n_ctx: int) -> RopeOverrides | None:
-            return exact_overrides(target, metadata, context_tokens=n_ctx)
+            return exact_overrides(target, metadata, context_tokens=n_ctx, written=written)
 
         in_tensors = request.bake or request.keep_short_context
         if not in_tensors and parameters(largest) is not None:
@@ -362,15 +365,15 @@ class ScaledModel(Generic[ModelT]):
         return self._loaded[request]
 
     def _overlaid(self, request: ScalingRequest) -> _Loaded[ModelT] | None:
-        from ggufrope.patching.compose import encode_request, patched
+        from ggufrope.patching.compose import check_start, encode_request, patched
         from ggufrope.patching.overlay import overlay
 
-        _, expression = encode_request(request, self._stored.metadata)
+        metadata = self._stored.metadata
+        target, expression = encode_request(request, metadata)
+        after = patched(metadata, expression)
+        check_start(request, target, metadata, after)
         found = overlay(self._stored, expression, self._new_folder())
-        if found is None:
-            return None
-        metadata = patched(self._stored.metadata, expression)
-        return self._load(found.path, found.kv_overrides, metadata)
+        return None if found is None else self._load(found.path, found.kv_overrides, after)
 
     def _copied(self, request: ScalingRequest) -> _Loaded[ModelT]:
         from ggufrope.patching.inspection import read_model

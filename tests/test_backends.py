@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.make import build
 from ggufrope import FakeBackend, LlamaBackend, RuntimeSettings, ScalingRequest, open_model
 from ggufrope._files import working_folder
 from ggufrope.backends import (
@@ -124,6 +125,48 @@ def test_an_overlay_is_to_the_last_bit_what_the_patch_is(
     assert (found == plain) == (name == "short context kept" and n_ctx == 256)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "scaling"),
+    [
+        ("cohere2", ScalingRequest(scaling="yarn", factor=4, attn_factor=1.3)),
+        ("gemma2", ScalingRequest(scaling="linear", factor=4)),
+        ("gemma3", ScalingRequest(scaling="linear", factor=4)),
+        ("gpt-oss", ScalingRequest(scaling="yarn", factor=4)),
+        ("phi3", ScalingRequest(scaling="linear", factor=4, keep_short_context=True)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_sliding_windows_and_long_factors_are_as_in_the_patch(
+    architecture: str, scaling: ScalingRequest, backend: CountingBackend, tmp_path: Path
+) -> None:
+    path = build(architecture, tmp_path / "model.gguf", context=256)[0]
+    copy = tmp_path / "copy.gguf"
+    apply(plan_patch(path, scaling, output=copy))
+    tokens = list(range(3, 103))
+    with (
+        closing(ScaledModel(path, backend)) as opened,
+        closing(ScaledModel(copy, backend)) as written,
+    ):
+        found = log_probabilities(opened.contexts(scaling, F16, largest=1024)(512), tokens)
+        assert log_probabilities(written.contexts(FILE, F16, largest=1024)(512), tokens) == found
+
+
+def test_a_real_model_is_overlaid_to_the_last_bit(
+    smollm2: Path, backend: CountingBackend, tmp_path: Path
+) -> None:
+    scaling = ScalingRequest(scaling="yarn", factor=2, keep_short_context=True)
+    copy = tmp_path / "copy.gguf"
+    apply(plan_patch(smollm2, scaling, output=copy))
+    found = []
+    for path, request in ((smollm2, scaling), (copy, FILE), (smollm2, FILE)):
+        with closing(ScaledModel(path, backend, working=tmp_path)) as opened:
+            context = opened.contexts(request, F16, largest=16_384)(8448)  # of the long factors
+            assert isinstance(context.model, Model)
+            found.append(log_probabilities(context, context.model.tokenize(TEXT, beginning=True)))
+    overlaid, written, plain = found
+    assert overlaid == written != plain
+
+
 def test_schemes_share_the_weights_or_lay_a_few_bytes_over_them(nano: Path, tmp_path: Path) -> None:
     backend = CountingBackend()
     with closing(ScaledModel(nano, backend, working=tmp_path)) as opened:
@@ -163,6 +206,18 @@ def test_where_factors_of_the_file_change_a_working_copy_is_made(
             other = again.contexts(FILE, F16, largest=512)(512)
             assert log_probabilities(other, tokens) == found
     assert list(working.iterdir()) == []
+
+
+def test_what_a_patch_refuses_an_overlay_refuses_too(nano: Path, tmp_path: Path) -> None:
+    path = tmp_path / "linear.gguf"
+    apply(plan_patch(nano, ScalingRequest(scaling="linear", factor=4), output=path))
+    request = ScalingRequest(scaling="yarn", target_context=512, original_context=256, bake=True)
+    with pytest.raises(RequestError, match="the file is already scaled") as refused:
+        plan_patch(path, request, output=tmp_path / "out.gguf")
+    with closing(ScaledModel(path, CountingBackend())) as opened:
+        with pytest.raises(RequestError) as found:
+            opened.contexts(request, F16, largest=512)
+        assert str(found.value) in str(refused.value)
 
 
 def test_questions_have_room_beside_a_full_context_but_never_change_the_factors(

@@ -134,8 +134,8 @@ def command(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Folder that keeps every candidate and the best; the same call resumes. "
-            "[default: NAME-search-TARGET]",
+            help="Folder that keeps every candidate and the best; the same command resumes. "
+            "Default: NAME-search-TARGET.",
         ),
     ] = None,
     work_dir: Annotated[

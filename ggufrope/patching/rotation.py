@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ggufrope.patching.request import Target
+    from ggufrope.rope.effective import LayerGroup
+    from ggufrope.rope.frequencies import Frequencies
     from ggufrope.rope.scaling import RopeScaling
 
 TOLERANCE = 1e-5
@@ -114,12 +116,18 @@ def single(values: Iterable[float]) -> tuple[float, ...]:
 
 
 def exact_overrides(
-    target: Target, metadata: RopeMetadata, *, context_tokens: int
+    target: Target,
+    metadata: RopeMetadata,
+    *,
+    context_tokens: int,
+    written: RopeMetadata | None = None,
 ) -> RopeOverrides | None:
     """Return context parameters under which a loaded model rotates as `target` says.
 
-    None where there are none: the scheme lives in tensors, or the file's own settings would show
-    through.
+    `written` is what the file would declare with the scheme written into it: sliding-window layers,
+    which a scheme leaves alone in some architectures and not in others, have to rotate as they do
+    there. None is returned where there are no such parameters: the scheme lives in tensors, or the
+    file's own settings would show through.
     """
     arch = architecture(metadata.architecture)
     n_rot = rotary_dimensions(metadata, arch)
@@ -130,20 +138,22 @@ def exact_overrides(
         overrides, _ = context_overrides(target.scaling, rebased, context_tokens=context_tokens)
         overrides = replace(overrides, freq_base=overrides.freq_base or base)
         predicted = effective(metadata, context_tokens=context_tokens, overrides=overrides)
+        there = () if written is None else effective(written, context_tokens=context_tokens).groups
     except (FileError, RequestError):
         return None
-    exact = all(
-        abs(group.magnitude / wanted.magnitude - 1) <= TOLERANCE
-        and _equal(group.inverse_frequencies, wanted.inverse_frequencies)
-        for group in predicted.groups
-        if group.name == "global"
+    groups = {group.name: group for group in predicted.groups}
+    expected: dict[str, Frequencies | LayerGroup] = {group.name: group for group in there}
+    if "global" in groups:
+        expected["global"] = wanted
+    alike = all(_alike(groups[name], expected[name]) for name in groups.keys() & expected.keys())
+    return overrides if expected and alike else None
+
+
+def _alike(predicted: LayerGroup, expected: Frequencies | LayerGroup) -> bool:
+    pairs = zip(predicted.inverse_frequencies, expected.inverse_frequencies, strict=True)
+    return abs(predicted.magnitude / expected.magnitude - 1) <= TOLERANCE and all(
+        abs(found - theta) <= TOLERANCE * theta for found, theta in pairs
     )
-    return overrides if exact else None
-
-
-def _equal(predicted: Iterable[float], wanted: Iterable[float]) -> bool:
-    pairs = zip(predicted, wanted, strict=True)
-    return all(abs(found - expected) <= TOLERANCE * expected for found, expected in pairs)
 
 
 def _native(metadata: RopeMetadata) -> tuple[float, ...] | None:

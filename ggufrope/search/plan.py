@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ggufrope.patching.rotation import Rotation
 
 _HELD_OUT = 1_000_003
-"""Added to the seed: the holdout's haystacks and needles are none of the search's."""
+"""Added to the seed: the holdout has haystacks and needles that no other stage has."""
 _CHOICES = {
     "space": SpaceName,
     "attention": Attention,

@@ -1,17 +1,19 @@
-"""The model file whose factors change in place, with gguf's reader as the oracle."""
+"""Overlays: keys and factor tensors over a model file, with gguf's reader as the oracle."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 import pytest
 
+from ggufrope.container.types import TypedValue, ValueType
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.patching.inspection import read_model
-from ggufrope.patching.overlay import FactorFile, factor_file
+from ggufrope.patching.overlay import FactorFile, factor_file, overlay
+from ggufrope.rope.encode import Expression
 from tests.search.standin import N_ROT, write_model
 
 if TYPE_CHECKING:
@@ -122,6 +124,63 @@ def test_a_split_model_gets_one_shard_more(tmp_path: Path, folder: Path) -> None
     assert file.kv_overrides["split.tensors.count"] == 3
     with pytest.raises(StorageError, match="needs symbolic links"):
         factor_file(read_model(tmp_path / "m-00001-of-00002.gguf"), folder, linking=False)
+
+
+YARN = {
+    "llama.context_length": TypedValue(type=ValueType.UINT32, value=1024),
+    "llama.rope.scaling.type": TypedValue(type=ValueType.STRING, value="yarn"),
+    "llama.rope.scaling.factor": TypedValue(type=ValueType.FLOAT32, value=4),
+    "llama.rope.scaling.attn_factor": None,
+}
+
+
+def test_keys_are_overrides_of_their_own_type_and_need_no_file(
+    tmp_path: Path, folder: Path
+) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    found = overlay(read_model(path), Expression(keys=YARN, tensors={}), folder)
+    assert found is not None
+    assert found.path == path
+    assert found.kv_overrides == {
+        "llama.context_length": 1024,
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+    }
+    assert isinstance(found.kv_overrides["llama.rope.scaling.factor"], float)
+    assert list(folder.iterdir()) == []
+
+
+def test_tensors_are_one_more_shard_with_the_keys_beside(tmp_path: Path, folder: Path) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    factors = {"rope_factors_long.weight": RISING, "rope_factors_short.weight": ONES}
+    found = overlay(read_model(path), Expression(keys=YARN, tensors=factors), folder)
+    assert found is not None
+    assert found.path.samefile(path)
+    assert tensors_of(found.files[-1]) == {name: list(each) for name, each in factors.items()}
+    assert found.kv_overrides["split.tensors.count"] == 3
+    assert found.kv_overrides["llama.context_length"] == 1024
+    found.remove()
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensors"),
+    [
+        ({"llama.context_length": None}, {}),
+        ({}, {"rope_freqs.weight": RISING}),
+        ({}, {"rope_freqs.weight": None}),
+        ({"a" * 128: TypedValue(type=ValueType.BOOL, value=True)}, {}),
+        ({"a": TypedValue(type=ValueType.STRING, value="a" * 128)}, {}),
+        ({"a": TypedValue(type=ValueType.ARRAY, item_type=ValueType.BOOL, value=(True,))}, {}),
+    ],
+    ids=["key goes", "tensor changes", "tensor goes", "long key", "long text", "array"],
+)
+def test_what_only_a_copy_can_say(
+    tmp_path: Path, folder: Path, keys: dict[str, Any], tensors: dict[str, Any]
+) -> None:
+    model = read_model(write_model(tmp_path / "model.gguf", rope_freqs=ONES))
+    assert overlay(model, Expression(keys=keys, tensors=tensors), folder) is None
+    assert list(folder.iterdir()) == []
 
 
 def test_a_wrong_number_of_factors_is_refused(tmp_path: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Both optimizers, on a loss whose least is known."""
+"""Both optimizers, on a loss whose minimum is known."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_evolution_begins_with_the_seeds_and_never_asks_twice() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_bar_before_enough_are_known_then_the_last_that_matters(name: str) -> None:
+def test_the_cutoff_is_the_last_loss_that_matters_once_enough_are_known(name: str) -> None:
     optimizer = make_optimizer(name, SPACE, evaluations=100, seed=0)  # type: ignore[arg-type]
     vectors = optimizer.ask()
     optimizer.tell(vectors, [loss(vector) for vector in vectors])

@@ -1,8 +1,10 @@
-"""Whole searches over a stand-in runtime: found, kept, resumed, interrupted, refused."""
+"""Whole searches over a stand-in backend: finished, kept, resumed, interrupted, refused."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +108,10 @@ def test_progress_has_every_candidate_and_the_time_left(model: Path, tmp_path: P
     result = searched(model, tmp_path / "out", watch=seen.append)
     assert len(seen) == len(result.history)
     screening = [each for each in seen if each.candidate.stage == "screening"]
+    assert 20 < len(screening) <= PLAN.candidates
     assert [each.done for each in screening] == list(range(1, len(screening) + 1))
     bests = [each.best for each in screening if each.best is not None]
+    assert bests
     assert bests == sorted(bests, reverse=True)
     assert all(each.left_seconds >= 0 for each in seen)
 
@@ -255,6 +259,20 @@ def test_a_missing_part_is_found_before_the_folder_is_made(model: Path, tmp_path
 
     with pytest.raises(MissingDependencyError, match="no runtime here"):
         searched(model, tmp_path / "out", backend=Absent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_cma_no_folder_is_made(model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['cma'] = None\n"
+        "from pathlib import Path\n"
+        "from ggufrope import FakeBackend, SearchPlan, run_search\n"
+        f"plan = SearchPlan(target_context={TARGET})\n"
+        "run_search(sys.argv[1], plan, FakeBackend(), folder=Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", code, str(model), str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "MissingDependencyError: CMA-ES needs the cma package" in ended.stderr
     assert not (tmp_path / "out").exists()
 
 
