@@ -1,10 +1,10 @@
-"""What evaluations cost beyond evaluating the tokens, on one model.
+"""Measure what evaluations cost beyond evaluating the tokens, on one model.
 
     python -m benchmarks.evaluation_cost MODEL.gguf
 
-Perplexity against a bare loop over the same tokens and logits; the divergence of a q8_0 cache
-against such loops for both; the one-pass needle grid against the same questions to the same
-haystacks, one prompt a cell. With --isolated also isolated mode, a single fact to a haystack.
+Compare perplexity with a bare loop over the same tokens and logits, the divergence of a q8_0 cache
+with two such loops, and the one-pass needle grid with the same questions about the same haystacks,
+one prompt per cell. With --isolated, measure isolated mode too, with a single fact per haystack.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What it returns, and the seconds it took."""
+    """Return the result of `work`, and the seconds it took."""
     begun = time.perf_counter()
     return work(), time.perf_counter() - begun
 
@@ -41,7 +41,7 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 def bare(
     model: LanguageModel, open_context: OpenContext, n_ctx: int, chunks: int, *, skip: int
 ) -> None:
-    """The tokens of `chunks` windows and the logits of all but the first `skip`, nothing else."""
+    """Evaluate `chunks` windows, with the logits after the first `skip`, and nothing else."""
     with closing(open_context(n_ctx)) as context:
         windows = windows_of(model, reference_text(), n_ctx=n_ctx, step=n_ctx, most=chunks)
         for window in windows:
@@ -52,7 +52,7 @@ def bare(
 
 @dataclass(frozen=True)
 class Found:
-    """What became of a cell: whether the answer is exact, and its mean log-probability."""
+    """The result of a cell: whether the answer is exact, and its mean log-probability."""
 
     exact: bool
     log_probability: float
@@ -62,17 +62,17 @@ Cells: TypeAlias = dict[GridPoint, Found]
 
 
 def in_one_pass(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
-    """The grid as the needle task fills it, in the mode of the plan."""
+    """Measure the grid as the needle task does, in the mode of the plan."""
     return {
         score.point: Found(score.exact is True, score.log_probability or 0.0)
         for score in ask(plan, model, open_context)
     }
 
 
-def one_prompt_a_cell(
+def one_prompt_per_cell(
     model: LanguageModel, open_context: OpenContext, plan: NeedlePlan, sampled: int | None = None
 ) -> Cells:
-    """Every question with its whole prompt, in a context of its own, sharing nothing."""
+    """Measure every question with its whole prompt, in a context of its own."""
     found: Cells = {}
     for prompt in prompts(model, plan):
         for question in prompt.questions[:sampled]:
@@ -95,13 +95,13 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--depths", type=int, default=5)
     parser.add_argument("--scheme", default="file", help="file, yarn, ... for the longest length")
-    parser.add_argument("--threads", type=int, help="default: every CPU")
+    parser.add_argument("--threads", type=int, help="default: all CPUs")
     parser.add_argument(
         "--sampled",
         type=int,
-        help="one prompt a cell at so many depths only: the prompts of a length are equally long",
+        help="one prompt per cell at this many depths only; prompts of a length are equally long",
     )
-    parser.add_argument("--isolated", action="store_true", help="isolated mode too")
+    parser.add_argument("--isolated", action="store_true", help="measure isolated mode too")
     options = parser.parse_args()
     n_ctx, chunks, longest = options.ctx, options.chunks, max(options.lengths)
     with closing(open_model(options.model, RuntimeSettings(threads=options.threads))) as subject:
@@ -137,14 +137,14 @@ def compare_grids(
     sampled: int | None,
     apart: bool,
 ) -> None:
-    """The same grid filled in several ways."""
+    """Measure the same grid in several ways, and print how they compare."""
     grid, together = timed(lambda: in_one_pass(model, open_context, plan))
     show("in one pass", grid)
-    alone, took = timed(lambda: one_prompt_a_cell(model, open_context, plan, sampled))
+    alone, took = timed(lambda: one_prompt_per_cell(model, open_context, plan, sampled))
     if sampled is not None:
-        print(f"  {len(alone)} of {len(grid)} prompts took {took:.1f} s; the others as long each")
-    report("one prompt a cell : in one pass", took * len(grid) / len(alone), together)
-    show("one prompt a cell", alone)
+        print(f"  {len(alone)} of {len(grid)} prompts took {took:.1f} s; the others take as long")
+    report("one prompt per cell : in one pass", took * len(grid) / len(alone), together)
+    show("one prompt per cell", alone)
     show("the same cells in one pass", {key: grid[key] for key in alone})
     difference = max(abs(grid[key].log_probability - alone[key].log_probability) for key in alone)
     print(f"  within {difference:.4f} nat of each other")

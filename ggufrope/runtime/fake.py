@@ -220,7 +220,7 @@ class FakeContext:
     def _count_call(self) -> None:
         self.calls += 1
         if self.calls in self._failing_calls:
-            raise DecodeError(f"evaluation failed, as asked of call {self.calls}")
+            raise DecodeError(f"evaluation failed: call {self.calls} is one of failing_calls")
 
     def _require_room(self, count: int) -> None:
         if self.position + count > self.n_ctx:

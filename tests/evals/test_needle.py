@@ -199,7 +199,7 @@ def test_a_decode_failure_is_the_reason_of_its_cells_only() -> None:
     for result in results:
         if result.cell.context_tokens == 2048:
             assert (result.status, result.value("recall")) == ("error", None)
-            assert result.reason == "evaluation failed, as asked of call 5"
+            assert result.reason == "evaluation failed: call 5 is one of failing_calls"
         else:
             assert result.value("recall") == 1
     scores = Bench(failing_calls=[5]).ask(plan(samples=2))

@@ -120,7 +120,7 @@ def test_a_failed_chunk_is_counted_apart() -> None:
     # One call for each chunk, and every second fails, in a context opened anew.
     assert [chunk.tokens == 0 for chunk in chunks] == [False, True] * 4 + [False]
     assert [chunk.reason is None for chunk in chunks] == [True, False] * 4 + [True]
-    assert chunks[1].reason == "evaluation failed, as asked of call 2"
+    assert chunks[1].reason == "evaluation failed: call 2 is one of failing_calls"
     found = perplexity_of(chunks)
     assert (found.chunks, found.unscored) == (5, 4)
 

@@ -71,6 +71,7 @@ def test_a_tensor_split_divides_the_model(model_path: Path, gpus: tuple[Device, 
 
 def test_weights_that_do_not_fit_are_refused_and_allocate_nothing(too_large: Path) -> None:
     before = free_on_gpus()
+    assert before
     with pytest.raises(InsufficientMemoryError, match=r"GiB are free: set gpu_layers lower"):
         Model.open(too_large)
     for name, free in free_on_gpus().items():

@@ -121,5 +121,5 @@ def test_text_shorter_than_a_sample_is_one_clear_line() -> None:
 
 @pytest.mark.parametrize("fitness", [NEEDLE, PerplexityFitness(PerplexityPlan(n_ctx=64, chunks=1))])
 def test_a_failure_of_the_runtime_ends_the_evaluation(fitness: NeedleFitness) -> None:
-    with pytest.raises(BackendError, match="as asked of call 1"):
+    with pytest.raises(BackendError, match="call 1 is one of failing_calls"):
         evaluate(Unscaled(), fitness, OneModel(FakeModel(), failing_calls=(1,)))

@@ -245,7 +245,7 @@ def test_failures_are_the_reason_of_their_samples() -> None:
     results = Bench(failing_calls=[4]).run(RULER, contexts=(600,), samples=4, ruler=settings)
     assert [r.value("score") is None for r in results] == [False, True, False, True]
     assert [r.status for r in results] == ["ok", "error", "ok", "error"]
-    assert results[1].reason == "evaluation failed, as asked of call 4"
+    assert results[1].reason == "evaluation failed: call 4 is one of failing_calls"
     nothing = Bench(failing_calls=[1]).run(
         RULER, contexts=(600,), samples=4, ruler=settings, open_context=refusing("too large")
     )
