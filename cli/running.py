@@ -56,7 +56,7 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
             out = Path(cleanup.enter_context(temporary))
         repair(plan)
         store = cleanup.enter_context(open_run(plan, out))
-        with answering(out, json=json), RunBar() as bar:
+        with answering(out, json=json, flags=True), RunBar() as bar:
             drive(store, InlineTransport(open_model, on_job=bar.begin, progress=bar.advance))
 
 
@@ -101,8 +101,13 @@ def repair(plan: RunPlan) -> None:
 
 
 @contextmanager
-def answering(folder: Path, *, selection: Selection | None = None, json: bool) -> Iterator[None]:
-    """Show the report when the block ends, interrupted or not; exit with 1 if the verdict fails."""
+def answering(
+    folder: Path, *, selection: Selection | None = None, json: bool, flags: bool = False
+) -> Iterator[None]:
+    """Show the report when the block ends, interrupted or not; exit with 1 if the verdict fails.
+
+    With `flags`, reasons name the options of the command instead of the fields of the plan.
+    """
     import typer
 
     from .errors import CHECK_FAILED
@@ -110,10 +115,10 @@ def answering(folder: Path, *, selection: Selection | None = None, json: bool) -
     try:
         yield
     except KeyboardInterrupt:
-        answer(stored_report(folder, selection), json=json)
+        answer(stored_report(folder, selection), json=json, flags=flags)
         raise
     report = stored_report(folder, selection)
-    answer(report, json=json)
+    answer(report, json=json, flags=flags)
     if not report.passed:
         raise typer.Exit(CHECK_FAILED)
 
@@ -133,19 +138,23 @@ def stored_report(folder: Path, selection: Selection | None = None) -> RunReport
         return report_of(store, selection)
 
 
-def answer(report: RunReport, *, against: Comparison | None = None, json: bool) -> None:
+def answer(
+    report: RunReport, *, against: Comparison | None = None, json: bool, flags: bool = False
+) -> None:
     """Print the whole report, as JSON for a script or as tables for a person."""
     if json:
         from ggufrope.report.exports import to_json
 
         sys.stdout.write(to_json(report, against=against))
     else:
-        show(report)
+        show(report, flags=flags)
 
 
-def show(report: RunReport) -> None:
+def show(report: RunReport, *, flags: bool = False) -> None:
     """Print the grids, the summary with intervals, cells without a score, and the verdict."""
     from ggufrope.report.views import heatmaps, problems
+
+    from .errors import with_flags
 
     out = console()
     for heatmap in heatmaps(report):
@@ -154,8 +163,8 @@ def show(report: RunReport) -> None:
         _show_summary(task, [entry for entry in report.summary if entry.task == task])
     for problem in problems(report):
         cells = "1 cell" if problem.cells == 1 else f"{problem.cells} cells"
-        reason = f"{shown(problem.reason)} ({shown(problem.where)})"
-        out.print(f"{cells} {problem.status}: {reason}", style="yellow")
+        reason = shown(with_flags(problem.reason) if flags else problem.reason)
+        out.print(f"{cells} {problem.status}: {reason} ({shown(problem.where)})", style="yellow")
     _show_verdict(report)
 
 

@@ -103,6 +103,13 @@ def test_compare_shows_methods_side_by_side(cli: Call, nano: Path) -> None:
     assert rows["yarn"]["metrics"]["recall"]["value"] > rows["linear"]["metrics"]["recall"]["value"]
 
 
+def test_the_reason_of_a_cell_without_a_score_names_the_option(cli: Call, nano: Path) -> None:
+    schemes = ("--scaling", "none,yarn", "--beta-slow", "2")
+    outcome = cli("compare", nano, "--ctx", "256", *GRID, *schemes)
+    assert outcome.code == 1
+    assert "3 cells error: --beta-slow does not apply to --scaling none" in outcome.out
+
+
 def test_cache_types_and_what_cannot_run(cli: Call, nano: Path) -> None:
     kv = ("--kv", "f16,q8_0,f16/q4_0", "--no-flash-attention")
     answer = cli("validate", nano, "--ctx", "256", *GRID, *kv, "--json").json
