@@ -173,10 +173,11 @@ def _check_config(target: Target, before: RopeMetadata) -> None:
     wanted = scaling.mscale_all_dim / arch.log_multiplier_unit
     if abs((before.yarn_log_multiplier or 0.0) - wanted) > _TOLERANCE:
         key = before.key("yarn_log_multiplier")
+        found = "missing" if before.yarn_log_multiplier is None else before.yarn_log_multiplier
         raise RequestError(
             f"the config has mscale_all_dim {scaling.mscale_all_dim:g}, which scales the softmax "
             f"of {arch.name}: llama.cpp reads it from {key}, which must be {wanted:g} in the file "
-            f"and is {before.yarn_log_multiplier}; convert the model again"
+            f"and is {found}; convert the model again"
         )
 
 
