@@ -18,12 +18,11 @@ from ggufrope.advice.memory import MemoryNeed, longest_context, memory_need
 from ggufrope.errors import RequestError
 from ggufrope.patching.command import patch_command, search_command, validate_command
 from ggufrope.patching.compose import (
-    declared_factor,
     declared_scaling,
     reached_context,
     refusal,
 )
-from ggufrope.patching.request import ScalingRequest
+from ggufrope.patching.request import ScalingRequest, declared_factor
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.layers import layer_kinds
 from ggufrope.rope.llamacpp import rotary_dimensions, yarn_file_magnitude
