@@ -141,7 +141,7 @@ def plan_patch(
         edits=changed,
         ignored=expression.ignored,
         flags=expression.flags,
-        notes=expression.notes,
+        notes=(*expression.notes, *_side_effects(model, wanted)),
         findings=lint(wanted),
         effective=effective(wanted),
         unchanged=_unchanged(model.metadata, wanted),
@@ -174,6 +174,24 @@ def weights_sha256(files: ModelFiles, *, progress: Progress | None = None) -> st
     for shard in files.shards:
         digests |= tensor_digests(shard.path, shard.header, progress=progress)
     return weights_digest(digests)
+
+
+def _side_effects(model: StoredModel, after: RopeMetadata) -> Iterator[str]:
+    """Yield what the edit changes besides the rotation.
+
+    mistral3.cpp 14-18: the attention temperature rises beyond the original context.
+    """
+    before = model.metadata
+    scale = f"{before.architecture}.attention.temperature_scale"
+    if before.architecture != "mistral3" or not model.header.get(scale):
+        return
+    old = before.original_context or before.context_length
+    new = after.original_context or after.context_length
+    if old != new:
+        yield (
+            f"the attention temperature rises beyond the original context, which moves from {old} "
+            f"to {new} tokens: outputs beyond {min(old or 0, new or 0)} tokens change"
+        )
 
 
 def _unchanged(before: RopeMetadata, after: RopeMetadata) -> tuple[int, ...]:
