@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ggufrope.advice.advise import advise
     from ggufrope.backends import FakeBackend, LlamaBackend, RuntimeSettings, open_model
-    from ggufrope.container.compare import verify
+    from ggufrope.container.compare import diff, verify
     from ggufrope.container.location import locate
     from ggufrope.container.recovery import undo
     from ggufrope.errors import GgufRopeError
     from ggufrope.evals.verdict import Thresholds
-    from ggufrope.patching.inspection import inspect
+    from ggufrope.patching.command import patch_command
+    from ggufrope.patching.inspection import inspect, read_model
     from ggufrope.patching.plan import apply, plan_patch
     from ggufrope.patching.request import ScalingRequest
     from ggufrope.report.record import RunReport, run
+    from ggufrope.rope.export import export
     from ggufrope.runs.plan import RunPlan, read_plan
     from ggufrope.runtime.context import Context
     from ggufrope.runtime.model import Model
@@ -32,15 +34,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "advice.advise": ("advise",),
     "backends": ("FakeBackend", "LlamaBackend", "RuntimeSettings", "open_model"),
-    "container.compare": ("verify",),
+    "container.compare": ("diff", "verify"),
     "container.location": ("locate",),
     "container.recovery": ("undo",),
     "errors": ("GgufRopeError",),
     "evals.verdict": ("Thresholds",),
-    "patching.inspection": ("inspect",),
+    "patching.command": ("patch_command",),
+    "patching.inspection": ("inspect", "read_model"),
     "patching.plan": ("apply", "plan_patch"),
     "patching.request": ("ScalingRequest",),
     "report.record": ("RunReport", "run"),
+    "rope.export": ("export",),
     "runs.plan": ("RunPlan", "read_plan"),
     "runtime.context": ("Context",),
     "runtime.model": ("Model",),
@@ -65,10 +69,14 @@ __all__ = [
     "Thresholds",
     "advise",
     "apply",
+    "diff",
+    "export",
     "inspect",
     "locate",
     "open_model",
+    "patch_command",
     "plan_patch",
+    "read_model",
     "read_plan",
     "run",
     "run_search",

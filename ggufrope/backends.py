@@ -380,7 +380,9 @@ class ScaledModel(Generic[ModelT]):
         from ggufrope.patching.plan import apply, plan_patch
 
         path = self._new_folder() / self._stored.path.name
-        apply(plan_patch(self._stored.path, request, output=path))
+        # A copy to measure may drop the file's own scaling; a patch of the file may not.
+        tried = replace(request, replace_scaling=True)
+        apply(plan_patch(self._stored.path, tried, output=path))
         return self._load(path, {}, read_model(path).metadata)
 
     def _new_folder(self) -> Path:

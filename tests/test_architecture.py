@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from ggufrope.patching.command import FLAGS
 
 COMMON = {"errors", "lm", "_bisect", "_files", "_format", "_plain"}
 """What every room may import; these import nothing of ours but each other."""
@@ -30,6 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "ggufrope"
 LEAVES = {"ggufrope.rope.keys": 8, "ggufrope.evals.stats": 8, "ggufrope.runs.plan": 25}
 """Modules of ours that importing one may load, itself and the packages above it counted."""
+
+OUR_FLAGS = (*FLAGS.values(), "--ctx", "--kv")
 
 
 def modules() -> list[Path]:
@@ -149,3 +154,22 @@ def test_commands_that_read_headers_import_no_numpy(
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert done.stderr.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_the_library_does_not_speak_the_command_line(path: Path) -> None:
+    """Its strings name fields; only `patching/command.py` has the flags of our own commands."""
+    if path == LIBRARY / "patching" / "command.py":
+        return
+    flag = re.compile(r"(?<![\w-])(" + "|".join(OUR_FLAGS) + r")(?![\w-])")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert id(node) in docstrings or not flag.search(node.value), node.value

@@ -110,7 +110,7 @@ def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
 def show_plan(plan: PatchPlan) -> None:
     """Print each edit, what of the request llama.cpp would ignore, and what it will do."""
     from ..output import console
-    from ..tables import finding_lines, heading, row, shown, table
+    from ..tables import finding_lines, heading, ranges, row, shown, table
 
     out = console()
     edits = table("change", "old", "new")
@@ -124,8 +124,10 @@ def show_plan(plan: PatchPlan) -> None:
     if plan.flags:
         out.print(f"To apply the rest at run time, add: {shlex.join(plan.flags)}", soft_wrap=True)
     for group in plan.effective.groups:
-        if group.inverse_frequencies:
+        if group.inverse_frequencies and not set(group.layers) <= set(plan.unchanged):
             out.print(_effect(group))
+    if plan.unchanged:
+        out.print(f"unchanged: the rotation of layers {ranges(sorted(plan.unchanged))}")
     if plan.findings:
         out.print(heading("findings on the result"))
         for line in finding_lines(plan.findings):

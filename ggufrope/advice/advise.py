@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from ggufrope._format import byte_size
 from ggufrope.advice.memory import MemoryNeed, longest_context, memory_need
 from ggufrope.errors import RequestError
-from ggufrope.patching.command import command_line, patch_command, path_word, scaling_options
+from ggufrope.patching.command import patch_command, search_command, validate_command
 from ggufrope.patching.compose import (
-    declared_factor,
     declared_scaling,
     reached_context,
     refusal,
 )
-from ggufrope.patching.request import ScalingRequest
+from ggufrope.patching.request import ScalingRequest, declared_factor
 from ggufrope.rope.architectures import Architecture, architecture
 from ggufrope.rope.layers import layer_kinds
 from ggufrope.rope.llamacpp import rotary_dimensions, yarn_file_magnitude
@@ -180,7 +179,7 @@ class _Plan:
             method="as it is",
             reasons=(f"the file declares {self.context} tokens, which covers {self.target}",),
             risk="none",
-            command=command_line("validate", path_word(self.file), "--ctx", str(self.target)),
+            command=validate_command(self.file, [self.target]),
         )
 
     def windows_only(self) -> _Candidate:
@@ -288,7 +287,7 @@ class _Plan:
                 "costs many evaluations of the model; the result says whether it beat YaRN",
             ),
             risk="none",
-            command=command_line("search", path_word(self.file), "--target-ctx", str(self.target)),
+            command=search_command(self.file, self.target),
         )
 
     def _request(self, scaling: Literal["yarn", "ntk", "linear"]) -> ScalingRequest:
@@ -304,13 +303,7 @@ class _Plan:
         commands: tuple[str, ...] = (candidate.command,)
         if candidate.request is not None:
             commands = (
-                command_line(
-                    "validate",
-                    path_word(self.file),
-                    "--ctx",
-                    ",".join(map(str, _steps(self.original, self.target))),
-                    *scaling_options(candidate.request),
-                ),
+                validate_command(self.file, _steps(self.original, self.target), candidate.request),
                 patch_command(candidate.request, self.file, self._output(candidate.request)),
             )
         return Option(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ggufrope.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ggufrope.patching.request import ScalingRequest
 
@@ -58,6 +58,20 @@ def patch_command(request: ScalingRequest, model: Path | str, output: Path | str
     return command_line(
         "patch", path_word(model), "-o", path_word(output), *scaling_options(request)
     )
+
+
+def validate_command(
+    model: Path | str, contexts: Sequence[int], request: ScalingRequest | None = None
+) -> str:
+    """Return the shell command that measures `model` at these lengths, as `request` scales it."""
+    options = () if request is None else scaling_options(request)
+    lengths = ",".join(map(str, contexts))
+    return command_line("validate", path_word(model), "--ctx", lengths, *options)
+
+
+def search_command(model: Path | str, target_context: int) -> str:
+    """Return the shell command that searches factors for `model`."""
+    return command_line("search", path_word(model), FLAGS["target_context"], str(target_context))
 
 
 def scaling_options(request: ScalingRequest) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufrope.container.types import TypedValue
 from ggufrope.errors import FileError, RequestError
-from ggufrope.patching.request import ScalingRequest, Target, resolve
+from ggufrope.patching.request import ScalingRequest, Target, declared_factor, resolve
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.encode import Expression, express
 from ggufrope.rope.frequencies import yarn_mscale
@@ -25,7 +25,7 @@ from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 from ggufrope.rope.scaling import Unscaled, Yarn
 
 if TYPE_CHECKING:
-    from ggufrope.rope.effective import EffectiveRope, LayerGroup
+    from ggufrope.rope.effective import LayerGroup
 
 _TOLERANCE = 1e-4
 """Relative; keys and factors are stored as float32."""
@@ -95,7 +95,7 @@ def check_start(
         return
     if isinstance(target.scaling, Unscaled) and _is_extension(before):
         return
-    found = _difference(request, target, before, after)
+    found = _difference(_Change(request=request, target=target, before=before, after=after))
     if found is not None:
         reason, instead = found
         raise RequestError(
@@ -121,14 +121,6 @@ def declared_scaling(metadata: RopeMetadata) -> str | None:
     if metadata.yarn_log_multiplier:
         parts.append(f"yarn_log_multiplier {metadata.yarn_log_multiplier:g}")
     return ", ".join(parts) or None
-
-
-def declared_factor(metadata: RopeMetadata) -> float:
-    """Return the factor that acts: 1 where there is none, or the scaling type is none."""
-    if metadata.scaling_type == "none":
-        return 1.0
-    declared = metadata.scale_linear if metadata.factor is None else metadata.factor
-    return declared or 1.0
 
 
 def reached_context(metadata: RopeMetadata) -> int | None:
@@ -173,15 +165,55 @@ def _check_config(target: Target, before: RopeMetadata) -> None:
     wanted = scaling.mscale_all_dim / arch.log_multiplier_unit
     if abs((before.yarn_log_multiplier or 0.0) - wanted) > _TOLERANCE:
         key = before.key("yarn_log_multiplier")
+        found = "missing" if before.yarn_log_multiplier is None else before.yarn_log_multiplier
         raise RequestError(
             f"the config has mscale_all_dim {scaling.mscale_all_dim:g}, which scales the softmax "
             f"of {arch.name}: llama.cpp reads it from {key}, which must be {wanted:g} in the file "
-            f"and is {before.yarn_log_multiplier}; convert the model again"
+            f"and is {found}; convert the model again"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pair:
+class _Change:
+    """A request, what it means on the file, and what the file declares before and after it."""
+
+    request: ScalingRequest
+    target: Target
+    before: RopeMetadata
+    after: RopeMetadata
+
+    def groups(self, context_tokens: int) -> list[_Group]:
+        """Return the layers that rotate alike, in a context of that length."""
+        old = effective(self.before, context_tokens=context_tokens).groups
+        new = effective(self.after, context_tokens=context_tokens).groups
+        after = {group.name: group for group in new}
+        return [
+            _Group(name=group.name, before=group, after=after[group.name])
+            for group in old
+            if group.name in after
+        ]
+
+    def contexts(self) -> list[int]:
+        """Return the lengths to compare in: around the original one, and the shorter length."""
+        context = self.before.context_length or self.target.context_length
+        longest = min(context, self.target.context_length)
+        original = min(self.before.original_context or longest, longest)
+        return sorted({original, min(original + CONTEXT_GRANULE, longest), longest})
+
+    def growth(self) -> float:
+        """Return how many times further the request reaches than the file does."""
+        before, target = self.before, self.target
+        reached: float = before.context_length or target.original_context
+        if before.original_context and not before.factor_tensors:
+            scaled = before.original_context * declared_factor(before)
+            reached = min(reached, max(scaled, 1.0))
+        factor = self.request.factor or 1
+        wanted = max(target.context_length, round(target.original_context * factor))
+        return max(wanted / reached, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
     """Layers that rotate alike, before and after."""
 
     name: str
@@ -196,91 +228,54 @@ class _Pair:
         return [b / a for a, b in zip(old, new, strict=True) if a > 0 and b > 0] or [1.0]
 
 
-def _difference(
-    request: ScalingRequest, target: Target, before: RopeMetadata, after: RopeMetadata
-) -> tuple[str, str] | None:
+def _difference(change: _Change) -> tuple[str, str] | None:
     """Return what the new scaling does that the file's own does not allow, and what to do."""
-    growth = _growth(request, target, before)
+    growth = change.growth()
     try:
-        pairs = [
-            pair
-            for tokens in _contexts(before, target)
-            for pair in _paired(
-                effective(before, context_tokens=tokens), effective(after, context_tokens=tokens)
-            )
-        ]
+        groups = [group for tokens in change.contexts() for group in change.groups(tokens)]
     except (FileError, RequestError):
         return None
-    for pair in pairs:
-        ratios = pair.ratios()
+    for group in groups:
+        ratios = group.ratios()
         if max(ratios) > 1 + _TOLERANCE:
-            faster = f"{pair.name} layers would turn up to {max(ratios):.4g} times as fast"
-            return faster, _instead(target, before)
-        if 1 / min(ratios) > growth * 1.02 and request.long_factors is None:
-            slower = f"{pair.name} layers would turn up to {1 / min(ratios):.4g} times as slowly"
-            return f"{slower}, for {growth:.4g} times the context", _instead(target, before)
-    whole = next((pair for pair in reversed(pairs) if pair.name == "global"), None)
-    if whole is None:
-        return None
-    return _attention_difference(request, target, before, after, whole)
+            faster = f"{group.name} layers would turn up to {max(ratios):.4g} times as fast"
+            return faster, _instead(change)
+        if 1 / min(ratios) > growth * 1.02 and change.request.long_factors is None:
+            slower = f"{group.name} layers would turn up to {1 / min(ratios):.4g} times as slowly"
+            return f"{slower}, for {growth:.4g} times the context", _instead(change)
+    whole = next((group for group in reversed(groups) if group.name == "global"), None)
+    return None if whole is None else _attention_difference(change, whole)
 
 
-def _growth(request: ScalingRequest, target: Target, before: RopeMetadata) -> float:
-    """How many times the context that the file reaches will be reached."""
-    reached = before.context_length or target.original_context
-    if before.original_context and not before.factor_tensors:
-        reached = min(reached, round(before.original_context * declared_factor(before)))
-    wanted = max(target.context_length, round(target.original_context * (request.factor or 1)))
-    return max(wanted / reached, 1.0)
+def _attention_difference(change: _Change, whole: _Group) -> tuple[str, str] | None:
+    """Return how the attention factor leaves the convention of the file, and what to do.
 
-
-def _attention_difference(
-    request: ScalingRequest,
-    target: Target,
-    before: RopeMetadata,
-    after: RopeMetadata,
-    whole: _Pair,
-) -> tuple[str, str] | None:
-    """Return how the attention factor leaves the convention of the file, and what to do."""
+    The convention is YaRN's 1 + 0.1 ln factor, which may grow with the factor; with
+    yarn_log_multiplier, or a number of the file's own, it is kept unless the request gives another.
+    """
+    before, scaling = change.before, change.target.scaling
     old, new = whole.before.magnitude, whole.after.magnitude
     own = before.attn_factor or 1.0
-    moved = own != (after.attn_factor or 1.0)
+    moved = own != (change.after.attn_factor or 1.0)
     if not moved and abs(new / old - 1) <= _TOLERANCE:
         return None
-    usual = yarn_mscale(declared_factor(before)) if before.scaling_type == "yarn" else 1.0
     if before.yarn_log_multiplier:
         keeps = not moved
     else:
-        usual_before = abs(old / usual - 1) <= _TOLERANCE
-        keeps = request.attn_factor is not None or (usual_before and new > old * (1 - _TOLERANCE))
+        usual = yarn_mscale(declared_factor(before)) if before.scaling_type == "yarn" else 1.0
+        grows = abs(old / usual - 1) <= _TOLERANCE and new > old * (1 - _TOLERANCE)
+        keeps = grows or change.request.attn_factor is not None
     if keeps:
         return None
     wanted = old
-    if isinstance(target.scaling, Yarn):
+    if isinstance(scaling, Yarn):
         arch = architecture(before.architecture)
-        wanted = yarn_file_magnitude(before, arch, target.scaling.factor) * own
+        wanted = yarn_file_magnitude(before, arch, scaling.factor) * own
     keep = f"Give `attn_factor` {wanted:.6g} to keep it"
     return (
         f"the attention factor would be {new:.6g}, where the file's own keys give {wanted:.6g}",
-        keep if isinstance(target.scaling, Yarn) else _instead(target, before),
+        keep if isinstance(scaling, Yarn) else _instead(change),
     )
-
-
-def _contexts(before: RopeMetadata, target: Target) -> list[int]:
-    """The contexts to compare in: on both sides of the original one, up to the shorter length."""
-    context = before.context_length or target.context_length
-    longest = min(context, target.context_length)
-    original = min(before.original_context or longest, longest)
-    return sorted({original, min(original + CONTEXT_GRANULE, longest), longest})
-
-
-def _paired(before: EffectiveRope, after: EffectiveRope) -> list[_Pair]:
-    groups = {group.name: group for group in after.groups}
-    return [
-        _Pair(name=group.name, before=group, after=groups[group.name])
-        for group in before.groups
-        if group.name in groups
-    ]
 
 
 def _named(request: ScalingRequest, target: Target) -> str:
@@ -290,8 +285,9 @@ def _named(request: ScalingRequest, target: Target) -> str:
     return f"{request.scaling} {factor:.4g} over {target.original_context}"
 
 
-def _instead(target: Target, before: RopeMetadata) -> str:
+def _instead(change: _Change) -> str:
     """Return what to ask for: a request that starts from the rotation that the file has."""
+    before, target = change.before, change.target
     start = reached_context(before)
     kind = before.scaling_type or "linear"
     if before.context_length and target.context_length <= before.context_length:

@@ -8,7 +8,7 @@ object that `apply` writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,7 +18,7 @@ from ggufrope.container.store import StorePlan, execute, plan_store
 from ggufrope.container.strategies import Rejection, Strategy
 from ggufrope.container.types import Edits, TensorData, float_tensor
 from ggufrope.container.writer import plan_rewrite
-from ggufrope.errors import RequestError
+from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.compose import check_start, encode_request, patched
 from ggufrope.patching.inspection import StoredModel, read_model
 from ggufrope.patching.request import ScalingRequest, Target
@@ -30,6 +30,7 @@ from ggufrope.rope.llamacpp import effective
 if TYPE_CHECKING:
     from ggufrope.container.shards import Shard
     from ggufrope.container.types import ByteOrder
+    from ggufrope.rope.metadata import RopeMetadata
 
 Shown: TypeAlias = int | float | bool | str | None
 Progress: TypeAlias = Callable[[int, int], None]
@@ -50,6 +51,7 @@ class PatchPlan:
     """What a patch will change, what the runtime will do with the result, and how it is stored.
 
     `findings` and `effective` are about the file as it will be, in a context of its new length.
+    `unchanged` are the numbers of layers that rotate as before.
     `stores` has one entry per file written, the file with the metadata last.
     """
 
@@ -61,6 +63,7 @@ class PatchPlan:
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
     effective: EffectiveRope
+    unchanged: tuple[int, ...]
     stores: tuple[StorePlan, ...]
 
     @property
@@ -138,9 +141,10 @@ def plan_patch(
         edits=changed,
         ignored=expression.ignored,
         flags=expression.flags,
-        notes=expression.notes,
+        notes=(*expression.notes, *_side_effects(model, wanted)),
         findings=lint(wanted),
         effective=effective(wanted),
+        unchanged=_unchanged(model.metadata, wanted),
         stores=stores,
     )
 
@@ -170,6 +174,38 @@ def weights_sha256(files: ModelFiles, *, progress: Progress | None = None) -> st
     for shard in files.shards:
         digests |= tensor_digests(shard.path, shard.header, progress=progress)
     return weights_digest(digests)
+
+
+def _side_effects(model: StoredModel, after: RopeMetadata) -> Iterator[str]:
+    """Yield what the edit changes besides the rotation.
+
+    mistral3.cpp 14-18: the attention temperature rises beyond the original context.
+    """
+    before = model.metadata
+    scale = f"{before.architecture}.attention.temperature_scale"
+    if before.architecture != "mistral3" or not model.header.get(scale):
+        return
+    old = before.original_context or before.context_length
+    new = after.original_context or after.context_length
+    if old != new:
+        yield (
+            f"the attention temperature rises beyond the original context, which moves from {old} "
+            f"to {new} tokens: outputs beyond {min(old or 0, new or 0)} tokens change"
+        )
+
+
+def _unchanged(before: RopeMetadata, after: RopeMetadata) -> tuple[int, ...]:
+    """Return the layers that rotate the same in the file as it stands; none if it does not load."""
+    try:
+        old = effective(before)
+    except (FileError, RequestError):
+        return ()
+    return tuple(
+        layer
+        for group in effective(after).groups
+        for layer in group.layers
+        if replace(group, layers=()) == replace(old.group(layer), layers=())
+    )
 
 
 def _files(

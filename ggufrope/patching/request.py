@@ -258,14 +258,23 @@ def _original_context(request: ScalingRequest, metadata: RopeMetadata) -> int:
         return metadata.original_context
     if not metadata.context_length:
         raise RequestError("the file declares no context length: give `original_context`")
-    if metadata.factor not in (None, 0, 1) and metadata.scaling_type != "none":
-        start = round(metadata.context_length / metadata.factor)
+    factor = declared_factor(metadata)
+    if factor != 1:
+        start = f"{metadata.context_length / max(factor, 1.0):.0f}"
         raise RequestError(
-            f"the file is already scaled by {metadata.factor:g} and does not say from what: give "
+            f"the file is already scaled by {factor:g} and does not say from what: give "
             f"`original_context`, which is {start} where that factor reaches its "
             f"{metadata.context_length} tokens"
         )
     return metadata.context_length
+
+
+def declared_factor(metadata: RopeMetadata) -> float:
+    """Return the factor that acts: 1 where there is none, or none that llama.cpp would load."""
+    if metadata.scaling_type == "none":
+        return 1.0
+    declared = metadata.scale_linear if metadata.factor is None else metadata.factor
+    return declared if declared and math.isfinite(declared) and declared > 0 else 1.0
 
 
 def _factor_and_target(request: ScalingRequest, original: int) -> tuple[float, int]:

@@ -87,16 +87,16 @@ class RunPlan(TaskSettings):
 
     def _empty(self) -> list[str]:
         names = ("models", "contexts", "tasks", "scalings", "kv", "seeds")
-        return [f"{name} is empty" for name in names if getattr(self, name) == ()]
+        return [f"`{name}` is empty" for name in names if getattr(self, name) == ()]
 
     def _repeated(self) -> list[str]:
         lists: dict[str, tuple[object, ...]] = {
-            "models": self.models,
-            "contexts": self.contexts,
-            "tasks": self.tasks,
+            "`models`": self.models,
+            "`contexts`": self.contexts,
+            "`tasks`": self.tasks,
             "names of scalings": tuple(request.name for request in self.requests),
-            "kv": tuple(map(_short_form, self.kv)),
-            "seeds": self.seeds,
+            "`kv`": tuple(map(_short_form, self.kv)),
+            "`seeds`": self.seeds,
         }
         return [
             f"{name} has {value!r} more than once"

@@ -71,25 +71,25 @@ class SearchPlan:
         for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 yield (
-                    f"unknown {name} {getattr(self, name)!r}: "
+                    f"unknown `{name}` {getattr(self, name)!r}: "
                     f"expected one of {', '.join(get_args(kind))}"
                 )
         for name in ("samples", "screening_samples", "finalists"):
             if getattr(self, name) < 1:
-                yield f"{name} must be at least 1, got {getattr(self, name)}"
+                yield f"`{name}` must be at least 1, got {getattr(self, name)}"
         if self.holdout_samples < 2:
-            yield f"holdout_samples must be at least 2 for an interval, got {self.holdout_samples}"
+            yield f"`holdout_samples` must be at least 2, got {self.holdout_samples}"
         if self.candidates < 8:
-            yield f"{self.candidates} candidates are too few to search with: 8 or more"
+            yield f"`candidates` must be at least 8, got {self.candidates}"
         screening = self.screening_context
         if screening is not None and not 4 <= screening <= self.target_context:
             yield (
-                f"screening at {screening} tokens makes no sense for a target of "
-                f"{self.target_context}"
+                f"`screening_context` must be from 4 to `target_context` {self.target_context} "
+                f"tokens, got {screening}"
             )
         budget = self.budget_seconds
         if budget is not None and not (math.isfinite(budget) and budget > 0):
-            yield f"the budget of {budget:g} seconds must be a finite number above 0"
+            yield f"`budget_seconds` must be a finite number above 0, got {budget:g}"
 
 
 StageName: TypeAlias = Literal["screening", "final", "short-factors", "holdout", "short-context"]

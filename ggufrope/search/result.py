@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggufrope.patching.command import patch_command
+from ggufrope.patching.compose import declared_scaling
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.overrides import command_flags, context_overrides
@@ -166,7 +167,8 @@ def searched_request(
 ) -> ScalingRequest:
     """Return the request that writes the winner, with its factors from `factors_path`.
 
-    Where the architecture loads no factors it is YaRN with the winner's attention factor.
+    Where the architecture loads no factors it is YaRN with the winner's attention factor. Factors
+    say the whole rotation, so they replace the scaling that the file has.
     """
     loads = architecture(model.metadata.architecture).loads_factors
     scheme: ScalingName = "yarn"
@@ -178,6 +180,7 @@ def searched_request(
         target_context=rotation.target_context,
         original_context=_original_context(model, rotation),
         attn_factor=rotation.magnitude(outcome.winner),
+        replace_scaling=loads and declared_scaling(model.metadata) is not None,
     )
 
 

@@ -72,10 +72,10 @@ def test_yarns_parameters_where_no_factors_load(cli: Call, tmp_path: Path) -> No
     [
         (("--target-ctx", "512"), "not above the original context of 512"),
         (("--target-ctx", "1k", "--budget", "soon"), "--budget soon: expected a time"),
-        (("--target-ctx", "1k", "--candidates", "3"), "3 candidates are too few"),
+        (("--target-ctx", "1k", "--candidates", "3"), "--candidates must be at least 8, got 3"),
         (("--target-ctx", "1k,2k"), "--target-ctx 1k,2k: expected tokens"),
-        (("--target-ctx", "1k", "--space", "flat"), "unknown space 'flat'"),
-        (("--target-ctx", "1k", "--fitness", "poor"), "unknown fitness 'poor'"),
+        (("--target-ctx", "1k", "--space", "flat"), "unknown --space 'flat'"),
+        (("--target-ctx", "1k", "--fitness", "poor"), "unknown --fitness 'poor'"),
         (("--target-ctx", "1k", "--kv", "f17"), "unknown KV cache type 'f17'"),
     ],
 )

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from ggufrope.errors import RequestError
-from ggufrope.patching.command import FLAGS, command_line, patch_command, scaling_options
+from ggufrope.patching.command import (
+    FLAGS,
+    command_line,
+    patch_command,
+    scaling_options,
+    search_command,
+    validate_command,
+)
 from ggufrope.patching.request import ScalingRequest
 
 
@@ -63,6 +70,15 @@ def test_a_name_cannot_pose_as_an_option() -> None:
 def test_the_model_as_it_stands_needs_no_patch() -> None:
     with pytest.raises(RequestError, match="needs no patch"):
         patch_command(ScalingRequest(scaling="file"), "m.gguf", "out.gguf")
+
+
+def test_commands_that_measure_and_search() -> None:
+    request = ScalingRequest(scaling="ntk", factor=2.0)
+    assert validate_command("-a.gguf", (512, 1024), request) == (
+        "ggufrope validate ./-a.gguf --ctx 512,1024 --scaling ntk --factor 2"
+    )
+    assert validate_command("m.gguf", [512]) == "ggufrope validate m.gguf --ctx 512"
+    assert search_command("a b", 2048) == "ggufrope search 'a b' --target-ctx 2048"
 
 
 def test_any_words_make_a_command() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,11 +231,26 @@ def test_keeping_the_short_context_of_phi_keeps_it_bit_for_bit() -> None:
         (LLAMA31, "rope_freqs", 131072),
         (PHI, "rope_factors_long, rope_factors_short, attn_factor 1.19", 131072),
         (replace(PLAIN, factor=0.0, attn_factor=1.0), None, 8192),
+        (replace(PLAIN, factor=math.nan), None, 8192),
+        (replace(PLAIN, factor=-2.0), None, 8192),
+        (replace(PLAIN, factor=1e300), "linear 1e+300", 0),
     ],
 )
 def test_how_a_file_is_scaled_in_words(file: RopeMetadata, words: str | None, start: int) -> None:
     assert declared_scaling(file) == words
     assert reached_context(file) == start
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, -1.0, 0.0, 1e-320, 1e300])
+@pytest.mark.parametrize("scaling_type", ["linear", "yarn"])
+def test_absurd_factors_of_a_file_end_in_a_sentence_or_a_plan(
+    factor: float, scaling_type: str
+) -> None:
+    for original in (None, 0, 1, 2**32 - 1):
+        file = replace(PLAIN, factor=factor, scaling_type=scaling_type, original_context=original)
+        for wanted in (request(target_context=16384), request("none"), request("ntk", factor=2)):
+            found = refusal(wanted, file)
+            assert found is None or found
 
 
 def test_replace_scaling_lets_patch_replace_it(tmp_path: Path) -> None:

@@ -68,6 +68,26 @@ def test_the_plan_predicts_what_inspect_then_finds(llama: Path, tmp_path: Path) 
         assert predicted.magnitude == pytest.approx(group.magnitude, rel=1e-6)
 
 
+def test_layers_that_rotate_as_before_are_named(llama: Path, tmp_path: Path) -> None:
+    """Gemma 3's sliding-window layers are never scaled."""
+    gemma = build("gemma3", tmp_path / "gemma.gguf", context=512)[0]
+    linear = ScalingRequest(scaling="linear", factor=2)
+    assert plan_patch(gemma, linear).unchanged == (0, 1, 2, 3, 4)
+    assert plan_patch(llama, YARN).unchanged == ()
+    same = plan_patch(llama, ScalingRequest(scaling="none", target_context=1024))
+    assert same.unchanged == (0, 1)
+
+
+def test_a_moved_attention_temperature_is_noted(tmp_path: Path) -> None:
+    """Mistral 3's temperature counts from the original context."""
+    keys: dict[str, Any] = {"attention.temperature_scale": 0.1}
+    path = build("mistral3", tmp_path / "m.gguf", context=512, keys=keys)[0]
+    kept = plan_patch(path, YARN)
+    moved = plan_patch(path, ScalingRequest(scaling="linear", factor=2))
+    assert not any("temperature" in note for note in kept.notes)
+    assert any("moves from 512 to 1024 tokens" in note for note in moved.notes)
+
+
 def test_in_place_and_back(llama: Path) -> None:
     before = llama.read_bytes()
     receipt = apply(plan_patch(llama, YARN))

@@ -83,17 +83,17 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ("contxts = [1]", "unknown key 'contxts'; did you mean 'contexts'?"),
         ('kv = ["q9"]', "unknown KV cache type 'q9' in 'q9'"),
         ('tasks = ["neddle"]', "did you mean 'needle'?"),
-        ("contexts = []", "contexts is empty"),
+        ("contexts = []", "`contexts` is empty"),
         ("contexts = [64]", "context 64 is too short: at least 128 tokens"),
         ("contexts = [2147483648]", "context 2147483648 is too long: at most 2147483647 tokens"),
-        ("contexts = [256, 256]", "contexts has 256 more than once"),
+        ("contexts = [256, 256]", "`contexts` has 256 more than once"),
         ('scalings = ["yarn", "yarn"]', "names of scalings has 'yarn' more than once"),
         ("depths = [101]", "depth 101 is not a percentage"),
         ("depths = 0", "depths 0 must be 1 or more"),
         ('tasks = ["divergence"]', "give another scaling or cache type"),
         ("samples = 0", "samples 0 must be 1 or more"),
         ('haystack = { kind = "text" }', 'haystack: a haystack of kind "text" needs a file'),
-        ('kv = ["f16", "f16/f16"]', "kv has 'f16' more than once"),
+        ('kv = ["f16", "f16/f16"]', "`kv` has 'f16' more than once"),
         ("depths = 1000000000", "the plan has up to 1000000000 cells per model, at most 1000000"),
         (
             'scalings = [{ scaling = "yarn", beta_fast = inf }]',
@@ -268,5 +268,5 @@ def test_models_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) ->
 
 
 def test_the_same_name_twice_is_refused_by_the_plan() -> None:
-    with pytest.raises(RequestError, match="models has 'a' more than once"):
+    with pytest.raises(RequestError, match="`models` has 'a' more than once"):
         RunPlan(models=("a", "a"), contexts=(256,))
