@@ -141,7 +141,7 @@ def reached_context(metadata: RopeMetadata) -> int | None:
 
 
 def _is_extension(metadata: RopeMetadata) -> bool:
-    """Whether the file says that its scaling extends an original context, which it may drop."""
+    """Return whether the scaling extends a context that the file names: it may be dropped."""
     return (
         metadata.original_context is not None
         and not metadata.finetuned
