@@ -68,7 +68,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(group: Any) -> list[inspect.Parameter]:
-    """One parameter per field of a dataclass, or those that it makes itself."""
+    """Return one parameter per field of a dataclass, or those that it makes itself."""
     if hasattr(group, "options"):
         made: list[inspect.Parameter] = group.options()
         return made

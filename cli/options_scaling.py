@@ -58,7 +58,7 @@ class ScalingOptions:
 
 
 def _annotation(field: Field[Any], hint: Any) -> Any:
-    """The type of an option and its help, from the field it sets."""
+    """Return the type of an option and its help, from the field it sets."""
     unit = field.metadata.get("unit")
     kind: Any = str | None
     parser: Any = None
@@ -82,14 +82,14 @@ def _annotation(field: Field[Any], hint: Any) -> Any:
 
 
 def _sentence(text: str) -> str:
-    """A field's help as the command line shows it."""
+    """Return the help of a field as the command line shows it."""
     what, mark, default = text.partition("; default: ")
     sentence = what[0].upper() + what[1:]
     return f"{sentence} (default: {default})." if mark else f"{sentence}."
 
 
 def _factors(text: str) -> str | tuple[float, ...]:
-    """A file of factors, or the numbers themselves as a JSON array."""
+    """Return a file of factors, or the numbers that a JSON array gives."""
     if not text.startswith("["):
         return text
     try:

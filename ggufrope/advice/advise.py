@@ -136,7 +136,7 @@ def advise(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """An option that may be refused: `request` is None where nothing is to be patched."""
+    """An option that may be refused; without a `request` nothing is patched."""
 
     method: str
     reasons: tuple[str, ...]
@@ -350,7 +350,7 @@ class _Plan:
 
 
 def _steps(original: int, target: int) -> list[int]:
-    """The lengths to test: the original context and its doublings up to the target."""
+    """Return the lengths to test: the original context and its doublings up to the target."""
     steps = []
     length = original
     while length < target:
@@ -373,7 +373,7 @@ def _memory_warnings(
     memory: tuple[MemoryNeed, ...],
     memory_bytes: int | None,
 ) -> list[str]:
-    """Say which cache type fits, or how far the smallest reaches."""
+    """Return which cache type fits, or how far the smallest reaches."""
     if memory_bytes is None or not memory:
         return []
     device = byte_size(memory_bytes)

@@ -93,7 +93,8 @@ def check_start(
     declared = declared_scaling(before)
     if declared is None or request.replace_scaling:
         return
-    if isinstance(target.scaling, Unscaled) and _is_extension(before):
+    original = before.original_context if _is_extension(before) else None
+    if isinstance(target.scaling, Unscaled) and target.context_length <= (original or 0):
         return
     found = _difference(_Change(request=request, target=target, before=before, after=after))
     if found is not None:
@@ -141,7 +142,7 @@ def reached_context(metadata: RopeMetadata) -> int | None:
 
 
 def _is_extension(metadata: RopeMetadata) -> bool:
-    """Whether the file says that its scaling extends an original context, which it may drop."""
+    """Return whether the scaling extends a context that the file names: it may be dropped."""
     return (
         metadata.original_context is not None
         and not metadata.finetuned

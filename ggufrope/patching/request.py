@@ -206,7 +206,7 @@ def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
 
 
 def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeMetadata) -> Target:
-    """The scheme of a config.json, which must be of a model with these rotary dimensions."""
+    """Return the scheme of a config.json; RequestError where it is of another model."""
     if extra := sorted(_given(request) - (_ANY_SCHEME - {"scaling"})):
         raise RequestError(f"`from_config` gives the scheme: leave out {_names(extra)}")
     for what, theirs, ours in (
@@ -231,7 +231,7 @@ def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeM
 
 
 def _given(request: ScalingRequest) -> set[str]:
-    """The fields that the request sets."""
+    """Return the fields that the request sets."""
     values = {field.name: getattr(request, field.name) for field in fields(request)}
     if request.scaling == "file":
         del values["scaling"]
@@ -249,7 +249,7 @@ def _names(fields_: list[str]) -> str:
 
 
 def _original_context(request: ScalingRequest, metadata: RopeMetadata) -> int:
-    """The context length that the model was trained for, before any scaling."""
+    """Return the context length that the model was trained for, before any scaling."""
     if request.original_context is not None:
         if request.original_context < 1:
             raise RequestError(f"`original_context` {request.original_context} must be 1 or more")
@@ -342,7 +342,7 @@ def _scheme(request: ScalingRequest, scheme: Scheme, factor: float, original: in
 def _factors(
     request: ScalingRequest, scheme: Scheme
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
-    """Long (or the only) and short factors; one file may hold both."""
+    """Return long (or the only) and short factors; one file may hold both."""
     long, short = request.long_factors, request.short_factors
     beside: tuple[float, ...] | None = None
     if isinstance(long, str):

@@ -134,6 +134,7 @@ def test_accepted(file: RopeMetadata, wanted: ScalingRequest) -> None:
         (GEMMA, request("ntk", original_context=131072, factor=2), "8 times as fast"),
         (GEMMA, request("none", original_context=131072), "8 times as fast"),
         (YARN, request("ntk", target_context=65536), "times as fast"),
+        (YARN, request("none", target_context=32768), "4 times as fast"),
         (YARN, request("linear", original_context=32768, factor=2), "2 times as fast"),
         (YARN, request(target_context=16384), "reaches 32768 tokens as it is"),
         (YARN, request(original_context=32768, target_context=65536), "times as fast"),
