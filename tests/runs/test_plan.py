@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from ggufrope._plain import decode
 from ggufrope.errors import RequestError, StorageError
-from ggufrope.evals.task import Haystack
+from ggufrope.evals.task import BaseKind, Haystack
 from ggufrope.evals.verdict import Thresholds
-from ggufrope.patching.request import ScalingRequest
-from ggufrope.runs.jobs import Selection, expand
+from ggufrope.patching.request import ScalingName, ScalingRequest
+from ggufrope.runs.jobs import Selection, base_of, expand
 from ggufrope.runs.models import ModelFile, resolve_models
 from ggufrope.runs.plan import (
     KvTypes,
@@ -270,3 +270,22 @@ def test_models_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) ->
 def test_the_same_name_twice_is_refused_by_the_plan() -> None:
     with pytest.raises(RequestError, match="`models` has 'a' more than once"):
         RunPlan(models=("a", "a"), contexts=(256,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scaling", "kv", "base"),
+    [
+        ("reference", "file", "f16", None),
+        ("reference", "file", "q8_0", "file · f16"),
+        ("reference", "yarn", "q8_0", "yarn · f16"),
+        ("reference", "yarn", "f16", "file · f16"),
+        ("original", "file", "f16", "none · f16"),
+        ("original", "file", "q8_0", "none · f16"),
+        ("original", "yarn", "q8_0", "file · f16"),
+    ],
+)
+def test_what_a_setting_is_compared_with(
+    kind: BaseKind, scaling: ScalingName, kv: str, base: str | None
+) -> None:
+    found = base_of(kind, ScalingRequest(scaling=scaling), KvTypes.parse(kv))
+    assert (found and f"{found[0].name} · {found[1]}") == base
