@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from ggufrope.backends import RuntimeSettings, open_model
+from ggufrope.container.ggml import KvTypes
 from ggufrope.evals.divergence import DivergencePlan, compare_contexts
 from ggufrope.evals.needle import ask
 from ggufrope.evals.needle_prompts import GridPoint, NeedlePlan, prompts
@@ -27,7 +28,6 @@ from ggufrope.evals.perplexity import PerplexityPlan, read_chunks
 from ggufrope.evals.texts import reference_text, windows_of
 from ggufrope.lm import LanguageModel, OpenContext
 from ggufrope.patching.request import ScalingRequest
-from ggufrope.runs.plan import KvTypes
 
 T = TypeVar("T")
 

@@ -15,12 +15,13 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from ggufrope._plain import encode
+from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import Cell
 from ggufrope.evals.task import BaseKind, Lengths, Task, TaskName
 from ggufrope.patching.request import ScalingRequest
-from ggufrope.runs.plan import KvTypes, RunPlan
+from ggufrope.runs.plan import RunPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema, non_finite
 from ggufrope.backends import RuntimeSettings
-from ggufrope.container.ggml import KvTypes as KvTypes
+from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import TaskName, TaskSettings
 from ggufrope.evals.verdict import Thresholds

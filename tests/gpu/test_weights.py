@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ggufrope import RuntimeSettings, open_model
+from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import InsufficientMemoryError
 from ggufrope.patching.request import ScalingRequest
-from ggufrope.runs.plan import KvTypes
 from ggufrope.runtime import library
 from ggufrope.runtime.library import Device
 from ggufrope.runtime.loading import LoadOptions

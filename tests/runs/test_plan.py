@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufrope._plain import decode
+from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.task import BaseKind, Haystack
 from ggufrope.evals.verdict import Thresholds
@@ -20,7 +21,6 @@ from ggufrope.patching.request import ScalingName, ScalingRequest
 from ggufrope.runs.jobs import Selection, base_of, expand
 from ggufrope.runs.models import ModelFile, resolve_models
 from ggufrope.runs.plan import (
-    KvTypes,
     RunPlan,
     changed_keys,
     format_plan,
