@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 @contextmanager
 def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar over bytes; yield the (done, total) callback that the library takes."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -32,9 +36,7 @@ def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    console = stderr_console()
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

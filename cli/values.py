@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 def model_path(name: str) -> Path:
     """Return the file of the model called `name`; finish or roll back an interrupted edit of it."""
     from ggufrope.container.location import locate
-    from ggufrope.container.recovery import recover
+    from ggufrope.container.shards import needs_recovery
 
     path = locate(name)
+    if not needs_recovery(path):
+        return path
+    from ggufrope.container.recovery import recover
+
     repaired = recover(path)
     if repaired is not None:
         from .output import safe, stderr_console

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggufrope.container.filesystem import journal_path, partial_path, record_path
 from ggufrope.container.reader import read_header
 from ggufrope.container.types import Edits, Header, TypedValue
 from ggufrope.errors import MalformedError, RequestError
@@ -115,6 +116,20 @@ def later_paths(path: Path) -> tuple[Path, ...]:
     if match is None or int(match["number"]) != 1:
         return ()
     return _sibling_paths(path, match["prefix"], int(match["count"]))[1:]
+
+
+def needs_recovery(path: Path) -> bool:
+    """Return whether anything that an unfinished edit leaves stands beside a model's files.
+
+    A look at names only, so that commands which read need not load what repairs: see
+    `recovery.recover`.
+    """
+    every = (path, *(later_paths(path) or later_paths(path.resolve())))
+    beside = (partial_path, record_path, journal_path)
+    try:
+        return any(name(file.resolve()).exists() for file in every for name in beside)
+    except OSError:  # a name that is too long for the file system: nothing can stand there
+        return False
 
 
 def _sibling_paths(path: Path, prefix: str, count: int) -> tuple[Path, ...]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ggufrope.container.compare import tensor_digests, weights_digest
 from ggufrope.container.shards import ModelFiles, distribute, open_model, sibling_paths
 from ggufrope.container.store import StorePlan, execute, plan_store
 from ggufrope.container.strategies import Rejection, Strategy
@@ -170,6 +169,8 @@ def apply(
 
 def weights_sha256(files: ModelFiles, *, progress: Progress | None = None) -> str:
     """Return one digest of all tensor data of a model; metadata and order do not change it."""
+    from ggufrope.container.compare import tensor_digests, weights_digest
+
     digests: dict[str, str] = {}
     for shard in files.shards:
         digests |= tensor_digests(shard.path, shard.header, progress=progress)

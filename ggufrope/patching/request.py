@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from ggufrope._files import read_bytes, read_json
 from ggufrope.errors import RequestError
-from ggufrope.rope.huggingface import ConfigRope
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
     DynamicNtk,
@@ -32,6 +31,7 @@ from ggufrope.rope.scaling import (
 
 if TYPE_CHECKING:
     from ggufrope.rope.factors import FactorFormat, FactorSet
+    from ggufrope.rope.huggingface import ConfigRope
 
 
 Scheme: TypeAlias = Literal[

@@ -128,6 +128,7 @@ class Worker:
         self._on_job = on_job
         self._progress = progress
         self._loaded: str | None = None
+        self._described: str | None = None
         self._opened: OpenedModel | None = None
 
     def __enter__(self) -> Self:
@@ -152,12 +153,11 @@ class Worker:
             # A file that cannot be read has no digest: loading it will say why.
             with suppress(FileError):
                 yield Hashed(model=job.model, sha256=sha256_of(Path(self._paths[job.model])))
-        before = self._loaded
         try:
             for result in self._measure(assignment):
                 # Only now: a model may be loaded when its first context is opened.
-                if self._loaded != before:
-                    before = self._loaded
+                if self._described != self._loaded:
+                    self._described = self._loaded
                     yield self.started()
                 yield result
         except MissingDependencyError:
