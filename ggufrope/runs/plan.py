@@ -214,8 +214,20 @@ def _leaves(table: dict[str, Plain], prefix: str = "") -> Iterator[tuple[str, Pl
 
 def _shown(value: Plain) -> str:
     """A value as a plan writes it, cut short."""
-    text = "nothing" if value is None else _toml(_without_none(value))
+    text = "nothing" if value is None else _toml(_brief(value))
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _brief(value: Plain) -> Plain:
+    """The value without absent fields and switches that are off; a bare scaling is its name."""
+    if isinstance(value, dict):
+        given = {
+            key: _brief(item)
+            for key, item in value.items()
+            if item is not None and item is not False
+        }
+        return given["scaling"] if given.keys() == {"scaling"} else given
+    return [_brief(item) for item in value] if isinstance(value, list) else value
 
 
 def _without_none(value: Plain) -> Plain:

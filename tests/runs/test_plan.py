@@ -131,6 +131,9 @@ def test_the_keys_that_two_plans_differ_in_are_named() -> None:
     assert (haystack, text) == ('haystack.kind "noise" -> "essay"', 'text nothing -> "t.txt"')
     assert seeds.startswith("seeds [1, 2] -> [0, 1, 2,")
     assert seeds.endswith("...")
+    scaled = replace(plan, scalings=("none", ScalingRequest(scaling="yarn", beta_fast=0.0)))
+    before, after = '["file", { scaling = "yarn", factor = 4.0 }]', '["none", { scaling = "yarn", '
+    assert changed_keys(plan, scaled) == (f"scalings {before} -> {after}beta_fast = 0.0 }}]",)
 
 
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
