@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from benchmarks.models import make
 
 SCALING = ("--scaling", "linear", "--factor", "2")
 DATA_BYTES = 250 << 20
+READER = "import sys; from ggufrope.container.reader import read_header; read_header(sys.argv[1])"
 
 
 def main() -> None:
@@ -45,6 +47,10 @@ def main() -> None:
             ],
             runs=peers,
         )
+    results |= {
+        "read_header alone": process([sys.executable, "-c", READER, path], runs=options.runs),
+        "an empty Python": process([sys.executable, "-c", "pass"], runs=options.runs),
+    }
     results |= {"gguf-dump": dump, "gguf-new-metadata": rewrite}
     for who in scripts:
         inspect, patch = results[who]["inspect"], results[who]["patch --in-place"]
