@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from ggufrope._format import safe
 from ggufrope.errors import (
     BackendError,
     FileError,
@@ -19,8 +20,6 @@ from ggufrope.errors import (
     MissingDependencyError,
     RequestError,
 )
-
-from .output import safe
 
 
 class OptionError(GgufRopeError):
@@ -67,11 +66,12 @@ OTHER_FLAGS = {
 `ggufrope.patching.command.FLAGS`."""
 
 CHECK_FAILED = 1
+BAD_FILE = 3
 INTERRUPTED = 130
 _CODES: tuple[tuple[type[GgufRopeError], int], ...] = (
     (OptionError, 2),
     (RequestError, 2),
-    (FileError, 3),
+    (FileError, BAD_FILE),
     (MissingDependencyError, 4),
     (BackendError, 5),
 )

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from ggufrope._format import safe
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = 1
-_KEPT = frozenset("\n")
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
 @cache
@@ -42,16 +41,6 @@ def emit_json(payload: dict[str, Any]) -> None:
     answer = {"schema": SCHEMA} | encode(payload, nulls=True)
     json.dump(answer, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
-
-
-def safe(text: str) -> str:
-    r"""Return `text` with control, format and undecodable characters as escapes (`\x1b`)."""
-    return "".join(
-        character
-        if character in _KEPT or unicodedata.category(character) not in _HIDDEN
-        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for character in text
-    )
 
 
 def one_line(text: str, limit: int = 60) -> str:

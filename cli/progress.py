@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .output import safe, stderr_console
+from ggufrope._format import safe
+
+from .output import stderr_console
 
 if TYPE_CHECKING:
     from ggufrope.evals.results import CellResult

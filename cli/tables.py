@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from .output import one_line, safe
+from ggufrope._format import safe
+
+from .output import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path

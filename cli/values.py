@@ -25,7 +25,9 @@ def model_path(name: str) -> Path:
 
     repaired = recover(path)
     if repaired is not None:
-        from .output import safe, stderr_console
+        from ggufrope._format import safe
+
+        from .output import stderr_console
 
         stderr_console().print(safe(repaired.message), style="yellow")
     return path

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from ggufrope.container.recovery import undo
     from ggufrope.errors import GgufRopeError
     from ggufrope.evals.verdict import Thresholds
+    from ggufrope.patching.check import check
     from ggufrope.patching.command import patch_command
     from ggufrope.patching.inspection import inspect, read_model
     from ggufrope.patching.plan import apply, plan_patch
     from ggufrope.patching.request import ScalingRequest
+    from ggufrope.patching.sarif import sarif
     from ggufrope.report.record import RunReport, run
     from ggufrope.rope.export import export
     from ggufrope.runs.plan import RunPlan, read_plan
@@ -39,10 +41,12 @@ _HOMES = {
     "container.recovery": ("undo",),
     "errors": ("GgufRopeError",),
     "evals.verdict": ("Thresholds",),
+    "patching.check": ("check",),
     "patching.command": ("patch_command",),
     "patching.inspection": ("inspect", "read_model"),
     "patching.plan": ("apply", "plan_patch"),
     "patching.request": ("ScalingRequest",),
+    "patching.sarif": ("sarif",),
     "report.record": ("RunReport", "run"),
     "rope.export": ("export",),
     "runs.plan": ("RunPlan", "read_plan"),
@@ -69,6 +73,7 @@ __all__ = [
     "Thresholds",
     "advise",
     "apply",
+    "check",
     "diff",
     "export",
     "inspect",
@@ -80,6 +85,7 @@ __all__ = [
     "read_plan",
     "run",
     "run_search",
+    "sarif",
     "undo",
     "verify",
 ]

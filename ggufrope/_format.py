@@ -1,6 +1,21 @@
-"""Numbers as people read them: sizes and durations."""
+"""What people read: sizes and durations, and strings of a file made harmless."""
 
 from __future__ import annotations
+
+import unicodedata
+
+_KEPT = frozenset("\n")
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+
+
+def safe(text: str) -> str:
+    r"""Return `text` with control, format and undecodable characters as escapes (`\x1b`)."""
+    return "".join(
+        character
+        if character in _KEPT or unicodedata.category(character) not in _HIDDEN
+        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )
 
 
 def byte_size(count: int) -> str:

@@ -59,6 +59,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "llama4": {"caveat": NORMED},
     # step35.cpp: n_rot_full / 2
     "step35": {"global_rot_divisor": 2},
+    # encoders and decoders of sound and pictures, which no token comes out of
+    "clip": {"role": "projector"},
+    "wavtokenizer-dec": {"role": "vocoder"},
+    # llama_model_has_encoder, which names draft models too
+    "t5": {"role": "encoder-decoder"},
     # llama4.cpp and afmoe.cpp: n_no_rope_layer_step where no layer slides
     "afmoe": {"step_always": True},
     "smollm3": {"step_always": True},
@@ -125,6 +130,24 @@ class Source:
             return "\n".join(own)
         parent = self.parent(owner)
         return self.graph(parent) if parent else "\n".join(own)
+
+    def role(self, arch: str) -> str:
+        """Return what `arch` does with tokens, from the switches over architectures."""
+        if arch in self._cases("bool llm_arch_is_diffusion(", "true", self.arch):
+            return "diffusion"
+        if arch in self._cases("bool llama_model_has_decoder(", "false", self.model):
+            return "encoder"
+        cached = r"((?:case LLM_ARCH_\w+:\s*)+)\{\s*res = nullptr;"
+        uncached = re.search(cached, self.model)
+        return "encoder" if uncached and f"{arch}:" in uncached[1] else "decoder"
+
+    @staticmethod
+    def _cases(function: str, returned: str, text: str) -> set[str]:
+        """Return the architectures for which a function of one switch returns a value."""
+        start = text.index(function)
+        body = text[start : text.index("\n}\n", start)]
+        found = re.search(rf"((?:case LLM_ARCH_\w+:\s*)+)return {returned};", body)
+        return set(re.findall(r"LLM_ARCH_\w+", found[1])) if found else set()
 
     def rope_type(self, arch: str) -> tuple[str, bool]:
         """Return the rope type, and whether rope sections in the file make it M-RoPE."""
@@ -234,11 +257,14 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"rope": rope}
     owner = source.model_class(arch)
     if owner is None:
-        return {**fields, "caveat": "not a text model"}
+        return {**fields, "caveat": "not a text model", **EXCEPTIONS.get(name, {})}
     hparams = source.method(owner, "load_arch_hparams")
     graph = source.graph(owner)
     if by_sections:
         fields["mrope_by_sections"] = True
+    role = source.role(arch)
+    if role != "decoder":
+        fields["role"] = role
     loading = source.model[: source.model.index("invalid n_rot")]
     if re.search(rf"arch == {arch}\b[^{{]*\{{[^{{]*\{{[^{{]*$", loading[-700:]):
         fields["full_head"] = True

@@ -8,6 +8,7 @@ import typer
 
 EXAMPLES = {
     "inspect": "ggufrope inspect model.gguf --ctx 32768",
+    "check": "ggufrope check models/ --config config.json",
     "patch": "ggufrope patch model.gguf -o long.gguf --scaling yarn --target-ctx 32768",
     "undo": "ggufrope undo model.gguf",
     "diff": "ggufrope diff model.gguf long.gguf",

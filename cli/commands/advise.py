@@ -75,8 +75,9 @@ def show(advice: Advice) -> None:
         out.print(shown(warning), style="yellow")
     for number, option in enumerate(advice.options, start=1):
         _show_option(number, option)
-    out.print(heading("memory at the target"))
-    _show_memory(advice.memory)
+    if advice.memory:
+        out.print(heading("memory at the target"))
+        _show_memory(advice.memory)
 
 
 def _show_option(number: int, option: Option) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from ..options import FileArgument, JsonOption, token_option
 
 if TYPE_CHECKING:
@@ -29,9 +31,10 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what is wrong with the RoPE settings of a file, what they say, and what they do."""
+    """Show what is wrong with the RoPE of a file, what it says and does; exit 1 on an error."""
     from ggufrope.patching.inspection import inspect
 
+    from ..errors import CHECK_FAILED
     from ..output import emit_json
     from ..values import model_path
 
@@ -40,6 +43,8 @@ def command(
         emit_json(payload(inspection))
     else:
         show(inspection)
+    if not inspection.passed:
+        raise typer.Exit(CHECK_FAILED)
 
 
 def payload(inspection: Inspection) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ggufrope._format import duration
+from ggufrope._format import duration, safe
 
 from ..options import FileArgument, JsonOption, grouped, option, token_option
-from ..output import console, safe, stderr_console
+from ..output import console, stderr_console
 from ..tables import heading, row, shown, table
 from ..values import seconds
 

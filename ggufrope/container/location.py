@@ -1,4 +1,4 @@
-"""Find a model file by its usual name. Nothing is ever downloaded.
+"""Find a model file by its usual name, and all those in a folder. Nothing is ever downloaded.
 
 A name is a path, `ollama:NAME[:TAG]`, or `hf:OWNER/REPO/FILE`; the last two are looked up in the
 stores that those tools keep on disk (`OLLAMA_MODELS`; `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`).
@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from ggufrope.container.shards import first_path
 from ggufrope.errors import RequestError, StorageError
 
 _OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
@@ -27,6 +28,50 @@ def locate(name: str) -> Path:
     if colon and scheme == "hf":
         return _hugging_face(rest)
     return Path(name)
+
+
+def find_models(folder: Path) -> tuple[Path, ...]:
+    """Return the models in a folder and in those below it, in the order of their paths.
+
+    These are files named `*.gguf`, of a split model the first one alone. Links are followed, and a
+    file that several names lead to is found once, by a name that is no link where it has one. A
+    folder that cannot be read, a link that leads nowhere, and a later file without the first are
+    found too, so that whoever reads them says so. Raises StorageError where `folder` itself cannot
+    be read.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        real = os.path.realpath(current)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(current.iterdir())
+        except OSError as error:
+            if current == folder:
+                raise StorageError(f"cannot read {folder}: {error.strerror or error}") from error
+            found.append(current)
+            continue
+        for entry in entries:
+            # os.path, unlike Path, takes what may not be looked at for absent, and does not raise.
+            if os.path.isdir(entry):  # noqa: PTH112
+                pending.append(entry)
+            elif entry.suffix.lower() == ".gguf" and (
+                os.path.isfile(entry) or not os.path.exists(entry)  # noqa: PTH110, PTH113
+            ):
+                found.append(entry)
+    return _distinct(found)
+
+
+def _distinct(paths: list[Path]) -> tuple[Path, ...]:
+    """Return one path per model, in order."""
+    files: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda path: (first_path(path) != path, path.is_symlink(), path)):
+        files.setdefault(os.path.realpath(first_path(path)), path)
+    return tuple(sorted(files.values()))
 
 
 def _ollama(name: str) -> Path:

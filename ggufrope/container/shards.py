@@ -118,6 +118,17 @@ def later_paths(path: Path) -> tuple[Path, ...]:
     return _sibling_paths(path, match["prefix"], int(match["count"]))[1:]
 
 
+def first_path(path: Path) -> Path:
+    """Return the path of the first file of the split model that `path` is a later file of.
+
+    It is `path` itself where that is a first file, or the only one. The name alone decides.
+    """
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        return path
+    return path.with_name(f"{match['prefix']}-00001-of-{match['count']}.gguf")
+
+
 def needs_recovery(path: Path) -> bool:
     """Return whether anything that an unfinished edit leaves stands beside a model's files.
 

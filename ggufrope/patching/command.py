@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,22 @@ def patch_command(request: ScalingRequest, model: Path | str, output: Path | str
     return command_line(
         "patch", path_word(model), "-o", path_word(output), *scaling_options(request)
     )
+
+
+def name_beside(model: Path | str, added: str) -> str:
+    """Return the name of a new file beside `model`: its own with `added`, before a shard's number.
+
+    A model named by `ollama:`, `hf:` or an address gets a name in the current folder.
+    """
+    text = os.fspath(model)
+    if text.startswith(("ollama:", "hf:", "https:", "http:")):
+        folder, name = PurePath(), re.split(r"[/:]", text)[-1]
+    else:
+        folder, name = PurePath(text).parent, PurePath(text).name
+    stem, _, _ = name.partition(".gguf")
+    part = re.search(r"-\d{5}-of-\d{5}$", stem)
+    shard = part[0] if part else ""
+    return str(folder / f"{stem.removesuffix(shard)}{added}{shard}.gguf")
 
 
 def validate_command(

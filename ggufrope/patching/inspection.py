@@ -1,7 +1,7 @@
 """A model file as it stands: what it declares, what llama.cpp makes of it, what is wrong.
 
 `inspect` reports every finding in one list: about the layout of the file, such as a key that occurs
-twice, and about its RoPE settings.
+twice, about its RoPE settings, and what the model is for where it generates no text.
 """
 
 from __future__ import annotations
@@ -19,12 +19,21 @@ from ggufrope.errors import FileError
 from ggufrope.rope.effective import EffectiveRope, RopeOverrides
 from ggufrope.rope.frequencies import MAX_ROTARY_DIMENSIONS
 from ggufrope.rope.keys import FACTOR_TENSORS, KEYS
-from ggufrope.rope.lint import Finding, lint
+from ggufrope.rope.lint import SEVERITIES, Finding, lint
 from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import RopeMetadata, read_metadata
+from ggufrope.rope.purpose import purpose
 
 _MAX_FACTOR_BYTES = 4 * MAX_ROTARY_DIMENSIONS // 2
 """A larger factor tensor fits no model, and is not read."""
+
+
+_OTHER_KINDS = {
+    "adapter": "an adapter (LoRA)",
+    "imatrix": "an importance matrix",
+    "mmproj": "a projector of images or sound",
+}
+"""Values of `general.type` (gguf-py's GGUFType) besides "model"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +67,11 @@ class Inspection:
     effective: EffectiveRope | None
     refusal: str | None
     findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no finding is an error."""
+        return all(finding.severity != "error" for finding in self.findings)
 
 
 def read_model(path: Path) -> StoredModel:
@@ -99,12 +113,28 @@ def inspect(
         model=model,
         effective=rotation,
         refusal=refusal,
-        findings=_findings(model),
+        findings=_findings(model, refusal),
     )
 
 
-def _findings(model: StoredModel) -> tuple[Finding, ...]:
-    """Findings about the layout of each file and about the settings, errors first."""
+def other_kind(header: Header) -> str | None:
+    """Return what a GGUF file holds where that is no language model, in words; else None.
+
+    `general.type` says so in files that gguf-py writes; older image projectors have the
+    architecture clip.
+    """
+    kind = header.get("general.type")
+    if header.architecture == "clip":
+        kind = "mmproj"
+    return _OTHER_KINDS.get(kind) if isinstance(kind, str) else None
+
+
+def _findings(model: StoredModel, refusal: str | None) -> tuple[Finding, ...]:
+    """Findings about the layout of each file, the settings and the purpose, errors first.
+
+    A file that llama.cpp would refuse has an error that says so, and one that is no language model
+    is not judged as one.
+    """
     shards = model.files.shards
     layout = [
         Finding(
@@ -116,7 +146,29 @@ def _findings(model: StoredModel) -> tuple[Finding, ...]:
         for shard in shards
         for found in layout_findings(shard.header)
     ]
-    order = ("error", "warning", "info")
-    return tuple(
-        sorted([*layout, *lint(model.metadata)], key=lambda each: order.index(each.severity))
+    found = [*layout, *_model_findings(model)]
+    judged = other_kind(model.header) is None
+    if judged and refusal is not None and all(each.severity != "error" for each in found):
+        found.append(
+            Finding(code="refused", severity="error", key="general.architecture", message=refusal)
+        )
+    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _model_findings(model: StoredModel) -> tuple[Finding, ...]:
+    kind = other_kind(model.header)
+    if kind is not None:
+        message = f"the file holds {kind}: it has no RoPE settings to check"
+        return (Finding(code="no-model", severity="info", key="general.type", message=message),)
+    found = lint(model.metadata)
+    meant = purpose(model.metadata)
+    if meant.generates:
+        return found
+    message = (
+        f"the model is {meant.reason}; it generates no text, so nothing measures its recall or "
+        "perplexity"
+    )
+    return (
+        *found,
+        Finding(code="no-generation", severity="info", key="general.architecture", message=message),
     )

@@ -118,7 +118,7 @@ def plan_patch(
     """
     model = read_model(path)
     target, expression = encode_request(request, model.metadata)
-    edits = _edits(expression, model.header.byte_order)
+    edits = edits_of(expression, model.header.byte_order)
     changed = describe(edits, model)
     if not changed and reserve is None:
         raise RequestError(f"{path}: already declares exactly this; there is nothing to change")
@@ -227,7 +227,8 @@ def _files(
         yield shard, parts.get(shard.path, (shard, Edits()))[1], target
 
 
-def _edits(expression: Expression, order: ByteOrder) -> Edits:
+def edits_of(expression: Expression, order: ByteOrder) -> Edits:
+    """Return the edits of a file in that byte order that `expression` means."""
     keys = expression.keys
     return Edits(
         set={key: value for key, value in keys.items() if value is not None},

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 RopeType: TypeAlias = Literal["none", "norm", "neox", "mrope", "imrope"]
 """How dimensions pair: norm (2j, 2j+1), neox (j, j+n_rot/2); mrope and imrope pair as neox."""
+Role: TypeAlias = Literal[
+    "decoder", "encoder", "encoder-decoder", "diffusion", "vocoder", "projector"
+]
+"""What comes out: the next token (decoder), or something else; only decoders keep K/V caches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,7 @@ class SlidingWindow:
 class Architecture:
     """One architecture as llama.cpp loads and runs it.
 
+    role: what llama.cpp's graph of it does with tokens.
     rope: the rope type; with `mrope_by_sections`, mrope where the file has rope sections.
     full_head: whether it loads only if the rotary dimensions are the whole head.
     global_rot_divisor: its global layers rotate the declared dimensions divided by this.
@@ -70,6 +75,7 @@ class Architecture:
 
     name: str
     rope: RopeType
+    role: Role = "decoder"
     mrope_by_sections: bool = False
     full_head: bool = False
     global_rot_divisor: int = 1

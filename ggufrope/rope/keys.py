@@ -46,6 +46,8 @@ KEYS: Mapping[str, KeySpec] = MappingProxyType(
         "key_length_swa": _u32("attention.key_length_swa"),
         "value_length_swa": _u32("attention.value_length_swa"),
         "kv_lora_rank": _u32("attention.kv_lora_rank"),
+        "causal": KeySpec(suffix="attention.causal", type=ValueType.BOOL),
+        "pooling_type": _u32("pooling_type"),
         "sliding_window": _u32("attention.sliding_window"),
         "sliding_window_pattern": _u32("attention.sliding_window_pattern", per_layer=True),
         "shared_kv_layers": _u32("attention.shared_kv_layers"),

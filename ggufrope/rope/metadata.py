@@ -78,6 +78,8 @@ class RopeMetadata:
     key_length_swa: int | None = None
     value_length_swa: int | None = None
     kv_lora_rank: int | None = None
+    causal: bool | None = None
+    pooling_type: int | None = None
     sliding_window: int | None = None
     sliding_window_pattern: PerLayer | None = None
     shared_kv_layers: int | None = None

@@ -15,6 +15,7 @@ from ggufrope.container.types import Scalar
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.rope.keys import KEYS
 from ggufrope.rope.metadata import read_metadata
+from ggufrope.rope.purpose import require_generation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +41,13 @@ Identify: TypeAlias = Callable[[str, Path], ModelFile]
 
 
 def identify(name: str, path: Path) -> ModelFile:
-    """Return the model in a GGUF file, from its header alone. Raises FileError."""
+    """Return the model in a GGUF file, from its header alone.
+
+    Raises FileError, RequestError where the model generates no text to measure.
+    """
     header = read_header(path)
     metadata = read_metadata(header)
+    require_generation(metadata, str(path))
     details = {key: header.get(key) for key in (*_DETAILS, *map(metadata.key, KEYS))}
     return ModelFile(
         name=name,

@@ -29,8 +29,11 @@ from numpy.typing import NDArray
 
 from ggufrope._files import read_bytes
 from ggufrope.container.ggml import TYPES
+from ggufrope.container.reader import read_header
 from ggufrope.errors import BackendError
 from ggufrope.rope.effective import RopeOverrides
+from ggufrope.rope.metadata import read_metadata
+from ggufrope.rope.purpose import purpose
 from ggufrope.runtime import library
 from ggufrope.runtime.batch import decode
 from ggufrope.runtime.context import Context
@@ -124,6 +127,8 @@ def probe(
     positions = (0, *(2**power for power in range(_DOUBLINGS)))
     measured = _measure(model, settings, positions)
     plain = _measure(model, replace(settings, rope=_unscaled(model, rope)), positions)
+    if not measured:
+        raise BackendError(f"{model.path.name}: nothing to measure: no layer keeps keys")
     layers, notes = [], []
     for layer, found in sorted(measured.items()):
         head_size, n_rot = _rotary_width(model, layer, found, pairs)
@@ -168,6 +173,11 @@ def _require_applicable(model: Model) -> PairStyle:
     style = _PAIR_STYLES.get(int(llama.llama_model_rope_type(model.handle)))
     if style is None:
         raise BackendError(f"{name}: the architecture has no rotary embedding to measure")
+    meant = purpose(read_metadata(read_header(model.path)))
+    if not meant.keeps_cache:
+        raise BackendError(
+            f"{name}: nothing to measure: it is {meant.reason}, and llama.cpp keeps no keys of it"
+        )
     if llama.llama_model_has_encoder(model.handle):
         raise BackendError(f"{name}: an encoder keeps no keys to measure")
     if model.metadata(f"{model.architecture}.attention.kv_lora_rank"):

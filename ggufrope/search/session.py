@@ -21,6 +21,7 @@ from ggufrope.patching.inspection import StoredModel, read_model
 from ggufrope.patching.rotation import Rotation, rotation_of
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.factors import FactorSet, format_factors
+from ggufrope.rope.purpose import require_generation
 from ggufrope.rope.scaling import RopeScaling
 from ggufrope.search.engine import Evaluator, Watch, search
 from ggufrope.search.optimizers import require_optimizer
@@ -60,6 +61,7 @@ def run_search(
     backend = LlamaBackend() if backend is None else backend
     if not isinstance(model, StoredModel):
         model = read_model(Path(model))
+    require_generation(model.metadata, str(model.path))
     arch = architecture(model.metadata.architecture)
     if not arch.loads_factors and plan.space != "yarn":
         raise RequestError(

@@ -1,0 +1,167 @@
+"""`ggufrope check`: many files at once, one line each, for scripts and CI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..options import JsonOption
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from ggufrope.patching.check import CheckReport, ConfigCheck, FileCheck
+
+
+def command(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="Models as for the other commands, and folders: every .gguf file below one.",
+            show_default=False,
+        ),
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A Hugging Face config.json: say key by key whether each file is what it says.",
+        ),
+    ] = None,
+    sarif: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0 (for code scanning)."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Check files and folders, one line per file; exit 1 on an error."""
+    from ggufrope.patching.check import check
+
+    from ..errors import BAD_FILE, CHECK_FAILED
+    from ..output import emit_json
+
+    report = check(*files, config=config)
+    if sarif is not None:
+        from ggufrope._files import write_whole
+        from ggufrope.patching.sarif import sarif as to_sarif
+
+        write_whole(sarif, to_sarif(report))
+    if json:
+        emit_json(payload(report))
+    else:
+        show(report)
+    if not report.passed:
+        raise typer.Exit(BAD_FILE if report.unreadable_only else CHECK_FAILED)
+
+
+def payload(report: CheckReport) -> dict[str, Any]:
+    """Return the JSON object of `check`."""
+    return {
+        "files": [
+            {
+                "file": file.path,
+                "readable": file.readable,
+                "architecture": file.architecture,
+                "context_length": file.context_length,
+                "scaling": file.scaling,
+                "worst": None if file.worst is None else file.worst.severity,
+                "findings": file.findings,
+                "config": file.config,
+            }
+            for file in report.files
+        ],
+        "summary": {"files": len(report.files), **report.counts},
+    }
+
+
+def show(report: CheckReport) -> None:
+    """Print one line per file, the comparison with the config below it, and the counts."""
+    from ..output import console, one_line
+    from ..tables import shown_path
+
+    out = console()
+    names = [shown_path(file.path) for file in report.files]
+    facts = [
+        (
+            one_line(file.architecture or "—", 24),
+            "—" if file.context_length is None else str(file.context_length),
+            one_line(file.scaling or "—", 48),
+        )
+        for file in report.files
+    ]
+    widths = [max(map(len, column)) for column in zip(*facts, strict=True)]
+    width = max(map(len, names))
+    for file, name, words in zip(report.files, names, facts, strict=True):
+        line = f"{name:<{width}}  " + "  ".join(
+            f"{word:<{size}}" for word, size in zip(words, widths, strict=True)
+        )
+        _print_line(line, _verdict(file))
+        if file.config is not None:
+            _show_config(file.config)
+    out.print(_summary(report))
+
+
+def _print_line(line: str, verdict: Text) -> None:
+    """Print one line of output: cut to the width of a terminal, whole where it goes elsewhere."""
+    from rich.text import Text
+
+    from ..output import console
+
+    out = console()
+    text = Text.assemble(line, "  ", verdict)
+    if out.is_terminal:
+        out.print(text, no_wrap=True, overflow="ellipsis")
+    else:
+        out.print(text, soft_wrap=True)
+
+
+def _verdict(file: FileCheck) -> Text:
+    from rich.text import Text
+
+    from ..output import one_line
+    from ..tables import SEVERITY_STYLES
+
+    worst = file.worst
+    if worst is None:
+        return Text("ok", style="green")
+    more = len(file.findings) - 1
+    return Text.assemble(
+        (worst.severity, SEVERITY_STYLES[worst.severity]),
+        f" {worst.code}: {one_line(worst.message, 400)}",
+        f" (and {more} more)" if more else "",
+    )
+
+
+def _show_config(config: ConfigCheck) -> None:
+    from rich.text import Text
+
+    from ..tables import shown
+
+    for row in config.keys:
+        found, wanted = shown(row.file), shown(row.config)
+        if row.agrees:
+            _print_line(f"    {shown(row.key)} {found}", Text("as the config says", style="green"))
+        else:
+            differs = "differs" if not config.agrees else "written otherwise, with the same effect"
+            _print_line(
+                f"    {shown(row.key)} {found}, config {wanted}",
+                Text(differs, style="yellow" if config.agrees else "bold red"),
+            )
+    for note in config.notes:
+        _print_line(f"    {shown(note)}", Text(""))
+    if config.command is not None:
+        _print_line(f"    {config.command}", Text(""))
+
+
+def _summary(report: CheckReport) -> str:
+    counts = report.counts
+    numbers = [
+        (len(report.files), "file"),
+        (counts["error"], "error"),
+        (counts["warning"], "warning"),
+    ]
+    files, *rest = (f"{count} {word}{'s' * (count != 1)}" for count, word in numbers)
+    return f"{files}: {', '.join(rest)}"

@@ -1,0 +1,310 @@
+"""Many files checked at once: what each declares, what is wrong, and whether a config.json agrees.
+
+Headers alone are read, so a folder of models takes seconds. A file that cannot be read is an error
+of that file and does not stop the others. Nothing is written, and nothing is repaired.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from ggufrope.container.location import find_models, locate
+from ggufrope.container.shards import needs_recovery
+from ggufrope.errors import FileError, RequestError
+from ggufrope.patching.command import name_beside, patch_command
+from ggufrope.patching.compose import check_start, declared_scaling, encode_request, patched
+from ggufrope.patching.inspection import Inspection, StoredModel, inspect, other_kind
+from ggufrope.patching.plan import Shown, describe, edits_of
+from ggufrope.patching.request import ScalingRequest
+from ggufrope.rope.keys import KEYS
+from ggufrope.rope.lint import SEVERITIES, Finding
+from ggufrope.rope.llamacpp import effective
+
+if TYPE_CHECKING:
+    from ggufrope.rope.effective import EffectiveRope
+    from ggufrope.rope.encode import Expression
+    from ggufrope.rope.metadata import RopeMetadata
+
+_TOLERANCE = 1e-6
+"""Relative; keys and factors are stored as float32."""
+
+Name: TypeAlias = str | os.PathLike[str]
+"""A model file, a folder of them, `ollama:NAME` or `hf:OWNER/REPO/FILE`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyCheck:
+    """One key or factor tensor: what the file has and what the config asks for, None for absent."""
+
+    key: str
+    file: Shown
+    config: Shown
+    agrees: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigCheck:
+    """A file held against a config.json.
+
+    `agrees` is whether the file rotates as the config says and has its context length; keys may
+    differ where they mean the same. `refusal` says why the config does not apply to this file,
+    `command` is the shell command that writes what it says, None where there is nothing to write or
+    nothing to be done about it. `notes` are what llama.cpp would not honor of the config.
+    """
+
+    agrees: bool
+    keys: tuple[KeyCheck, ...] = ()
+    refusal: str | None = None
+    command: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileCheck:
+    """One model: what it declares, and all findings, errors first.
+
+    What the file does not say is None, and everything is where it cannot be read (`readable`).
+    `scaling` is in words, "none" where the file is not scaled.
+    """
+
+    path: Path
+    architecture: str | None
+    context_length: int | None
+    scaling: str | None
+    findings: tuple[Finding, ...]
+    readable: bool = True
+    config: ConfigCheck | None = None
+
+    @property
+    def worst(self) -> Finding | None:
+        """The first of the most severe findings, None where there is none."""
+        return self.findings[0] if self.findings else None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no finding is an error."""
+        return self.worst is None or self.worst.severity != "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """The files checked, in the order in which they were named, folders in the order of paths."""
+
+    files: tuple[FileCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no file has an error finding."""
+        return all(file.passed for file in self.files)
+
+    @property
+    def unreadable_only(self) -> bool:
+        """Whether the only files that fail are those that cannot be read."""
+        failed = [file for file in self.files if not file.passed]
+        return bool(failed) and not any(file.readable for file in failed)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of findings by severity, zeros included."""
+        found = Counter(finding.severity for file in self.files for finding in file.findings)
+        return {severity: found[severity] for severity in SEVERITIES}
+
+
+def check(*names: Name, config: Name | None = None) -> CheckReport:
+    """Check model files, and all those in folders; `config` is a config.json to hold each against.
+
+    Raises RequestError where no name is given, two files would be needed to understand the config
+    or it is no config.json, FileError where a folder has no model or cannot be read.
+    """
+    if not names:
+        raise RequestError("nothing to check: name a file or a folder")
+    if config is not None:
+        _read_config(Path(config))
+    paths = dict.fromkeys(path for name in names for path in _expand(name))
+    return CheckReport(files=tuple(_check(path, config) for path in paths))
+
+
+def _read_config(path: Path) -> None:
+    """Refuse a config that makes no sense for any file, once and not once per file."""
+    from ggufrope._files import read_json
+    from ggufrope.rope.huggingface import from_config
+
+    from_config(read_json(path))
+
+
+def _expand(name: Name) -> Iterable[Path | tuple[Path, str]]:
+    text = os.fspath(name)
+    try:
+        path = locate(text)
+    except FileError as error:
+        return [(Path(text), str(error))]
+    if not path.is_dir():
+        return [path]
+    found = find_models(path)
+    if not found:
+        raise FileError(f"{path}: no .gguf file in this folder or below it; name another folder")
+    return found
+
+
+def _check(path: Path | tuple[Path, str], config: Name | None) -> FileCheck:
+    if isinstance(path, tuple):
+        return _unreadable(*path)
+    try:
+        found = inspect(path)
+    except (FileError, RequestError) as error:
+        return _unreadable(path, str(error))
+    findings = list(found.findings)
+    if needs_recovery(path):
+        findings.append(_unfinished())
+    compared = None
+    if config is not None and other_kind(found.model.header) is None:
+        compared = against_config(found.model, config)
+        findings += _config_findings(compared, config)
+    metadata = found.model.metadata
+    return FileCheck(
+        path=path,
+        architecture=metadata.architecture,
+        context_length=metadata.context_length,
+        scaling=_scaling(found),
+        findings=tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity))),
+        config=compared,
+    )
+
+
+def _scaling(found: Inspection) -> str | None:
+    if other_kind(found.model.header) is not None:
+        return None
+    return declared_scaling(found.model.metadata) or "none"
+
+
+def _unreadable(path: Path, reason: str) -> FileCheck:
+    finding = Finding(code="unreadable", severity="error", key="", message=reason)
+    return FileCheck(
+        path=path,
+        architecture=None,
+        context_length=None,
+        scaling=None,
+        findings=(finding,),
+        readable=False,
+    )
+
+
+def _unfinished() -> Finding:
+    return Finding(
+        code="unfinished-edit",
+        severity="error",
+        key="",
+        message="an edit of the file is under way, or was interrupted: wait for it, or run inspect "
+        "on the file, which finishes it or takes it back",
+    )
+
+
+# Against a config.json ----------------------------------------------------------------------------
+
+
+def against_config(model: StoredModel, config: Name) -> ConfigCheck:
+    """Compare what the file declares and does with what a config.json says, key by key."""
+    request = ScalingRequest(scaling="file", from_config=os.fspath(config))
+    before = model.metadata
+    try:
+        target, expression = encode_request(request, before)
+        after = patched(before, expression)
+        check_start(request, target, before, after)
+        same = _rotates_alike(before, after)
+    except (RequestError, FileError) as error:
+        return ConfigCheck(agrees=False, refusal=str(error))
+    keys = _keys(model, expression)
+    agrees = same and before.context_length == after.context_length
+    notes = (
+        f"{ignored.parameter} {ignored.value}: {ignored.reason}" for ignored in expression.ignored
+    )
+    output = name_beside(model.path, "-from-config")
+    return ConfigCheck(
+        agrees=agrees,
+        keys=keys,
+        command=None if agrees else patch_command(request, model.path, output),
+        notes=tuple(notes),
+    )
+
+
+def _keys(model: StoredModel, expression: Expression) -> tuple[KeyCheck, ...]:
+    """Return what the config decides, in the order of `keys.KEYS`, factor tensors last."""
+    metadata, header = model.metadata, model.header
+    changed = {edit.key for edit in describe(edits_of(expression, header.byte_order), model)}
+    wanted = {key: None if value is None else value.value for key, value in expression.keys.items()}
+    rows = []
+    for key in map(metadata.key, KEYS):
+        found, value = header.get(key), wanted.get(key)
+        if key not in wanted or (found is None and value is None):
+            continue
+        rows.append(
+            KeyCheck(key=key, file=_shown(found), config=_shown(value), agrees=key not in changed)
+        )
+    for name, factors in expression.tensors.items():
+        tensor = metadata.tensor(name)
+        if factors is None and tensor is None:
+            continue
+        rows.append(
+            KeyCheck(
+                key=name,
+                file=None if tensor is None else f"{tensor.length} factors",
+                config=None if factors is None else f"{len(factors)} factors",
+                agrees=_close(
+                    () if tensor is None else tensor.values or (),
+                    () if factors is None else factors,
+                ),
+            )
+        )
+    return tuple(rows)
+
+
+def _shown(value: object) -> Shown:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _rotates_alike(before: RopeMetadata, after: RopeMetadata) -> bool:
+    """Return whether llama.cpp makes the same of both in a short and in a long context."""
+    longest = max(before.context_length or 1, after.context_length or 1)
+    original = after.original_context or before.original_context or longest
+    try:
+        return all(
+            _same(effective(before, context_tokens=n), effective(after, context_tokens=n))
+            for n in {min(original, longest), longest}
+        )
+    except FileError:
+        return False
+
+
+def _same(one: EffectiveRope, other: EffectiveRope) -> bool:
+    layers = [layer for group in one.groups for layer in group.layers]
+    return all(
+        _close(one.group(layer).inverse_frequencies, other.group(layer).inverse_frequencies)
+        and _close((one.group(layer).magnitude,), (other.group(layer).magnitude,))
+        for layer in layers
+    )
+
+
+def _close(one: Iterable[float], other: Iterable[float]) -> bool:
+    a, b = tuple(one), tuple(other)
+    return len(a) == len(b) and all(
+        abs(x - y) <= _TOLERANCE * max(abs(x), abs(y)) for x, y in zip(a, b, strict=True)
+    )
+
+
+def _config_findings(compared: ConfigCheck, config: Name) -> Iterable[Finding]:
+    name = os.fspath(config)
+    if compared.refusal is not None:
+        yield Finding(code="config-refused", severity="error", key="", message=compared.refusal)
+    elif not compared.agrees:
+        different = [row.key for row in compared.keys if not row.agrees]
+        yield Finding(
+            code="config-differs",
+            severity="error",
+            key=different[0] if different else "",
+            message=f"the file is not what {name} says: {', '.join(different)}",
+        )
