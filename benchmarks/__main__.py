@@ -15,7 +15,7 @@ SMOLLM2 = ".models/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else SMOLLM2
-    commands = (("startup",), ("edit",), ("prefill", model), ("evaluation_cost", model))
+    commands = (("startup",), ("check",), ("edit",), ("prefill", model), ("evaluation_cost", model))
     for name, *arguments in commands:
         print(f"\n$ python -m benchmarks.{' '.join((name, *arguments))}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], check=True)

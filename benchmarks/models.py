@@ -13,8 +13,10 @@ UINT32, FLOAT32, STRING, ARRAY, INT32 = 4, 6, 8, 9, 5
 F16_MATRIX = (2048, 5632)
 
 
-def big_vocabulary(path: Path, *, data_bytes: int, sparse: bool = False) -> Path:
-    """Write a file shaped like a Llama: 262144 tokens, and about `data_bytes` of F16 matrices.
+def big_vocabulary(
+    path: Path, *, data_bytes: int, sparse: bool = False, vocabulary: int = VOCABULARY
+) -> Path:
+    """Write a file shaped like a Llama: its tokens, and about `data_bytes` of F16 matrices.
 
     With `sparse` the data of the matrices is a hole and takes no space on the disk.
     """
@@ -33,9 +35,9 @@ def big_vocabulary(path: Path, *, data_bytes: int, sparse: bool = False) -> Path
         ("llama.rope.freq_base", FLOAT32, 10000.0),
         ("llama.attention.layer_norm_rms_epsilon", FLOAT32, 1e-5),
         ("tokenizer.ggml.model", STRING, "llama"),
-        ("tokenizer.ggml.tokens", ARRAY, (STRING, [_token(n) for n in range(VOCABULARY)])),
-        ("tokenizer.ggml.scores", ARRAY, (FLOAT32, [-float(n) for n in range(VOCABULARY)])),
-        ("tokenizer.ggml.token_type", ARRAY, (INT32, [1] * VOCABULARY)),
+        ("tokenizer.ggml.tokens", ARRAY, (STRING, [_token(n) for n in range(vocabulary)])),
+        ("tokenizer.ggml.scores", ARRAY, (FLOAT32, [-float(n) for n in range(vocabulary)])),
+        ("tokenizer.ggml.token_type", ARRAY, (INT32, [1] * vocabulary)),
     ]
     header = [b"GGUF", struct.pack("<IQQ", 3, count, len(metadata))]
     header += [_text(key) + struct.pack("<I", kind) + _value(kind, v) for key, kind, v in metadata]
@@ -55,12 +57,14 @@ def big_vocabulary(path: Path, *, data_bytes: int, sparse: bool = False) -> Path
     return path
 
 
-def make(path: Path, *, data_bytes: int, sparse: bool = False) -> Path:
+def make(
+    path: Path, *, data_bytes: int, sparse: bool = False, vocabulary: int = VOCABULARY
+) -> Path:
     """Call `big_vocabulary` in another process, so that this one stays small.
 
     The peak memory of a child process includes that of its parent.
     """
-    arguments = [str(path), str(data_bytes), *(["sparse"] if sparse else [])]
+    arguments = [str(path), str(data_bytes), str(vocabulary), *(["sparse"] if sparse else [])]
     subprocess.run([sys.executable, "-m", "benchmarks.models", *arguments], check=True)
     return path
 
@@ -87,4 +91,9 @@ def _value(kind: int, value: Any) -> bytes:
 
 
 if __name__ == "__main__":
-    big_vocabulary(Path(sys.argv[1]), data_bytes=int(sys.argv[2]), sparse="sparse" in sys.argv)
+    big_vocabulary(
+        Path(sys.argv[1]),
+        data_bytes=int(sys.argv[2]),
+        vocabulary=int(sys.argv[3]),
+        sparse="sparse" in sys.argv,
+    )

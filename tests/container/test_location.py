@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope.container.location import locate
+from ggufrope.container.location import find_models, locate
 from ggufrope.errors import RequestError, StorageError
 
 
@@ -77,3 +77,47 @@ def test_hugging_face_absent(hub: Path) -> None:
 def test_malformed_names(name: str) -> None:
     with pytest.raises(RequestError, match="expected"):
         locate(name)
+
+
+def test_models_of_a_folder_are_found_once_and_in_order(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in (
+        "z.gguf",
+        "b/a.GGUF",
+        "b/s-00002-of-00002.gguf",
+        "b/s-00001-of-00002.gguf",
+        "lone-00003-of-00004.gguf",
+        "lone-00002-of-00004.gguf",
+        ".m.gguf.ggufrope-partial",
+        "notes.gguf.txt",
+    ):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "a-link.gguf").symlink_to("z.gguf")
+    (tmp_path / "gone.gguf").symlink_to("nowhere")
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    found = [str(path.relative_to(tmp_path)) for path in find_models(tmp_path)]
+    assert found == [
+        "b/a.GGUF",
+        "b/s-00001-of-00002.gguf",
+        "gone.gguf",
+        "lone-00002-of-00004.gguf",
+        "z.gguf",
+    ]
+
+
+def test_a_folder_of_links_into_a_store_keeps_their_names(hub: Path) -> None:
+    """As in the Hugging Face cache: two revisions of one file are one model."""
+    snapshots = hub / "snapshots"
+    blob = hub / "blobs" / "abc"
+    blob.parent.mkdir()
+    blob.write_bytes(b"GGUF")
+    for revision in ("aaa", "bbb"):
+        link = snapshots / revision / "sub" / "m.gguf"
+        link.unlink()
+        link.symlink_to(blob)
+    assert find_models(hub) == (snapshots / "aaa" / "sub" / "m.gguf",)
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot read"):
+        find_models(tmp_path / "absent")
