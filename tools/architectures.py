@@ -38,9 +38,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "deepseek32": {"log_multiplier_unit": 10.0},
     "mistral4": {"log_multiplier_unit": 10.0},
     "deepseek4": {"caveat": "compressed layers turn at a base of their own"},
-    "dflash": {"rope": "neox", "caveat": DRAFT},
-    "eagle3": {"caveat": DRAFT},
-    "gemma4-assistant": {"caveat": DRAFT},
+    "dflash": {"rope": "neox", "role": "draft", "caveat": DRAFT},
+    "eagle3": {"role": "draft", "caveat": DRAFT},
+    "gemma4-assistant": {"role": "draft", "caveat": DRAFT},
     # bert.cpp: only Nomic and Jina v3 rotate
     "bert": {"rope": "none"},
     "jina-bert-v2": {"rope": "none"},

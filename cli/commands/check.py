@@ -67,7 +67,7 @@ def payload(report: CheckReport) -> dict[str, Any]:
                 "architecture": file.architecture,
                 "context_length": file.context_length,
                 "scaling": file.scaling,
-                "worst": None if file.worst is None else file.worst.severity,
+                "worst": file.worst,
                 "findings": file.findings,
                 "config": file.config,
             }

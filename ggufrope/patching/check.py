@@ -19,13 +19,13 @@ from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.command import name_beside, patch_command
 from ggufrope.patching.compose import check_start, declared_scaling, encode_request, patched
 from ggufrope.patching.inspection import Inspection, StoredModel, inspect, other_kind
-from ggufrope.patching.plan import Shown, describe, edits_of
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.keys import KEYS
 from ggufrope.rope.lint import SEVERITIES, Finding
 from ggufrope.rope.llamacpp import effective
 
 if TYPE_CHECKING:
+    from ggufrope.patching.plan import Shown
     from ggufrope.rope.effective import EffectiveRope
     from ggufrope.rope.encode import Expression
     from ggufrope.rope.metadata import RopeMetadata
@@ -234,6 +234,8 @@ def against_config(model: StoredModel, config: Name) -> ConfigCheck:
 
 def _keys(model: StoredModel, expression: Expression) -> tuple[KeyCheck, ...]:
     """Return what the config decides, in the order of `keys.KEYS`, factor tensors last."""
+    from ggufrope.patching.plan import describe, edits_of  # loads what writes files
+
     metadata, header = model.metadata, model.header
     changed = {edit.key for edit in describe(edits_of(expression, header.byte_order), model)}
     wanted = {key: None if value is None else value.value for key, value in expression.keys.items()}

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 RopeType: TypeAlias = Literal["none", "norm", "neox", "mrope", "imrope"]
 """How dimensions pair: norm (2j, 2j+1), neox (j, j+n_rot/2); mrope and imrope pair as neox."""
 Role: TypeAlias = Literal[
-    "decoder", "encoder", "encoder-decoder", "diffusion", "vocoder", "projector"
+    "decoder", "encoder", "encoder-decoder", "draft", "diffusion", "vocoder", "projector"
 ]
-"""What comes out: the next token (decoder), or something else; only decoders keep K/V caches."""
+"""What comes out: the next token (decoder), or something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

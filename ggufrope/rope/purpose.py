@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _ROLES: Mapping[Role, str] = {
     "encoder": "an encoder, which attends in both directions",
     "encoder-decoder": "an encoder-decoder model, whose prompt an encoder reads",
+    "draft": "a draft model, which guesses the tokens of another model",
     "diffusion": "a diffusion model, which fills in all tokens at once",
     "vocoder": "a decoder of sound, not of text",
     "projector": "a projector of images or sound, not a language model",
@@ -61,7 +62,7 @@ def purpose(metadata: RopeMetadata) -> Purpose:
     except FileError:
         role = "decoder"
     if role != "decoder":
-        cached = role == "encoder-decoder"  # in its decoder
+        cached = role in ("encoder-decoder", "draft")
         return Purpose(generates=False, keeps_cache=cached, reason=_ROLES[role])
     pooling = metadata.pooling_type or 0
     said = []
