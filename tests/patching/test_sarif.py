@@ -71,7 +71,7 @@ def test_a_good_file_has_no_result(tmp_path: Path) -> None:
 
 def test_hostile_names_and_values(tmp_path: Path) -> None:
     name = b"\x1b[1m \xff%41:a?b#c\n.gguf"
-    keys = {"rope.scaling.type": "a word"}
+    keys = {"rope.scaling.type": "a word [x](http://y) {0}"}
     content = build("qwen2", tmp_path / "m.gguf", keys=keys)[0].read_bytes()
     (tmp_path / "m.gguf").unlink()
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(
@@ -79,11 +79,12 @@ def test_hostile_names_and_values(tmp_path: Path) -> None:
     )
     written = sarif(check(tmp_path), root=tmp_path)
     written.encode("ascii")
-    (result, *_) = require_sarif(json.loads(written))
-    assert "\x1b" not in result["message"]["text"]
-    assert r"\x1b[2J" in "".join(
-        each["message"]["text"] for each in require_sarif(json.loads(written))
-    )
+    results = require_sarif(json.loads(written))
+    messages = "".join(each["message"]["text"] for each in results)
+    assert "\x1b" not in messages
+    assert r"\x1b[2J" in messages
+    assert "[x] (http://y) {{0}}" in messages
+    result = results[0]
     uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
     assert unquote_to_bytes(uri) == name
     assert ":" not in uri
