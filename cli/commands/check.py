@@ -63,6 +63,7 @@ def payload(report: CheckReport) -> dict[str, Any]:
         "files": [
             {
                 "file": file.path,
+                "name": file.name,
                 "readable": file.readable,
                 "architecture": file.architecture,
                 "context_length": file.context_length,
@@ -80,10 +81,13 @@ def payload(report: CheckReport) -> dict[str, Any]:
 def show(report: CheckReport) -> None:
     """Print one line per file, the comparison with the config below it, and the counts."""
     from ..output import console, one_line
-    from ..tables import shown_path
+    from ..tables import shown, shown_path
 
     out = console()
-    names = [shown_path(file.path) for file in report.files]
+    names = [
+        shown_path(file.path) if file.name == str(file.path) else shown(file.name)
+        for file in report.files
+    ]
     facts = [
         (
             one_line(file.architecture or "—", 24),

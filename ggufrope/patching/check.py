@@ -66,12 +66,13 @@ class ConfigCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileCheck:
-    """One model: what it declares, and all findings, errors first.
+    """One model, as it was named: what it declares, and all findings, errors first.
 
     What the file does not say is None, and everything is where it cannot be read (`readable`).
     `scaling` is in words, "none" where the file is not scaled.
     """
 
+    name: str
     path: Path
     architecture: str | None
     context_length: int | None
@@ -118,15 +119,15 @@ class CheckReport:
 def check(*names: Name, config: Name | None = None) -> CheckReport:
     """Check model files, and all those in folders; `config` is a config.json to hold each against.
 
-    Raises RequestError where no name is given, two files would be needed to understand the config
-    or it is no config.json, FileError where a folder has no model or cannot be read.
+    Raises RequestError where no name is given or the config cannot be understood, FileError where
+    it cannot be read, or a folder cannot, or has no model.
     """
     if not names:
         raise RequestError("nothing to check: name a file or a folder")
     if config is not None:
         _read_config(Path(config))
-    paths = dict.fromkeys(path for name in names for path in _expand(name))
-    return CheckReport(files=tuple(_check(path, config) for path in paths))
+    found = {path: name for given in names for name, path in _expand(os.fspath(given))}
+    return CheckReport(files=tuple(_check(name, path, config) for path, name in found.items()))
 
 
 def _read_config(path: Path) -> None:
@@ -137,36 +138,36 @@ def _read_config(path: Path) -> None:
     from_config(read_json(path))
 
 
-def _expand(name: Name) -> Iterable[Path | tuple[Path, str]]:
-    text = os.fspath(name)
+def _expand(name: str) -> Iterable[tuple[str, Path]]:
+    """Return the models that a name means; one that is nowhere to be found stays as it is."""
     try:
-        path = locate(text)
-    except FileError as error:
-        return [(Path(text), str(error))]
+        path = locate(name)
+    except FileError:
+        return [(name, Path(name))]
     if not path.is_dir():
-        return [path]
+        return [(name, path)]
     found = find_models(path)
     if not found:
         raise FileError(f"{path}: no .gguf file in this folder or below it; name another folder")
-    return found
+    return [(os.fspath(each), each) for each in found]
 
 
-def _check(path: Path | tuple[Path, str], config: Name | None) -> FileCheck:
-    if isinstance(path, tuple):
-        return _unreadable(*path)
+def _check(name: str, path: Path, config: Name | None) -> FileCheck:
     try:
+        locate(name)  # says why a store does not have it
         found = inspect(path)
     except (FileError, RequestError) as error:
-        return _unreadable(path, str(error))
+        return _unreadable(name, path, str(error))
     findings = list(found.findings)
     if needs_recovery(path):
         findings.append(_unfinished())
     compared = None
     if config is not None and other_kind(found.model.header) is None:
-        compared = against_config(found.model, config)
+        compared = against_config(found.model, config, name=name)
         findings += _config_findings(compared, config)
     metadata = found.model.metadata
     return FileCheck(
+        name=name,
         path=path,
         architecture=metadata.architecture,
         context_length=metadata.context_length,
@@ -182,9 +183,10 @@ def _scaling(found: Inspection) -> str | None:
     return declared_scaling(found.model.metadata) or "none"
 
 
-def _unreadable(path: Path, reason: str) -> FileCheck:
+def _unreadable(name: str, path: Path, reason: str) -> FileCheck:
     finding = Finding(code="unreadable", severity="error", key="", message=reason)
     return FileCheck(
+        name=name,
         path=path,
         architecture=None,
         context_length=None,
@@ -207,8 +209,12 @@ def _unfinished() -> Finding:
 # Against a config.json ----------------------------------------------------------------------------
 
 
-def against_config(model: StoredModel, config: Name) -> ConfigCheck:
-    """Compare what the file declares and does with what a config.json says, key by key."""
+def against_config(model: StoredModel, config: Name, *, name: str | None = None) -> ConfigCheck:
+    """Compare what the file declares and does with what a config.json says, key by key.
+
+    `name` is how the command that mends the file names it; None is its path.
+    """
+    name = os.fspath(model.path) if name is None else name
     request = ScalingRequest(scaling="file", from_config=os.fspath(config))
     before = model.metadata
     try:
@@ -223,11 +229,11 @@ def against_config(model: StoredModel, config: Name) -> ConfigCheck:
     notes = (
         f"{ignored.parameter} {ignored.value}: {ignored.reason}" for ignored in expression.ignored
     )
-    output = name_beside(model.path, "-from-config")
+    output = name_beside(name, "-from-config")
     return ConfigCheck(
         agrees=agrees,
         keys=keys,
-        command=None if agrees else patch_command(request, model.path, output),
+        command=None if agrees else patch_command(request, name, output),
         notes=tuple(notes),
     )
 

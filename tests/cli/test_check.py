@@ -73,6 +73,7 @@ def test_json_has_every_finding(cli: Call, folder: Path) -> None:
     assert by_name["bad.gguf"]["readable"] is False
     assert by_name["good.gguf"] == {
         "file": str(folder / "good.gguf"),
+        "name": str(folder / "good.gguf"),
         "readable": True,
         "architecture": "qwen2",
         "context_length": 512,
@@ -251,6 +252,28 @@ def test_the_same_rotation_in_other_words_agrees(cli: Call, tmp_path: Path) -> N
     outcome = cli("check", path, "--config", config)
     assert outcome.code == 0
     assert "written otherwise, with the same effect" in outcome.out
+
+
+def test_a_model_of_a_store_keeps_its_name(
+    cli: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that mends it reads the store and writes into the current folder."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--owner--repo" / "snapshots" / "aaa"
+    snapshot.mkdir(parents=True)
+    build("qwen2", snapshot / "m.gguf")
+    outcome = cli(
+        "check", "hf:owner/repo/m.gguf", "--config", write_config(tmp_path, YARN), "--json"
+    )
+    (file,) = outcome.json["files"]
+    assert (file["file"], file["name"]) == (str(snapshot / "m.gguf"), "hf:owner/repo/m.gguf")
+    words = shlex.split(file["config"]["command"])
+    assert words[2:5] == ["hf:owner/repo/m.gguf", "-o", "m-from-config.gguf"]
+    missing = cli("check", "hf:owner/repo/n.gguf", "hf:owner/repo/m.gguf")
+    assert missing.code == 3
+    assert "download it first" in missing.out
+    assert "2 files: 1 error" in missing.out
+    assert cli("check", "ollama:none/of/those/names").code == 2
 
 
 def test_a_config_of_another_model_is_told_per_file(cli: Call, tmp_path: Path) -> None:
