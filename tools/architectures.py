@@ -38,9 +38,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "deepseek32": {"log_multiplier_unit": 10.0},
     "mistral4": {"log_multiplier_unit": 10.0},
     "deepseek4": {"caveat": "compressed layers turn at a base of their own"},
-    "dflash": {"rope": "neox", "role": "draft", "caveat": DRAFT},
-    "eagle3": {"role": "draft", "caveat": DRAFT},
-    "gemma4-assistant": {"role": "draft", "caveat": DRAFT},
+    "dflash": {"rope": "neox", "caveat": DRAFT},
+    "eagle3": {"caveat": DRAFT},
+    "gemma4-assistant": {"caveat": DRAFT},
     # bert.cpp: only Nomic and Jina v3 rotate
     "bert": {"rope": "none"},
     "jina-bert-v2": {"rope": "none"},
@@ -59,14 +59,20 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "llama4": {"caveat": NORMED},
     # step35.cpp: n_rot_full / 2
     "step35": {"global_rot_divisor": 2},
-    # encoders and decoders of sound and pictures, which no token comes out of
-    "clip": {"role": "projector"},
-    "wavtokenizer-dec": {"role": "vocoder"},
-    # llama_model_has_encoder, which names draft models too
-    "t5": {"role": "encoder-decoder"},
     # llama4.cpp and afmoe.cpp: n_no_rope_layer_step where no layer slides
     "afmoe": {"step_always": True},
     "smollm3": {"step_always": True},
+}
+
+# What comes out is not the next token, where no switch in the source says so
+ROLES = {
+    "clip": "projector",
+    "wavtokenizer-dec": "vocoder",
+    # llama_model_has_encoder names it beside draft models
+    "t5": "encoder-decoder",
+    "dflash": "draft",
+    "eagle3": "draft",
+    "gemma4-assistant": "draft",
 }
 
 
@@ -255,16 +261,16 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     """Return the entry of one architecture, without the fields that have their defaults."""
     rope, by_sections = source.rope_type(arch)
     fields: dict[str, Any] = {"rope": rope}
+    role = ROLES.get(name) or source.role(arch)
+    if role != "decoder":
+        fields["role"] = role
     owner = source.model_class(arch)
     if owner is None:
-        return {**fields, "caveat": "not a text model", **EXCEPTIONS.get(name, {})}
+        return {**fields, "caveat": "not a text model"}
     hparams = source.method(owner, "load_arch_hparams")
     graph = source.graph(owner)
     if by_sections:
         fields["mrope_by_sections"] = True
-    role = source.role(arch)
-    if role != "decoder":
-        fields["role"] = role
     loading = source.model[: source.model.index("invalid n_rot")]
     if re.search(rf"arch == {arch}\b[^{{]*\{{[^{{]*\{{[^{{]*$", loading[-700:]):
         fields["full_head"] = True

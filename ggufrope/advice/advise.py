@@ -8,13 +8,15 @@ better, or find nothing better. What a patch of this file would refuse is never 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope._format import byte_size
 from ggufrope.advice.memory import MemoryNeed, longest_context, memory_need
 from ggufrope.errors import RequestError
-from ggufrope.patching.command import name_beside, patch_command, search_command, validate_command
+from ggufrope.patching.command import patch_command, search_command, validate_command
 from ggufrope.patching.compose import (
     declared_scaling,
     reached_context,
@@ -56,8 +58,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """`options` best first; `memory` one per cache type, none where llama.cpp keeps no cache;
-    `warnings` apply to every option.
+    """`options` best first; `memory` one per cache type; `warnings` apply to every option.
 
     `ratio` is the target over the original context, from which the scaling starts.
     """
@@ -99,10 +100,8 @@ def advise(
             f"no layer of this {arch.name} model rotates: it has no RoPE to scale, and its context "
             "is what it was trained for"
         )
-    meant = purpose(metadata)
     plan = _Plan(
         metadata=metadata,
-        generates=meant.generates,
         arch=arch,
         file=file,
         target=target_context,
@@ -120,14 +119,13 @@ def advise(
     memory = tuple(
         memory_need(header, metadata, context_tokens=target_context, k_type=k, v_type=v)
         for k, v in CACHE_CHOICES
-        if meant.keeps_cache and _is_possible(header, metadata, k, v)
+        if _is_possible(header, metadata, k, v)
     )
     warnings = [
-        *_purpose_warnings(header, meant),
         *plan.warnings(refused, far="global" in kinds),
         *_memory_warnings(header, metadata, memory, memory_bytes),
     ]
-    return Advice(
+    advice = Advice(
         target_context=target_context,
         original_context=plan.original,
         ratio=plan.ratio,
@@ -135,6 +133,7 @@ def advise(
         memory=memory,
         warnings=tuple(warnings),
     )
+    return _for_its_purpose(advice, header, purpose(metadata))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +157,6 @@ class _Plan:
     """
 
     metadata: RopeMetadata
-    generates: bool
     arch: Architecture
     file: str
     target: int
@@ -205,11 +203,7 @@ class _Plan:
             ranked = [self.ntk(), self.yarn(), self.linear()]
         if self.arch.has_long_short_factors:
             ranked.insert(1, self.keep_short_context())
-            if (
-                self.generates
-                and self.growth > YARN_REACH
-                and declared_scaling(self.metadata) is None
-            ):
+            if self.growth > YARN_REACH and declared_scaling(self.metadata) is None:
                 ranked.append(self.searched())
         return ranked
 
@@ -308,27 +302,34 @@ class _Plan:
         return None if candidate.request is None else refusal(candidate.request, self.metadata)
 
     def option(self, candidate: _Candidate) -> Option:
-        commands: list[str] = []
-        if self.generates and candidate.request is None:
-            commands.append(candidate.command)
-        elif self.generates and candidate.request is not None:
-            lengths = _steps(self.original, self.target)
-            commands.append(validate_command(self.file, lengths, candidate.request))
+        commands: tuple[str, ...] = (candidate.command,)
         if candidate.request is not None:
-            output = self._output(candidate.request)
-            commands.append(patch_command(candidate.request, self.file, output))
+            commands = (
+                validate_command(self.file, _steps(self.original, self.target), candidate.request),
+                patch_command(candidate.request, self.file, self._output(candidate.request)),
+            )
         return Option(
             method=candidate.method,
             scaling=candidate.scaling,
             reasons=candidate.reasons,
             short_context_risk=candidate.risk,
-            commands=tuple(commands),
+            commands=commands,
         )
 
     def _output(self, request: ScalingRequest) -> str:
         """The name of a new file beside the model: its own with the scheme and the context."""
         kept = "-keep-short" if request.keep_short_context else ""
-        return name_beside(self.file, f"-{request.scaling}{kept}-{self.target}")
+        added = f"-{request.scaling}{kept}-{self.target}"
+        if self.file.startswith(("ollama:", "hf:", "https:", "http:")):
+            folder, name = "", re.split(r"[/:]", self.file)[-1]
+        else:
+            path = PurePath(self.file)
+            folder, name = str(path.parent), path.name
+        stem, _, _ = name.partition(".gguf")
+        part = re.search(r"-\d{5}-of-\d{5}$", stem)
+        shard = part[0] if part else ""
+        stem = stem.removesuffix(shard)
+        return str(PurePath(folder) / f"{stem}{added}{shard}.gguf")
 
     def warnings(self, refused: Mapping[str, str], *, far: bool) -> list[str]:
         warnings = []
@@ -368,21 +369,33 @@ def _is_possible(header: Header, metadata: RopeMetadata, k_type: str, v_type: st
     return True
 
 
-def _purpose_warnings(header: Header, meant: Purpose) -> list[str]:
-    """Return what does not apply to a model that generates no text."""
-    warnings = []
+def _for_its_purpose(advice: Advice, header: Header, meant: Purpose) -> Advice:
+    """Return the advice without what does not apply to the model: measuring text that it does not
+    generate, and a K/V cache that llama.cpp does not keep for it."""
+    warnings: list[str] = []
+    options, memory = advice.options, advice.memory
     if not meant.generates:
         warnings.append(
             f"this is {meant.reason}; it generates no text, so validate and search do not apply: "
             "compare its results on long texts before and after"
         )
+        edits = [
+            tuple(command for command in option.commands if command.startswith("ggufrope patch "))
+            for option in options
+        ]
+        options = tuple(
+            replace(option, commands=commands)
+            for option, commands in zip(options, edits, strict=True)
+            if commands or len(options) == 1
+        )
     if not meant.keeps_cache:
+        memory = ()
         weights = byte_size(sum(tensor.length for tensor in header.tensors))
         warnings.append(
             f"llama.cpp keeps no K/V cache for it: it needs {weights} for its weights, and compute "
             "buffers that grow with the batch"
         )
-    return warnings
+    return replace(advice, options=options, memory=memory, warnings=(*warnings, *advice.warnings))
 
 
 def _memory_warnings(

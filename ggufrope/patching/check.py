@@ -18,10 +18,10 @@ from ggufrope.container.shards import needs_recovery
 from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.command import name_beside, patch_command
 from ggufrope.patching.compose import check_start, declared_scaling, encode_request, patched
-from ggufrope.patching.inspection import Inspection, StoredModel, inspect, other_kind
+from ggufrope.patching.inspection import SEVERITIES, Inspection, StoredModel, inspect, other_kind
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.keys import KEYS
-from ggufrope.rope.lint import SEVERITIES, Finding
+from ggufrope.rope.lint import Finding
 from ggufrope.rope.llamacpp import effective
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope.container.ggml import F32
 from ggufrope.errors import FileError
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 
 Severity: TypeAlias = Literal["error", "warning", "info"]
-SEVERITIES: tuple[Severity, ...] = get_args(Severity)
-"""The worst first."""
 
 _EXTENDED_RATIO = 1.001
 """A context this much longer than what the scaling covers is more than a rounding."""
@@ -50,7 +48,8 @@ def lint(metadata: RopeMetadata) -> tuple[Finding, ...]:
         return (_error("unknown-architecture", "general.architecture", str(error)),)
     checks = (_types, _numbers, _lengths, _scaling, _dead_keys, _factor_tensors, _reach, _attention)
     found = [finding for check in checks for finding in check(metadata, arch)]
-    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+    order = ("error", "warning", "info")
+    return tuple(sorted(found, key=lambda finding: order.index(finding.severity)))
 
 
 def _types(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:

@@ -78,13 +78,13 @@ class RopeMetadata:
     key_length_swa: int | None = None
     value_length_swa: int | None = None
     kv_lora_rank: int | None = None
-    causal: bool | None = None
-    pooling_type: int | None = None
     sliding_window: int | None = None
     sliding_window_pattern: PerLayer | None = None
     shared_kv_layers: int | None = None
     full_attention_interval: int | None = None
     recurrent_layers: PerLayer | None = None
+    causal: bool | None = None
+    pooling_type: int | None = None
     rope_pattern: PerLayer | None = None
     dimension_count: int | None = None
     dimension_count_swa: int | None = None
