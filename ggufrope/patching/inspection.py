@@ -19,7 +19,7 @@ from ggufrope.errors import FileError
 from ggufrope.rope.effective import EffectiveRope, RopeOverrides
 from ggufrope.rope.frequencies import MAX_ROTARY_DIMENSIONS
 from ggufrope.rope.keys import FACTOR_TENSORS, KEYS
-from ggufrope.rope.lint import Finding, lint
+from ggufrope.rope.lint import Finding, Severity, lint
 from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import RopeMetadata, read_metadata
 from ggufrope.rope.purpose import purpose
@@ -28,7 +28,7 @@ _MAX_FACTOR_BYTES = 4 * MAX_ROTARY_DIMENSIONS // 2
 """A larger factor tensor fits no model, and is not read."""
 
 
-SEVERITIES = ("error", "warning", "info")
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 """The worst first."""
 _OTHER_KINDS = {
     "adapter": "an adapter (LoRA)",
