@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ggufrope.errors import GgufRopeError
     from ggufrope.evals.verdict import Thresholds
     from ggufrope.patching.command import patch_command
+    from ggufrope.patching.exporting import export_model
     from ggufrope.patching.inspection import inspect, read_model
     from ggufrope.patching.plan import apply, plan_patch
     from ggufrope.patching.request import ScalingRequest
@@ -40,6 +41,7 @@ _HOMES = {
     "errors": ("GgufRopeError",),
     "evals.verdict": ("Thresholds",),
     "patching.command": ("patch_command",),
+    "patching.exporting": ("export_model",),
     "patching.inspection": ("inspect", "read_model"),
     "patching.plan": ("apply", "plan_patch"),
     "patching.request": ("ScalingRequest",),
@@ -71,6 +73,7 @@ __all__ = [
     "apply",
     "diff",
     "export",
+    "export_model",
     "inspect",
     "locate",
     "open_model",

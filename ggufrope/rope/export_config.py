@@ -79,23 +79,19 @@ class Section:
     """What to put into a config.json, and what that leaves out.
 
     `parameters` is the value of rope_parameters. `context_length` is max_position_embeddings as
-    transformers needs it. `nested` is whether the language model lies under text_config. `engine`
-    has what inference engines read under other names.
+    transformers needs it. `nested` is whether the language model lies under text_config.
     """
 
     parameters: Mapping[str, Any]
     context_length: int
     nested: bool
     scaled: bool
-    engine: Mapping[str, Any]
     lost: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def config(self, *, engine: bool = False) -> dict[str, Any]:
         """Return the fields to merge into the config; `engine` for vLLM and SGLang."""
-        parameters = dict(self.parameters)
-        if engine:
-            parameters |= self.engine
+        parameters = _for_engine(self.parameters) if engine else dict(self.parameters)
         fields: dict[str, Any] = {"rope_parameters": parameters}
         if not (engine and parameters.get("rope_type") in ("linear", "dynamic")):
             # vLLM and SGLang take it for the length before a factor of these two.
@@ -146,6 +142,11 @@ def config_section(
     main = parameters.get("full_attention", parameters)
     nested = _is_composite(metadata, found)
     notes = [_TEXT_CONFIG] if nested else []
+    if metadata.architecture == "gpt-oss" and main.get("rope_type") == "yarn":
+        notes.append(
+            "gpt-oss was trained with truncate false, which llama.cpp does not have: add it for "
+            "the trained rotation instead of llama.cpp's"
+        )
     if found.caveat and "latent" not in found.caveat:
         lost.append(found.caveat)
     dynamic = isinstance(scaling, DynamicNtk) and main.get("rope_type") == "dynamic"
@@ -157,7 +158,6 @@ def config_section(
         else context_tokens,
         nested=nested,
         scaled=main.get("rope_type") not in ("default", "proportional", "dynamic"),
-        engine=MappingProxyType(_engine_fields(main) if main is parameters else {}),
         lost=tuple(lost),
         notes=tuple(notes),
     )
@@ -175,15 +175,19 @@ def _is_composite(metadata: RopeMetadata, found: EffectiveRope) -> bool:
     return metadata.architecture in COMPOSITE or found.rope_type in ("mrope", "imrope")
 
 
-def _engine_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attention factor as vLLM and SGLang read it: beside YaRN's own for YaRN, as a
-    pair for LongRoPE."""
+def _for_engine(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters with the attention factor as vLLM and SGLang read it too: beside YaRN's own
+    for YaRN, as a pair for LongRoPE."""
+    made = {
+        name: _for_engine(value) if isinstance(value, Mapping) else value
+        for name, value in parameters.items()
+    }
     magnitude = parameters.get("attention_factor")
     if magnitude is None:
-        return {}
+        return made
     if parameters["rope_type"] == "yarn":
-        return {"attn_factor": _short(magnitude / yarn_mscale(parameters["factor"]))}
-    return {"long_mscale": magnitude, "short_mscale": magnitude}
+        return {**made, "attn_factor": _short(magnitude / yarn_mscale(parameters["factor"]))}
+    return {**made, "long_mscale": magnitude, "short_mscale": magnitude}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
