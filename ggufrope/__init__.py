@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ggufrope.evals.verdict import Thresholds
     from ggufrope.patching.check import check
     from ggufrope.patching.command import patch_command
+    from ggufrope.patching.exporting import export_model
     from ggufrope.patching.inspection import inspect, read_model
     from ggufrope.patching.plan import apply, plan_patch
     from ggufrope.patching.request import ScalingRequest
@@ -43,6 +44,7 @@ _HOMES = {
     "evals.verdict": ("Thresholds",),
     "patching.check": ("check",),
     "patching.command": ("patch_command",),
+    "patching.exporting": ("export_model",),
     "patching.inspection": ("inspect", "read_model"),
     "patching.plan": ("apply", "plan_patch"),
     "patching.request": ("ScalingRequest",),
@@ -76,6 +78,7 @@ __all__ = [
     "check",
     "diff",
     "export",
+    "export_model",
     "inspect",
     "locate",
     "open_model",

@@ -16,7 +16,7 @@ EXAMPLES = {
     "factors": "ggufrope factors model.gguf --export factors.json",
     "probe": "ggufrope probe long.gguf --ctx 32768",
     "advise": "ggufrope advise model.gguf --target-ctx 65536 --memory 24GiB",
-    "export": "ggufrope export long.gguf --to llama-server",
+    "export": "ggufrope export model.gguf --to llama-server --scaling yarn --target-ctx 32k",
     "validate": "ggufrope validate long.gguf --ctx 8k,16k,32k --kv f16,q8_0",
     "compare": "ggufrope compare model.gguf --ctx 8k,16k --scaling none,linear,ntk,yarn",
     "search": "ggufrope search model.gguf --target-ctx 16k --budget 2h",

@@ -6,40 +6,54 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from ..options import FileArgument, JsonOption, token_option
+from ..options import FileArgument, JsonOption, grouped, token_option
+from ..options_scaling import ScalingOptions
 
 
+@grouped
 def command(
     file: FileArgument,
+    scaling: ScalingOptions,
     to: Annotated[
         str,
         typer.Option(
             "--to",
             metavar="TOOL",
-            help="llama-server, llama-cpp-python, huggingface, vllm, ollama, koboldcpp or axolotl.",
+            help="llama-server, llama-cpp-python, huggingface, vllm, sglang, ollama, lmstudio, "
+            "koboldcpp or axolotl.",
         ),
     ],
     ctx: Annotated[
         int | None,
-        token_option("--ctx", "Context length to run at, in tokens (default: the file's)."),
+        token_option(
+            "--ctx", "Context length to run at, in tokens (default: the file's, or --target-ctx)."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Print the RoPE settings of a file for another tool, and what that tool cannot express."""
-    from ggufrope.patching.inspection import read_model
-    from ggufrope.rope.export import export
+    """Print RoPE settings for another tool: a file's own, or a scaling that is not in it."""
+    from ggufrope.errors import RequestError
+    from ggufrope.patching.exporting import export_model
 
-    from ..output import console, emit_json, stderr_console
-    from ..tables import shown
+    from ..output import console, emit_json, safe, stderr_console
     from ..values import model_path
 
-    metadata = read_model(model_path(file)).metadata
-    exported = export(metadata, cast("Any", to), context_tokens=ctx)
+    request = scaling.request()
+    if request.is_file and any(scaling.parameters.values()):
+        raise RequestError("missing `scaling`: the other options of a scaling belong to it")
+    exported = export_model(model_path(file), cast("Any", to), request=request, context_tokens=ctx)
     if json:
         emit_json(
-            {"tool": exported.tool, "text": exported.text, "inexpressible": exported.inexpressible}
+            {
+                "tool": exported.tool,
+                "text": exported.text,
+                "inexpressible": exported.inexpressible,
+                "notes": exported.notes,
+            }
         )
         return
-    console().print(exported.text, soft_wrap=True)
+    console().print(safe(exported.text), soft_wrap=True)
+    for sentence in exported.notes:
+        stderr_console().print(safe(sentence), style="dim", soft_wrap=True)
     for sentence in exported.inexpressible:
-        stderr_console().print(f"not expressed: {shown(sentence)}", style="yellow")
+        stderr_console().print(f"not expressed: {safe(sentence)}", style="yellow", soft_wrap=True)

@@ -1,0 +1,73 @@
+"""A model file, or a scaling of it that is not written yet, as settings for another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufrope.patching.command import patch_command
+from ggufrope.patching.compose import check_start, encode_request, patched
+from ggufrope.patching.inspection import read_model
+from ggufrope.rope.architectures import architecture
+from ggufrope.rope.effective import LLAMA_FLAGS, RopeOverrides
+from ggufrope.rope.export import Export, Tool, Wanted, export
+from ggufrope.rope.llamacpp import file_base, number
+
+if TYPE_CHECKING:
+    from ggufrope.patching.request import ScalingRequest
+    from ggufrope.rope.encode import Ignored
+    from ggufrope.rope.metadata import RopeMetadata
+
+
+def export_model(
+    path: Path,
+    tool: Tool,
+    *,
+    request: ScalingRequest | None = None,
+    context_tokens: int | None = None,
+) -> Export:
+    """Write the settings of the model at `path` for `tool`, or those that `request` means on it.
+
+    Nothing is written to the file. `context_tokens` is the context to run at; None is the one that
+    the file declares, or the request reaches. Raises RequestError where the request contradicts
+    itself or the file, or does not start from the scaling that the file has.
+    """
+    model = read_model(path)
+    wanted = None
+    if request is not None and not request.is_file:
+        wanted = wanted_scaling(request, model.metadata, path)
+    scale = model.header.get(f"{model.metadata.architecture}.attention.temperature_scale")
+    return export(
+        model.metadata,
+        tool,
+        path=path,
+        context_tokens=context_tokens,
+        wanted=wanted,
+        temperature_scale=float(scale) if isinstance(scale, int | float) else None,
+    )
+
+
+def wanted_scaling(request: ScalingRequest, metadata: RopeMetadata, path: Path) -> Wanted:
+    """Return what the file at `path` would declare with `request` written into it.
+
+    Raises as `export_model` does.
+    """
+    target, expression = encode_request(request, metadata)
+    after = patched(metadata, expression)
+    check_start(request, target, metadata, after)
+    copy = path.with_name(f"{path.stem}-{request.name}{path.suffix}")
+    own = number(file_base(metadata, architecture(metadata.architecture)))
+    return Wanted(
+        metadata=after,
+        scaling=target.scaling,
+        base=target.freq_base or own,
+        overrides=_run_time(expression.ignored),
+        remedy=f"write it into a copy: {patch_command(request, path, copy)}",
+    )
+
+
+def _run_time(ignored: tuple[Ignored, ...]) -> RopeOverrides:
+    """Return the context parameters for what llama.cpp would not read from a file."""
+    return RopeOverrides(
+        **{item.parameter: float(item.value) for item in ignored if item.parameter in LLAMA_FLAGS}  # type: ignore[arg-type]
+    )
