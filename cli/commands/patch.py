@@ -100,6 +100,7 @@ def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
         "rejected": plan.rejected,
         "bytes_written": (receipt or plan).bytes_written,
         "weights_sha256": None if receipt is None else receipt.weights_sha256,
+        "undo_steps": None if receipt is None else receipt.undo_steps,
         "ignored": plan.ignored,
         "flags": plan.flags,
         "notes": plan.notes,
@@ -186,9 +187,26 @@ def show_receipt(receipt: PatchReceipt, *, in_place: bool) -> None:
         f"{receipt.strategy.value}) and verified it.",
         soft_wrap=True,
     )
+    if in_place:
+        out.print(_way_back(receipt), soft_wrap=True)
     _show_rejected(receipt.rejected)
     if receipt.weights_sha256 is not None:
         out.print(f"SHA-256 of all tensor data: {receipt.weights_sha256}", soft_wrap=True)
+
+
+def _way_back(receipt: PatchReceipt) -> str:
+    """Return what `undo` will do now."""
+    from ..tables import shown_path
+
+    undo = f"`ggufrope undo {shown_path(receipt.path)}`"
+    if not receipt.undo_steps:
+        return "This edit cannot be undone: too many bytes would have to be kept."
+    if receipt.undo_steps == 1:
+        return f"{undo} restores the file to its state before this edit."
+    return (
+        f"{undo} undoes this edit only; {receipt.undo_steps} edits can be undone, one at a time or "
+        "with --all."
+    )
 
 
 def _show_rejected(rejected: Iterable[Rejection]) -> None:

@@ -1,36 +1,67 @@
-"""`ggufrope undo`: restore a file to its state before the last in-place edit."""
+"""`ggufrope undo`: restore a model to its state before the last in-place edits."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..options import FileArgument, JsonOption
 
+if TYPE_CHECKING:
+    from ggufrope.container.recovery import UndoReceipt
+
 
 def command(
     file: FileArgument,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Undo every in-place edit on record, newest first.")
+    ] = False,
     force: Annotated[
         list[str] | None,
         typer.Option(metavar="GUARD", help="Override a guard by its name; repeatable."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Undo the last in-place edit of a file, bit for bit."""
+    """Undo the last in-place edit of a model, bit for bit, or all of them."""
     from ggufrope.container.recovery import undo
 
-    from ..output import console, emit_json
+    from ..output import emit_json
     from ..progress import bytes_bar
-    from ..tables import shown_path
     from ..values import model_path
 
     with bytes_bar("restoring") as progress:
-        receipt = undo(model_path(file), force=force or (), progress=progress)
-    if json:
-        emit_json({"file": receipt.path, "file_size": receipt.header.file_size})
-    else:
-        restored = (
-            f"Restored {shown_path(receipt.path)} to its state before the last in-place edit."
+        receipt = undo(
+            model_path(file), everything=everything, force=force or (), progress=progress
         )
-        console().print(restored, soft_wrap=True)
+    if json:
+        emit_json(
+            {
+                "file": receipt.path,
+                "file_size": receipt.header.file_size,
+                "files": receipt.files,
+                "undone": receipt.undone,
+                "left": receipt.left,
+            }
+        )
+    else:
+        show(receipt)
+
+
+def show(receipt: UndoReceipt) -> None:
+    """Print what was restored, and what else can be undone."""
+    from ..output import console
+    from ..tables import shown, shown_path
+
+    last = "the last in-place edit"
+    if receipt.undone > 1:
+        last = f"the last {receipt.undone} in-place edits"
+    print_ = console().print
+    print_(f"Restored {shown_path(receipt.path)} to its state before {last}.", soft_wrap=True)
+    others = sorted(path.name for path in receipt.files if path != receipt.path)
+    if others:
+        names = ", ".join(shown(name) for name in others)
+        print_(f"Restored with it, as files of the same model: {names}.", soft_wrap=True)
+    if receipt.left:
+        more = "1 earlier edit" if receipt.left == 1 else f"{receipt.left} earlier edits"
+        print_(f"{more} can still be undone: run undo again, or with --all.", soft_wrap=True)

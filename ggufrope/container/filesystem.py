@@ -5,15 +5,6 @@ pass one that fails, falls short or stops at the N-th operation, and see what is
 Offsets are absolute; nothing relies on a file position. What the standard library lacks (ranges
 inserted and removed, shared blocks) is called through ctypes and `fcntl`, on the systems that have
 it: this module can be imported on all of them.
-
-An edit keeps hidden files beside the model:
-
-    .NAME.ggufrope-partial   a new file while it is written; worthless until it is renamed
-    .NAME.ggufrope-record    a journal while it is written; likewise
-    .NAME.ggufrope-journal   an edit in progress, or one that was interrupted
-    .NAME.ggufrope-undo      the last finished edit
-
-Their names are fixed, not random, so that what a crash leaves is found and removed.
 """
 
 from __future__ import annotations
@@ -64,8 +55,8 @@ class FileLayer:
         return path.open(mode, buffering=0)
 
     def create(self, path: Path) -> BinaryIO:
-        """Open a file for reading and writing, creating it if needed, never through a link."""
-        flags = os.O_RDWR | os.O_CREAT
+        """Create a file that must not exist yet, for its owner alone, and open it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         for flag in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):
             flags |= getattr(os, flag, 0)
         return os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
@@ -119,6 +110,10 @@ class FileLayer:
 
     def replace(self, source: Path, target: Path) -> None:
         source.replace(target)
+
+    def place(self, source: Path, target: Path) -> None:
+        """Rename a file to a name that is free. Raises FileExistsError where it is not."""
+        _rename_to_free_name(source, target)
 
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -261,35 +256,14 @@ def require_room(files: FileLayer, path: Path, needed: int) -> None:
         )
 
 
-def partial_path(path: Path) -> Path:
-    """Return the name of the new file of `path` while it is written."""
-    return _sibling(path, "partial")
-
-
-def record_path(path: Path) -> Path:
-    """Return the name of the journal of `path` while it is written."""
-    return _sibling(path, "record")
-
-
-def journal_path(path: Path) -> Path:
-    """Return the name of the journal of an edit of `path` in progress, or interrupted."""
-    return _sibling(path, "journal")
-
-
-def undo_path(path: Path) -> Path:
-    """Return the name of the record of the last finished edit of `path`."""
-    return _sibling(path, "undo")
-
-
-def _sibling(path: Path, word: str) -> Path:
-    return path.with_name(f".{path.name}.ggufrope-{word}")
-
-
 # System calls. Numbers are from the kernel's uapi headers (linux/falloc.h, linux/fs.h) and from
 # clonefile(2). Each raises OSError as its call does; EOPNOTSUPP means the file system cannot.
 
 _COLLAPSE_RANGE = 0x08
 _INSERT_RANGE = 0x20
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1  # linux/fs.h
+_RENAME_EXCL = 4  # sys/stdio.h of macOS
 _FICLONERANGE = 0x4020940D  # _IOW(0x94, 13, struct file_clone_range), 32 bytes
 
 
@@ -311,6 +285,46 @@ def _clone_file(source: Path, target: Path) -> None:
     call = ctypes.CDLL(None, use_errno=True).clonefile
     call.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint32)
     if call(os.fsencode(source), os.fsencode(target), 0):
+        _raise_errno()
+
+
+def _rename_to_free_name(source: Path, target: Path) -> None:
+    """Rename without replacing: in one call where the system has one, else by a second name."""
+    if sys.platform == "win32":
+        source.rename(target)  # refuses a name that exists
+        return
+    try:
+        _rename_exclusively(source, target)
+        return
+    except OSError as error:
+        if error.errno not in {*UNSUPPORTED, errno.EPERM}:
+            raise
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in {*UNSUPPORTED, errno.EPERM, errno.EMLINK}:
+            raise
+    else:
+        source.unlink()
+        return
+    # Neither call works on this file system (FAT over FUSE, for instance): what remains is to look.
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    source.rename(target)
+
+
+def _rename_exclusively(source: Path, target: Path) -> None:
+    """Call renameat2 (Linux) or renamex_np (macOS); EOPNOTSUPP where there is neither."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(source), os.fsencode(target)
+    if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        failed = libc.renamex_np(*map(ctypes.c_char_p, names), ctypes.c_uint(_RENAME_EXCL))
+    elif sys.platform == "linux" and hasattr(libc, "renameat2"):
+        old, new = map(ctypes.c_char_p, names)
+        failed = libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, ctypes.c_uint(_RENAME_NOREPLACE))
+    else:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    if failed:
         _raise_errno()
 
 

@@ -31,8 +31,10 @@ class Guard:
 
 GUARDS = (
     "symlink", "hard-link", "ollama-store", "huggingface-cache", "read-only", "in-use", "exists",
+    "changed",
 )  # fmt: skip
-"""Every name that `force` takes; "exists" guards an output file that exists already."""
+"""Every name that `force` takes. "exists" guards an output file that exists already, "changed" an
+undo of a file that may have been changed since the edit."""
 
 
 def check_names(force: Collection[str]) -> None:

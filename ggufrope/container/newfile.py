@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ggufrope._files import storage
+from ggufrope.container.beside import new_partial_path
 from ggufrope.container.filesystem import (
     COPY_CHUNK,
     UNSUPPORTED,
     FileLayer,
     RefusedError,
     lock,
-    partial_path,
     write_all,
 )
 from ggufrope.container.pieces import Composition, piece_length, place_pieces
@@ -59,8 +59,16 @@ class Build:
             self.progress(done, self.composition.size)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """A file that is being written, under a name of its own until it is whole."""
+
+    path: Path
+    file: BinaryIO
+
+
 @contextmanager
-def building(build: Build, *, clone: bool) -> Iterator[BinaryIO]:
+def building(build: Build, *, clone: bool) -> Iterator[Partial]:
     """Write the composition as a file beside the target: locked, not yet synced.
 
     The file is removed when the body raises anything. Raises RefusedError where `clone` is wanted
@@ -68,42 +76,41 @@ def building(build: Build, *, clone: bool) -> Iterator[BinaryIO]:
     """
     files = build.files
     whole = clone and files.clones_whole_files
-    with _partial_file(files, build.target, clone_of=build.source if whole else None) as file:
+    with _partial_file(files, build.target, clone_of=build.source if whole else None) as partial:
         try:
             if whole:
-                _rewrite_clone(build, file)
+                _rewrite_clone(build, partial.file)
             else:
                 block = files.block_size(build.target) if clone else None
-                _write_pieces(build, file, clone_block=block)
+                _write_pieces(build, partial.file, clone_block=block)
         except OSError as error:
             if clone and error.errno in UNSUPPORTED:
                 raise RefusedError(error.strerror) from error
             raise
-        yield file
+        yield partial
 
 
 @contextmanager
 def _partial_file(
     files: FileLayer, target: Path, *, clone_of: BinaryIO | None
-) -> Iterator[BinaryIO]:
-    """Open a locked file beside `target`, empty or a clone; remove it when the body raises.
+) -> Iterator[Partial]:
+    """Create a locked file beside `target`, empty or a clone; remove it when the body raises.
 
-    The lock only keeps other processes from removing or writing the same file, so a file system
+    The lock only keeps other processes from taking the file for an abandoned one, so a file system
     without locks is accepted.
     """
-    path = partial_path(target)
+    path = new_partial_path(target)
     with storage("write", path), files.create(path) as file:
-        lock(file, path, optional=True, files=files)
         try:
+            lock(file, path, optional=True, files=files)
             if clone_of is None:
-                files.resize(file, 0)
-                yield file
+                yield Partial(path=path, file=file)
             else:
                 files.remove(path)
                 files.clone_file(Path(clone_of.name), path)
                 with files.open(path, "r+b") as clone:
                     lock(clone, path, optional=True, files=files)
-                    yield clone
+                    yield Partial(path=path, file=clone)
         except BaseException:
             with suppress(OSError):
                 files.remove(path)
@@ -240,15 +247,39 @@ def _ranges(length: int, *, sampled: bool) -> Iterator[tuple[int, int]]:
             yield at, min(_CHUNK, length - at)
 
 
-def keep_attributes(source: BinaryIO, target: BinaryIO, *, owner: bool) -> None:
-    """Give `target` the mode and, where permitted, owner and extended attributes of `source`."""
+def keep_attributes(source: BinaryIO, target: BinaryIO, *, in_place: bool) -> None:
+    """Give `target` what it should have of the permissions and extended attributes of `source`.
+
+    A file that takes the place of another has its mode, and where permitted its owner and
+    attributes. A copy has a mode that is no wider than that of the source or of new files, belongs
+    to who made it, and has the attributes of users alone. Neither has setuid, setgid or
+    capabilities: model files run nothing.
+    """
     status = os.fstat(source.fileno())
-    if owner and hasattr(os, "fchown"):
+    if in_place and hasattr(os, "fchown"):
         with suppress(PermissionError):
             os.fchown(target.fileno(), status.st_uid, status.st_gid)
     if hasattr(os, "fchmod"):
-        os.fchmod(target.fileno(), status.st_mode & 0o7777)
+        mode = status.st_mode & 0o777 if in_place else status.st_mode & 0o666 & ~_umask()
+        os.fchmod(target.fileno(), mode)
     if hasattr(os, "listxattr"):
-        for name in os.listxattr(source.fileno()):
-            with suppress(OSError):
-                os.setxattr(target.fileno(), name, os.getxattr(source.fileno(), name))
+        for name in _attributes(source):
+            if name.startswith("user.") or (in_place and name in _KEPT_IN_PLACE):
+                with suppress(OSError):
+                    os.setxattr(target.fileno(), name, os.getxattr(source.fileno(), name))
+
+
+_KEPT_IN_PLACE = ("system.posix_acl_access", "security.selinux")
+
+
+def _attributes(file: BinaryIO) -> list[str]:
+    try:
+        return os.listxattr(file.fileno())
+    except OSError:
+        return []
+
+
+def _umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask

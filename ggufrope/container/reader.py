@@ -7,8 +7,10 @@ skipped, not decoded: their `span` says where they are, and `read_array` decodes
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +19,20 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from ggufrope._files import storage
 from ggufrope.container import ggml
-from ggufrope.container.types import ArrayValue, Header, KeyValue, Span, TensorInfo, ValueType
+from ggufrope.container.beside import journal_path
+from ggufrope.container.filesystem import LOCAL
+from ggufrope.container.types import (
+    ArrayValue,
+    FileIdentity,
+    Header,
+    KeyValue,
+    Span,
+    TensorInfo,
+    ValueType,
+)
 from ggufrope.errors import MalformedError, RequestError, StorageError
 
 if TYPE_CHECKING:
-    import os
-
     from ggufrope.container.types import ByteOrder, Scalar, Value
 
 
@@ -44,6 +54,9 @@ MAX_WALKED_ITEMS = 1 << 24
 
 _MAX_ELEMENTS = (1 << 63) - 1
 _CHUNK = 1 << 18
+_EDIT_SECONDS = 10.0
+"""How long a reader waits for an edit of the same file."""
+_PAUSE_SECONDS = 0.01
 
 CODES: dict[ValueType, str] = {
     ValueType.UINT8: "B",
@@ -68,18 +81,64 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     of version 2 or 3, ends early, or contradicts itself.
     """
     path = Path(path)
+    last = time.monotonic() + _EDIT_SECONDS
+    while True:
+        try:
+            header = _read_once(path)
+        except MalformedError:
+            if not _is_being_edited(path, last):
+                raise
+        else:
+            if _identity_of(path) == header.identity and not _is_being_edited(path, last):
+                return header
+            if time.monotonic() > last:
+                return header
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _read_once(path: Path) -> Header:
     with storage("read", path):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise StorageError(f"{path} is {kind}; expected a GGUF file")
         with path.open("rb", buffering=0) as stream:
+            status = os.fstat(stream.fileno())
             try:
-                return parse_header(stream, status.st_size)
+                header = parse_header(stream, status.st_size)
             except MalformedError as error:
                 located = MalformedError(f"{path}: {error}")
                 located.offset = error.offset
                 raise located from None
+    return replace(header, identity=FileIdentity.of(status))
+
+
+def _identity_of(path: Path) -> FileIdentity:
+    with storage("read", path):
+        return FileIdentity.of(path.stat())
+
+
+def _is_being_edited(path: Path, last: float) -> bool:
+    """Return whether an editor is at work on the file, which a reader should wait for.
+
+    An editor has a journal beside the file, and the file locked. Where a crash left a journal,
+    nobody has. Raises StorageError where it is still at work at the time `last`.
+    """
+    if not path.name:
+        return False
+    path = path.resolve()
+    if not journal_path(path).exists():
+        return False
+    with storage("read", path), path.open("rb") as file:
+        try:
+            free = LOCAL.try_lock(file, shared=True)
+        except OSError:  # no locks, so no editors
+            return False
+    if not free and time.monotonic() > last:
+        raise StorageError(
+            f"{path} is being edited by another ggufrope process; try again when it is done"
+        )
+    return not free
 
 
 def parse_header(stream: BinaryIO, file_size: int) -> Header:

@@ -1,47 +1,40 @@
-"""Undo an edit in place: the last one that finished, or one that was interrupted.
+"""Undo edits in place: those that finished, newest first, or one that was interrupted.
 
 `recover` is called before anything else is done with a file. It commits an interrupted edit whose
 bytes are all there, rolls any other back, and removes files that were never finished.
 
-Each file of a split model is edited and recovered by itself, with records of its own. Therefore
-`undo` of the first file is refused while a later one has an undo record, and so are `recover` and
-`undo` while a later one has a journal: the model would be left half changed without notice.
+A split model is one unit, whichever of its files is named: an edit that changed several of them is
+finished, rolled back and undone in all of them.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ggufrope._files import storage
-from ggufrope.container.filesystem import (
-    LOCAL,
-    FileLayer,
-    RefusedError,
-    journal_path,
-    lock,
-    partial_path,
-    record_path,
-    require_room,
-    undo_path,
-    write_all,
-)
+from ggufrope.container.beside import journal_path, orphans, remains, undo_path
+from ggufrope.container.filesystem import LOCAL, FileLayer, lock
 from ggufrope.container.guards import check_guards
-from ggufrope.container.journal import commit, matches, read_record
-from ggufrope.container.newfile import Build, building, keep_attributes
-from ggufrope.container.pieces import Composition, piece_length
+from ggufrope.container.history import adopt, undo_steps
+from ggufrope.container.journal import read_record
 from ggufrope.container.reader import parse_header
-from ggufrope.container.shards import later_paths
+from ggufrope.container.restore import Edited, difference, finish, is_new, is_ours, restore
+from ggufrope.container.shards import shard_paths
 from ggufrope.container.types import Header
-from ggufrope.errors import RequestError, StorageError
+from ggufrope.errors import GuardError, RequestError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable, Sequence
+    from typing import BinaryIO
 
+    from ggufrope.container.history import UndoStep
     from ggufrope.container.journal import Record
+
+    Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,151 +48,237 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndoReceipt:
-    """The restored file; `header` is read back."""
+    """The restored file; `header` is read back.
+
+    `undone` counts the edits that were undone, `left` those that still can be, and `files` are all
+    files that were restored.
+    """
 
     path: Path
     header: Header
+    undone: int
+    left: int
+    files: tuple[Path, ...]
 
 
 def recover(path: str | os.PathLike[str], *, files: FileLayer = LOCAL) -> Recovery | None:
-    """Repair the file at `path` if an edit of it was interrupted; return None where none was.
+    """Repair the model at `path` if an edit of it was interrupted; return None where none was.
 
-    Raises StorageError where an edit is going on right now, the repair is not possible, or a later
-    file of the same split model has an unfinished edit.
+    Raises StorageError where an edit is going on right now, or the repair is not possible.
     """
-    _require_later_files_settled(Path(path))
-    path = Path(path).resolve()
-    if journal_path(path).exists() and path.is_file():
-        with storage("repair", path), files.open(path, "r+b") as file:
-            lock(file, path, files=files)
-            if journal_path(path).exists():  # the edit may have ended while the lock was awaited
-                return _repair(files, file, path)
-    return _clear_remains(files, path)
+    path = Path(path)
+    shards = tuple(shard.resolve() for shard in shard_paths(path))
+    _adopt_journals(files, shards)
+    recovery = None
+    while any(journal_path(shard).exists() and shard.is_file() for shard in shards):
+        with ExitStack() as stack:
+            found = _open_unfinished(files, shards, stack)
+            if found:  # the edit may have ended while the lock was awaited
+                recovery = _repair(files, path.resolve(), found)
+    cleared = _clear_remains(files, shards)
+    if cleared and recovery is None:
+        return _recovery(path.resolve(), "cleared", "removed the remains of an interrupted edit")
+    return recovery
 
 
 def undo(
     path: str | os.PathLike[str],
     *,
+    everything: bool = False,
     force: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
     files: FileLayer = LOCAL,
 ) -> UndoReceipt:
-    """Undo the last in-place edit of the file, bit for bit, its time of change included.
+    """Undo the newest in-place edit of the model, or `everything` that is on record.
 
-    Raises RequestError where there is none, the file has changed since, or later files of the same
-    split model were edited too; GuardError as an edit does.
+    Every file that the edit changed is restored bit for bit, its time of change included, whichever
+    file of a split model is named. Raises RequestError where there is nothing to undo or a file has
+    other bytes than the edit left; GuardError as an edit does, and "changed" where a file was
+    written to or replaced since, though the bytes that are compared are the same.
     """
     check_guards(path, force)
-    _require_later_files_unedited(Path(path))
-    path = Path(path).resolve()
-    if not undo_path(path).exists():
+    path = Path(path)
+    names = shard_paths(path)
+    recover(path, files=files)
+    for name in names:
+        _adopt_records(files, name.resolve())
+    shards = tuple(name.resolve() for name in names)
+    steps = undo_steps(shards)
+    if not steps:
         raise RequestError(f"there is no edit of {path} to undo")
-    with storage("undo the edit of", path), files.open(path, "r+b") as file:
-        lock(file, path, files=files)
-        record = read_record(files, undo_path(path))
-        if not _is_new(files, file, record):
-            raise RequestError(f"{path} was changed after the edit that could be undone")
-        files.replace(undo_path(path), journal_path(path))
-        files.sync_directory(path.parent)
-        if record.kind == "patched":
-            roll_back(files, file, path, record)
-        else:
-            _put_back(files, file, path, record, progress)
+    for shard in {shard for step in steps for shard in step.paths}:
+        if shard != path.resolve():
+            check_guards(names[shards.index(shard)], force)
+    restored: dict[Path, None] = {}
+    undone = 0
+    while steps:
+        _undo_step(files, steps, force, progress)
+        restored |= dict.fromkeys(steps[-1].paths)
+        undone += 1
+        steps = undo_steps(shards)
+        if not everything:
+            break
+    path = path.resolve()
     with storage("read", path), files.open(path, "rb") as file:
-        return UndoReceipt(path=path, header=parse_header(file, record.old_size))
-
-
-def roll_back(files: FileLayer, file: BinaryIO, path: Path, record: Record) -> None:
-    """Restore the old bytes of a file that was written into, and remove the journal.
-
-    Works from every state that an edit passes through, and from every state of its own. Raises
-    StorageError.
-    """
-    with storage("roll back the edit of", path):
-        size = os.fstat(file.fileno()).st_size
-        insertion = record.insertion
-        if insertion is not None and size >= record.old_size + insertion.length:
-            if size > record.old_size + insertion.length:
-                files.resize(file, record.old_size + insertion.length)
-            files.collapse_range(file, insertion.offset, insertion.length)
-            files.sync(file)
-        elif size > record.old_size:
-            files.resize(file, record.old_size)
-        offset = 0
-        for piece in record.pieces:
-            if isinstance(piece, bytes):
-                write_all(files, file, offset, piece)
-            offset += piece_length(piece)
-        files.sync(file)
-        if not matches(record.old_checksum, files, file):
-            raise StorageError(f"{path} could not be restored; its journal is kept")
-        _restore_time(file, record)
-        files.remove(journal_path(path))
-        files.sync_directory(path.parent)
-
-
-def _put_back(
-    files: FileLayer,
-    file: BinaryIO,
-    path: Path,
-    record: Record,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Build the old file from the new one that had replaced it, and put it in its place."""
-    build = Build(
-        files=files,
-        source=file,
-        target=path,
-        composition=Composition(
-            pieces=record.pieces,
-            data_offset=record.old_checksum.spans[0].length,
-            size=record.old_size,
-            padding=None,
-        ),
-        progress=progress,
+        header = parse_header(file, os.fstat(file.fileno()).st_size)
+    return UndoReceipt(
+        path=path, header=header, undone=undone, left=len(steps), files=tuple(restored)
     )
-    if files.clone_refusal(path) is None:
-        with suppress(RefusedError):
-            _build_old(build, record, clone=True)
-            return
-    require_room(files, path, record.old_size)
-    _build_old(build, record, clone=False)
 
 
-def _build_old(build: Build, record: Record, *, clone: bool) -> None:
-    files, path = build.files, build.target
-    with building(build, clone=clone) as old:
-        if not matches(record.old_checksum, files, old):
-            raise StorageError(f"{path} could not be restored; it is left as edited")
-        keep_attributes(build.source, old, owner=True)
-        files.sync(old)
-        _restore_time(old, record)
-        files.replace(partial_path(path), path)
-    files.sync_directory(path.parent)
-    files.remove(journal_path(path))
-    files.sync_directory(path.parent)
+def _undo_step(
+    files: FileLayer,
+    steps: Sequence[UndoStep],
+    force: Collection[str],
+    progress: Progress | None,
+) -> None:
+    """Undo the newest step, in all files that have a record of it."""
+    step = steps[-1]
+    with ExitStack() as stack:
+        edited = []
+        for path in step.paths:
+            file = _open_locked(files, path, stack)
+            record = read_record(files, undo_path(path, step.number), path)
+            edited.append(Edited(path=path, file=file, record=record))
+        edited.sort(key=lambda one: not (one.record.group and one.record.group.leader))
+        _require_all(edited)
+        for one in edited:
+            _require_unchanged(files, one, force)
+        restore(files, edited, progress)
 
 
-def _repair(files: FileLayer, file: BinaryIO, path: Path) -> Recovery:
-    """Commit the edit in the journal of the open file, or roll it back."""
-    record = read_record(files, journal_path(path))
-    if _is_new(files, file, record):
-        commit(files, path)
-        _clear_remains(files, path)
-        return _recovery(path, "committed", "found a complete but uncommitted edit, committed it")
-    if record.kind == "replaced":
-        # The old file was never written to, or is already back: only the journal is in the way.
-        files.remove(journal_path(path))
-        files.sync_directory(path.parent)
-    elif _is_ours(files, file, record):
-        roll_back(files, file, path, record)
-    else:
-        raise StorageError(
-            f"{journal_path(path)} belongs to an interrupted edit, but {path} is another file now; "
-            "remove the journal if that is intended"
+def _require_all(edited: Sequence[Edited]) -> None:
+    """Raise where the records are not all those of one edit."""
+    group = edited[0].record.group
+    if all(one.record.group is None for one in edited):  # of one file, or of an earlier version
+        return
+    groups = {one.record.group and one.record.group.id for one in edited}
+    if group is None or len(groups) > 1 or len(edited) != group.size or not group.leader:
+        names = ", ".join(one.path.name for one in edited)
+        wanted = "one edit" if group is None else f"an edit of {group.size} files"
+        raise RequestError(
+            f"{edited[0].path}: the undo records of {names} are not all those of {wanted}; bring "
+            "back the missing records, or the model would be left half changed"
         )
-    _clear_remains(files, path)
+
+
+def _require_unchanged(files: FileLayer, one: Edited, force: Collection[str]) -> None:
+    """Raise where the file is not what its edit left, or may not be."""
+    path, record = one.path, one.record
+    with storage("read", path):
+        reason = difference(record, files, one.file)
+        status = os.fstat(one.file.fileno())
+    if reason is not None:
+        raise RequestError(
+            f"{path} was changed after the edit that could be undone: {reason}; nothing was undone"
+        )
+    if "changed" in force:
+        return
+    if record.new_mtime_ns is not None and not _same_time(status.st_mtime_ns, record.new_mtime_ns):
+        reason = "its time of change is another"
+    elif record.inodes and status.st_ino not in record.inodes:
+        reason = "it is another file of the same name"
+    if reason is not None:
+        raise GuardError(
+            f"{path} may have been changed after the edit that could be undone: {reason}; compare "
+            "it with a copy, or pass `force` 'changed' to undo the edit anyway",
+            guard="changed",
+        )
+
+
+def _same_time(found: int, recorded: int) -> bool:
+    """Compare two times of change; FAT keeps even seconds, and HFS+ whole ones."""
+    return found == recorded or (found % 10**9 == 0 and 0 <= recorded - found < 2 * 10**9)
+
+
+def _adopt_journals(files: FileLayer, shards: Iterable[Path]) -> None:
+    """Find journals of files that were renamed after an edit of them was interrupted."""
+    for shard in shards:
+        if not journal_path(shard).exists() and any(
+            one.kind == "journal" for one in orphans(shard.parent)
+        ):
+            _adopt_records(files, shard)
+
+
+def _adopt_records(files: FileLayer, path: Path) -> None:
+    """Find the records of a file that was renamed within its folder."""
+    if not path.is_file() or not orphans(path.parent):
+        return
+    with storage("open", path), files.open(path, "rb") as file:
+        adopt(files, file, path)
+
+
+def _open_locked(files: FileLayer, path: Path, stack: ExitStack) -> BinaryIO:
+    with storage("repair", path):
+        file = stack.enter_context(files.open(path, "r+b"))
+    lock(file, path, files=files)
+    return file
+
+
+def _open_unfinished(
+    files: FileLayer, shards: Sequence[Path], stack: ExitStack
+) -> tuple[Edited, ...]:
+    """Open and lock the files of an unfinished edit, the leader first; none where it has ended.
+
+    Where several edits of different files are unfinished, those of one are returned.
+    """
+    waiting = [shard for shard in shards if journal_path(shard).exists() and shard.is_file()]
+    opened = {shard: _open_locked(files, shard, stack) for shard in waiting}
+    found = [
+        Edited(path=path, file=file, record=read_record(files, journal_path(path), path))
+        for path, file in opened.items()
+        if journal_path(path).exists()
+    ]
+    if not found:
+        return ()
+    group = found[0].record.group
+    if group is None:
+        return (found[0],)
+    members = [one for one in found if _id(one.record) == group.id]
+    number = found[0].record.number
+    for shard in shards:
+        finished = undo_path(shard, number)
+        if shard in opened or not finished.exists():
+            continue
+        record = read_record(files, finished, shard)
+        if _id(record) == group.id:
+            file = _open_locked(files, shard, stack)
+            members.append(Edited(path=shard, file=file, record=record))
+    return tuple(sorted(members, key=lambda one: not (one.record.group or group).leader))
+
+
+def _id(record: Record) -> str | None:
+    return None if record.group is None else record.group.id
+
+
+def _repair(files: FileLayer, path: Path, found: Sequence[Edited]) -> Recovery:
+    """Commit an unfinished edit, or roll it back, in all of its files."""
+    journals = [one for one in found if journal_path(one.path).exists()]
+    for one in journals:
+        _require_ours(files, one)
+    group = found[0].record.group
+    finished = group is not None and group.leader and found[0] not in journals
+    whole = len(journals) == (1 if group is None else group.size)
+    if finished or (whole and all(is_new(files, one.file, one.record) for one in journals)):
+        for one in journals:
+            if not is_new(files, one.file, one.record):
+                raise StorageError(
+                    f"{one.path} is a part of a finished edit, but not what that edit left; fetch "
+                    f"the model again, or remove {journal_path(one.path).name}"
+                )
+            finish(files, one)
+        return _recovery(path, "committed", "found a complete but uncommitted edit, committed it")
+    # Without its leader, an edit is being undone and nearly done, or none of it was written yet.
+    restore(files, found if group is None or group.leader else journals)
     return _recovery(path, "rolled back", "found an interrupted edit, rolled it back")
+
+
+def _require_ours(files: FileLayer, one: Edited) -> None:
+    if not is_ours(files, one.file, one.record):
+        raise StorageError(
+            f"{journal_path(one.path)} belongs to an interrupted edit, but {one.path} is another "
+            "file now; remove the journal if that is intended"
+        )
 
 
 def _recovery(
@@ -208,74 +287,15 @@ def _recovery(
     return Recovery(path=path, action=action, message=f"{path}: {what}")
 
 
-def _later_files(path: Path) -> tuple[Path, ...]:
-    """Return the later files of the model whose first file is at `path`, or behind that link."""
-    return later_paths(path) or later_paths(path.resolve())
-
-
-def _require_later_files_settled(path: Path) -> None:
-    """Raise StorageError where a later file of the model that begins at `path` has a journal."""
-    for later in _later_files(path):
-        if journal_path(later.resolve()).exists():
-            raise StorageError(
-                f"{later}, a later file of the model {path}, has an unfinished edit; wait for it, "
-                f"or run `ggufrope inspect {later}` to repair that file"
-            )
-
-
-def _require_later_files_unedited(path: Path) -> None:
-    """Raise where undoing the file at `path` alone would leave its model half changed."""
-    _require_later_files_settled(path)
-    edited = [later for later in _later_files(path) if undo_path(later.resolve()).exists()]
-    if edited:
-        names = ", ".join(later.name for later in edited)
-        raise RequestError(
-            f"{path} cannot be undone alone: later files of the same model were edited too "
-            f"({names}), and the model would be left half changed; if they were edited together, "
-            "undo each of them by its own path first"
-        )
-
-
-def _is_new(files: FileLayer, file: BinaryIO, record: Record) -> bool:
-    """Return whether the file is exactly what the edit was to leave."""
-    return (
-        os.fstat(file.fileno()).st_size == record.new_size
-        and matches(record.new_checksum, files, file)
-        and matches(record.samples, files, file)
-    )
-
-
-def _is_ours(files: FileLayer, file: BinaryIO, record: Record) -> bool:
-    """Return whether size and samples of the file fit the journal, at any point of its edit."""
-    size = os.fstat(file.fileno()).st_size
-    insertion = record.insertion
-    if insertion is None:
-        low, high = sorted((record.old_size, record.new_size))
-        return low <= size <= high and matches(record.samples, files, file)
-    if size == record.old_size:
-        return matches(record.samples, files, file, insertion)
-    inserted = record.old_size + insertion.length
-    return inserted <= size <= record.new_size and matches(record.samples, files, file)
-
-
-def _clear_remains(files: FileLayer, path: Path) -> Recovery | None:
-    """Remove half-written files beside `path`, unless another process is still writing them."""
+def _clear_remains(files: FileLayer, paths: Iterable[Path]) -> bool:
+    """Remove half-written files beside `paths`, unless another process is still writing them."""
     cleared = False
-    for remains in (partial_path(path), record_path(path)):
+    for remaining in (one for path in paths for one in remains(path)):
         # Not worth failing for: the directory may be read-only, or the writer alive.
         with suppress(OSError, StorageError):
-            if remains.exists():
-                with files.open(remains, "r+b") as file:
-                    lock(file, remains, files=files)
-                    files.remove(remains)
+            if not remaining.is_symlink() and remaining.is_file():
+                with files.open(remaining, "r+b") as file:
+                    lock(file, remaining, files=files)
+                    files.remove(remaining)
                     cleared = True
-    if not cleared:
-        return None
-    return _recovery(path, "cleared", "removed the remains of an interrupted edit")
-
-
-def _restore_time(file: BinaryIO, record: Record) -> None:
-    """Set the time of change of the old file; the time of access is left alone."""
-    if os.utime in os.supports_fd:
-        accessed = os.fstat(file.fileno()).st_atime_ns
-        os.utime(file.fileno(), ns=(accessed, record.old_mtime_ns))
+    return cleared

@@ -7,20 +7,19 @@ only that of the first file is read. So an edit of keys changes the first file a
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope.container.filesystem import journal_path, partial_path, record_path
+from ggufrope.container.beside import is_unfinished
 from ggufrope.container.reader import read_header
 from ggufrope.container.types import Edits, Header, TypedValue
 from ggufrope.errors import MalformedError, RequestError
 
 if TYPE_CHECKING:
-    import os
-
     from ggufrope.container.types import TensorInfo
 
 SPLIT_NO = "split.no"
@@ -107,15 +106,20 @@ def sibling_paths(first: Path, count: int) -> tuple[Path, ...]:
     return _sibling_paths(first, match["prefix"], count)
 
 
-def later_paths(path: Path) -> tuple[Path, ...]:
-    """Return the paths of the later files of a split model whose first file is at `path`.
+def shard_paths(path: Path) -> tuple[Path, ...]:
+    """Return the paths of all files of the model that `path` is a file of; `path` is one of them.
 
-    The name alone decides; there are none where it is not that of a first file. Nothing is read.
+    The name alone decides, that of `path` or of what it is a link to; nothing is read. Of the other
+    files only those that exist are returned.
     """
-    match = _NAME.fullmatch(path.name)
-    if match is None or int(match["number"]) != 1:
-        return ()
-    return _sibling_paths(path, match["prefix"], int(match["count"]))[1:]
+    for name in (path, path.resolve()):
+        match = _NAME.fullmatch(name.name)
+        if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
+            continue
+        every = _sibling_paths(name, match["prefix"], int(match["count"]))
+        present = set(os.listdir(name.parent)) if name.parent.is_dir() else set()  # noqa: PTH208
+        return tuple(one for one in every if one.name in present or one == name)
+    return (path,)
 
 
 def first_path(path: Path) -> Path:
@@ -135,11 +139,9 @@ def needs_recovery(path: Path) -> bool:
     A look at names only, so that commands which read need not load what repairs: see
     `recovery.recover`.
     """
-    every = (path, *(later_paths(path) or later_paths(path.resolve())))
-    beside = (partial_path, record_path, journal_path)
     try:
-        return any(name(file.resolve()).exists() for file in every for name in beside)
-    except OSError:  # a name that is too long for the file system: nothing can stand there
+        return is_unfinished(shard.resolve() for shard in shard_paths(path))
+    except (OSError, RuntimeError):  # a name that is too long, or links in a circle
         return False
 
 

@@ -18,6 +18,7 @@ from ggufrope.container import ggml
 from ggufrope.errors import RequestError
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
 
@@ -108,8 +109,31 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileIdentity:
+    """What shows that a file was changed or exchanged since it was read."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        """Return the identity of the file that has this status."""
+        return cls(
+            device=status.st_dev,
+            inode=status.st_ino,
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """Everything in front of the tensor data, and where that data starts."""
+    """Everything in front of the tensor data, and where that data starts.
+
+    `identity` is that of the file it was read from, None where it was read from a stream.
+    """
 
     version: int
     byte_order: ByteOrder
@@ -118,6 +142,7 @@ class Header:
     alignment: int
     data_offset: int
     file_size: int
+    identity: FileIdentity | None = field(default=None, compare=False, repr=False)
 
     def find(self, key: str) -> KeyValue | None:
         """Return the first record named `key`, or None."""

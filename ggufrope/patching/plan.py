@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope.container.shards import ModelFiles, distribute, open_model, sibling_paths
-from ggufrope.container.store import StorePlan, execute, plan_store
+from ggufrope.container.store import StorePlan, execute_together, plan_store
 from ggufrope.container.strategies import Rejection, Strategy
 from ggufrope.container.types import Edits, TensorData, float_tensor
 from ggufrope.container.writer import plan_rewrite
@@ -90,6 +90,7 @@ class PatchReceipt:
     """What was written, as read back from the disk.
 
     `weights_sha256` is the digest of all tensor data of the result, None where not requested.
+    `undo_steps` counts the edits in place that can be undone now, this one included.
     """
 
     path: Path
@@ -98,6 +99,7 @@ class PatchReceipt:
     rejected: tuple[Rejection, ...]
     bytes_written: int
     weights_sha256: str | None
+    undo_steps: int
 
 
 def plan_patch(
@@ -153,9 +155,10 @@ def apply(
 ) -> PatchReceipt:
     """Write `plan`; the result is read back and compared before it replaces anything.
 
-    Raises StorageError or GuardError, with the old file as it was.
+    Several files of a split model are changed in place as one: all of them or none. Raises
+    StorageError or GuardError, with the old files as they were.
     """
-    receipts = [execute(store, progress=progress) for store in plan.stores]
+    receipts = execute_together(plan.stores, progress=progress)
     stored = receipts[-1]
     return PatchReceipt(
         path=stored.path,
@@ -164,6 +167,7 @@ def apply(
         rejected=stored.rejected,
         bytes_written=sum(receipt.bytes_written for receipt in receipts),
         weights_sha256=weights_sha256(open_model(stored.path)) if hash_weights else None,
+        undo_steps=stored.undo_steps,
     )
 
 

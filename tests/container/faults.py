@@ -179,6 +179,10 @@ class FaultyFiles(CapableFiles):
         self._step()
         super().replace(source, target)
 
+    def place(self, source: Path, target: Path) -> None:
+        self._step()
+        super().place(source, target)
+
     def remove(self, path: Path) -> None:
         self._step()
         super().remove(path)

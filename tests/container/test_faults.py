@@ -24,7 +24,7 @@ from tests.container.edits import CASES, Case, plan, prepare
 from tests.container.faults import CapableFiles, FaultyFiles, Stop
 
 MODES = ("fail", "short", "stop", "torn", "power")
-UNDO = ".m.gguf.ggufrope-undo"
+UNDO = ".m.gguf.ggufrope-undo-000001"
 
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 in_every_way = pytest.mark.parametrize("mode", MODES)

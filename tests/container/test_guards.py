@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import mmap
+import os
+import struct
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -180,28 +182,96 @@ def test_two_editors(tmp_path: Path, strategy: Strategy) -> None:
 
 
 def test_one_output_of_two_editors(tmp_path: Path) -> None:
+    """Each writes a file of its own; the second finds the name taken, and overwrites nothing."""
     path, output = model(tmp_path / "m.gguf"), tmp_path / "o.gguf"
     made = plan_store(path, plan_rewrite(read_header(path), EDITS), output=output)
-    partial = tmp_path / ".o.gguf.ggufrope-partial"
+    partial = tmp_path / ".o.gguf.ggufrope-partial-0123456789abcdef"
     with partial.open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         held.write(b"half a model")
         held.flush()
-        with pytest.raises(StorageError, match="being edited by another"):
-            execute(made)
         assert recover(output) is None
+        execute(made)
         assert partial.read_bytes() == b"half a model"
+    with pytest.raises(GuardError, match="exists already"):
+        execute(made)
+    assert read_header(output).get("llama.context_length") == 4096
     recovery = recover(output)
     assert recovery is not None
     assert recovery.action == "cleared"
+    assert {each.name for each in tmp_path.iterdir()} == {"m.gguf", "o.gguf"}
+
+
+def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    path, output = model(tmp_path / "m.gguf"), tmp_path / "o.gguf"
+    made = plan_store(path, plan_rewrite(read_header(path), EDITS), output=output)
+    other = tmp_path / "elsewhere"
+    for appear in (lambda: output.write_bytes(b"precious"), lambda: output.symlink_to(other)):
+        appear()
+        with pytest.raises(GuardError, match="exists already"):
+            execute(made)
+        assert {each.name for each in tmp_path.iterdir()} == {"m.gguf", "o.gguf"}
+        output.unlink()
     execute(made)
-    assert read_header(output).get("llama.context_length") == 4096
+
+
+@pytest.mark.parametrize("word", ["partial", "record"])
+def test_names_of_unfinished_files_are_not_trusted(tmp_path: Path, word: str) -> None:
+    """Somebody put another name of a precious file where an earlier version wrote."""
+    path, precious = model(tmp_path / "m.gguf"), tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    (tmp_path / f".m.gguf.ggufrope-{word}").hardlink_to(precious)
+    execute(plan_store(path, plan_rewrite(read_header(path), EDITS), strategy=Strategy.STREAM))
+    assert precious.read_bytes() == b"precious"
+    recover(path)
+    assert precious.read_bytes() == b"precious"
+
+
+def test_a_copy_has_no_more_rights_than_its_source_or_a_new_file(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf")
+    rewrite = plan_rewrite(read_header(path), EDITS)
+    before = os.umask(0o027)
+    try:
+        for mode, copied in ((0o6777, 0o640), (0o600, 0o600), (0o444, 0o440)):
+            path.chmod(mode)
+            output = tmp_path / f"{mode}.gguf"
+            execute(plan_store(path, rewrite, output=output))
+            assert output.stat().st_mode & 0o7777 == copied
+    finally:
+        os.umask(before)
+
+
+def test_a_replaced_file_keeps_its_mode_but_runs_as_nobody(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf")
+    path.chmod(0o6754)
+    execute(plan_store(path, plan_rewrite(read_header(path), EDITS), strategy=Strategy.STREAM))
+    assert path.stat().st_mode & 0o7777 == 0o754
+
+
+def test_only_attributes_of_users_are_copied(tmp_path: Path) -> None:
+    path, output = model(tmp_path / "m.gguf"), tmp_path / "o.gguf"
+    try:
+        os.setxattr(path, "user.note", b"mine")
+        os.setxattr(path, "security.capability", struct.pack("<5I", 0x02000001, 2, 0, 0, 0))
+    except OSError:
+        pytest.skip("needs a file system with attributes, and the right to set capabilities")
+    execute(plan_store(path, plan_rewrite(read_header(path), EDITS), output=output))
+    assert os.listxattr(output) == ["user.note"]
+
+
+def test_an_output_that_is_no_file_is_never_replaced(tmp_path: Path) -> None:
+    path, output = model(tmp_path / "m.gguf"), tmp_path / "pipe"
+    os.mkfifo(output)
+    for force in ((), ("exists",)):
+        with pytest.raises(StorageError, match="is a device, pipe or socket"):
+            plan_store(path, plan_rewrite(read_header(path), EDITS), output=output, force=force)
+    assert output.is_fifo()
 
 
 def test_an_interrupted_edit_blocks_the_next(tmp_path: Path) -> None:
     path = model(tmp_path / "m.gguf")
     edit(path)
-    (tmp_path / ".m.gguf.ggufrope-undo").rename(tmp_path / ".m.gguf.ggufrope-journal")
+    (tmp_path / ".m.gguf.ggufrope-undo-000001").rename(tmp_path / ".m.gguf.ggufrope-journal")
     rewrite = plan_rewrite(read_header(path), Edits(set=SCALING))
     with pytest.raises(StorageError, match="has an unfinished edit"):
         plan_store(path, rewrite)

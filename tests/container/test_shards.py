@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ggufrope.container.recovery import recover, undo
-from ggufrope.container.shards import distribute, later_paths, open_model
-from ggufrope.container.store import execute, plan_store
+from ggufrope.container.shards import distribute, open_model, shard_paths
+from ggufrope.container.store import StorePlan, execute_together, plan_store
+from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits, float_tensor
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import MalformedError, RequestError, StorageError
 from tests.container.edits import u32
-from tests.container.faults import FaultyFiles, Stop
+from tests.container.faults import CapableFiles, FaultyFiles, Stop
 from tests.container.writer import Model, Tensor
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ FACTORS = Edits(
     put_tensors={"t21": float_tensor([3.0] * 8, "<")},
 )
 """Changes the first file and the third."""
+KEYS_AGAIN = Edits(set={"llama.context_length": u32(4096)})
+LATER = Edits(put_tensors={"t10": float_tensor([4.0] * 8, "<")})
+LATER_AGAIN = Edits(put_tensors={"t21": float_tensor([5.0] * 8, "<")})
 
 
 def split(folder: Path, count: int = 3) -> Path:
@@ -46,11 +52,12 @@ def split(folder: Path, count: int = 3) -> Path:
 
 def edited(model: ModelFiles, edits: Edits) -> list[str]:
     """Execute the edits in place and return the names of the files they touched."""
-    touched = []
-    for shard, part in distribute(model, edits):
-        execute(plan_store(shard.path, plan_rewrite(shard.header, part)))
-        touched.append(shard.path.name[2:7])
-    return touched
+    parts = distribute(model, edits)
+    if parts:
+        execute_together(
+            [plan_store(shard.path, plan_rewrite(shard.header, part)) for shard, part in parts]
+        )
+    return [shard.path.name[2:7] for shard, _ in parts]
 
 
 def names(model: ModelFiles) -> list[str]:
@@ -157,102 +164,176 @@ def test_an_edit_of_keys_is_undone_in_the_first_file(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_undo_refuses_a_model_whose_later_files_were_edited(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_edit_of_two_files_is_undone_from_any_file(tmp_path: Path, number: int) -> None:
     first = split(tmp_path)
-    third = tmp_path / "m-00003-of-00003.gguf"
     before = contents(tmp_path)
     assert edited(open_model(first), FACTORS) == ["00003", "00001"]
-    after = contents(tmp_path)
-    with pytest.raises(RequestError, match=r"half changed.*") as caught:
-        undo(first)
-    assert str(first) in str(caught.value)
-    assert "m-00003-of-00003.gguf" in str(caught.value)
-    assert contents(tmp_path) == after
-    undo(third)
+    receipt = undo(tmp_path / f"m-0000{number}-of-00003.gguf")
+    assert {path.name[2:7] for path in receipt.files} == {"00001", "00003"}
+    assert (receipt.undone, receipt.left) == (1, 0)
+    assert contents(tmp_path) == before
+
+
+def test_edits_of_different_files_are_undone_newest_first(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    states = [contents(tmp_path)]
+    for edits in (FACTORS, LATER, KEYS_AGAIN, LATER_AGAIN):
+        assert edited(open_model(first), edits)
+        states.append(contents(tmp_path))
+    for step in range(3, 0, -1):
+        receipt = undo(first)
+        assert receipt.left == step
+        assert gguf_contents(tmp_path) == gguf(states[step])
     undo(first)
-    assert contents(tmp_path) == before
+    assert contents(tmp_path) == states[0]
 
 
-def test_undo_refuses_a_model_of_which_only_a_later_file_was_edited(tmp_path: Path) -> None:
-    """As after a crash between two files: the first has no record, and is not undone alone."""
+def test_a_lost_record_of_one_file_stops_the_undo(tmp_path: Path) -> None:
     first = split(tmp_path)
-    third = tmp_path / "m-00003-of-00003.gguf"
-    (shard, part), _ = distribute(open_model(first), FACTORS)
-    assert shard.path == third
-    execute(plan_store(third, plan_rewrite(shard.header, part)))
+    edited(open_model(first), FACTORS)
+    (tmp_path / ".m-00003-of-00003.gguf.ggufrope-undo-000001").unlink()
     after = contents(tmp_path)
-    with pytest.raises(RequestError, match="m-00003-of-00003"):
+    with pytest.raises(RequestError, match="half changed"):
         undo(first)
     assert contents(tmp_path) == after
 
 
-def test_an_interrupted_edit_of_a_later_file_is_reported(tmp_path: Path) -> None:
+def test_an_edit_of_two_files_that_cannot_be_undone_is_refused(tmp_path: Path) -> None:
     first = split(tmp_path)
-    third = tmp_path / "m-00003-of-00003.gguf"
+    plans = [
+        replace(plan_store(shard.path, plan_rewrite(shard.header, part)), undoable=False)
+        for shard, part in distribute(open_model(first), FACTORS)
+    ]
     before = contents(tmp_path)
-    (shard, part), _ = distribute(open_model(first), FACTORS)
-    plan = plan_store(third, plan_rewrite(shard.header, part), force={"in-use"})
-    journal = tmp_path / ".m-00003-of-00003.gguf.ggufrope-journal"
-    stopped = 0
-    for at in range(200):
-        files = FaultyFiles("stop", at)
-        try:
-            execute(plan, files=files)
-        except Stop:
-            pass
-        else:
-            break
-        if journal.exists():
-            stopped += 1
-            left = contents(tmp_path)
-            for attempt in (recover, undo):
-                with pytest.raises(
-                    StorageError, match=r"unfinished edit.*inspect .*00003"
-                ) as caught:
-                    attempt(first)
-                assert str(third) in str(caught.value)
-            assert contents(tmp_path) == left
-            assert recover(third)
-            assert recover(first) is None
-            break
-        recover(third)
-    assert stopped
-    if contents(tmp_path) != before:
-        undo(third)
+    with pytest.raises(RequestError, match="write a copy"):
+        execute_together(plans)
     assert contents(tmp_path) == before
 
 
-def test_records_of_later_files_are_found_behind_links(tmp_path: Path) -> None:
+def test_files_behind_links_are_one_model(tmp_path: Path) -> None:
     """As in the Hugging Face cache: the names are links, and the records lie beside the files."""
     store = tmp_path / "store"
+    first = split(tmp_path)
+    before = contents(tmp_path)
     store.mkdir()
+    edited(open_model(first), FACTORS)
+    for one in sorted(tmp_path.iterdir()):
+        if one.is_file():
+            one.rename(store / one.name.replace("m-0000", "blob"))
     links = []
-    for number, path in enumerate(sorted(split(tmp_path).parent.glob("*.gguf"))):
-        target = store / f"blob{number}"
-        path.rename(target)
-        path.symlink_to(target)
-        links.append(path)
+    for target in sorted(store.glob("*.gguf")):
+        link = tmp_path / target.name.replace("blob", "m-0000")
+        link.symlink_to(target)
+        links.append(link)
     assert len(links) == 3
-    (store / ".blob2.ggufrope-journal").write_bytes(b"in progress")
-    with pytest.raises(StorageError, match="m-00003-of-00003"):
-        recover(links[0])
-    (store / ".blob2.ggufrope-journal").rename(store / ".blob2.ggufrope-undo")
-    assert recover(links[0]) is None
-    with pytest.raises(RequestError, match="m-00003-of-00003"):
-        undo(links[0], force={"symlink"})
+    undo(links[1], force={"symlink"})
+    assert [link.read_bytes() for link in links] == list(before.values())
 
 
 @pytest.mark.parametrize(
-    ("name", "later"),
+    ("name", "found"),
     [
-        ("m-00001-of-00003.gguf", ["m-00002-of-00003.gguf", "m-00003-of-00003.gguf"]),
-        ("m-00002-of-00003.gguf", []),
-        ("m-00001-of-00001.gguf", []),
+        ("m-00001-of-00003.gguf", [1, 2, 3]),
+        ("m-00002-of-00003.gguf", [1, 2, 3]),
+        ("m-00004-of-00003.gguf", []),
         ("m-00001-of-00000.gguf", []),
         ("m.gguf", []),
     ],
 )
-def test_later_files_follow_from_the_name_of_the_first(
-    tmp_path: Path, name: str, later: list[str]
+def test_the_files_of_a_model_follow_from_the_name_of_any(
+    tmp_path: Path, name: str, found: list[int]
 ) -> None:
-    assert later_paths(tmp_path / name) == tuple(tmp_path / one for one in later)
+    split(tmp_path)
+    wanted = [tmp_path / f"m-0000{number}-of-00003.gguf" for number in found]
+    assert shard_paths(tmp_path / name) == tuple(wanted or [tmp_path / name])
+
+
+@pytest.mark.parametrize("mode", ["fail", "short", "stop", "torn", "power"])
+@pytest.mark.parametrize("strategies", [(None, None), ("stream", "stream"), (None, "stream")])
+def test_whatever_goes_wrong_all_files_are_old_or_all_are_new(
+    tmp_path: Path, mode: str, strategies: tuple[str | None, str | None]
+) -> None:
+    """At every operation of the edit; the next command on any file repairs what is left."""
+    first = split(tmp_path)
+    old = contents(tmp_path)
+    execute_together(planned(first, strategies), files=CapableFiles())
+    new = gguf_contents(tmp_path)
+    undo(first, force={"in-use"}, files=CapableFiles())
+    assert contents(tmp_path) == old
+    finished = 0
+    for at in range(300):
+        plans = planned(first, strategies)
+        files = FaultyFiles(mode, at)
+        failed = False
+        try:
+            execute_together(plans, files=files)
+        except StorageError:
+            failed = True
+        except Stop:
+            pass
+        files.close()
+        if failed:
+            assert gguf_contents(tmp_path) == old, "a failure leaves the old files"
+        recover(tmp_path / f"m-0000{at % 3 + 1}-of-00003.gguf", files=CapableFiles())
+        assert gguf_contents(tmp_path) in (old, new), at
+        if gguf_contents(tmp_path) == new:
+            undo(first, force={"in-use"}, files=CapableFiles())
+        assert contents(tmp_path) == old, at
+        if not files.struck:
+            finished = at
+            break
+    assert finished >= 20
+
+
+@pytest.mark.parametrize("mode", ["stop", "torn", "power"])
+@pytest.mark.parametrize("strategies", [(None, None), ("stream", "stream")])
+def test_whatever_goes_wrong_in_an_undo_or_a_recovery(
+    tmp_path: Path, mode: str, strategies: tuple[str | None, str | None]
+) -> None:
+    first = split(tmp_path)
+    old = contents(tmp_path)
+    finished = 0
+    for at in range(300):
+        execute_together(planned(first, strategies), files=CapableFiles())
+        new = gguf_contents(tmp_path)
+        files = FaultyFiles(mode, at)
+        with suppress(Stop):
+            undo(first, force={"in-use"}, files=files)
+        files.close()
+        again = FaultyFiles(mode, at // 3)
+        with suppress(Stop):
+            recover(tmp_path / f"m-0000{at % 3 + 1}-of-00003.gguf", files=again)
+        again.close()
+        recover(tmp_path / f"m-0000{(at + 1) % 3 + 1}-of-00003.gguf", files=CapableFiles())
+        assert gguf_contents(tmp_path) in (old, new), at
+        if gguf_contents(tmp_path) == new:
+            undo(first, force={"in-use"}, files=CapableFiles())
+        assert contents(tmp_path) == old, at
+        if not files.struck:
+            finished = at
+            break
+    assert finished > 10
+
+
+def planned(first: Path, strategies: tuple[str | None, str | None]) -> list[StorePlan]:
+    """Plan an edit of the third file and of the first, each with a strategy."""
+    parts = distribute(open_model(first), FACTORS)
+    return [
+        plan_store(
+            shard.path,
+            plan_rewrite(shard.header, part),
+            strategy=wanted and Strategy(wanted),
+            force={"in-use"},
+            files=CapableFiles(),
+        )
+        for (shard, part), wanted in zip(parts, strategies, strict=True)
+    ]
+
+
+def gguf(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if name.endswith(".gguf")}
+
+
+def gguf_contents(folder: Path) -> dict[str, bytes]:
+    return gguf(contents(folder))

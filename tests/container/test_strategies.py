@@ -45,7 +45,7 @@ def test_takes_its_strategy_and_can_be_undone(case: Case, tmp_path: Path) -> Non
     assert made.strategy is case.strategy
     receipt = execute(made, verify_all=True, files=CapableFiles())
     assert receipt.header == read_header(path)
-    assert names(tmp_path) == {"m.gguf", ".m.gguf.ggufrope-undo"}
+    assert names(tmp_path) == {"m.gguf", ".m.gguf.ggufrope-undo-000001"}
     assert path.stat().st_mode & 0o777 == 0o640
     for name, value in case.edits.set.items():
         assert receipt.header.get(name) == value.value
@@ -186,7 +186,7 @@ def test_a_damaged_journal_is_not_used(tmp_path: Path) -> None:
     case = CASES[0]
     prepare(path, case)
     execute(plan(path, case, LOCAL))
-    record = tmp_path / ".m.gguf.ggufrope-undo"
+    record = tmp_path / ".m.gguf.ggufrope-undo-000001"
     data = record.read_bytes()
     edited = path.read_bytes()
     for broken in (b"", data[:-1], data[:50] + b"x" + data[51:]):
@@ -200,7 +200,7 @@ def test_a_journal_of_another_file_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     prepare(path, CASES[0])
     execute(plan(path, CASES[0], LOCAL))
-    (tmp_path / ".m.gguf.ggufrope-undo").rename(tmp_path / ".m.gguf.ggufrope-journal")
+    (tmp_path / ".m.gguf.ggufrope-undo-000001").rename(tmp_path / ".m.gguf.ggufrope-journal")
     other_bytes = bytes(reversed(path.read_bytes()))
     path.write_bytes(other_bytes)
     with pytest.raises(StorageError, match="another file now"):
@@ -285,4 +285,4 @@ def test_refusals_fall_through_to_the_copy(tmp_path: Path) -> None:
         (Strategy.CLONE, "Invalid argument"),
     ]
     assert receipt.header.get("llama.rope.scaling.factor") == 4
-    assert names(tmp_path) == {"m.gguf", ".m.gguf.ggufrope-undo"}
+    assert names(tmp_path) == {"m.gguf", ".m.gguf.ggufrope-undo-000001"}
