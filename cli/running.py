@@ -8,13 +8,12 @@ from __future__ import annotations
 import glob
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .output import console, one_line
+from .output import console, one_line, stderr_console
 from .tables import heading, row, shown, table
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from ggufrope.report.views import Heatmap, Square
     from ggufrope.runs.jobs import Selection
     from ggufrope.runs.plan import RunPlan
+    from ggufrope.runs.store import RunStore
 
 _COLUMNS = (
     "recall",
@@ -45,6 +45,7 @@ _SHADES = ("#7f1d1d", "#b45309", "#a16207", "#4d7c0f", "#15803d", "#047857")
 
 def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
     """Measure in this process and show the report; without `out`, the results are not kept."""
+    from ggufrope._files import working_folder
     from ggufrope.backends import open_model
     from ggufrope.runs.driver import InlineTransport, drive, open_run
 
@@ -52,10 +53,10 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
 
     with ExitStack() as cleanup:
         if out is None:
-            temporary = tempfile.TemporaryDirectory(prefix="ggufrope-run-")
-            out = Path(cleanup.enter_context(temporary))
+            out = cleanup.enter_context(working_folder())
         repair(plan)
         store = cleanup.enter_context(open_run(plan, out))
+        tell_rejudged(store)
         with answering(out, json=json, flags=True), RunBar() as bar:
             drive(store, InlineTransport(open_model, on_job=bar.begin, progress=bar.advance))
 
@@ -80,6 +81,7 @@ def carry_out_batch(
 
     repair(plan)
     with open_run(plan, folder) as store:
+        tell_rejudged(store)
         if retry_failed:
             store.retry_failed()
         jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
@@ -98,6 +100,13 @@ def repair(plan: RunPlan) -> None:
     for name in plan.models:
         for path in sorted(glob.glob(name, recursive=True)) or [name]:  # noqa: PTH207
             model_path(path)
+
+
+def tell_rejudged(store: RunStore) -> None:
+    """Say which keys of the plan have changed, where the results are judged anew by them."""
+    if store.rejudged:
+        changes = ", ".join(shown(change) for change in store.rejudged)
+        stderr_console().print(f"the plan has changed, judged by it now: {changes}", style="yellow")
 
 
 @contextmanager

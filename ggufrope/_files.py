@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -141,7 +142,7 @@ def _mode(path: Path) -> int:
 
 
 _WORKING = "ggufrope-work-"
-_OWNER = ".owner"
+_OWNER, _STARTING = ".owner", ".owner-starting"
 _STARTING_SECONDS = 60
 """A working folder this young may not be locked yet by the process that made it."""
 
@@ -151,31 +152,65 @@ def working_folder(parent: Path | None = None) -> Iterator[Path]:
     """Make a temporary folder in `parent`, the system's where None; remove it at the end.
 
     A process that is killed leaves its folder behind, with a model's copy in it perhaps. Whoever
-    makes the next one beside it removes those whose owner is gone. Raises StorageError.
+    makes the next one beside it, or takes up a run, removes those whose owner is gone. Raises
+    StorageError.
     """
     import tempfile
 
-    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    parent = _parent(parent)
     with storage("make a working folder in", parent):
-        _remove_abandoned(parent)
+        remove_abandoned(parent)
         temporary = tempfile.TemporaryDirectory(prefix=_WORKING, dir=parent)
-    with temporary as name, (Path(name) / _OWNER).open("wb") as owner:
-        with suppress(OSError):  # without locks there, nobody will take it for abandoned
-            try_lock(owner.fileno())
+    with temporary as name, _owner(Path(name)):
         yield Path(name)
 
 
-def _remove_abandoned(parent: Path) -> None:
-    """Remove working folders of ours whose lock nobody holds."""
+def _parent(parent: Path | None) -> Path:
+    import tempfile
+
+    return Path(tempfile.gettempdir()) if parent is None else parent
+
+
+@contextmanager
+def _owner(folder: Path) -> Iterator[None]:
+    """Hold a lock on a working folder. The file gets its name when it is locked, where the system
+    renames open files, so that nobody finds it unlocked meanwhile."""
+    named = folder / _OWNER
+    first = named if sys.platform == "win32" else folder / _STARTING
+    with first.open("wb") as owner:
+        with suppress(OSError):  # without locks there, nobody will take it for abandoned
+            if try_lock(owner.fileno()) and first != named:
+                first.rename(named)
+        yield
+
+
+def remove_abandoned(parent: Path | None = None) -> None:
+    """Remove the working folders in `parent`, the system's where None, whose owner is gone."""
     import shutil
+
+    for folder in _parent(parent).glob(f"{_WORKING}*"):
+        with suppress(OSError):
+            if _is_abandoned(folder):
+                shutil.rmtree(folder)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a folder is of this user, has an owner's file and nobody holds its lock; while that
+    has its first name, one that was just made is not. Raises OSError."""
     import time
 
-    for folder in parent.glob(f"{_WORKING}*"):
-        with suppress(OSError):
-            found = (folder / _OWNER).lstat()
-            ours = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-            if ours and time.time() - found.st_mtime > _STARTING_SECONDS:
-                with (folder / _OWNER).open("r+b") as owner:
-                    free = try_lock(owner.fileno())
-                if free:
-                    shutil.rmtree(folder)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+        return False
+    named = folder / _OWNER
+    owner = named if named.exists() else folder / _STARTING
+    settled = owner == named and sys.platform != "win32"
+    if not settled and time.time() - found.st_mtime < _STARTING_SECONDS:
+        return False
+    # A link or a pipe under that name must not be followed or waited for.
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(owner, flags)
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode) and try_lock(descriptor)
+    finally:
+        os.close(descriptor)

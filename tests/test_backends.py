@@ -262,23 +262,38 @@ def test_openers_are_found_by_name() -> None:
 
 
 def test_a_folder_whose_owner_was_killed_is_removed_by_the_next(tmp_path: Path) -> None:
-    long_ago = time.time() - 3600
-    abandoned, young, foreign = (
+    abandoned, starting, foreign = (
         tmp_path / name for name in ("ggufrope-work-a", "ggufrope-work-b", "ggufrope-work-c")
     )
-    for folder in (abandoned, young, foreign):
+    for folder, owner in ((abandoned, ".owner"), (starting, ".owner-starting"), (foreign, "x")):
         folder.mkdir()
         (folder / "model.gguf").write_bytes(b"weights")
-    for folder in (abandoned, young):
-        (folder / ".owner").touch()
-    os.utime(abandoned / ".owner", (long_ago, long_ago))
+        (folder / owner).touch()
     with working_folder(tmp_path) as used:
         assert used.parent == tmp_path
-        os.utime(used / ".owner", (long_ago, long_ago))
         with working_folder(tmp_path) as other:
             assert used.exists()
-            assert sorted(tmp_path.iterdir()) == sorted((young, foreign, used, other))
-    assert sorted(tmp_path.iterdir()) == [young, foreign]
+            assert sorted(tmp_path.iterdir()) == sorted((starting, foreign, used, other))
+    assert sorted(tmp_path.iterdir()) == [starting, foreign]
+    long_ago = time.time() - 3600
+    os.utime(starting, (long_ago, long_ago))
+    with working_folder(tmp_path):
+        pass
+    assert sorted(tmp_path.iterdir()) == [foreign]
+
+
+def test_what_only_looks_like_an_owner_is_left_alone(tmp_path: Path) -> None:
+    for name in ("link", "pipe", "folder"):
+        (tmp_path / f"ggufrope-work-{name}").mkdir()
+    (tmp_path / "ggufrope-work-file").touch()
+    (tmp_path / "target").touch()
+    (tmp_path / "ggufrope-work-link" / ".owner").symlink_to(tmp_path / "target")
+    (tmp_path / "ggufrope-work-folder" / ".owner").mkdir()
+    os.mkfifo(tmp_path / "ggufrope-work-pipe" / ".owner")
+    before = sorted(tmp_path.iterdir())
+    with working_folder(tmp_path):
+        pass
+    assert before == sorted(tmp_path.iterdir())
 
 
 # One model under the candidates of a search -------------------------------------------------------

@@ -36,12 +36,12 @@ from ggufrope.errors import BackendError, MissingDependencyError, RequestError, 
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job, Selection, expand
 from ggufrope.runs.models import identify, resolve_models
+from ggufrope.runs.pins import FileChangedError
 from ggufrope.runs.store import RunStore
 from ggufrope.runs.worker import (
     Assignment,
     Failed,
     Finished,
-    Hashed,
     Message,
     Setup,
     Started,
@@ -61,7 +61,8 @@ if TYPE_CHECKING:
 OnCell: TypeAlias = Callable[[CellResult], None]
 
 _ERRORS: dict[str, type[BackendError | MissingDependencyError | RequestError | StorageError]] = {
-    kind.__name__: kind for kind in (MissingDependencyError, RequestError, StorageError)
+    kind.__name__: kind
+    for kind in (MissingDependencyError, RequestError, StorageError, FileChangedError)
 }
 """Reasons why a worker cannot work at all; any other is a BackendError."""
 
@@ -103,8 +104,10 @@ class Transport(Protocol):
 def open_run(plan: RunPlan, folder: Path, *, identify: Identify = identify) -> RunStore:
     """Return the run of `plan` in `folder`, made there or taken up, locked for this process.
 
-    Raises RequestError where the folder holds the run of another plan, FileError where a model or
-    another file of the plan is missing, or another process is running the folder.
+    Where only thresholds have changed, the plan as it stands now is stored, and the results are
+    judged by it. Raises RequestError where the folder holds the run of another plan, FileError
+    where a model or another file of the plan is missing or has changed, or another process is
+    running the folder.
     """
     for name in plan.files:
         if not Path(name).is_file():
@@ -149,7 +152,7 @@ class _Driver:
         self._at: dict[int, Job] = {}
         self._worker: dict[int, str] = {}
         self._model: dict[int, str] = {}
-        self._to_hash = {r.file.name for r in store.models() if r.sha256 is None}
+        self._pins = store.pin_models({job.model for job in pending})
 
     def carry_out(self) -> None:
         """Keep every place busy until no job is left."""
@@ -183,9 +186,8 @@ class _Driver:
         assignment = Assignment(
             job=job,
             done=tuple(sorted(self._store.finished_cells(job))),
-            hash_model=job.model in self._to_hash,
+            pins=self._pins[job.model],
         )
-        self._to_hash.discard(job.model)
         self._worker[place] = self._transport.send(place, assignment)
         self._store.start(job, self._worker[place])
         self._at[place], self._model[place] = job, job.model
@@ -196,8 +198,6 @@ class _Driver:
         match message:
             case Started(environment=environment):
                 self._store.register(self._worker[place], dict(environment))
-            case Hashed(model=model, sha256=sha256):
-                self._store.record_sha256(model, sha256)
             case CellResult():
                 self._store.append(job, message)
                 if self._on_cell is not None:

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -197,6 +197,12 @@ def changed_keys(before: RunPlan, after: RunPlan) -> tuple[str, ...]:
         for key in {**old, **new}
         if old.get(key) != new.get(key)
     )
+
+
+def judged_as(before: RunPlan, after: RunPlan) -> RunPlan:
+    """Return plan `before` with the thresholds and the name of `after`: nothing is measured by
+    them."""
+    return replace(before, thresholds=after.thresholds, name=after.name)
 
 
 def plan_schema() -> dict[str, Plain]:

@@ -15,24 +15,25 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from ggufrope._files import storage, try_lock, write_whole
+from ggufrope._files import remove_abandoned, storage, try_lock, write_whole
 from ggufrope._plain import T, decode, encode, non_finite
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job
 from ggufrope.runs.models import ModelFile
-from ggufrope.runs.plan import RunPlan, changed_keys, format_plan
+from ggufrope.runs.pins import Pin, model_paths, pin, pin_model, renewed
+from ggufrope.runs.plan import RunPlan, changed_keys, format_plan, judged_as
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-FORMAT = 2
+FORMAT = 3
 MAX_CRASHES = 3
 """A job is abandoned when it was begun this often without an end and without one more cell."""
 
@@ -46,6 +47,7 @@ CREATE TABLE run (format INTEGER NOT NULL, created REAL NOT NULL, plan TEXT NOT 
 CREATE TABLE models (
     ordinal INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL, sha256 TEXT
 );
+CREATE TABLE files (path TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE jobs (
     ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL,
     state TEXT NOT NULL DEFAULT 'pending', worker TEXT, starts INTEGER NOT NULL DEFAULT 0,
@@ -75,7 +77,10 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecord:
-    """A model of the run; `sha256` is that of the whole file, None until a worker has read it."""
+    """A model of the run; `sha256` is that of the whole file, None until a job begins on it.
+
+    A split model has one for each file, in order, with spaces between them.
+    """
 
     file: ModelFile
     sha256: str | None
@@ -101,6 +106,7 @@ class RunStore:
         self.folder = folder
         self._path = folder / _DATABASE
         self._lock: int | None = None
+        self.rejudged: tuple[str, ...] = ()
         if not self._path.is_file():
             raise StorageError(f"{folder}: no run here ({_DATABASE} is missing)")
         self._database = _connect(self._path)
@@ -128,12 +134,15 @@ class RunStore:
     ) -> RunStore:
         """Return the run of `plan` in `folder`, made there or taken up, open to be carried out.
 
-        The folder is locked until the store is closed. Raises RequestError where it holds the run
-        of another plan, StorageError where it cannot be written or another process has it.
+        The folder is locked until the store is closed. A plan that differs in what nothing was
+        measured by takes the place of the stored one; `rejudged` then has the differences. Raises
+        RequestError where the folder holds the run of another plan, StorageError where it cannot
+        be written, another process has it, or a file of the run has changed.
         """
         path = folder / _DATABASE
         lock = _lock_folder(folder)
         try:
+            _remove_leftovers(folder)
             if not path.is_file():
                 _build(path, plan, models, jobs)
             store = cls(folder)
@@ -143,8 +152,9 @@ class RunStore:
         store._lock = lock
         try:
             store._require_same(plan, jobs)
+            store._renew_pins()
             store._take_up()
-            if not (folder / "plan.toml").exists():
+            if store.rejudged or not (folder / "plan.toml").exists():
                 write_whole(folder / "plan.toml", format_plan(plan))
         except BaseException:
             store.close()
@@ -295,10 +305,59 @@ class RunStore:
             )
         return len(rows)
 
-    def record_sha256(self, name: str, sha256: str) -> None:
-        """Record the digest of a model's whole file."""
+    def pin_models(self, names: Collection[str]) -> dict[str, tuple[Pin, ...]]:
+        """Return, for each model of that name, the pins of its files and of those the plan names.
+
+        A model is read whole when it is pinned first. Raises FileChangedError where a file is not
+        what it was.
+        """
+        chosen = [record for record in self.models() if record.file.name in names]
+        named = tuple(self._pin(Path(name)) for name in self.plan.files)
+        return {record.file.name: (*self._pin_model(record), *named) for record in chosen}
+
+    def _pin_model(self, record: ModelRecord) -> tuple[Pin, ...]:
+        if record.sha256 is not None:
+            return tuple(self._pin(path) for path in model_paths(record.file.path))
+        pins = pin_model(record.file.path)
+        if all(found.sha256 for found in pins):
+            with self._transaction():
+                for found in pins:
+                    self._keep(found)
+                self._database.execute(
+                    "UPDATE models SET sha256 = ? WHERE name = ?",
+                    (" ".join(found.sha256 for found in pins), record.file.name),
+                )
+        return pins
+
+    def _pin(self, path: Path) -> Pin:
+        """Return the stored pin of a file, made now where there is none."""
+        with self._reading():
+            rows = self._rows("SELECT body FROM files WHERE path = ?", str(path))
+            if rows:
+                return _load(Pin, rows[0][0])
+        found = pin(path)
         with self._transaction():
-            self._database.execute("UPDATE models SET sha256 = ? WHERE name = ?", (sha256, name))
+            self._keep(found)
+        return found
+
+    def _keep(self, found: Pin) -> None:
+        self._database.execute(
+            "INSERT OR REPLACE INTO files VALUES (?, ?)", (found.path, _dump(found))
+        )
+
+    def _renew_pins(self) -> None:
+        """Check every file that results were measured with, and pin those that the plan names.
+
+        Raises FileChangedError.
+        """
+        with self._reading():
+            stored = [_load(Pin, body) for (body,) in self._rows("SELECT body FROM files")]
+        for found in stored:
+            if (now := renewed(found)) != found:
+                with self._transaction():
+                    self._keep(now)
+        for name in self.plan.files:
+            self._pin(Path(name))
 
     def _take_up(self) -> None:
         """Count a crash for each job that was running when the last process with the lock died."""
@@ -324,8 +383,12 @@ class RunStore:
         self._end(job, "failed", reason)
 
     def _require_same(self, plan: RunPlan, jobs: tuple[Job, ...]) -> None:
-        """Raise RequestError unless the store is of this plan, on these files."""
-        if changes := changed_keys(self.plan, plan):
+        """Raise RequestError unless the store is of this plan, on these files.
+
+        What nothing was measured by may differ: the plan as it stands now is stored then.
+        """
+        changes = changed_keys(self.plan, plan)
+        if changed_keys(judged_as(self.plan, plan), plan):
             raise RequestError(
                 f"{self.folder} holds the run of another plan: {', '.join(changes)}; "
                 "give another folder"
@@ -342,6 +405,12 @@ class RunStore:
                 f"{self.folder} holds a run of other model files: {', '.join(differing)} (changed, "
                 "added or removed since); give another folder"
             )
+        if changes:
+            with self._transaction():
+                self._database.execute(
+                    "UPDATE run SET plan = ?", (json.dumps(encode(plan, exact=True)),)
+                )
+            self.plan, self.rejudged = plan, changes
 
     def _rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         return self._database.execute(statement, parameters).fetchall()
@@ -367,6 +436,18 @@ class RunStore:
     def _transaction(self) -> Iterator[None]:
         with _transaction(self._database, self._path):
             yield
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left in a run's folder, and working copies of theirs.
+
+    The caller has the lock on the folder.
+    """
+    remove_abandoned()
+    remove_abandoned(folder)
+    with storage("write", folder):
+        for leftover in (*folder.glob(f"{_DATABASE}.building*"), *folder.glob(".plan.toml.*")):
+            leftover.unlink(missing_ok=True)
 
 
 def _lock_folder(folder: Path) -> int:

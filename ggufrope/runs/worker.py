@@ -25,20 +25,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast, get_args
 
-from ggufrope._files import sha256_of
 from ggufrope._plain import decode, encode
 from ggufrope.backends import opener
-from ggufrope.errors import (
-    FileError,
-    GgufRopeError,
-    MissingDependencyError,
-    UnsupportedCacheError,
-)
+from ggufrope.errors import GgufRopeError, MissingDependencyError, UnsupportedCacheError
 from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import CellResult
 from ggufrope.evals.task import Base, Task, TaskRequest
 from ggufrope.runs.environment import environment
 from ggufrope.runs.jobs import Job, base_of
+from ggufrope.runs.pins import FileChangedError, Pin, PinChecks
 from ggufrope.runs.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -60,12 +55,12 @@ END_SECONDS = 1.5
 class Assignment:
     """A job to carry out, except for the cells whose numbers are `done`.
 
-    With `hash_model` the worker also reads the whole file of the model for its SHA-256.
+    `pins` are the files it is measured with, which must have the content they say.
     """
 
     job: Job
     done: tuple[int, ...] = ()
-    hash_model: bool = False
+    pins: tuple[Pin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +68,6 @@ class Started:
     """A worker works, in this environment; sent again when a loaded model adds to it."""
 
     environment: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hashed:
-    """The SHA-256 of the whole file of a model."""
-
-    model: str
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +90,7 @@ class Unable:
     message: str
 
 
-Message: TypeAlias = Started | Hashed | CellResult | Failed | Finished | Unable
+Message: TypeAlias = Started | CellResult | Failed | Finished | Unable
 """What a worker sends: about each job ending with Failed or Finished."""
 
 
@@ -130,6 +117,7 @@ class Worker:
         self._loaded: str | None = None
         self._described: str | None = None
         self._opened: OpenedModel | None = None
+        self._checks = PinChecks()
 
     def __enter__(self) -> Self:
         return self
@@ -146,21 +134,19 @@ class Worker:
     def carry_out(self, assignment: Assignment) -> Generator[Message]:
         """Yield a job's results as they come, then Finished, or Failed where something goes wrong.
 
-        MissingDependencyError is not the job's fault and is raised.
+        MissingDependencyError is not the job's fault and is raised; so is FileChangedError, before
+        a result of other content than the run's is yielded.
         """
-        job = assignment.job
-        if assignment.hash_model:
-            # A file that cannot be read has no digest: loading it will say why.
-            with suppress(FileError):
-                yield Hashed(model=job.model, sha256=sha256_of(Path(self._paths[job.model])))
         try:
+            self._checks.check(assignment.pins)
             for result in self._measure(assignment):
+                self._checks.check(assignment.pins)
                 # Only now: a model may be loaded when its first context is opened.
                 if self._described != self._loaded:
                     self._described = self._loaded
                     yield self.started()
                 yield result
-        except MissingDependencyError:
+        except (MissingDependencyError, FileChangedError):
             raise
         except GgufRopeError as error:
             yield Failed(reason=str(error))

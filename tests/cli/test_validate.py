@@ -141,6 +141,18 @@ def test_results_are_stored_resumed_and_written_in_every_format(
     assert "holds the run of another plan: contexts [256] -> [512]" in other.err
 
 
+def test_a_stored_run_is_judged_by_the_thresholds_asked_for_now(
+    cli: Call, nano: Path, tmp_path: Path
+) -> None:
+    run = ("validate", nano, "--ctx", "1024", *GRID, "--out", tmp_path / "run", "--min-recall")
+    assert cli(*run, "0", "--json").code == 0
+    stricter = cli(*run, "1")
+    assert stricter.code == 1
+    assert "plan has changed, judged by it now: thresholds.recall 0.0 -> 1.0" in stricter.err
+    assert "FAIL recall at 1024 tokens" in stricter.out
+    assert cli("report", tmp_path / "run", "--json").json["verdict"]["passed"] is False
+
+
 def test_a_batch_survives_kill_9_and_resumes(nano: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(

@@ -10,8 +10,12 @@ import pytest
 
 from ggufrope import RunPlan, Thresholds, run
 from ggufrope.errors import RequestError
-from ggufrope.runs.driver import ProcessTransport
+from ggufrope.evals.results import CellResult
+from ggufrope.report.record import report_of
+from ggufrope.runs.driver import ProcessTransport, open_run
 from ggufrope.runs.jobs import Selection
+from ggufrope.runs.plan import read_plan
+from ggufrope.runs.store import RunStore
 
 
 def test_a_run_is_kept_and_found_again(nano: Path, tmp_path: Path) -> None:
@@ -46,16 +50,41 @@ def test_worker_processes_measure_what_this_process_does(nano: Path, tmp_path: P
     ("change", "difference"),
     [
         ({"contexts": (512,)}, r"contexts \[256\] -> \[512\]"),
-        ({"thresholds": Thresholds(recall=0.95)}, r"thresholds.recall 0.9 -> 0.95"),
+        (
+            {"seeds": (1,), "thresholds": Thresholds(recall=0.95)},
+            r"seeds \[0\] -> \[1\], thresholds.recall 0.9 -> 0.95",
+        ),
     ],
 )
 def test_a_folder_holds_the_run_of_one_plan(
     nano: Path, tmp_path: Path, change: dict[str, Any], difference: str
 ) -> None:
     plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1)
-    run(plan, tmp_path / "run")
+    before = run(plan, tmp_path / "run")
     with pytest.raises(RequestError, match=f"holds the run of another plan: {difference};"):
         run(replace(plan, **change), tmp_path / "run")
+    assert run(plan, tmp_path / "run") == before
+
+
+def test_changed_thresholds_judge_anew_and_are_stored(nano: Path, tmp_path: Path) -> None:
+    plan = RunPlan(
+        models=(str(nano),), contexts=(1024,), depths=2, thresholds=Thresholds(recall=0.0)
+    )
+    first = run(plan, tmp_path / "run")
+    stricter = replace(plan, thresholds=Thresholds(recall=1.0, top_ranked=1.0), name="strict")
+    with open_run(stricter, tmp_path / "run") as store:
+        assert store.rejudged == (
+            'name "run" -> "strict"',
+            "thresholds.recall 0.0 -> 1.0",
+            "thresholds.top_ranked nothing -> 1.0",
+        )
+    seen: list[CellResult] = []
+    again = run(stricter, tmp_path / "run", on_cell=seen.append)
+    assert (seen, again.cells) == ([], first.cells)
+    assert (first.passed, again.passed) == (True, False)
+    assert again.plan == stricter == read_plan(tmp_path / "run" / "plan.toml")
+    with RunStore(tmp_path / "run") as store:
+        assert report_of(store).passed is False
 
 
 def test_a_share_of_a_run_is_judged_by_itself(nano: Path, tmp_path: Path) -> None:
