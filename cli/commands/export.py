@@ -32,10 +32,11 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Print RoPE settings for another tool: a file's own, or a scaling that is not in it."""
+    from ggufrope._format import safe
     from ggufrope.errors import RequestError
     from ggufrope.patching.exporting import export_model
 
-    from ..output import console, emit_json, safe, stderr_console
+    from ..output import console, emit_json, stderr_console
     from ..values import model_path
 
     request = scaling.request()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufrope._files import sha256_of, storage
-from ggufrope.container.shards import later_paths
+from ggufrope.container.shards import shard_paths
 from ggufrope.errors import StorageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def pin(path: Path) -> Pin:
 
 def model_paths(path: str) -> tuple[Path, ...]:
     """Return every file of the model whose only or first file is at `path`."""
-    return Path(path), *(later for later in later_paths(Path(path)) if later.is_file())
+    return shard_paths(Path(path))
 
 
 def pin_model(path: str) -> tuple[Pin, ...]:
