@@ -37,7 +37,20 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "deepseek2": {"log_multiplier_unit": 10.0, "mscale_pair": True},
     "deepseek32": {"log_multiplier_unit": 10.0},
     "mistral4": {"log_multiplier_unit": 10.0},
-    "deepseek4": {"caveat": "compressed layers turn at a base of their own"},
+    # deepseek4.cpp: the magnitude is cancelled; a layer of compress ratio 0 is a plain window layer
+    "deepseek4": {
+        "compressed": True,
+        "magnitude": "cancelled",
+        "sliding": {"pattern": 0, "base": "context", "scale": "1", "yarn": False},
+    },
+    # deepseek2.cpp: is_ocr rotates at base 10000 with scale 1, and aborts at another base
+    "deepseek2-ocr": {
+        "rope": "neox",
+        "settings_act": False,
+        "full_head": True,
+        "temperature": "none",
+        "caveat": "always base 10000 and no scaling, whatever the file says",
+    },
     "dflash": {"rope": "neox", "caveat": DRAFT},
     "eagle3": {"caveat": DRAFT},
     "gemma4-assistant": {"caveat": DRAFT},
@@ -52,11 +65,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "caveat": "always base 10000 and no scaling, whatever the file says",
     },
     # cohere2moe.cpp: force_rope
-    "cohere2moe": {"no_rope": "global", "caveat": "leading dense layers rotate too"},
+    "cohere2moe": {"no_rope": "global", "dense_rotate": True},
     # lfm2.cpp: every layer that is not recurrent slides
     "lfm2": {"sliding": {"pattern": 0, "when": "window", "base": "context", "scale": "context"}},
     # llama4.cpp: use_kq_norm, set for all models but those of 128 experts
-    "llama4": {"caveat": NORMED},
+    "llama4": {"magnitude": "normalized-unless-128-experts", "caveat": NORMED},
     # step35.cpp: n_rot_full / 2
     "step35": {"global_rot_divisor": 2},
     # llama4.cpp and afmoe.cpp: n_no_rope_layer_step where no layer slides
@@ -257,6 +270,15 @@ def _recurrent(hparams: str) -> dict[str, Any]:
     return {}
 
 
+def _temperature(hparams: str) -> str:
+    """Return where the floor of the attention temperature comes from."""
+    if re.search(r"n_attn_temp_floor_scale\s*=\s*hparams\.n_ctx_orig_yarn", hparams):
+        return "original-context"
+    if re.search(r"TEMPERATURE_LENGTH,\s*hparams\.n_attn_temp_floor_scale", hparams):
+        return "temperature-length"
+    return "fixed"
+
+
 def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     """Return the entry of one architecture, without the fields that have their defaults."""
     rope, by_sections = source.rope_type(arch)
@@ -274,6 +296,8 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     loading = source.model[: source.model.index("invalid n_rot")]
     if re.search(rf"arch == {arch}\b[^{{]*\{{[^{{]*\{{[^{{]*$", loading[-700:]):
         fields["full_head"] = True
+    if re.search(r"GGML_ASSERT\((n_embd_head\w* == n_rot|n_rot == n_embd_head\w*)\)", graph):
+        fields["full_head"] = True
     reads = [field for word, field in FIELDS.items() if word in hparams]
     if "rope_scaling_alpha" in hparams:
         reads.append("alpha")
@@ -288,7 +312,11 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
         fields["caveat"] = MLA
     normed = re.search(r"Kcur = ggml_rope_\w+\(.*Kcur = (build_norm|ggml_rms_norm)\(", graph, re.S)
     if normed and "use_kq_norm" not in graph:
-        fields["caveat"] = NORMED
+        fields |= {"magnitude": "normalized", "caveat": NORMED}
+    if "attn_factor_org" in graph:
+        fields["scores_by_factor"] = True
+    if "build_inp_attn_scale" in graph:
+        fields["temperature"] = _temperature(hparams)
     sliding = _sliding(hparams, graph)
     if sliding:
         fields["sliding"] = sliding

@@ -120,15 +120,21 @@ def _show_effective(effective: EffectiveRope) -> None:
         source = Text(value.source, style=_SOURCE_STYLES[value.source])
         row(values, name, value.value, source, value.reason)
     out.print(values)
-    groups = table("layers", "rotation", "pairs", "rad/token", "longest wave", "att. factor")
-    for group in effective.groups:
-        row(groups, ranges(group.layers), *_rotation(group))
-    out.print(groups)
-    out.print(
+    columns = ["layers", "rotation", "pairs", "rad/token", "longest wave", "att. factor"]
+    legend = (
         "pairs: pairs of dimensions that turn, fastest to slowest; att. factor (attention factor): "
-        "what rotated queries and keys are multiplied by",
-        style="dim",
+        "what rotated queries and keys are multiplied by"
     )
+    scaled = any(group.attention_scale is not None for group in effective.groups)
+    if scaled:
+        columns.append("att. scale")
+        legend += "; att. scale (attention scale): what all attention scores are multiplied by"
+    groups = table(*columns)
+    for group in effective.groups:
+        last = (group.attention_scale,) if scaled else ()
+        row(groups, ranges(group.layers), *_rotation(group), *last)
+    out.print(groups)
+    out.print(legend, style="dim")
     if effective.caveat:
         out.print(shown(effective.caveat))
 

@@ -56,16 +56,25 @@ class Architecture:
 
     role: what llama.cpp's graph of it does with tokens.
     rope: the rope type; with `mrope_by_sections`, mrope where the file has rope sections.
-    full_head: whether it loads only if the rotary dimensions are the whole head.
+    full_head: whether it runs only if the rotary dimensions are the whole head.
     global_rot_divisor: its global layers rotate the declared dimensions divided by this.
     reads: RopeMetadata fields it reads in addition to those that every architecture reads.
     settings_act: whether its graph uses any setting; if not, it rotates with base 10000.
+    magnitude: whether the attention factor of the keys acts: it may be cancelled by the graph, or
+        undone by a norm after the rotation (in llama4 not for models of 128 experts).
+    scores_by_factor: whether attention scores are multiplied by a function of the scaling factor,
+        whatever the scaling type, as in deepseek2.cpp.
+    temperature: where the floor of its attention temperature comes from, if it has one; "fixed" is
+        8192 tokens, on layers that do not rotate.
+    compressed: whether its layers of a compress ratio above 0 turn at a base of their own, and the
+        others are plain sliding-window layers.
     beta_fast: its default of YaRN's beta_fast.
     log_multiplier_unit, mscale_pair: how yarn_log_multiplier becomes YaRN's mscales.
     tensors: the factor tensors it can load; with `tensors_by_type`, long and short only if the
         scaling type is longrope and rope_freqs only if it is not.
     factors_on: the layers whose rotation its graph divides by the factors.
     sliding: its sliding-window layers, if it has any.
+    dense_rotate: whether its leading dense layers rotate although `no_rope` names them.
     no_rope: the layers it does not rotate: first or last of each `step` (without `step_always`,
         only where there are sliding layers), those that a pattern in the file names, or all, except
         in fine-tuned models or in models of 32 layers.
@@ -81,6 +90,10 @@ class Architecture:
     global_rot_divisor: int = 1
     reads: frozenset[str] = frozenset()
     settings_act: bool = True
+    magnitude: Literal["acts", "cancelled", "normalized", "normalized-unless-128-experts"] = "acts"
+    scores_by_factor: bool = False
+    temperature: Literal["none", "original-context", "temperature-length", "fixed"] = "none"
+    compressed: bool = False
     beta_fast: float = 32.0
     log_multiplier_unit: float = 1.0
     mscale_pair: bool = False
@@ -91,6 +104,7 @@ class Architecture:
     no_rope: Literal[
         "none", "global", "last", "first", "pattern", "unless-finetuned", "unless-32-layers"
     ] = "none"
+    dense_rotate: bool = False
     step: int = 0
     step_always: bool = False
     recurrent: Literal["none", "no-kv-heads", "interval", "all"] = "none"

@@ -84,17 +84,39 @@ class EffectiveValue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionTemperature:
+    """A growth of attention scores with the position p of the query, beyond the rotation.
+
+    Scores are multiplied by 1 + scale · ln(1 + ⌊(p + offset) / floor_tokens⌋)
+    (src/llama-graph.cpp, `llm_graph_input_attn_temp`).
+    """
+
+    scale: float
+    floor_tokens: int
+    offset: float = 0.0
+
+    def at(self, position: int) -> float:
+        """Return what the scores of a query at `position` are multiplied by."""
+        return 1 + self.scale * math.log1p((position + self.offset) // self.floor_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerGroup:
     """Layers that rotate alike.
 
     `inverse_frequencies` has `n_rot/2` values in rad/token, none where the layers do not rotate.
     `magnitude` is the attention factor, which multiplies rotated queries and rotated keys.
+    `attention_scale` multiplies attention scores besides, rotated or not, as a consequence of the
+    scaling keys; None where the graph has no such scale. `temperature` is None where scores do not
+    depend on the position in another way than by rotation.
     """
 
     name: str
     layers: tuple[int, ...]
     inverse_frequencies: Floats
     magnitude: float
+    attention_scale: float | None = None
+    temperature: AttentionTemperature | None = None
 
     @property
     def n_rot(self) -> int:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ggufrope.container.types import Scalar, TypedValue
 from ggufrope.errors import RequestError
 from ggufrope.rope.architectures import Architecture, architecture
+from ggufrope.rope.attention import idle_magnitude_reason, magnitude_acts
 from ggufrope.rope.effective import LLAMA_FLAGS
 from ggufrope.rope.frequencies import (
     Floats,
@@ -32,7 +33,13 @@ from ggufrope.rope.frequencies import (
 )
 from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ggufrope.rope.layers import layer_kinds, sliding_layers
-from ggufrope.rope.llamacpp import file_base, number, rotary_dimensions, yarn_file_magnitude
+from ggufrope.rope.llamacpp import (
+    base_field,
+    file_base,
+    number,
+    rotary_dimensions,
+    yarn_file_magnitude,
+)
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
     DynamicNtk,
@@ -320,8 +327,12 @@ def _by_scheme(draft: _Draft, scaling: RopeScaling) -> None:
 
 def _new_base(draft: _Draft, base: float) -> None:
     # Relative to the declared base, which an alpha beside it stretches by a constant.
-    declared = draft.metadata.freq_base or 10000.0
-    draft.fields |= {"scaling_type": "none", "freq_base": declared * (base / draft.base)}
+    field = base_field(draft.arch)
+    declared = getattr(draft.metadata, field) or 10000.0
+    draft.fields |= {"scaling_type": "none", field: declared * (base / draft.base)}
+    if draft.arch.compressed:
+        draft.notes.append("sliding-window layers keep freq_base: only compressed layers change")
+        return
     window = draft.arch.sliding
     if window is None or not draft.slides:
         return
@@ -339,7 +350,11 @@ def _yarn(draft: _Draft, scaling: Yarn) -> None:
         "original_context": scaling.original_context,
     }
     implied = yarn_file_magnitude(draft.metadata, draft.arch, scaling.factor)
-    draft.put_magnitude(yarn_magnitude(scaling) / implied)
+    if magnitude_acts(draft.metadata, draft.arch):
+        draft.put_magnitude(yarn_magnitude(scaling) / implied)
+    else:
+        reason = idle_magnitude_reason(draft.arch)
+        draft.notes.append(f"no attention factor applies: {reason}")
     _yarn_parameter(draft, "yarn_beta_fast", scaling.beta_fast, draft.arch.beta_fast)
     _yarn_parameter(draft, "yarn_beta_slow", scaling.beta_slow, 1.0)
     _yarn_parameter(draft, "yarn_ext_factor", scaling.ext_factor, 1.0)

@@ -37,6 +37,9 @@ def sliding_layers(metadata: RopeMetadata, arch: Architecture) -> tuple[bool, ..
     """Return for each layer whether its attention is limited to a window."""
     layers = layer_count(metadata)
     window = arch.sliding
+    if arch.compressed:
+        ratios = per_layer(metadata.compress_ratios, layers, default=1)
+        return tuple(ratio == 0 for ratio in ratios)
     if window is None or not _slides(metadata, window, layers):
         return (False,) * layers
     declared = metadata.sliding_window_pattern
@@ -54,6 +57,10 @@ def layer_kinds(metadata: RopeMetadata, arch: Architecture) -> tuple[LayerKind, 
     sliding = sliding_layers(metadata, arch)
     recurrent = recurrent_layers(metadata, arch)
     unrotated = _unrotated(metadata, arch, sliding)
+    if arch.dense_rotate:
+        # cohere2moe.cpp: force_rope
+        dense = metadata.leading_dense_blocks or 0
+        unrotated = tuple(off and layer >= dense for layer, off in enumerate(unrotated))
     return tuple(
         "recurrent" if r else "no-rope" if u else "sliding-window" if s else "global"
         for r, u, s in zip(recurrent, unrotated, sliding, strict=True)

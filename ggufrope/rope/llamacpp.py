@@ -10,13 +10,20 @@ src/models and `rope_yarn` in ggml/src/ggml-cpu/ops.cpp compute it. All at the c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ggufrope.container.ggml import F32
 from ggufrope.errors import FileError, RequestError
 from ggufrope.rope.architectures import Architecture, RopeType, architecture
+from ggufrope.rope.attention import (
+    attention_scale,
+    attention_values,
+    idle_magnitude_reason,
+    magnitude_acts,
+    temperature,
+)
 from ggufrope.rope.effective import (
     LLAMA_FLAGS,
     EffectiveRope,
@@ -55,21 +62,33 @@ def effective(
     Raises FileError where llama.cpp would not load the file or its numbers give no rotation.
     """
     arch = architecture(metadata.architecture)
-    settings = resolve(metadata, arch, overrides or RopeOverrides())
+    overrides = overrides or RopeOverrides()
+    settings = resolve(metadata, arch, overrides)
     tokens = _context_tokens(metadata, context_tokens)
     tensor, choice = choose_factors(metadata, arch, tokens)
     values = {field: getattr(settings, field) for field in Resolution.__slots__}
     values["frequency_factors"] = choice
     whole = _global_rope(metadata, arch, settings, tensor)
+    scale = attention_scale(
+        metadata,
+        arch,
+        attn_factor=settings.applied_attn_factor,
+        freq_scale=number(settings.freq_scale),
+    )
     kinds = layer_kinds(metadata, arch)
     groups = []
     for kind in dict.fromkeys(kinds):
         layers = tuple(layer for layer, found in enumerate(kinds) if found == kind)
+        rope = whole if kind == "global" else None
         if kind == "sliding-window":
-            values |= _sliding_values(metadata, arch, settings)
-            groups.append(_group(kind, layers, _sliding_rope(metadata, arch, whole, values)))
-        else:
-            groups.append(_group(kind, layers, whole if kind == "global" else None))
+            values |= _sliding_values(metadata, arch, settings, overrides)
+            rope = _sliding_rope(metadata, arch, whole, values)
+        group = _group(kind, layers, rope, acts=magnitude_acts(metadata, arch))
+        if kind != "recurrent":
+            tempered = temperature(metadata, arch, kind)
+            group = replace(group, attention_scale=scale, temperature=tempered)
+            values |= attention_values(metadata, arch, scale=scale, found=tempered)
+        groups.append(group)
     return EffectiveRope(
         rope_type=_rope_type(metadata, arch),
         context_tokens=tokens,
@@ -124,7 +143,7 @@ def rotary_dimensions(metadata: RopeMetadata, arch: Architecture) -> int:
     n_rot = _even(n_rot, metadata.n_rot_key)
     if arch.full_head and n_rot != metadata.head_size:
         raise FileError(
-            f"{metadata.key('dimension_count')} is {n_rot}: {arch.name} loads only with the "
+            f"{metadata.key('dimension_count')} is {n_rot}: {arch.name} runs only with the "
             f"head size, {metadata.head_size}"
         )
     return n_rot
@@ -159,6 +178,11 @@ class Resolution:
     yarn_beta_slow: EffectiveValue
     attn_factor: EffectiveValue
 
+    @property
+    def applied_attn_factor(self) -> float:
+        """What the graph passes to ggml_rope_ext, before rope_yarn's own factor."""
+        return number(self.yarn_attn_factor) * number(self.attn_factor)
+
 
 def resolve(metadata: RopeMetadata, arch: Architecture, overrides: RopeOverrides) -> Resolution:
     """Resolve every scalar setting. Raises FileError where llama.cpp would not load the file with
@@ -187,12 +211,14 @@ def number(value: EffectiveValue) -> float:
 
 
 def file_base(
-    metadata: RopeMetadata, arch: Architecture, *, field: str = "freq_base"
+    metadata: RopeMetadata, arch: Architecture, *, field: str | None = None
 ) -> EffectiveValue:
     """Return the base that the file declares in `field`: 10000 where it declares none.
 
-    Raises FileError where it is not a finite number above 1.
+    None is the field of the global layers. Raises FileError where the base is not a finite number
+    above 1.
     """
+    field = field or base_field(arch)
     declared = getattr(metadata, field)
     key = metadata.key(field)
     if declared is not None and not (math.isfinite(declared) and declared > 1):
@@ -212,6 +238,11 @@ def file_base(
             )
         reason += f", stretched by {alpha}"
     return _default(base, reason) if declared is None else _file(base, reason)
+
+
+def base_field(arch: Architecture) -> str:
+    """Return the field that the base of the global layers is read from."""
+    return "compress_freq_base" if arch.compressed else "freq_base"
 
 
 def file_scale(metadata: RopeMetadata) -> EffectiveValue:
@@ -270,9 +301,12 @@ class _Settings:
         return _default("linear", f"without {key} llama.cpp scales linearly")
 
     def freq_base(self) -> EffectiveValue:
-        if self.overrides.freq_base is not None:
-            return _override(self.overrides.freq_base)
-        return file_base(self.metadata, self.arch)
+        if self.overrides.freq_base is None:
+            return file_base(self.metadata, self.arch)
+        if self.arch.compressed:
+            base = file_base(self.metadata, self.arch)
+            return _ignored(base.value, "only the file sets the base of compressed layers")
+        return _override(self.overrides.freq_base)
 
     def freq_scale(self, scaling_type: EffectiveValue) -> EffectiveValue:
         declared = file_scale(self.metadata)
@@ -330,6 +364,8 @@ class _Settings:
             return _default(1.0, "1 unless set")
         if not math.isfinite(declared):
             raise FileError(f"{key} is {declared}: expected a finite number")
+        if declared != 1 and not magnitude_acts(self.metadata, self.arch):
+            return _ignored(1.0, idle_magnitude_reason(self.arch))
         return _file(declared, key)
 
     def _yarn_parameter(self, field: str, fallback: EffectiveValue) -> EffectiveValue:
@@ -425,7 +461,7 @@ def _global_rope(
         scale=number(settings.freq_scale),
         original_context=number(settings.original_context),
         ext_factor=number(settings.yarn_ext_factor),
-        attn_factor=number(settings.yarn_attn_factor) * number(settings.attn_factor),
+        attn_factor=settings.applied_attn_factor,
         beta_fast=number(settings.yarn_beta_fast),
         beta_slow=number(settings.yarn_beta_slow),
         factors=None if tensor is None else _factor_values(tensor, n_rot),
@@ -433,14 +469,20 @@ def _global_rope(
 
 
 def _sliding_values(
-    metadata: RopeMetadata, arch: Architecture, settings: Resolution
+    metadata: RopeMetadata,
+    arch: Architecture,
+    settings: Resolution,
+    overrides: RopeOverrides,
 ) -> dict[str, EffectiveValue]:
     """`freq_base_swa` and `freq_scale_swa`: what the sliding-window layers start from."""
     window = arch.sliding
     if window is None:
         return {}
     base, scale = settings.freq_base, settings.freq_scale
-    if window.base == "file":
+    if arch.compressed:
+        flag = overrides.freq_base
+        base = file_base(metadata, arch, field="freq_base") if flag is None else _override(flag)
+    elif window.base == "file":
         base = file_base(metadata, arch)
     elif window.base == "10000":
         base = _default(10000.0, "unless the file says")
@@ -479,10 +521,15 @@ def _sliding_rope(
     )
 
 
-def _group(kind: LayerKind, layers: tuple[int, ...], rope: _Rope | None) -> LayerGroup:
+def _group(
+    kind: LayerKind, layers: tuple[int, ...], rope: _Rope | None, *, acts: bool
+) -> LayerGroup:
     inverse_frequencies, magnitude = ((), 1.0) if rope is None else rope.rotate()
     return LayerGroup(
-        name=kind, layers=layers, inverse_frequencies=inverse_frequencies, magnitude=magnitude
+        name=kind,
+        layers=layers,
+        inverse_frequencies=inverse_frequencies,
+        magnitude=magnitude if acts else 1.0,
     )
 
 

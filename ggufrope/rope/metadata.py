@@ -78,6 +78,12 @@ class RopeMetadata:
     key_length_swa: int | None = None
     value_length_swa: int | None = None
     kv_lora_rank: int | None = None
+    expert_count: int | None = None
+    leading_dense_blocks: int | None = None
+    temperature_scale: float | None = None
+    temperature_length: int | None = None
+    compress_ratios: PerLayer | None = None
+    compress_freq_base: float | None = None
     sliding_window: int | None = None
     sliding_window_pattern: PerLayer | None = None
     shared_kv_layers: int | None = None

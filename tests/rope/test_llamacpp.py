@@ -234,7 +234,7 @@ def test_partial_rotation(metadata: Metadata) -> None:
     found = effective(metadata("phi2", dimension_count=32))
     expected = frequencies(Unscaled(), n_rot=32, base=10000.0).inverse_frequencies
     np.testing.assert_allclose(found.groups[0].inverse_frequencies, expected)
-    with pytest.raises(FileError, match="llama loads only with the head size, 64"):
+    with pytest.raises(FileError, match="llama runs only with the head size, 64"):
         effective(metadata("llama", dimension_count=32))
 
 
