@@ -122,7 +122,7 @@ def probe(
     rope = rope or RopeOverrides()
     tokens = context_tokens or model.n_ctx_train
     settings = ContextSettings(
-        n_ctx=_stand_in(model, tokens), type_k="f32", type_v="f16", rope=rope
+        n_ctx=_stand_in(model, tokens), type_k="f32", type_v="f32", rope=rope
     )
     positions = (0, *(2**power for power in range(_DOUBLINGS)))
     measured = _measure(model, settings, positions)
@@ -131,12 +131,13 @@ def probe(
         raise BackendError(f"{model.path.name}: nothing to measure: no layer keeps keys")
     layers, notes = [], []
     for layer, found in sorted(measured.items()):
-        head_size, n_rot = _rotary_width(model, layer, found, pairs)
+        head_size, rotary = _rotary_part(model, layer, found, pairs)
         turned, still = (
-            _as_complex(_heads(keys, head_size)[..., :n_rot], pairs)
+            _as_complex(_heads(keys, head_size)[..., rotary], pairs)
             for keys in (found, plain[layer])
         )
-        magnitude = _magnitude(turned[0], still[0]) if n_rot else 1.0
+        rotates = rotary.stop > rotary.start
+        magnitude = _magnitude(turned[0], still[0]) if rotates else 1.0
         if magnitude is None:
             notes.append(f"layer {layer}: its keys depend on the magnitude in the layers before")
         layers.append(
@@ -150,7 +151,11 @@ def probe(
 
 
 def compare(measured: Probe, predicted: EffectiveRope, *, tolerance: float = 1e-4) -> Agreement:
-    """Compare a measurement with a prediction; relative errors up to `tolerance` agree."""
+    """Compare a measurement with a prediction; relative errors up to `tolerance` agree.
+
+    Whole positions show a turn only modulo 2π, so frequencies are compared modulo 2π too. What was
+    measured in no layer agrees with nothing.
+    """
     errors = []
     for layer in measured.layers:
         group = predicted.group(layer.layer)
@@ -160,7 +165,7 @@ def compare(measured: Probe, predicted: EffectiveRope, *, tolerance: float = 1e-
         errors.append((layer.layer, error))
     largest = max((error for _, error in errors), default=0.0)
     return Agreement(
-        agrees=largest <= tolerance,
+        agrees=bool(errors) and largest <= tolerance,
         largest_relative_error=largest,
         relative_errors=tuple(errors),
     )
@@ -180,11 +185,6 @@ def _require_applicable(model: Model) -> PairStyle:
         )
     if llama.llama_model_has_encoder(model.handle):
         raise BackendError(f"{name}: an encoder keeps no keys to measure")
-    if model.metadata(f"{model.architecture}.attention.kv_lora_rank"):
-        raise BackendError(
-            f"{name}: multi-head latent attention caches compressed keys, in which the probe "
-            f"cannot find the rotated part"
-        )
     if llama.llama_model_is_recurrent(model.handle):
         raise BackendError(f"{name}: a recurrent model keeps no keys to measure")
     return style
@@ -263,13 +263,15 @@ class StateLayout:
     `caches` has the layers of each cache, in the order of the state: a model with sliding-window
     layers writes two caches, first that of its other layers. `cell_extra` is the bytes that a cell
     has besides position and sequences: 12 with M-RoPE. `row_widths` has the number of values of a
-    K row, by layer. `recurrent` states follow the caches of a hybrid model.
+    K row, by layer. `recurrent` states follow the caches of a hybrid model. Without `values` there
+    are only K rows, as with multi-head latent attention.
     """
 
     caches: tuple[tuple[int, ...], ...]
     cell_extra: int
     row_widths: dict[int, int]
     recurrent: bool
+    values: bool = True
 
 
 def _layout(model: Model, log_lines: Sequence[str]) -> StateLayout:
@@ -279,6 +281,7 @@ def _layout(model: Model, log_lines: Sequence[str]) -> StateLayout:
         cell_extra=_MULTI_AXIS_CELL_EXTRA if rope_type in _MULTI_AXIS else 0,
         row_widths=_row_widths(model),
         recurrent=model.has_state,
+        values=not model.metadata(f"{model.architecture}.attention.key_length_mla"),
     )
 
 
@@ -355,7 +358,7 @@ def key_rows(state: bytes, layout: StateLayout) -> dict[int, Keys]:
         reader.expect("layers", len(layers))
         for layer in layers:
             rows[layer] = reader.key_row(layout.row_widths.get(layer))
-        for _ in layers:
+        for _ in layers if layout.values else ():
             reader.skip_value_row(transposed=bool(transposed))
     if not layout.recurrent:
         reader.expect_end()
@@ -433,17 +436,22 @@ class _StateReader:
 # Keys to frequencies ------------------------------------------------------------------------------
 
 
-def _rotary_width(model: Model, layer: int, keys: Keys, pairs: PairStyle) -> tuple[int, int]:
-    """Return the head size of a layer and how many values of a head rotate, which may be 0."""
+def _rotary_part(model: Model, layer: int, keys: Keys, pairs: PairStyle) -> tuple[int, slice]:
+    """Return the head size of a layer and which values of a head rotate, which may be none.
+
+    They are the first ones, or with multi-head latent attention the last ones of the one row.
+    """
     if np.allclose(keys, keys[0], rtol=0, atol=_STILL * np.abs(keys).max()):
-        return model.head_size, 0
+        return model.head_size, slice(0, 0)
     for head_size in _reported(model, "n_embd_head_k", "n_embd_head_k_swa"):
         if keys.shape[-1] % head_size:
             continue
         heads = _heads(keys, head_size)
         for n_rot in (*_reported(model, "n_rot", "n_rot_swa"), head_size):
-            if n_rot <= head_size and _is_rotation(heads, n_rot, pairs):
-                return head_size, n_rot
+            for start in dict.fromkeys((0, head_size - n_rot)):
+                rotary = slice(start, start + n_rot)
+                if start >= 0 and _is_rotation(heads, rotary, pairs):
+                    return head_size, rotary
     raise BackendError(
         f"{model.path.name}: in layer {layer} the keys of one token at two positions are not "
         f"rotations of each other, so the probe does not apply to {model.architecture}"
@@ -456,16 +464,16 @@ def _reported(model: Model, *names: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(word) for word in words if word.isdigit()))
 
 
-def _is_rotation(heads: Keys, n_rot: int, pairs: PairStyle) -> bool:
-    """Return whether the first `n_rot` values only rotate from position to position.
+def _is_rotation(heads: Keys, rotary: slice, pairs: PairStyle) -> bool:
+    """Return whether the values of `rotary` only rotate from position to position.
 
     `heads` is `[positions, tokens, heads, head_size]`. Each pair has to rotate alike in all heads
     and tokens, and the other values have to stay.
     """
-    kept = heads[..., n_rot:]
+    kept = np.delete(heads, rotary, axis=-1)
     if not np.allclose(kept, kept[0], rtol=0, atol=_STILL * np.abs(heads).max()):
         return False
-    turned = _as_complex(heads[..., :n_rot], pairs)
+    turned = _as_complex(heads[..., rotary], pairs)
     energy = float((np.abs(turned[0]) ** 2).sum())
     coherent = np.abs((turned * turned[0].conj()).sum(axis=(1, 2))).sum(axis=-1)
     return bool((np.abs(coherent / energy - 1) < _RIGID).all())
@@ -515,6 +523,7 @@ def _relative_error(measured: Sequence[float], predicted: Sequence[float]) -> fl
 
 
 def _error(measured: float, predicted: float) -> float:
-    if measured == predicted:
+    apart = abs(math.remainder(measured - predicted, 2 * math.pi))
+    if apart == 0:
         return 0.0
-    return abs(measured - predicted) / abs(predicted) if predicted else math.inf
+    return apart / abs(predicted) if predicted else math.inf

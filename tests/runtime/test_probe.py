@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from fixtures.make import build
-from ggufrope.errors import BackendError
 from ggufrope.rope.effective import EffectiveRope, LayerGroup, RopeOverrides
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.probe import Probe, compare, probe
@@ -195,7 +194,28 @@ def test_a_measurement_is_compared_with_a_prediction(tmp_path: Path) -> None:
     assert not compare(measured, predicted(theta[:8], 1.0)).agrees
 
 
-def test_an_architecture_with_compressed_keys_is_refused(tmp_path: Path) -> None:
-    (path,) = build("llama", tmp_path / "tiny.gguf", keys={"attention.kv_lora_rank": 16})
-    with Model.open(path) as model, pytest.raises(BackendError, match="latent attention"):
-        probe(model)
+def test_compressed_keys_rotate_in_their_last_values(tmp_path: Path) -> None:
+    (path,) = build("deepseek2", tmp_path / "tiny.gguf", base=BASE)
+    overrides = RopeOverrides(scaling_type="yarn", freq_scale=0.125, yarn_orig_ctx=256)
+    with Model.open(path) as model:
+        assert_measures(probe(model), [0, 1], plain(32), 1.0)
+        expected = yarn(plain(32), BASE, 8, 256, 32, 1)
+        measured = probe(model, rope=overrides)
+        assert_measures(measured, [0, 1], expected, 1 + 0.1 * np.log(8))
+
+
+def test_a_state_space_model_has_nothing_to_measure() -> None:
+    nothing = Probe(pairs="norm", context_tokens=512, layers=(), notes=())
+    assert not compare(nothing, predicted(plain(32), 1.0)).agrees
+
+
+@pytest.mark.parametrize("factor", [0.125, 0.3, 0.5])
+def test_turns_of_more_than_half_a_circle_are_compared_modulo_a_circle(
+    factor: float, tmp_path: Path
+) -> None:
+    keys = {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
+    (path,) = build("llama", tmp_path / "tiny.gguf", base=BASE, keys=keys)
+    with Model.open(path) as model:
+        measured = probe(model)
+    assert compare(measured, predicted(plain(32) / factor, 1.0)).agrees
+    assert not compare(measured, predicted(plain(32) / factor * 1.01, 1.0)).agrees
