@@ -25,7 +25,6 @@ from ggufrope.rope.attention import (
     temperature,
 )
 from ggufrope.rope.effective import (
-    LLAMA_FLAGS,
     EffectiveRope,
     EffectiveValue,
     LayerGroup,
@@ -42,6 +41,7 @@ from ggufrope.rope.frequencies import (
 )
 from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, SCALING_TYPES
 from ggufrope.rope.layers import LayerKind, layer_kinds
+from ggufrope.rope.unread import dead_key_remedy
 
 if TYPE_CHECKING:
     from ggufrope.rope.metadata import FactorTensor, RopeMetadata
@@ -384,7 +384,7 @@ class _Settings:
         return _ignored(
             fallback.value,
             f"llama.cpp does not read {key} ({declared:g} in the file): "
-            f"pass llama.cpp's {LLAMA_FLAGS[field]} at run time, or bake it into factors",
+            + dead_key_remedy(self.metadata, self.arch, field, declared),
         )
 
 

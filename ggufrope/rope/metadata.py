@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 PerLayer: TypeAlias = int | tuple[int, ...]
 """One number for all layers, or one per layer."""
 
+_OTHER_FAMILIES = frozenset({"general", "tokenizer", "split", "quantize", "clip", "ggufrope"})
+"""Prefixes of keys that are about other things, whatever the rest of their name says."""
+
 _INTEGERS = {
     ValueType.UINT8,
     ValueType.INT8,
@@ -41,6 +44,14 @@ class Mistyped:
     key: str
     found: ValueType
     expected: ValueType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadKey:
+    """A key about positions under a name that no llama.cpp reads; `value` in words for an array."""
+
+    key: str
+    value: Scalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +122,7 @@ class RopeMetadata:
     yarn_log_multiplier: float | None = None
     factor_tensors: tuple[FactorTensor, ...] = ()
     mistyped: tuple[Mistyped, ...] = ()
+    unread: tuple[UnreadKey, ...] = ()
 
     def key(self, field: str) -> str:
         """The GGUF key that `field` is read from."""
@@ -171,6 +183,7 @@ def read_metadata(
         architecture=architecture,
         factor_tensors=_factor_tensors(header, factor_tensors or {}),
         mistyped=tuple(mistyped),
+        unread=_unread_keys(header, architecture),
         **fields,
     )
 
@@ -189,6 +202,22 @@ def per_layer(value: PerLayer | None, layers: int, *, default: int) -> tuple[int
     if isinstance(value, int):
         return (value,) * layers
     return (value + (default,) * layers)[:layers]
+
+
+def _unread_keys(header: Header, architecture: str) -> tuple[UnreadKey, ...]:
+    """Return the keys that speak of RoPE or YaRN under names that llama.cpp does not know."""
+    known = {f"{architecture}.{spec.suffix}" for spec in KEYS.values()}
+    found = []
+    for record in header.key_values:
+        name = record.key.lower()
+        if record.key in known or name.partition(".")[0] in _OTHER_FAMILIES:
+            continue
+        if "rope" not in name.partition(".")[2] and "yarn" not in name and "rope." not in name:
+            continue
+        value = record.value
+        shown = f"array of {value.count}" if isinstance(value, ArrayValue) else value
+        found.append(UnreadKey(key=record.key, value=shown))
+    return tuple(found)
 
 
 def _read(found: KeyValue, spec: KeySpec) -> Scalar | tuple[Scalar, ...]:

@@ -75,7 +75,7 @@ ONES = np.ones(32)
             "gemma3",
             {"block_count": 12, "sliding_window": 512, "scaling_type": "linear", "factor": 8.0},
             "scaling-mostly-inert",
-            "warning",
+            "info",
         ),
         ("llama", {**YARN, "attn_factor": 1.1386}, "attention-factor-twice", "warning"),
     ],
