@@ -97,13 +97,15 @@ def _title(inspection: Inspection) -> Text:
 
     from ..output import one_line
 
-    header = inspection.model.header
+    header, files = inspection.model.header, inspection.model.files
+    count = len(files.shards)
+    shards = f" in {count} files" if count > 1 else ""
+    size = sum(shard.header.file_size for shard in files.shards)
     name = header.get("general.name")
     return Text.assemble(
         (one_line(name if isinstance(name, str) else inspection.model.path.name), "bold"),
         f"  {one_line(inspection.model.metadata.architecture, 30)}"
-        f" · {len(header.tensors)} tensors · {byte_size(header.file_size)} · GGUF "
-        f"v{header.version}",
+        f" · {len(files.tensors)} tensors{shards} · {byte_size(size)} · GGUF v{header.version}",
     )
 
 

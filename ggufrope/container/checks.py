@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from ggufrope.container.types import Header
 
 
+MAPPED_ALIGNMENT = 32
+"""The address of a mapped buffer has to be a multiple of this: TENSOR_ALIGNMENT of
+ggml/src/ggml-impl.h, asserted in ggml-backend.cpp."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutFinding:
     """One thing that is wrong or unusual in the layout.
@@ -40,8 +45,9 @@ class LayoutFinding:
 def layout_findings(header: Header) -> tuple[LayoutFinding, ...]:
     """Return everything in the layout that llama.cpp refuses, or that is unusual, errors first.
 
-    Codes: big-endian, duplicate-key, empty-key, not-utf8, nested-array, duplicate-tensor,
-    long-tensor-name, unknown-type, tensor-offset, trailing-bytes, no-final-padding.
+    Codes: big-endian, misaligned-data, duplicate-key, empty-key, not-utf8, nested-array,
+    duplicate-tensor, long-tensor-name, unknown-type, tensor-offset, trailing-bytes,
+    no-final-padding.
     """
     found = (*_key_findings(header), *_tensor_findings(header), *_end_findings(header))
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
@@ -65,7 +71,12 @@ def _is_utf8(text: str) -> bool:
 
 def _key_findings(header: Header) -> Iterator[LayoutFinding]:
     if header.byte_order == ">":
-        yield _info("big-endian", "", "the file is big-endian: only big-endian builds load it")
+        yield _error(
+            "big-endian",
+            "",
+            "the file is big-endian: llama.cpp loads it on big-endian machines alone; convert it "
+            "with llama.cpp's gguf_convert_endian.py",
+        )
     for key, times in Counter(kv.key for kv in header.key_values).items():
         if times > 1:
             yield _error(
@@ -109,6 +120,15 @@ def _tensor_findings(header: Header) -> Iterator[LayoutFinding]:
 def _end_findings(header: Header) -> Iterator[LayoutFinding]:
     if not header.tensors:
         return
+    start = header.data_offset + header.tensors[0].offset
+    if start % MAPPED_ALIGNMENT:
+        yield _error(
+            "misaligned-data",
+            "general.alignment",
+            f"the tensors start at byte {start}, no multiple of {MAPPED_ALIGNMENT} (alignment "
+            f"{header.alignment}): llama.cpp aborts when it maps the file; write it again with an "
+            f"alignment of {MAPPED_ALIGNMENT}",
+        )
     end = data_end(header)
     if header.file_size > end:
         extra = header.file_size - end

@@ -16,7 +16,7 @@ from ggufrope.errors import RequestError, UnsupportedCacheError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-F32 = 0
+F32, F16, F64 = 0, 1, 28
 
 _K = 256
 
@@ -31,7 +31,7 @@ class TensorType(NamedTuple):
 
 TYPES: dict[int, TensorType] = {
     F32: TensorType("F32", 1, 4),
-    1: TensorType("F16", 1, 2),
+    F16: TensorType("F16", 1, 2),
     2: TensorType("Q4_0", 32, 18),
     3: TensorType("Q4_1", 32, 20),
     6: TensorType("Q5_0", 32, 22),
@@ -56,7 +56,7 @@ TYPES: dict[int, TensorType] = {
     25: TensorType("I16", 1, 2),
     26: TensorType("I32", 1, 4),
     27: TensorType("I64", 1, 8),
-    28: TensorType("F64", 1, 8),
+    F64: TensorType("F64", 1, 8),
     29: TensorType("IQ1_M", _K, 56),
     30: TensorType("BF16", 1, 2),
     34: TensorType("TQ1_0", _K, 54),

@@ -63,7 +63,12 @@ def patched(metadata: RopeMetadata, expression: Expression) -> RopeMetadata:
             tensors.pop(name, None)
         else:
             tensors[name] = FactorTensor(name=name, length=len(factors), values=factors)
-    changes: dict[str, Any] = {**values, "factor_tensors": tuple(tensors.values())}
+    mistyped = tuple(wrong for wrong in metadata.mistyped if wrong.key not in expression.keys)
+    changes: dict[str, Any] = {
+        **values,
+        "factor_tensors": tuple(tensors.values()),
+        "mistyped": mistyped,
+    }
     return replace(metadata, **changes)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufrope.container.checks import layout_findings
-from ggufrope.container.ggml import F32
+from ggufrope.container.ggml import F16, F32, F64
 from ggufrope.container.reader import read_tensor
 from ggufrope.container.shards import ModelFiles, open_model
 from ggufrope.container.types import Header
@@ -23,6 +23,10 @@ from ggufrope.rope.lint import Finding, Severity, lint
 from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import RopeMetadata, read_metadata
 from ggufrope.rope.purpose import purpose
+
+_READABLE = {F32: "f", F16: "e", F64: "d"}
+"""How the values of a factor tensor are stored: llama.cpp rotates with F32 alone, but what others
+say is shown, and written again as F32 by a patch that goes on top of it."""
 
 _MAX_FACTOR_BYTES = 4 * MAX_ROTARY_DIMENSIONS // 2
 """A larger factor tensor fits no model, and is not read."""
@@ -53,9 +57,11 @@ class StoredModel:
 
     @property
     def declared(self) -> dict[str, object]:
-        """Every positional key of the file and its value, in the order of `keys.KEYS`."""
+        """Every positional key of the file and its value, in the order of `keys.KEYS`, and those
+        under names that llama.cpp does not know."""
         fields = {field: getattr(self.metadata, field) for field in KEYS}
-        return {self.metadata.key(f): value for f, value in fields.items() if value is not None}
+        known = {self.metadata.key(f): value for f, value in fields.items() if value is not None}
+        return known | {unread.key: unread.value for unread in self.metadata.unread}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +92,13 @@ def read_model(path: Path) -> StoredModel:
     for shard in files.shards:
         for name in FACTOR_TENSORS:
             tensor = shard.header.tensor(name)
-            if tensor is None or tensor.type != F32 or name in factors:
+            if tensor is None or tensor.type not in _READABLE or name in factors:
                 continue
             if tensor.length <= _MAX_FACTOR_BYTES:
                 data = read_tensor(shard.path, shard.header, name)
-                layout = f"{shard.header.byte_order}{len(data) // 4}f"
-                factors[name] = struct.unpack(layout, data)
+                code = _READABLE[tensor.type]
+                count = len(data) // struct.calcsize(code)
+                factors[name] = struct.unpack(f"{shard.header.byte_order}{count}{code}", data)
     whole = replace(files.header, tensors=files.tensors)
     return StoredModel(path=path, files=files, metadata=read_metadata(whole, factors))
 
@@ -115,7 +122,7 @@ def inspect(
         model=model,
         effective=rotation,
         refusal=refusal,
-        findings=_findings(model, refusal),
+        findings=_findings(model, refusal, context_tokens),
     )
 
 
@@ -131,7 +138,9 @@ def other_kind(header: Header) -> str | None:
     return _OTHER_KINDS.get(kind) if isinstance(kind, str) else None
 
 
-def _findings(model: StoredModel, refusal: str | None) -> tuple[Finding, ...]:
+def _findings(
+    model: StoredModel, refusal: str | None, context_tokens: int | None
+) -> tuple[Finding, ...]:
     """Findings about the layout of each file, the settings and the purpose, errors first.
 
     A file that llama.cpp would refuse has an error that says so, and one that is no language model
@@ -148,7 +157,7 @@ def _findings(model: StoredModel, refusal: str | None) -> tuple[Finding, ...]:
         for shard in shards
         for found in layout_findings(shard.header)
     ]
-    found = [*layout, *_model_findings(model)]
+    found = [*layout, *_model_findings(model, context_tokens)]
     judged = other_kind(model.header) is None
     if judged and refusal is not None and all(each.severity != "error" for each in found):
         found.append(
@@ -157,12 +166,12 @@ def _findings(model: StoredModel, refusal: str | None) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
-def _model_findings(model: StoredModel) -> tuple[Finding, ...]:
+def _model_findings(model: StoredModel, context_tokens: int | None) -> tuple[Finding, ...]:
     kind = other_kind(model.header)
     if kind is not None:
         message = f"the file holds {kind}: it has no RoPE settings to check"
         return (Finding(code="no-model", severity="info", key="general.type", message=message),)
-    found = lint(model.metadata)
+    found = lint(model.metadata, context_tokens=context_tokens)
     meant = purpose(model.metadata)
     if meant.generates:
         return found

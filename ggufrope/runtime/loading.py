@@ -5,23 +5,39 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from ggufrope.container.checks import layout_findings
 from ggufrope.container.reader import read_header
-from ggufrope.errors import InsufficientMemoryError, LoadError, MissingDependencyError, RequestError
-from ggufrope.rope.keys import SCALING_TYPES
+from ggufrope.errors import (
+    FileError,
+    InsufficientMemoryError,
+    LoadError,
+    MissingDependencyError,
+    RequestError,
+)
+from ggufrope.rope.keys import KEYS, SCALING_TYPES
+from ggufrope.rope.lint import lint
+from ggufrope.rope.metadata import read_metadata
 from ggufrope.runtime import library
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ggufrope.container.types import Header
+    from ggufrope.rope.findings import Finding
     from ggufrope.runtime.library import Log
 
 OverrideValue: TypeAlias = int | float | bool | str
 LoadProgress: TypeAlias = Callable[[float], None]
 """A function called with the share of the weights read so far, 0 to 1."""
+
+_ABORTS = frozenset(
+    {"factor-type", "rotary-dimensions", "attention-temperature", "misaligned-data"}
+)
+"""Codes of findings on which llama.cpp ends the process."""
 
 _MIB = 1024 * 1024
 _OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", re.IGNORECASE)
@@ -68,7 +84,7 @@ def load(
     Without `allocate` no weights are read. Such a model serves to size contexts. Raises what
     `Model.open` does.
     """
-    _refuse_what_aborts(path, options.kv_overrides)
+    _refuse_what_aborts(path, options)
     llama = library.load()
     if options.wants_gpu and not library.can_offload():
         raise MissingDependencyError(
@@ -139,8 +155,13 @@ def _load_from_file(llama: Any, path: Path, parameters: Any, progress: LoadProgr
     return handle
 
 
-def _refuse_what_aborts(path: Path, overrides: Mapping[str, OverrideValue]) -> None:
-    """Refuse an unknown scaling type: llama.cpp asserts that it knows the type, and aborts."""
+def _refuse_what_aborts(path: Path, options: LoadOptions) -> None:
+    """Refuse a file on which llama.cpp ends the process: it asserts what it does not check.
+
+    Known are scaling types, the element type of factor tensors, rotary dimensions, attention
+    temperatures, and where the tensors of a mapped file start.
+    """
+    overrides = options.kv_overrides
     header = read_header(path)
     key = f"{header.architecture}.rope.scaling.type"
     word = overrides.get(key, header.get(key))
@@ -149,6 +170,26 @@ def _refuse_what_aborts(path: Path, overrides: Mapping[str, OverrideValue]) -> N
             f"{path.name}: {key} is {word!r} (expected one of {', '.join(SCALING_TYPES)}); "
             f"llama.cpp aborts on any other value"
         )
+    found = [(each.code, each.message) for each in _settings_findings(header, overrides)]
+    if options.use_mmap:
+        found += [(each.code, each.message) for each in layout_findings(header)]
+    for code, message in found:
+        if code in _ABORTS:
+            raise LoadError(f"{path.name}: {message}")
+
+
+def _settings_findings(header: Header, overrides: Mapping[str, OverrideValue]) -> Iterator[Finding]:
+    """Yield the findings about the settings of a file under `overrides`."""
+    try:
+        metadata = read_metadata(header)
+    except FileError:
+        return  # llama.cpp says what it does not accept
+    keys = {metadata.key(field): field for field in KEYS}
+    changes: dict[str, Any] = {keys[k]: v for k, v in overrides.items() if k in keys}
+    metadata = replace(metadata, **changes)
+    if metadata.n_rot is None:
+        return
+    yield from lint(metadata)
 
 
 def _load_error(path: Path, log: Log) -> LoadError | InsufficientMemoryError:

@@ -329,3 +329,98 @@ def test_every_architecture_gives_every_layer_one_group(metadata: Metadata, name
     assert len(sliding_layers(model, architectures()[name])) == 8
     for group in found.groups:
         assert np.all(np.isfinite(group.inverse_frequencies))
+
+
+RATIOS: dict[str, Any] = {
+    "compress_ratios": (0, 0, 4, 128, 4, 128, 4, 0),
+    "compress_freq_base": 160000.0,
+    "sliding_window": 128,
+}
+
+
+def test_deepseek4_scales_its_compressed_layers_alone_and_cancels_the_magnitude(
+    metadata: Metadata,
+) -> None:
+    model = metadata("deepseek4", **RATIOS, **YARN, attn_factor=1.5)
+    found = effective(model)
+    sliding, whole = found.groups
+    assert (sliding.name, sliding.layers) == ("sliding-window", (0, 1, 7))
+    assert (whole.name, whole.layers) == ("global", (2, 3, 4, 5, 6))
+    np.testing.assert_allclose(sliding.inverse_frequencies, PLAIN)
+    scheme = Yarn(factor=4.0, original_context=2048)
+    expected = frequencies(scheme, n_rot=64, base=160000.0).inverse_frequencies
+    np.testing.assert_allclose(whole.inverse_frequencies, expected)
+    assert sliding.magnitude == whole.magnitude == 1.0
+    assert found.values["attn_factor"].source == "ignored"
+    assert "cancels" in found.values["attn_factor"].reason
+    flagged = effective(model, overrides=RopeOverrides(freq_base=5e5))
+    np.testing.assert_allclose(flagged.groups[1].inverse_frequencies, expected)
+    assert flagged.groups[0].inverse_frequencies[-1] < PLAIN[-1]
+    assert flagged.values["freq_base"].source == "ignored"
+
+
+@pytest.mark.parametrize("name", ["hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "maincoder"])
+def test_a_norm_after_the_rotation_undoes_the_magnitude(metadata: Metadata, name: str) -> None:
+    assert effective(metadata(name, **YARN)).groups[0].magnitude == 1.0
+
+
+def test_llama4_normalizes_keys_but_with_128_experts(metadata: Metadata) -> None:
+    scout = metadata("llama4", sliding_window=8192, expert_count=16, **YARN)
+    maverick = metadata("llama4", sliding_window=8192, expert_count=128, **YARN)
+    assert effective(scout).group(0).magnitude == 1.0
+    assert effective(maverick).group(0).magnitude == pytest.approx(1 + 0.1 * math.log(4))
+
+
+def test_llama4_has_a_temperature_where_it_does_not_rotate(metadata: Metadata) -> None:
+    found = effective(metadata("llama4", sliding_window=8192))
+    assert found.group(0).temperature is None
+    temperature = found.group(3).temperature
+    assert temperature is not None
+    assert [temperature.at(p) for p in (0, 8190, 8191, 16383)] == pytest.approx(
+        [1, 1, 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(3)]
+    )
+    assert found.values["temperature_floor"].value == 8192
+
+
+def test_the_floor_of_mistral3s_temperature_is_the_original_context_of_the_file(
+    metadata: Metadata,
+) -> None:
+    for fields, floor in (({}, 2048), (YARN, 2048), ({**YARN, "original_context": 512}, 512)):
+        model = metadata("mistral3", **{"temperature_scale": 0.1, **fields})
+        found = effective(model, overrides=RopeOverrides(yarn_orig_ctx=64))
+        temperature = found.groups[0].temperature
+        assert temperature is not None
+        assert (temperature.floor_tokens, temperature.offset) == (floor, 0)
+    assert effective(metadata("mistral3", **YARN)).groups[0].temperature is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "scale"),
+    [
+        ({}, 1.0),
+        ({"scaling_type": "linear", "factor": 4.0}, (1 + 0.1 * math.log(4)) ** 2),
+        ({**YARN, "yarn_log_multiplier": 0.1}, (1 + 0.1 * math.log(4)) ** 2),
+        (YARN, (1 + 0.1 * math.log(4)) ** 2),
+        ({**YARN, "scaling_type": "none", "attn_factor": 1.5}, 2.25),
+    ],
+)
+@pytest.mark.parametrize("name", ["deepseek2", "deepseek32", "mistral4"])
+def test_latent_attention_scales_all_scores(
+    metadata: Metadata, name: str, fields: dict[str, Any], scale: float
+) -> None:
+    found = effective(metadata(name, **fields))
+    assert found.groups[0].attention_scale == pytest.approx(scale)
+    assert found.values["attention_scale"].value == found.groups[0].attention_scale
+    plain = effective(metadata("llama", **fields)).groups[0]
+    assert plain.attention_scale is None
+
+
+def test_glm_dsa_does_not_read_the_multiplier_of_its_scale(metadata: Metadata) -> None:
+    found = effective(metadata("glm-dsa", **YARN, yarn_log_multiplier=0.1)).groups[0]
+    assert found.attention_scale == pytest.approx((1 + 0.1 * math.log(4)) ** 2)
+
+
+def test_leading_dense_layers_of_cohere2moe_rotate(metadata: Metadata) -> None:
+    found = effective(metadata("cohere2moe", sliding_window=4096, leading_dense_blocks=1))
+    assert found.group(0).name == "global"
+    assert found.group(4).name == "no-rope"
