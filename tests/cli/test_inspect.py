@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fixtures.make import build
+from ggufrope._format import byte_size
+from ggufrope.container.reader import read_header
 from tests.cli.conftest import Call
 from tests.container.writer import STRING, Model, Tensor
 
@@ -76,6 +79,76 @@ def test_findings_about_the_layout_are_in_the_same_list(
     assert "llama.context_length" in next(
         f["key"] for f in findings if f["code"] == "duplicate-key"
     )
+
+
+def test_a_file_that_no_common_machine_loads_is_an_error(cli: Call, tmp_path: Path) -> None:
+    path = build("llama", tmp_path / "m.gguf", big_endian=True)[0]
+    (found,) = cli("inspect", path, "--json").json["findings"]
+    assert (found["code"], found["severity"]) == ("big-endian", "error")
+    path = build("llama", tmp_path / "m.gguf", alignment=8, keys={"general.note": "x"})[0]
+    start = read_header(path).data_offset
+    found = cli("inspect", path, "--json").json["findings"]
+    assert [f["code"] for f in found] == (["misaligned-data"] if start % 32 else [])
+    assert start % 32
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_factors_of_another_type_are_an_error_and_shown(
+    cli: Call, tmp_path: Path, kind: type[np.floating]
+) -> None:
+    factors = {"rope_freqs.weight": np.linspace(1, 8, 16)}
+    path = build("llama", tmp_path / "m.gguf", factors=factors, factor_type=kind)[0]
+    answer = cli("inspect", path, "--json").json
+    assert [f["code"] for f in answer["findings"]] == ["factor-type"]
+    assert "F32" in answer["findings"][0]["message"]
+    assert "F32" in answer["refusal"]
+    assert "2.4" in cli("factors", path).out
+
+
+def test_a_split_model_is_counted_as_a_whole(cli: Call, tmp_path: Path) -> None:
+    whole = build("llama", tmp_path / "whole.gguf")[0]
+    parts = build("llama", tmp_path / "m.gguf", shard_tensors=8)
+    tensors = len(read_header(whole).tensors)
+    assert f"{tensors} tensors · " in cli("inspect", whole).out
+    shown = cli("inspect", parts[0]).out
+    assert f"{tensors} tensors in {len(parts)} files · " in shown
+    assert byte_size(sum(part.stat().st_size for part in parts)) in shown
+
+
+def test_a_context_that_the_file_does_not_cover(cli: Call, llama: Path) -> None:
+    assert cli("inspect", llama, "--ctx", "512", "--json").json["findings"] == []
+    (found,) = cli("inspect", llama, "--ctx", "2048", "--json").json["findings"]
+    assert (found["code"], found["severity"]) == ("beyond-trained-context", "warning")
+    assert "4 times the 512" in found["message"]
+
+
+def test_a_key_that_nothing_reads_is_declared_and_found(cli: Call, tmp_path: Path) -> None:
+    keys = {"rope.global.freq_base": 1e6}
+    path = build("gemma3", tmp_path / "m.gguf", keys=keys)[0]
+    answer = cli("inspect", path, "--json").json
+    assert answer["declared"]["gemma3.rope.global.freq_base"] == 1e6
+    assert [f["code"] for f in answer["findings"]] == ["unknown-key"]
+
+
+def test_an_attention_scale_is_shown_beside_the_attention_factor(cli: Call, tmp_path: Path) -> None:
+    scaling = {
+        "type": "yarn",
+        "factor": 16.0,
+        "original_context_length": 16,
+        "yarn_log_multiplier": 0.1,
+    }
+    keys = {f"rope.scaling.{name}": value for name, value in scaling.items()}
+    path = build("deepseek2", tmp_path / "m.gguf", keys=keys)[0]
+    answer = cli("inspect", path, "--json").json
+    (group,) = answer["effective"]["groups"]
+    assert group["magnitude"] == pytest.approx(1)
+    assert group["attention_scale"] == pytest.approx(1.63139, rel=1e-5)
+    assert answer["effective"]["values"]["attention_scale"]["source"] == "file"
+    shown = cli("inspect", path).out
+    assert "att. scale" in shown
+    assert "1.63139" in shown
+    plain = build("llama", tmp_path / "plain.gguf")[0]
+    assert "att. scale" not in cli("inspect", plain).out
 
 
 def test_the_terminal_fits_80_columns(cli: Call, llama: Path) -> None:

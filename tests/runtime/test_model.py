@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fixtures.make import build
+from ggufrope.container.reader import read_header
 from ggufrope.errors import FileError, LoadError, MissingDependencyError, RequestError
 from ggufrope.runtime import library
 from ggufrope.runtime.model import Model
@@ -87,6 +88,44 @@ def test_a_scaling_type_in_the_file_that_aborts_is_refused(tmp_path: Path) -> No
         Model.open(path)
     with Model.open(path, kv_overrides={"llama.rope.scaling.type": "none"}) as model:
         assert model.reported["rope scaling"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "message"),
+    [
+        ("llama", {"factor_type": np.float16}, "rope_freqs.weight is of type F16"),
+        ("llama", {"factor_type": np.float64}, "rope_freqs.weight is of type F64"),
+        ("phi3", {"factor_type": np.float16}, "rope_factors_long.weight is of type F16"),
+        ("qwen3", {"rotary": 16}, "runs only with the head size, 32"),
+        ("deepseek2", {"keys": {"attention.temperature_scale": 0.1}}, "temperature_length is None"),
+    ],
+)
+def test_what_would_end_the_process_is_refused_in_one_line(
+    architecture: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    ones = np.ones(16)
+    if "factor_type" in options:
+        names = ("freqs",) if architecture == "llama" else ("factors_long", "factors_short")
+        options["factors"] = {f"rope_{name}.weight": ones for name in names}
+    (path,) = build(architecture, tmp_path / "tiny.gguf", **options)
+    with pytest.raises(LoadError, match=message) as refused:
+        Model.open(path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("alignment", [8, 16, 64])
+def test_a_file_that_cannot_be_mapped_is_read_or_refused(alignment: int, tmp_path: Path) -> None:
+    """llama.cpp asserts that the first mapped tensor is at a multiple of 32 bytes."""
+    for name in ("", "x", "x" * 9, "x" * 17):
+        keys = {"general.note": name}
+        (path,) = build("llama", tmp_path / "tiny.gguf", alignment=alignment, keys=keys)
+        header = read_header(path)
+        if (header.data_offset + header.tensors[0].offset) % 32:
+            with pytest.raises(LoadError, match="no multiple of 32"):
+                Model.open(path)
+        else:
+            Model.open(path).close()
+        Model.open(path, use_mmap=False).close()
 
 
 def test_a_refused_load_quotes_llama_cpp(tmp_path: Path) -> None:
