@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,8 @@ from ggufrope.patching.compose import check_start, encode_request, patched
 from ggufrope.patching.inspection import read_model
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.effective import LLAMA_FLAGS, RopeOverrides
-from ggufrope.rope.export import Export, Tool, Wanted, export
+from ggufrope.rope.export import Export, Tool, export
+from ggufrope.rope.export_llama import Wanted
 from ggufrope.rope.llamacpp import file_base, number
 
 if TYPE_CHECKING:
@@ -55,15 +57,24 @@ def wanted_scaling(request: ScalingRequest, metadata: RopeMetadata, path: Path) 
     target, expression = encode_request(request, metadata)
     after = patched(metadata, expression)
     check_start(request, target, metadata, after)
-    copy = path.with_name(f"{path.stem}-{request.name}{path.suffix}")
     own = number(file_base(metadata, architecture(metadata.architecture)))
     return Wanted(
         metadata=after,
         scaling=target.scaling,
         base=target.freq_base or own,
         overrides=_run_time(expression.ignored),
-        remedy=f"write it into a copy: {patch_command(request, path, copy)}",
+        ignored=expression.ignored,
+        remedy=f"write it into a copy: {patch_command(request, path, _copy(path, request.name))}",
     )
+
+
+def _copy(path: Path, name: str) -> Path:
+    """Return where a patched copy may go: beside the model, but not into a store of blobs."""
+    if path.suffix != ".gguf":
+        return Path(f"model-{name}.gguf")
+    split = re.fullmatch(r"(.+)(-\d{5}-of-\d{5})", path.stem)
+    prefix, number = (path.stem, "") if split is None else (split[1], split[2])
+    return path.with_name(f"{prefix}-{name}{number}{path.suffix}")
 
 
 def _run_time(ignored: tuple[Ignored, ...]) -> RopeOverrides:
