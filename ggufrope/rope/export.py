@@ -46,7 +46,7 @@ Tool: TypeAlias = Literal[
     "axolotl",
 ]
 
-_LLAMA_CPP = ("llama-server", "llama-cpp-python", "ollama", "lmstudio", "koboldcpp")
+LLAMA_CPP_TOOLS = ("llama-server", "llama-cpp-python", "ollama", "lmstudio", "koboldcpp")
 """The tools that load the file with llama.cpp."""
 
 _LLAMA_TYPES = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
@@ -107,7 +107,7 @@ def export(
     )
     made = _WRITERS[tool](subject)
     if wanted is not None:
-        _add_ignored(made, wanted, by_llama_cpp=tool in _LLAMA_CPP)
+        _add_ignored(made, wanted, by_llama_cpp=tool in LLAMA_CPP_TOOLS)
     return Export(
         tool=tool, text=made.text, inexpressible=tuple(made.lost), notes=tuple(made.notes)
     )
@@ -243,6 +243,7 @@ def _section(subject: Subject) -> Section:
         context_tokens=subject.tokens,
         scaling=None if wanted is None else wanted.scaling,
         base=None if wanted is None else wanted.base,
+        trusted=wanted is not None and wanted.config_only,
         overrides=subject.overrides,
         temperature_scale=subject.temperature_scale,
     )

@@ -114,12 +114,14 @@ def config_section(
     context_tokens: int,
     scaling: RopeScaling | None = None,
     base: float | None = None,
+    trusted: bool = False,
     overrides: RopeOverrides | None = None,
     temperature_scale: float | None = None,
 ) -> Section:
     """Return the section for what llama.cpp does with a file that declares `metadata`.
 
     `scaling` is the scheme over `base`, where they are known; else it is read from the metadata.
+    With `trusted` it holds for the global layers whatever the metadata say.
     `overrides` are context parameters that belong to it. Raises FileError where llama.cpp would not
     load the file, RequestError where no layer rotates.
     """
@@ -133,6 +135,7 @@ def config_section(
         context_tokens=context_tokens,
         given=scaling,
         given_base=base,
+        trusted=trusted,
         temperature_scale=temperature_scale,
     )
     made = {name: maker.parameters(group) for name, group in groups.items()}
@@ -209,6 +212,7 @@ class _Maker:
     context_tokens: int
     given: RopeScaling | None
     given_base: float | None
+    trusted: bool
     temperature_scale: float | None
 
     def parameters(self, group: LayerGroup) -> dict[str, Any]:
@@ -221,7 +225,8 @@ class _Maker:
         """Return a scheme that transformers has and that rotates as `group` does, and its base."""
         for scaling, base in self._named(group):
             known, over = _in_transformers(scaling, base, group.n_rot, self._original())
-            if self._gives(group, known, over):
+            trusted = self.trusted and group.name == "global" and scaling is self.given
+            if trusted or self._gives(group, known, over):
                 return known, over
         return self._as_factors(group)
 

@@ -47,7 +47,7 @@ class Wanted:
 
     `scaling` is the scheme, over `base`. `overrides` are context parameters for what of it no file
     can say, `ignored` is what llama.cpp cannot do at all. `remedy` says what to do where a tool
-    cannot take it.
+    cannot take it. With `config_only` no file can say it, and `metadata` is unscaled.
     """
 
     metadata: RopeMetadata
@@ -56,6 +56,7 @@ class Wanted:
     overrides: RopeOverrides = field(default_factory=RopeOverrides)
     ignored: tuple[Ignored, ...] = ()
     remedy: str = "write it into a copy of the file"
+    config_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
