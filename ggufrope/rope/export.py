@@ -11,22 +11,27 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from ggufrope.container.types import ValueType
-from ggufrope.errors import FileError, RequestError
-from ggufrope.rope.architectures import architecture
-from ggufrope.rope.effective import RopeOverrides
+from ggufrope.errors import RequestError
+from ggufrope.rope.effective import LLAMA_FLAGS, RopeOverrides
 from ggufrope.rope.export_config import Section, config_section
-from ggufrope.rope.keys import KEYS
-from ggufrope.rope.llamacpp import effective, file_base, file_scale, number
-from ggufrope.rope.overrides import command_flags, context_overrides
-from ggufrope.rope.scaling import RopeScaling
+from ggufrope.rope.export_llama import (
+    Parameters,
+    Subject,
+    Wanted,
+    by_keys,
+    checked,
+    kv_texts,
+    parameters,
+)
+from ggufrope.rope.llamacpp import effective, number
+from ggufrope.rope.overrides import command_flags
+from ggufrope.rope.scaling import DynamicNtk
 
 if TYPE_CHECKING:
-    from ggufrope.rope.effective import EffectiveRope
     from ggufrope.rope.metadata import RopeMetadata
 
 Tool: TypeAlias = Literal[
@@ -41,21 +46,10 @@ Tool: TypeAlias = Literal[
     "axolotl",
 ]
 
+LLAMA_CPP_TOOLS = ("llama-server", "llama-cpp-python", "ollama", "lmstudio", "koboldcpp")
+"""The tools that load the file with llama.cpp."""
+
 _LLAMA_TYPES = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
-_EQUAL = 1e-6
-"""Relative; what a float32 keeps of a key."""
-_NEUTRAL: Mapping[str, int | float | bool | str] = {
-    "scaling_type": "linear",
-    "factor": 0.0,
-    "scale_linear": 0.0,
-    "attn_factor": 1.0,
-    "yarn_log_multiplier": 0.0,
-    "yarn_ext_factor": -1.0,
-    "yarn_attn_factor": 1.0,
-    "yarn_beta_slow": 1.0,
-    "finetuned": False,
-}
-"""The value of a key that llama.cpp takes as it takes a file without that key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,55 +63,6 @@ class Export:
     text: str
     inexpressible: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """A scaling that is not in the file: what the file would declare with it written in.
-
-    `scaling` is the scheme, over `base`. `overrides` are context parameters for what of it no file
-    can say. `remedy` says what to do where a tool cannot take it.
-    """
-
-    metadata: RopeMetadata
-    scaling: RopeScaling
-    base: float
-    overrides: RopeOverrides = field(default_factory=RopeOverrides)
-    remedy: str = "write it into a copy of the file"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Subject:
-    """What is exported: the file as it stands, the scaling wanted, and the length to run at."""
-
-    file: RopeMetadata
-    wanted: Wanted | None
-    tokens: int
-    path: str
-    temperature_scale: float | None = None
-
-    @property
-    def metadata(self) -> RopeMetadata:
-        """What the exported settings mean, as metadata."""
-        return self.file if self.wanted is None else self.wanted.metadata
-
-    @property
-    def overrides(self) -> RopeOverrides:
-        """The context parameters that belong to it."""
-        return RopeOverrides() if self.wanted is None else self.wanted.overrides
-
-    def section(self) -> Section:
-        """Return the settings as a section of a Hugging Face config."""
-        scaling = None if self.wanted is None else self.wanted.scaling
-        base = None if self.wanted is None else self.wanted.base
-        return config_section(
-            self.metadata,
-            context_tokens=self.tokens,
-            scaling=scaling,
-            base=base,
-            overrides=self.overrides,
-            temperature_scale=self.temperature_scale,
-        )
 
 
 @dataclass(slots=True)
@@ -153,7 +98,7 @@ def export(
     tokens = context_tokens or declared.context_length
     if not tokens:
         raise RequestError("the file declares no context length: give `context_tokens`")
-    subject = _Subject(
+    subject = Subject(
         file=metadata,
         wanted=wanted,
         tokens=tokens,
@@ -161,9 +106,24 @@ def export(
         temperature_scale=temperature_scale,
     )
     made = _WRITERS[tool](subject)
+    if wanted is not None:
+        _add_ignored(made, wanted, by_llama_cpp=tool in LLAMA_CPP_TOOLS)
     return Export(
         tool=tool, text=made.text, inexpressible=tuple(made.lost), notes=tuple(made.notes)
     )
+
+
+def _add_ignored(made: _Text, wanted: Wanted, *, by_llama_cpp: bool) -> None:
+    """Name what llama.cpp does not do of a scheme. transformers does some of it."""
+    for item in wanted.ignored:
+        if item.parameter in LLAMA_FLAGS:
+            continue
+        sentence = f"{item.parameter} {item.value:g}: {item.reason}"
+        if isinstance(wanted.scaling, DynamicNtk):
+            if by_llama_cpp:
+                made.notes.append(sentence)
+        elif by_llama_cpp or item.parameter != "truncate":
+            made.lost.append(sentence)
 
 
 def _safe_path(path: str | PurePath) -> str:
@@ -172,206 +132,25 @@ def _safe_path(path: str | PurePath) -> str:
     return f"./{text}" if text.startswith("-") else text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parameters:
-    """What makes llama.cpp rotate an unchanged file as wanted: context parameters, and values of
-    metadata keys by the field of RopeMetadata. `lost` says what they do not give."""
-
-    overrides: RopeOverrides = field(default_factory=RopeOverrides)
-    keys: Mapping[str, int | float | bool | str] = field(default_factory=dict)
-    lost: tuple[str, ...] = ()
-
-
-def _parameters(subject: _Subject) -> _Parameters:
-    """Return the parameters for a tool that loads the file with llama.cpp."""
-    file, wanted = subject.file, subject.wanted
-    if wanted is None:
-        keys = _raised(subject) if _short(subject) else {}
-        return _checked(subject, _Parameters(keys=keys))
-    flags = _by_flags(subject, wanted)
-    tries = [None if flags is None else _slim(flags), flags, _by_keys(subject, wanted)]
-    if file.architecture == "mistral3" and subject.temperature_scale:
-        tries.reverse()  # the temperature starts at the key original_context_length (mistral3.cpp)
-    made = [_checked(subject, found) for found in tries if found is not None]
-    best = min(made, key=lambda found: len(found.lost))
-    if best.lost and wanted.metadata.factor_tensors != file.factor_tensors:
-        name = type(wanted.scaling).__name__
-        lost = f"{name}: it needs factor tensors, which no option can give; {wanted.remedy}"
-        return _Parameters(keys=_raised(subject) if _short(subject) else {}, lost=(lost,))
-    return best
-
-
-def _short(subject: _Subject) -> bool:
-    """Return whether the file declares a shorter context than is wanted."""
-    return (subject.file.context_length or 0) < subject.tokens
-
-
-def _slim(found: _Parameters) -> _Parameters:
-    """Return the parameters without YaRN's limits, which are often the defaults."""
-    overrides = replace(found.overrides, yarn_beta_fast=None, yarn_beta_slow=None)
-    return replace(found, overrides=overrides)
-
-
-def _by_flags(subject: _Subject, wanted: Wanted) -> _Parameters | None:
-    """Return the context parameters that say the scheme; None where a scheme has none."""
-    file = subject.file
-    own = number(file_base(file, architecture(file.architecture)))
-    based = file if wanted.base == own else replace(file, freq_base=wanted.base)
-    try:
-        overrides, _ = context_overrides(wanted.scaling, based, context_tokens=subject.tokens)
-    except RequestError:
-        return None
-    if overrides.freq_base is None and wanted.base != own:
-        overrides = replace(overrides, freq_base=wanted.base)
-    if _drops_alike(file, overrides):
-        overrides = replace(overrides, scaling_type=None)
-    keys = {} if _reach(subject, overrides) >= subject.tokens else _raised(subject)
-    return _Parameters(overrides=overrides, keys=keys)
-
-
-def _drops_alike(file: RopeMetadata, overrides: RopeOverrides) -> bool:
-    """Return whether type none says no more than the file does by itself."""
-    unscaled = number(file_scale(file)) == 1 and file.scaling_type in (None, "none", "linear")
-    return overrides.scaling_type == "none" and unscaled
-
-
-def _reach(subject: _Subject, overrides: RopeOverrides) -> int:
-    """Return the context to which llama-server caps a slot, in tokens.
-
-    That is the file's own, which only another YaRN factor than the file's raises
-    (src/llama-context.cpp 3891).
-    """
-    file = subject.file
-    own = file.context_length or 0
-    if overrides.scaling_type != "yarn" or not (overrides.freq_scale and overrides.yarn_orig_ctx):
-        return own
-    scale = _single(overrides.freq_scale)
-    if scale == _single(number(file_scale(file))):
-        return own
-    return int(_single(overrides.yarn_orig_ctx / scale))
-
-
-def _single(value: float) -> float:
-    """Return a number as float32 holds it."""
-    import struct
-
-    (rounded,) = struct.unpack("<f", struct.pack("<f", value))
-    return float(rounded)
-
-
-def _raised(subject: _Subject) -> dict[str, int | float | bool | str]:
-    """Return the keys that raise the context, with those kept that would follow it."""
-    file = subject.file
-    keys: dict[str, int | float | bool | str] = {"context_length": subject.tokens}
-    if file.original_context is None and _follows_context(subject):
-        original = subject.metadata.original_context or file.context_length
-        if original:
-            keys["original_context"] = original
-    return keys
-
-
-def _follows_context(subject: _Subject) -> bool:
-    """Return whether the original context, which is the context where unset, does anything."""
-    file = subject.file
-    return bool(
-        file.scaling_type in ("yarn", "longrope")
-        or file.factor_tensors
-        or subject.temperature_scale
-    )
-
-
-def _by_keys(subject: _Subject, wanted: Wanted) -> _Parameters | None:
-    """Return the metadata keys in which a patched file would differ, as far as they can be given.
-
-    A key to remove gets the value that means the same; None where there is none.
-    """
-    keys: dict[str, int | float | bool | str] = {}
-    arch = architecture(subject.file.architecture)
-    for name, spec in KEYS.items():
-        old, new = getattr(subject.file, name), getattr(wanted.metadata, name)
-        unread = name.startswith("yarn_") and name not in arch.reads
-        if old == new or isinstance(new, tuple) or unread:
-            continue
-        value = _NEUTRAL.get(name) if new is None else new
-        if new is None and name == "yarn_beta_fast":
-            value = arch.beta_fast
-        if new is None and name == "original_context":
-            value = wanted.metadata.context_length
-        if value is None:
-            return None
-        keys[name] = float(value) if spec.type is ValueType.FLOAT32 else value
-    if (wanted.metadata.context_length or 0) < subject.tokens:
-        keys["context_length"] = subject.tokens
-    return _Parameters(overrides=wanted.overrides, keys=keys)
-
-
-def _checked(subject: _Subject, found: _Parameters) -> _Parameters:
-    """Return `found` with what llama.cpp would do otherwise than wanted under `lost`."""
-    try:
-        given = effective(
-            replace(subject.file, **found.keys),  # type: ignore[arg-type]
-            context_tokens=subject.tokens,
-            overrides=found.overrides,
-        )
-        target = effective(
-            subject.metadata, context_tokens=subject.tokens, overrides=subject.overrides
-        )
-        lost = tuple(_differences(given, target))
-    except FileError as error:
-        lost = (str(error),)
-    if lost and subject.wanted is not None:
-        lost = (f"{lost[0]}; {subject.wanted.remedy}", *lost[1:])
-    return replace(found, lost=lost)
-
-
-def _differences(given: EffectiveRope, wanted: EffectiveRope) -> list[str]:
-    """Return in words how the rotation that parameters give differs from the wanted one."""
-    found = []
-    for target, group in zip(wanted.groups, given.groups, strict=True):
-        pairs = zip(group.inverse_frequencies, target.inverse_frequencies, strict=True)
-        apart = max((abs(a - b) / b for a, b in pairs if b > 0), default=0.0)
-        if apart > _EQUAL:
-            found.append(f"the frequencies of {target.name} layers, which would be {apart:.2%} off")
-        if abs(group.magnitude / target.magnitude - 1) > _EQUAL:
-            found.append(
-                f"attention factor {target.magnitude:.6g} on {target.name} layers, which would "
-                f"be {group.magnitude:.6g}"
-            )
-    return found
-
-
-def _kv_texts(subject: _Subject, keys: Mapping[str, int | float | bool | str]) -> list[str]:
-    """Return metadata values as llama.cpp's --override-kv takes them."""
-    return [f"{subject.file.key(name)}={_kv_text(value)}" for name, value in keys.items()]
-
-
-def _kv_text(value: float | bool | str) -> str:
-    if isinstance(value, bool):
-        return f"bool:{str(value).lower()}"
-    if isinstance(value, str):
-        return f"str:{value}"
-    return f"int:{value}" if isinstance(value, int) else f"float:{value:.9g}"
-
-
-def _standing(subject: _Subject, found: _Parameters, tool: str) -> list[str]:
+def _standing(subject: Subject, found: Parameters, tool: str) -> list[str]:
     """Return the note that the file needs no settings, where it needs none."""
     if subject.wanted is not None or found.keys:
         return []
     return [f"no flags needed: the file says it all, and {tool} reads it there"]
 
 
-def _llama_server(subject: _Subject) -> _Text:
-    found = _parameters(subject)
+def _llama_server(subject: Subject) -> _Text:
+    found = parameters(subject)
     words = ["llama-server", "-m", subject.path, "-c", str(subject.tokens)]
     words += command_flags(found.overrides)
     if found.keys:
-        words += ["--override-kv", ",".join(_kv_texts(subject, found.keys))]
+        words += ["--override-kv", ",".join(kv_texts(subject, found.keys))]
     notes = _standing(subject, found, "llama-server")
     return _Text(shlex.join(words), list(found.lost), notes)
 
 
-def _llama_cpp_python(subject: _Subject) -> _Text:
-    found = _parameters(subject)
+def _llama_cpp_python(subject: Subject) -> _Text:
+    found = parameters(subject)
     overrides = found.overrides
     arguments: dict[str, Any] = {"model_path": subject.path, "n_ctx": subject.tokens}
     if overrides.scaling_type is not None:
@@ -394,7 +173,7 @@ def _llama_cpp_python(subject: _Subject) -> _Text:
     return _Text(f"Llama({inner})", list(found.lost), notes)
 
 
-def _ollama(subject: _Subject) -> _Text:
+def _ollama(subject: Subject) -> _Text:
     # A Modelfile takes the rest of the line after FROM: no shell reads it.
     path = PurePath(subject.path)
     start = subject.path if path.is_absolute() else f"./{path}"
@@ -402,7 +181,7 @@ def _ollama(subject: _Subject) -> _Text:
     return _only_from_file(subject, made, "Ollama", "a Modelfile")
 
 
-def _lmstudio(subject: _Subject) -> _Text:
+def _lmstudio(subject: Subject) -> _Text:
     name = PurePath(subject.path).stem
     lines = (
         shlex.join(("lms", "import", "--symbolic-link", subject.path)),
@@ -410,7 +189,7 @@ def _lmstudio(subject: _Subject) -> _Text:
     )
     made = _only_from_file(subject, _Text("\n".join(lines)), "LM Studio", "lms load")
     made.notes.append("`lms ls` shows the name under which LM Studio imported the model")
-    overrides = _parameters(subject).overrides
+    overrides = parameters(subject).overrides
     if overrides.scaling_type == "linear" and overrides.freq_scale:
         made.notes.append(
             f"LM Studio's load settings have it: RoPE Frequency Scale {overrides.freq_scale:.9g}"
@@ -422,7 +201,7 @@ def _lmstudio(subject: _Subject) -> _Text:
     return made
 
 
-def _only_from_file(subject: _Subject, made: _Text, tool: str, where: str) -> _Text:
+def _only_from_file(subject: Subject, made: _Text, tool: str, where: str) -> _Text:
     """Add what a tool that takes a context length alone does with the scaling."""
     if subject.wanted is None:
         made.notes.append(
@@ -439,34 +218,45 @@ def _only_from_file(subject: _Subject, made: _Text, tool: str, where: str) -> _T
     return made
 
 
-def _koboldcpp(subject: _Subject) -> _Text:
-    found = _parameters(subject)
+def _koboldcpp(subject: Subject) -> _Text:
+    found = parameters(subject)
     words = ["koboldcpp", "--model", subject.path, "--contextsize", str(subject.tokens)]
-    overrides, lost = found.overrides, list(found.lost)
-    keys: dict[str, int | float | bool | str] = dict(found.keys)
-    if subject.wanted is not None:
-        simple = overrides.scaling_type in (None, "none", "linear") and (
-            overrides != RopeOverrides()
-        )
+    overrides, wanted = found.overrides, subject.wanted
+    if wanted is not None and overrides.scaling_type in ("yarn", "longrope"):
+        # KoboldCpp has --ropeconfig for a scale and a base, keys for others, and no YaRN flags.
+        written = by_keys(subject, wanted)
+        if written is not None:
+            found = checked(subject, Parameters(keys=written.keys))
+    elif wanted is not None and overrides != RopeOverrides():
         base = overrides.freq_base or number(effective(subject.file).values["freq_base"])
-        if simple:
-            words += ["--ropeconfig", f"{overrides.freq_scale or 1.0:.9g}", f"{base:.9g}"]
-        elif (by_keys := _by_keys(subject, subject.wanted)) is not None:
-            by_keys = _checked(subject, by_keys)
-            keys, lost = dict(by_keys.keys), list(by_keys.lost)
-    if keys:
-        words += ["--overridekv", ",".join(_kv_texts(subject, keys))]
-    return _Text(shlex.join(words), lost, _standing(subject, found, "KoboldCpp"))
+        words += ["--ropeconfig", f"{overrides.freq_scale or 1.0:.9g}", f"{base:.9g}"]
+    if found.keys:
+        words += ["--overridekv", ",".join(kv_texts(subject, found.keys))]
+    return _Text(shlex.join(words), list(found.lost), _standing(subject, found, "KoboldCpp"))
 
 
-def _huggingface(subject: _Subject) -> _Text:
-    section = subject.section()
+def _section(subject: Subject) -> Section:
+    """Return the settings as a section of a Hugging Face config."""
+    wanted = subject.wanted
+    return config_section(
+        subject.metadata,
+        context_tokens=subject.tokens,
+        scaling=None if wanted is None else wanted.scaling,
+        base=None if wanted is None else wanted.base,
+        trusted=wanted is not None and wanted.config_only,
+        overrides=subject.overrides,
+        temperature_scale=subject.temperature_scale,
+    )
+
+
+def _huggingface(subject: Subject) -> _Text:
+    section = _section(subject)
     text = json.dumps(section.config(), indent=2)
     return _Text(text, list(section.lost), [*section.notes, "merge this into config.json"])
 
 
-def _vllm(subject: _Subject) -> _Text:
-    section = subject.section()
+def _vllm(subject: Subject) -> _Text:
+    section = _section(subject)
     words = ["vllm", "serve", subject.path, "--max-model-len", str(subject.tokens)]
     words += ["--hf-overrides", _compact(section.config(engine=True))]
     made = _Text(shlex.join(words), list(section.lost), list(section.notes))
@@ -476,8 +266,8 @@ def _vllm(subject: _Subject) -> _Text:
     return made
 
 
-def _sglang(subject: _Subject) -> _Text:
-    section = subject.section()
+def _sglang(subject: Subject) -> _Text:
+    section = _section(subject)
     words = ["python", "-m", "sglang.launch_server", "--model-path", subject.path]
     words += ["--context-length", str(subject.tokens)]
     words += ["--json-model-override-args", _compact(section.config(engine=True))]
@@ -489,8 +279,8 @@ def _sglang(subject: _Subject) -> _Text:
 _ORIGINAL_MODEL = "for the original model, give its folder or repository in place of the GGUF file"
 
 
-def _axolotl(subject: _Subject) -> _Text:
-    section = subject.section()
+def _axolotl(subject: Subject) -> _Text:
+    section = _section(subject)
     lines = [f"sequence_len: {subject.tokens}", "overrides_of_model_config:"]
     lines += _yaml(section.config(), depth=1)
     return _Text("\n".join(lines), list(section.lost), list(section.notes))
@@ -512,7 +302,7 @@ def _yaml(values: Mapping[str, Any], *, depth: int) -> list[str]:
     return lines
 
 
-_WRITERS: dict[str, Callable[[_Subject], _Text]] = {
+_WRITERS: dict[str, Callable[[Subject], _Text]] = {
     "llama-server": _llama_server,
     "llama-cpp-python": _llama_cpp_python,
     "huggingface": _huggingface,

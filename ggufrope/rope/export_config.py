@@ -46,20 +46,30 @@ if TYPE_CHECKING:
     from ggufrope.rope.effective import EffectiveRope, LayerGroup, RopeOverrides
     from ggufrope.rope.metadata import RopeMetadata
 
-NESTED = frozenset(
+_BY_ATTENTION = {"global": "full_attention", "sliding-window": "sliding_attention"}
+NESTED: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        "gemma-embedding",
-        "gemma3",
-        "gemma3n",
-        "gemma4",
-        "laguna",
-        "mellum",
-        "mimo2",
-        "modern-bert",
-        "olmo2",
+        "deepseek4": {"global": "compress", "sliding-window": "main"},
+        "dots3note": {"global": "indexed_attention", "sliding-window": "sliding_attention"},
+        **dict.fromkeys(
+            (
+                "gemma-embedding",
+                "gemma3",
+                "gemma3n",
+                "gemma4",
+                "laguna",
+                "mellum",
+                "mimo2",
+                "modern-bert",
+                "olmo2",
+                "step35",
+            ),
+            _BY_ATTENTION,
+        ),
     }
 )
-"""Architectures whose class in transformers has a section per layer type, where they slide."""
+"""Architectures whose class in transformers has a section per layer type, where they slide: the
+name of the section of each group of layers."""
 
 COMPOSITE = frozenset({"gemma3n", "gemma4", "llama4", "mistral3", "step35"})
 """Architectures whose published configs describe the language model under text_config; those of
@@ -68,7 +78,6 @@ multimodal RoPE do too, and Gemma 3 from 4B on."""
 _GEMMA3_TEXT_LAYERS = (18, 26)
 """The layer counts of the Gemma 3 models that have no vision part."""
 
-_LAYER_TYPES = {"global": "full_attention", "sliding-window": "sliding_attention"}
 _EQUAL = 1e-6
 """Relative; what a float32 keeps of a factor."""
 _DIGITS = 9
@@ -105,12 +114,14 @@ def config_section(
     context_tokens: int,
     scaling: RopeScaling | None = None,
     base: float | None = None,
+    trusted: bool = False,
     overrides: RopeOverrides | None = None,
     temperature_scale: float | None = None,
 ) -> Section:
     """Return the section for what llama.cpp does with a file that declares `metadata`.
 
     `scaling` is the scheme over `base`, where they are known; else it is read from the metadata.
+    With `trusted` it holds for the global layers whatever the metadata say.
     `overrides` are context parameters that belong to it. Raises FileError where llama.cpp would not
     load the file, RequestError where no layer rotates.
     """
@@ -124,12 +135,14 @@ def config_section(
         context_tokens=context_tokens,
         given=scaling,
         given_base=base,
+        trusted=trusted,
         temperature_scale=temperature_scale,
     )
     made = {name: maker.parameters(group) for name, group in groups.items()}
     lost: list[str] = []
-    if metadata.architecture in NESTED and "sliding-window" in groups:
-        parameters: dict[str, Any] = {_LAYER_TYPES[name]: made[name] for name in made}
+    labels = NESTED.get(metadata.architecture)
+    if labels is not None and "sliding-window" in groups:
+        parameters: dict[str, Any] = {labels[name]: made[name] for name in made}
     else:
         whole = "global" if "global" in groups else next(iter(groups))
         parameters = made[whole]
@@ -139,7 +152,7 @@ def config_section(
             for name in made
             if made[name] != parameters
         ]
-    main = parameters.get("full_attention", parameters)
+    main = made.get("global") or next(iter(made.values()))
     nested = _is_composite(metadata, found)
     notes = [_TEXT_CONFIG] if nested else []
     if metadata.architecture == "gpt-oss" and main.get("rope_type") == "yarn":
@@ -147,8 +160,8 @@ def config_section(
             "gpt-oss was trained with truncate false, which llama.cpp does not have: add it for "
             "the trained rotation instead of llama.cpp's"
         )
-    if found.caveat and "latent" not in found.caveat:
-        lost.append(found.caveat)
+    if found.caveat:
+        notes.append(f"{metadata.architecture}: {found.caveat}")
     dynamic = isinstance(scaling, DynamicNtk) and main.get("rope_type") == "dynamic"
     return Section(
         parameters=MappingProxyType(parameters),
@@ -199,6 +212,7 @@ class _Maker:
     context_tokens: int
     given: RopeScaling | None
     given_base: float | None
+    trusted: bool
     temperature_scale: float | None
 
     def parameters(self, group: LayerGroup) -> dict[str, Any]:
@@ -211,7 +225,8 @@ class _Maker:
         """Return a scheme that transformers has and that rotates as `group` does, and its base."""
         for scaling, base in self._named(group):
             known, over = _in_transformers(scaling, base, group.n_rot, self._original())
-            if self._gives(group, known, over):
+            trusted = self.trusted and group.name == "global" and scaling is self.given
+            if trusted or self._gives(group, known, over):
                 return known, over
         return self._as_factors(group)
 

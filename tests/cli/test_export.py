@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.make import build
 from tests.cli.conftest import Call
 
 
@@ -52,6 +53,19 @@ def test_what_is_not_expressed_is_named(cli: Call, llama: Path) -> None:
     answer = cli("export", llama, "--to", "ollama", *options, "--json").json
     assert answer.keys() == {"schema", "tool", "text", "inexpressible", "notes"}
     assert len(answer["inexpressible"]) == 1
+
+
+def test_a_config_takes_what_no_file_can_say(cli: Call, tmp_path: Path) -> None:
+    """qwen2 loads no factor tensors; its config has a rope_type for Llama 3's scheme."""
+    model = build("qwen2", tmp_path / "qwen2.gguf", context=512)[0]
+    options = ("--scaling", "llama3", "--factor", "4")
+    refused = cli("export", model, "--to", "llama-server", *options)
+    assert refused.code == 2
+    assert "loads no such factor tensors" in refused.err
+    section = json.loads(cli("export", model, "--to", "huggingface", *options).out)
+    assert section["max_position_embeddings"] == 2048
+    assert section["rope_parameters"]["rope_type"] == "llama3"
+    assert section["rope_parameters"]["original_max_position_embeddings"] == 512
 
 
 def test_a_paste_of_the_remedy_works(cli: Call, llama: Path) -> None:

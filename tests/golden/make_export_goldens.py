@@ -331,7 +331,7 @@ def composite_cases() -> dict[str, dict[str, Any]]:
             "llama4",
             "llama4",
             {**LLAMA, "freq_base": 500000.0, "sliding_window": 8192},
-            to("yarn", 2),
+            to("linear", 2),
             text_config=plain(),
         ),
     }

@@ -17,7 +17,8 @@ from ggufrope.patching.exporting import wanted_scaling
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.effective import LLAMA_FLAGS, RopeOverrides
 from ggufrope.rope.encode import Expression, express
-from ggufrope.rope.export import Tool, Wanted, export
+from ggufrope.rope.export import Tool, export
+from ggufrope.rope.export_llama import Wanted
 from ggufrope.rope.frequencies import frequencies
 from ggufrope.rope.huggingface import from_config
 from ggufrope.rope.keys import KEYS
@@ -367,6 +368,24 @@ def test_koboldcpp_takes_yarn_by_keys(metadata: Metadata) -> None:
         "llama.rope.scaling.factor=float:4,llama.rope.scaling.original_context_length=int:2048"
     )
     assert made.inexpressible == ()
+
+
+def test_koboldcpp_has_no_flags_for_betas(metadata: Metadata) -> None:
+    asked = wanted(metadata(), scaling="yarn", target_context=8192, beta_fast=8.0)
+    (lost,) = export(metadata(), "koboldcpp", wanted=asked).inexpressible
+    assert lost.startswith("the frequencies of global layers, which would be ")
+    assert export(metadata(), "llama-server", wanted=asked).inexpressible == ()
+
+
+def test_copies_of_split_models_and_blobs_have_names_that_work(metadata: Metadata) -> None:
+    request = ScalingRequest(scaling="llama3", target_context=8192)
+    names = {
+        "a/big-00001-of-00003.gguf": "a/big-llama3-00001-of-00003.gguf",
+        "blobs/sha256-0123": "model-llama3.gguf",
+    }
+    for path, copy in names.items():
+        remedy = wanted_scaling(request, metadata(), Path(path)).remedy
+        assert f"patch {path} -o {copy} --scaling" in remedy
 
 
 def test_what_a_tool_cannot_express_is_named(metadata: Metadata, applied: Applied) -> None:
