@@ -376,8 +376,8 @@ def _for_its_purpose(advice: Advice, header: Header, meant: Purpose) -> Advice:
     options, memory = advice.options, advice.memory
     if not meant.generates:
         warnings.append(
-            f"this is {meant.reason}; it generates no text, so validate and search do not apply: "
-            "compare its results on long texts before and after"
+            f"this is {meant.reason}; it does not generate text token by token, so validate and "
+            "search do not apply: compare its results on long texts before and after"
         )
         edits = [
             tuple(command for command in option.commands if command.startswith("ggufrope patch "))

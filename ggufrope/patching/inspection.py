@@ -167,8 +167,8 @@ def _model_findings(model: StoredModel) -> tuple[Finding, ...]:
     if meant.generates:
         return found
     message = (
-        f"the model is {meant.reason}; it generates no text, so nothing measures its recall or "
-        "perplexity"
+        f"the model is {meant.reason}; it does not generate text token by token, so nothing "
+        "measures its recall or perplexity"
     )
     return (
         *found,
