@@ -405,7 +405,7 @@ def _memory_warnings(
     memory_bytes: int | None,
 ) -> list[str]:
     """Return which cache type fits, or how far the smallest reaches."""
-    if memory_bytes is None or not memory:
+    if memory_bytes is None or not memory or not purpose(metadata).keeps_cache:
         return []
     device = byte_size(memory_bytes)
     fitting = next((need for need in memory if need.total_bytes <= memory_bytes), None)

@@ -63,6 +63,8 @@ def test_an_encoder_has_no_cache_and_nothing_to_probe(cli: Call, tmp_path: Path)
     answer = cli("advise", path, "--target-ctx", "1024", "--memory", "1GiB", "--json").json
     assert answer["memory"] == []
     assert any("no K/V cache" in warning for warning in answer["warnings"])
+    small = cli("advise", path, "--target-ctx", "1024", "--memory", "1KiB", "--json").json
+    assert small["warnings"] == answer["warnings"]
     assert "memory at the target" not in cli("advise", path, "--target-ctx", "1024").out
     probed = cli("probe", path)
     assert (probed.code, probed.out) == (5, "")
