@@ -376,8 +376,8 @@ def _for_its_purpose(advice: Advice, header: Header, meant: Purpose) -> Advice:
     options, memory = advice.options, advice.memory
     if not meant.generates:
         warnings.append(
-            f"this is {meant.reason}; it generates no text, so validate and search do not apply: "
-            "compare its results on long texts before and after"
+            f"this is {meant.reason}; it does not generate text token by token, so validate and "
+            "search do not apply: compare its results on long texts before and after"
         )
         edits = [
             tuple(command for command in option.commands if command.startswith("ggufrope patch "))
@@ -405,7 +405,7 @@ def _memory_warnings(
     memory_bytes: int | None,
 ) -> list[str]:
     """Return which cache type fits, or how far the smallest reaches."""
-    if memory_bytes is None or not memory:
+    if memory_bytes is None or not memory or not purpose(metadata).keeps_cache:
         return []
     device = byte_size(memory_bytes)
     fitting = next((need for need in memory if need.total_bytes <= memory_bytes), None)

@@ -246,13 +246,14 @@ def _keys(model: StoredModel, expression: Expression) -> tuple[KeyCheck, ...]:
     changed = {edit.key for edit in describe(edits_of(expression, header.byte_order), model)}
     wanted = {key: None if value is None else value.value for key, value in expression.keys.items()}
     rows = []
-    for key in map(metadata.key, KEYS):
+    for field in KEYS:
+        key = metadata.key(field)
         found, value = header.get(key), wanted.get(key)
         if key not in wanted or (found is None and value is None):
             continue
-        rows.append(
-            KeyCheck(key=key, file=_shown(found), config=_shown(value), agrees=key not in changed)
-        )
+        said = [each for each in (found, value) if each is not None]
+        agrees = key not in changed or said == [_assumed(field, metadata)]
+        rows.append(KeyCheck(key=key, file=_shown(found), config=_shown(value), agrees=agrees))
     for name, factors in expression.tensors.items():
         tensor = metadata.tensor(name)
         if factors is None and tensor is None:
@@ -269,6 +270,14 @@ def _keys(model: StoredModel, expression: Expression) -> tuple[KeyCheck, ...]:
             )
         )
     return tuple(rows)
+
+
+def _assumed(field: str, metadata: RopeMetadata) -> Shown:
+    """Return what llama.cpp takes for an absent key (src/llama-model.cpp 1407-1432), where that is
+    one value: a file that says it and one that does not mean the same."""
+    scaled = metadata.factor is not None or metadata.scale_linear is not None
+    assumed = {"factor": 1.0, "attn_factor": 1.0, "freq_base": 10000.0}
+    return assumed.get(field, "none" if field == "scaling_type" and not scaled else None)
 
 
 def _shown(value: object) -> Shown:

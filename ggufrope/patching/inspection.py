@@ -176,8 +176,8 @@ def _model_findings(model: StoredModel, context_tokens: int | None) -> tuple[Fin
     if meant.generates:
         return found
     message = (
-        f"the model is {meant.reason}; it generates no text, so nothing measures its recall or "
-        "perplexity"
+        f"the model is {meant.reason}; it does not generate text token by token, so nothing "
+        "measures its recall or perplexity"
     )
     return (
         *found,

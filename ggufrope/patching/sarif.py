@@ -37,7 +37,7 @@ def sarif(report: CheckReport, *, root: Path | None = None) -> str:
     driver = {
         "name": "ggufrope",
         "version": version("ggufrope"),
-        "rules": [{"id": code, "name": _rule_name(code)} for code in codes],
+        "rules": [_rule(code) for code in codes],
     }
     log = {
         "$schema": SCHEMA,
@@ -85,6 +85,13 @@ def artifact(path: Path, base: Path) -> dict[str, str]:
     return {"uri": quote(os.fsencode(relative.as_posix())), "uriBaseId": "%SRCROOT%"}
 
 
-def _rule_name(code: str) -> str:
-    """Return a code in the form of a rule's name: "dead-key" as "DeadKey"."""
-    return "".join(word.capitalize() for word in code.split("-"))
+def _rule(code: str) -> dict[str, Any]:
+    """Return the rule of a code of findings; code scanning asks for all of these texts."""
+    words = code.replace("-", " ").capitalize()
+    return {
+        "id": code,
+        "name": "".join(word.capitalize() for word in code.split("-")),
+        "shortDescription": {"text": words},
+        "fullDescription": {"text": f"{words}, in the RoPE settings or the layout of a GGUF file."},
+        "help": {"text": "ggufrope inspect FILE shows it beside the settings that it is about."},
+    }

@@ -46,7 +46,8 @@ def require_generation(metadata: RopeMetadata, name: str) -> None:
     meant = purpose(metadata)
     if not meant.generates:
         raise RequestError(
-            f"{name} generates no text to measure: it is {meant.reason}; choose a generative model"
+            f"{name} does not generate text token by token, which is measured: it is "
+            f"{meant.reason}; choose a generative model"
         )
 
 

@@ -254,6 +254,17 @@ def test_the_same_rotation_in_other_words_agrees(cli: Call, tmp_path: Path) -> N
     assert "written otherwise, with the same effect" in outcome.out
 
 
+def test_what_llama_cpp_assumes_anyway_does_not_differ(cli: Call, tmp_path: Path) -> None:
+    config = write_config(tmp_path, None, rope_theta=50000.0)
+    path = build(
+        "qwen2", tmp_path / "m.gguf", context=1024, keys={"rope.scaling.attn_factor": 1.0}
+    )[0]
+    (file,) = cli("check", path, "--config", config, "--json").json["files"]
+    assert not file["config"]["agrees"]
+    differing = [row["key"] for row in file["config"]["keys"] if not row["agrees"]]
+    assert differing == ["qwen2.rope.freq_base"]
+
+
 def test_a_model_of_a_store_keeps_its_name(
     cli: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

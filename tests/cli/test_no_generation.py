@@ -37,7 +37,7 @@ def test_measuring_is_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     outcome = cli(words[0], silent, *words[1:])
     assert (outcome.code, outcome.out) == (2, "")
-    assert "generates no text to measure" in outcome.err
+    assert "does not generate text token by token" in outcome.err
     assert outcome.err.count("\n") == 1
 
 
@@ -52,7 +52,7 @@ def test_inspect_and_check_say_what_it_is(cli: Call, silent: Path) -> None:
 
 def test_advice_proposes_nothing_that_is_refused(cli: Call, silent: Path) -> None:
     answer = cli("advise", silent, "--target-ctx", "1024", "--json").json
-    assert any("generates no text" in warning for warning in answer["warnings"])
+    assert any("does not generate text" in warning for warning in answer["warnings"])
     commands = [command for option in answer["options"] for command in option["commands"]]
     assert commands
     assert {command.split()[1] for command in commands} == {"patch"}
@@ -63,6 +63,8 @@ def test_an_encoder_has_no_cache_and_nothing_to_probe(cli: Call, tmp_path: Path)
     answer = cli("advise", path, "--target-ctx", "1024", "--memory", "1GiB", "--json").json
     assert answer["memory"] == []
     assert any("no K/V cache" in warning for warning in answer["warnings"])
+    small = cli("advise", path, "--target-ctx", "1024", "--memory", "1KiB", "--json").json
+    assert small["warnings"] == answer["warnings"]
     assert "memory at the target" not in cli("advise", path, "--target-ctx", "1024").out
     probed = cli("probe", path)
     assert (probed.code, probed.out) == (5, "")

@@ -28,6 +28,8 @@ def require_sarif(log: dict[str, Any]) -> list[dict[str, Any]]:
     assert driver["name"] == "ggufrope"
     assert isinstance(driver["version"], str)
     rules = [rule["id"] for rule in driver["rules"]]
+    for rule in driver["rules"]:
+        assert all(rule[key]["text"] for key in ("shortDescription", "fullDescription", "help"))
     assert len(set(rules)) == len(rules)
     for result in run["results"]:
         assert rules[result["ruleIndex"]] == result["ruleId"]

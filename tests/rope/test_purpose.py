@@ -70,5 +70,5 @@ def test_an_unknown_architecture_is_taken_for_a_generative_one() -> None:
 
 def test_what_measures_text_refuses_the_others() -> None:
     require_generation(make_metadata("llama"), "m.gguf")
-    with pytest.raises(RequestError, match=r"m\.gguf generates no text .* an encoder, which"):
+    with pytest.raises(RequestError, match=r"m\.gguf does not generate text .* an encoder, which"):
         require_generation(make_metadata("nomic-bert"), "m.gguf")
