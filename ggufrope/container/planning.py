@@ -21,6 +21,7 @@ from ggufrope.container.filesystem import (
 )
 from ggufrope.container.guards import check_guards, check_names
 from ggufrope.container.pieces import Rewrite
+from ggufrope.container.shards import shard_paths
 from ggufrope.container.strategies import (
     CARRY_LIMIT,
     IN_PLACE,
@@ -112,7 +113,7 @@ def plan_store(
     if output is None:
         target = source
         check_guards(path, force)
-        require_no_journal(source)
+        require_no_journal(Path(path))
     else:
         target = Path(os.path.abspath(output))  # noqa: PTH100 - a link is replaced, not followed
         _check_output(source, target, force)
@@ -174,16 +175,19 @@ def next_plan(plan: StorePlan, reason: str, files: FileLayer) -> StorePlan:
 
 
 def identity_of(path: Path) -> FileIdentity:
+    """Return the identity of the file that is at `path` now. Raises StorageError."""
     with storage("read", path):
         return FileIdentity.of(path.stat())
 
 
 def require_no_journal(path: Path) -> None:
-    if journal_path(path).exists():
-        raise StorageError(
-            f"{path} has an unfinished edit; wait for it, or run `ggufrope inspect {path}` to "
-            "repair it"
-        )
+    """Raise StorageError where a file of the model that `path` is a file of has a journal."""
+    for shard in shard_paths(path):
+        if journal_path(shard.resolve()).exists():
+            raise StorageError(
+                f"{shard} has an unfinished edit; wait for it, or run `ggufrope inspect {path}` to "
+                "repair it"
+            )
 
 
 def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
@@ -208,6 +212,7 @@ def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
 
 
 def name_is_taken(target: Path) -> GuardError:
+    """Return the error for an output that exists already."""
     return GuardError(
         f"{target} exists already; pass `force` 'exists' to replace it", guard="exists"
     )
