@@ -99,7 +99,8 @@ def run(command: Callable[[], object], *, flags: bool = True) -> int:
         command()
     except GgufRopeError as error:
         message = with_flags(str(error)) if flags else str(error)
-        print(f"ggufrope: {safe(message)}", file=sys.stderr)
+        line = safe(message).replace("\n", "\\n")  # the name of a file may have a line break
+        print(f"ggufrope: {line}", file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt:
         print("ggufrope: interrupted", file=sys.stderr)

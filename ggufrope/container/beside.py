@@ -5,7 +5,8 @@ An edit keeps these files in the model's folder:
     .NAME.ggufrope-partial-TAG   a new file while it is written; worthless until it is renamed
     .NAME.ggufrope-record-TAG    a journal while it is written; likewise
     .NAME.ggufrope-journal       an edit in progress, or one that was interrupted
-    .NAME.ggufrope-undo-NUMBER   a finished edit; the highest number is the newest
+    .NAME.ggufrope-undo-NUMBER   a finished edit; the highest number is the newest. Where several
+                                 were merged, -from-NUMBER follows, the number of the first
 
 TAG is random, so that nobody can put a file there first; remains are found by listing the folder.
 Where NAME is too long to be extended, its beginning and a digest stand for it.
@@ -26,7 +27,8 @@ _LONGEST = 215
 """Bytes of a model's name that still leave room for what is added; file systems allow 255."""
 
 _HIDDEN = re.compile(
-    r"\.(?P<stem>.+)\.ggufrope-(?P<kind>partial|record|journal|undo)(?:-(?P<tag>[0-9a-f]{1,32}))?",
+    r"\.(?P<stem>.+)\.ggufrope-(?P<kind>partial|record|journal|undo)(?:-(?P<tag>[0-9a-f]{1,32}))?"
+    r"(?:-from-(?P<first>[0-9]{1,9}))?",
     re.DOTALL,
 )
 
@@ -39,11 +41,17 @@ class HiddenFile:
     stem: str
     kind: str
     tag: str
+    merged_from: str
 
     @property
     def number(self) -> int:
         """The number of an undo record; 0 for that of an earlier version, which has none."""
         return int(self.tag) if self.tag.isdecimal() else 0
+
+    @property
+    def first(self) -> int:
+        """The number of the first edit that an undo record undoes."""
+        return int(self.merged_from) if self.merged_from else self.number
 
 
 def stem_of(name: str) -> str:
@@ -61,9 +69,13 @@ def journal_path(path: Path) -> Path:
     return _beside(path, "journal")
 
 
-def undo_path(path: Path, number: int) -> Path:
-    """Return the name of the record of the finished edit of `path` with that number."""
-    return _beside(path, f"undo-{number:06}" if number else "undo")
+def undo_path(path: Path, number: int, first: int | None = None) -> Path:
+    """Return the name of the record of the finished edit of `path` with that number.
+
+    With a lower `first`, the record undoes all edits from that number on.
+    """
+    merged = "" if first is None or first == number else f"-from-{first:06}"
+    return _beside(path, (f"undo-{number:06}" if number else "undo") + merged)
 
 
 def new_partial_path(path: Path) -> Path:
@@ -85,7 +97,11 @@ def hidden_files(folder: Path) -> tuple[HiddenFile, ...]:
     found = ((name, _HIDDEN.fullmatch(name)) for name in names if ".ggufrope-" in name)
     return tuple(
         HiddenFile(
-            path=folder / name, stem=match["stem"], kind=match["kind"], tag=match["tag"] or ""
+            path=folder / name,
+            stem=match["stem"],
+            kind=match["kind"],
+            tag=match["tag"] or "",
+            merged_from=match["first"] or "",
         )
         for name, match in found
         if match
@@ -94,19 +110,37 @@ def hidden_files(folder: Path) -> tuple[HiddenFile, ...]:
 
 def undo_records(path: Path) -> tuple[HiddenFile, ...]:
     """Return the undo records of the model file at `path`, oldest first."""
+    return _undo_records(path)[0]
+
+
+def _undo_records(path: Path) -> tuple[tuple[HiddenFile, ...], tuple[HiddenFile, ...]]:
+    """Return the undo records of a file, oldest first, and those that were merged into them."""
     stem = stem_of(path.name)
-    found = (one for one in hidden_files(path.parent) if one.stem == stem and one.kind == "undo")
-    return tuple(sorted(found, key=lambda one: one.number))
+    found = [one for one in hidden_files(path.parent) if one.stem == stem and one.kind == "undo"]
+    merged = [one for one in found if one.merged_from]
+    covered = tuple(
+        one
+        for one in found
+        if any(
+            other.first <= one.first and one.number <= other.number
+            for other in merged
+            if other is not one
+        )
+    )
+    valid = (one for one in found if one not in covered)
+    return tuple(sorted(valid, key=lambda one: one.number)), covered
 
 
 def remains(path: Path) -> tuple[Path, ...]:
-    """Return the half-written files beside `path`, which may still be being written."""
+    """Return what is worthless beside `path`: half-written files, which may still be being written,
+    and undo records that were merged into others."""
     stem = stem_of(path.name)
-    return tuple(
+    unfinished = (
         one.path
         for one in hidden_files(path.parent)
         if one.stem == stem and one.kind in ("partial", "record")
     )
+    return (*unfinished, *(one.path for one in _undo_records(path)[1]))
 
 
 def orphans(folder: Path) -> tuple[HiddenFile, ...]:

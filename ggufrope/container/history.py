@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from ggufrope.container.beside import HiddenFile
     from ggufrope.container.filesystem import FileLayer
-    from ggufrope.container.journal import Record
     from ggufrope.container.pieces import Piece
+    from ggufrope.container.record import Record
 
 
 KEPT_RECORDS = 32
@@ -103,7 +103,11 @@ def _rename(files: FileLayer, path: Path, mine: Sequence[HiddenFile]) -> None:
     """Rename records for `path`, the newest last: until then, they are found as before."""
     with storage("rename the undo records of", path):
         for one in sorted(mine, key=_age):
-            target = journal_path(path) if one.kind == "journal" else undo_path(path, one.number)
+            target = (
+                journal_path(path)
+                if one.kind == "journal"
+                else undo_path(path, one.number, one.first)
+            )
             if not target.exists():
                 files.replace(one.path, target)
         files.sync_directory(path.parent)
@@ -128,7 +132,8 @@ def bound(files: FileLayer, path: Path) -> None:
                 read_record(files, oldest.path, path), read_record(files, next_.path, path)
             )
             if both is not None:
-                write_record(files, path, next_.path, both)
+                write_record(files, path, undo_path(path, both.number, both.first), both)
+                files.remove(next_.path)
             files.remove(oldest.path)
 
 

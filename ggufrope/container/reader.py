@@ -179,7 +179,7 @@ def read_array(
         raise RequestError(f"{key_value.key} is not an array of numbers or strings")
     if value.items is not None:
         return value.items
-    data = read_span(path, value.span)
+    data = _read_as_of(path, header, value.span)
     if value.item_type is ValueType.STRING:
         return _strings(data, value, header)
     return struct.unpack(f"{header.byte_order}{value.count}{CODES[value.item_type]}", data)
@@ -190,7 +190,16 @@ def read_tensor(path: str | os.PathLike[str], header: Header, name: str) -> byte
     tensor = header.tensor(name)
     if tensor is None:
         raise RequestError(f"{path} has no tensor {name!r}")
-    return read_span(path, header.data_span(tensor))
+    return _read_as_of(path, header, header.data_span(tensor))
+
+
+def _read_as_of(path: str | os.PathLike[str], header: Header, span: Span) -> bytes:
+    """Read a span of the file that has this header. Raises StorageError where it was changed."""
+    try:
+        return read_span(path, span)
+    finally:
+        if header.identity not in (None, _identity_of(Path(path))):
+            raise StorageError(f"{path} was changed while it was read; try again")
 
 
 def read_span(path: str | os.PathLike[str], span: Span) -> bytes:

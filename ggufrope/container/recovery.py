@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ggufrope._files import storage
-from ggufrope.container.beside import journal_path, orphans, remains, undo_path
+from ggufrope.container.beside import journal_path, orphans, remains, undo_path, undo_records
 from ggufrope.container.filesystem import LOCAL, FileLayer, lock
 from ggufrope.container.guards import check_guards
 from ggufrope.container.history import adopt, undo_steps
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from ggufrope.container.history import UndoStep
-    from ggufrope.container.journal import Record
+    from ggufrope.container.record import Record
 
     Progress = Callable[[int, int], None]
 
@@ -138,7 +138,10 @@ def _undo_step(
         edited = []
         for path in step.paths:
             file = _open_locked(files, path, stack)
-            record = read_record(files, undo_path(path, step.number), path)
+            found = undo_records(path)[-1]
+            record = read_record(files, found.path, path)
+            if (record.number, record.first) != (found.number, found.first):
+                raise StorageError(f"{found.path} is the record of another edit; remove it")
             edited.append(Edited(path=path, file=file, record=record))
         edited.sort(key=lambda one: not (one.record.group and one.record.group.leader))
         _require_all(edited)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ggufrope.container.journal import Record
+    from ggufrope.container.record import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,10 @@ def restore(
     Works from every state that an edit passes through, and from every state of its own.
     """
     for each in edited:
-        journal, finished = journal_path(each.path), undo_path(each.path, each.record.number)
+        journal, finished = (
+            journal_path(each.path),
+            undo_path(each.path, each.record.number, each.record.first),
+        )
         with storage("undo the edit of", each.path):
             if not journal.exists() and finished.exists():
                 files.replace(finished, journal)

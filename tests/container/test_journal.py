@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.container.journal import Checksum, Group, Record, decode_record, encode_record
 from ggufrope.container.pieces import Insertion
+from ggufrope.container.record import Checksum, Group, Record, decode_record, encode_record
 from ggufrope.container.recovery import recover, undo
 from ggufrope.container.types import Span
 from ggufrope.errors import StorageError

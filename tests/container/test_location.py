@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,64 @@ def test_a_folder_of_links_into_a_store_keeps_their_names(hub: Path) -> None:
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot read"):
         find_models(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ollama:..", "ollama:a/../b", "ollama:.", "ollama:tiny:../../x", "ollama:tiny:/etc/passwd",
+        "ollama:tiny:..", "ollama:a/b/c/d", "ollama:a\nb", "hf:a/b/../../c", "hf:../x/f.gguf",
+        "hf:a/../c", "hf:a//x", "hf:a/b//etc/passwd", "hf:a/b/", "hf:a/b/c\\d", "a\0b", "hf:a/b/\0",
+    ],
+)  # fmt: skip
+def test_names_that_lead_out_of_a_store(name: str, ollama: Path) -> None:
+    with pytest.raises(RequestError):
+        locate(name)
+
+
+@pytest.mark.parametrize(
+    "digest",
+    ["../../secret.gguf", "/etc/passwd", "sha256:../x", "sha256:a\0b", "", None, [], {"a": 1}],
+)
+def test_digests_that_lead_out_of_the_store(ollama: Path, digest: object) -> None:
+    manifest = ollama / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "latest"
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": digest}
+    manifest.write_text(json.dumps({"layers": [layer]}))
+    with pytest.raises(StorageError, match="expected sha256:HEX"):
+        locate("ollama:tiny")
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b"\xff\xfe", b"[]", b"{", b'{"layers": null}'])
+def test_manifests_that_are_none(ollama: Path, content: bytes) -> None:
+    manifest = ollama / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "latest"
+    manifest.write_bytes(content)
+    with pytest.raises(StorageError, match="is not a manifest"):
+        locate("ollama:tiny")
+
+
+@pytest.mark.parametrize(
+    "content", [b"../../../secret", b"/etc", b"..", b"a\0b", b"\xff\xfe", b"", b"x" * 10_000]
+)
+def test_references_that_lead_out_of_the_cache(hub: Path, content: bytes) -> None:
+    (hub / "refs" / "main").write_bytes(content)
+    found = hub / "snapshots" / "aaa" / "sub" / "m.gguf"
+    assert locate("hf:owner/repo/sub/m.gguf") == found
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_are_not_waited_for(hub: Path, ollama: Path) -> None:
+    for path in (
+        hub / "refs" / "main",
+        ollama / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "latest",
+    ):
+        path.unlink()
+        os.mkfifo(path)
+    assert locate("hf:owner/repo/sub/m.gguf").parts[-3] == "aaa"
+    with pytest.raises(StorageError, match="not a regular file"):
+        locate("ollama:tiny")
+
+
+def test_a_name_that_no_file_system_takes(hub: Path, ollama: Path) -> None:
+    for name in ("hf:owner/repo/" + "x" * 5000, "ollama:" + "x" * 5000):
+        with pytest.raises(RequestError, match="expected"):
+            locate(name)
