@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 from ggufrope._format import byte_size
-from ggufrope.advice.memory import MemoryNeed, longest_context, memory_need
+from ggufrope.advice.memory import MemoryNeed, Risk, cache_needs, longest_context
 from ggufrope.errors import RequestError
 from ggufrope.patching.command import patch_command, search_command, validate_command
 from ggufrope.patching.compose import (
@@ -35,13 +35,9 @@ if TYPE_CHECKING:
     from ggufrope.container.types import Header
     from ggufrope.rope.metadata import RopeMetadata
 
-Risk: TypeAlias = Literal["none", "low", "moderate", "high"]
-
 NTK_REACH = 2.0
 YARN_REACH = 8.0
 """How many times longer the context may become, up to which each holds without training."""
-
-CACHE_CHOICES = (("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0"), ("q4_0", "q4_0"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +112,7 @@ def advise(
         candidates = plan.scaled()
     refused = {each.method: why for each in candidates if (why := plan.refusal(each)) is not None}
     options = [plan.option(each) for each in candidates if each.method not in refused]
-    memory = tuple(
-        memory_need(header, metadata, context_tokens=target_context, k_type=k, v_type=v)
-        for k, v in CACHE_CHOICES
-        if _is_possible(header, metadata, k, v)
-    )
+    memory = cache_needs(header, metadata, context_tokens=target_context)
     warnings = [
         *plan.warnings(refused, far="global" in kinds),
         *_memory_warnings(header, metadata, memory, memory_bytes),
@@ -359,14 +351,6 @@ def _steps(original: int, target: int) -> list[int]:
         steps.append(length)
         length *= 2
     return [*steps, target]
-
-
-def _is_possible(header: Header, metadata: RopeMetadata, k_type: str, v_type: str) -> bool:
-    try:
-        memory_need(header, metadata, context_tokens=1, k_type=k_type, v_type=v_type)
-    except RequestError:
-        return False
-    return True
 
 
 def _for_its_purpose(advice: Advice, header: Header, meant: Purpose) -> Advice:
