@@ -111,6 +111,24 @@ def table(rows: Iterable[Measured], *, caches: bool) -> list[str]:
     return lines
 
 
+def page(model: str, native: int, ranked: list[Measured], caches: list[Measured]) -> str:
+    """Return both tables as a page for a reader."""
+    how = "`python -m benchmarks.method_ranking`: a whole prompt per needle"
+    lines = [
+        f"# Methods and cache types on {model}, trained for {native} tokens",
+        "",
+        f"{how}, {ranked[0].needles} needles per row.",
+        "",
+        *table(ranked, caches=False),
+        "",
+        f"Cache types, under YaRN at {caches[0].multiple} times:",
+        "",
+        *table(caches, caches=True),
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("model", type=Path, nargs="?", default=ROOT / "fixtures" / "nano.gguf")
@@ -145,7 +163,8 @@ def main() -> int:
     yarn = ScalingRequest(scaling="yarn", label="yarn", target_context=target)
     kv = tuple(str(KvTypes(k=choice.k_type, v=choice.v_type)) for choice in CACHE_CHOICES)
     caches = list(measure(replace(common, contexts=(target,), scalings=(yarn,), kv=kv), multiple))
-    print("\n".join([*table(ranked, caches=False), "", *table(caches, caches=True)]))
+    text = page(given.model.stem, native, ranked, caches)
+    print(text)
     if given.results is not None:
         plain = {
             "model": given.model.name,
@@ -162,6 +181,7 @@ def main() -> int:
             },
         }
         given.results.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        given.results.with_suffix(".md").write_text(text, encoding="utf-8")
     return 0
 
 
