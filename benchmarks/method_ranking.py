@@ -80,7 +80,10 @@ def measure(plan: RunPlan, multiple: int) -> Iterator[Measured]:
 
 def _measured(row: SummaryRow, multiple: int) -> Measured:
     recall, loss = row.metric("recall"), row.metric("log_probability")
-    if recall is None or loss is None or recall.low is None or recall.high is None:
+    if recall is None or loss is None:
+        raise ValueError(f"{row.scaling} at {row.context_tokens} tokens has no recall")
+    share, low, high, nat = recall.value, recall.low, recall.high, loss.value
+    if share is None or low is None or high is None or nat is None:
         raise ValueError(f"{row.scaling} at {row.context_tokens} tokens has no recall")
     return Measured(
         method=row.scaling,
@@ -88,10 +91,10 @@ def _measured(row: SummaryRow, multiple: int) -> Measured:
         multiple=multiple,
         context_tokens=row.context_tokens,
         needles=row.scored,
-        recall=recall.value,
-        recall_low=recall.low,
-        recall_high=recall.high,
-        log_probability=loss.value,
+        recall=share,
+        recall_low=low,
+        recall_high=high,
+        log_probability=nat,
     )
 
 
