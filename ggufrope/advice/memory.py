@@ -51,6 +51,8 @@ CACHE_CHOICES = (
     CacheChoice(k_type="q4_0", v_type="q4_0", risk="high", notes=(_NEEDS_FLASH,)),
 )
 """The pairs that advice looks at, largest first."""
+_KEYS_ALONE = CacheChoice(k_type="q8_0", v_type="f16", risk="low", notes=(_MIXED,))
+"""Where no quantized V runs: for want of flash attention, or for the size of the value heads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +81,11 @@ def cache_needs(
 ) -> tuple[MemoryNeed, ...]:
     """Return the need with each of CACHE_CHOICES that llama.cpp runs this model with."""
     rules = cache_rules(metadata, architecture(metadata.architecture))
+    choices = [each for each in CACHE_CHOICES if rules.refusal(each.k_type, each.v_type) is None]
+    if len(choices) == 1 and rules.refusal(_KEYS_ALONE.k_type, _KEYS_ALONE.v_type) is None:
+        choices.append(_KEYS_ALONE)
     needs = []
-    for choice in CACHE_CHOICES:
-        if rules.refusal(choice.k_type, choice.v_type) is not None:
-            continue
+    for choice in choices:
         need = memory_need(
             header,
             metadata,

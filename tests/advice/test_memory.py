@@ -115,9 +115,9 @@ def test_latent_attention_keeps_one_compressed_row() -> None:
         ({}, ["f16/f16", "q8_0/q8_0", "q8_0/q4_0", "q4_0/q4_0"]),
         ({"key_length": 80, "value_length": 80}, ["f16/f16"]),
         ({"key_length": 100, "value_length": 100, "head_count_kv": 8}, ["f16/f16"]),
-        ({"key_length": 128, "value_length": 80}, ["f16/f16"]),
+        ({"key_length": 128, "value_length": 80}, ["f16/f16", "q8_0/f16"]),
         ({"architecture": "gemma3", "sliding_window": 512, "key_length_swa": 80}, ["f16/f16"]),
-        ({"architecture": "grok"}, ["f16/f16"]),
+        ({"architecture": "grok"}, ["f16/f16", "q8_0/f16"]),
         ({"architecture": "deepseek4"}, ["f16/f16", "q8_0/q8_0", "q4_0/q4_0"]),
     ],
 )
