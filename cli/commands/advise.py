@@ -104,9 +104,14 @@ def _show_memory(needs: tuple[MemoryNeed, ...]) -> None:
     from ..tables import row, table
 
     columns = ("weights", "cache", "compute", "total")
-    rows = table("KV", *columns, numeric=columns)
+    rows = table("KV", *columns, "risk of loss", numeric=columns)
+    notes: dict[str, list[str]] = {}
     for need in needs:
         kv = need.k_type if need.k_type == need.v_type else f"{need.k_type}/{need.v_type}"
         parts = (need.weight_bytes, need.kv_bytes, need.compute_bytes, need.total_bytes)
-        row(rows, kv, *map(byte_size, parts))
+        row(rows, kv, *map(byte_size, parts), need.risk or "unknown")
+        for note in need.notes:
+            notes.setdefault(note, []).append(kv)
     console().print(rows)
+    for note, kinds in notes.items():
+        console().print(f"{', '.join(kinds)}: {note}", style="dim")

@@ -1,9 +1,9 @@
-"""A target context length -> what to try, in order, and whether it fits.
+"""Which methods to try for a longer context, and whether the result fits into memory.
 
-The order follows published measurements of scaling without training, and ours: NTK-aware holds up
-to about twice the context that it starts from, YaRN to about eight times, and linear interpolation
-hardly at all unless the model was trained with it. Factors searched for the one model may do
-better, or find nothing better. What a patch of this file would refuse is never proposed.
+Methods come in the order of what was measured without training (MEASURED): YaRN, then NTK-aware,
+then linear interpolation, which hardly works unless the model was trained with it. Factors searched
+for the one model may do better, or find nothing better. What a patch of this file would refuse is
+never proposed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 from ggufrope._format import byte_size
-from ggufrope.advice.memory import MemoryNeed, longest_context, memory_need
+from ggufrope.advice.memory import MemoryNeed, Risk, cache_needs, longest_context
 from ggufrope.errors import RequestError
 from ggufrope.patching.command import patch_command, search_command, validate_command
 from ggufrope.patching.compose import (
@@ -35,13 +35,20 @@ if TYPE_CHECKING:
     from ggufrope.container.types import Header
     from ggufrope.rope.metadata import RopeMetadata
 
-Risk: TypeAlias = Literal["none", "low", "moderate", "high"]
-
 NTK_REACH = 2.0
 YARN_REACH = 8.0
-"""How many times longer the context may become, up to which each holds without training."""
+"""How many times longer the context may become, up to which each recalls every needle measured."""
 
-CACHE_CHOICES = (("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0"), ("q4_0", "q4_0"))
+MEASURED: dict[str, dict[int, float]] = {
+    "as it is": {2: 0.864, 4: 0.045, 8: 0.0, 16: 0.0},
+    "YaRN": {2: 1.0, 4: 1.0, 8: 1.0, 16: 0.955},
+    "YaRN in long factors only": {2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0},
+    "NTK-aware": {2: 1.0, 4: 0.955, 8: 0.682, 16: 0.045},
+    "linear": {2: 0.0, 4: 0.0, 8: 0.0, 16: 0.0},
+}
+"""Share of needles that nano recalls at a multiple of its trained context, by method, with a whole
+prompt per needle (benchmarks/results/method_ranking.md). Within the trained context all but linear
+recall every needle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +123,7 @@ def advise(
         candidates = plan.scaled()
     refused = {each.method: why for each in candidates if (why := plan.refusal(each)) is not None}
     options = [plan.option(each) for each in candidates if each.method not in refused]
-    memory = tuple(
-        memory_need(header, metadata, context_tokens=target_context, k_type=k, v_type=v)
-        for k, v in CACHE_CHOICES
-        if _is_possible(header, metadata, k, v)
-    )
+    memory = cache_needs(header, metadata, context_tokens=target_context)
     warnings = [
         *plan.warnings(refused, far="global" in kinds),
         *_memory_warnings(header, metadata, memory, memory_bytes),
@@ -195,17 +198,26 @@ class _Plan:
         )
 
     def scaled(self) -> list[_Candidate]:
-        """Every scheme, best first."""
+        """Every scheme, in the order of MEASURED; first linear where the model was trained so."""
         ranked = [self.yarn(), self.ntk(), self.linear()]
         if self._linear_file:
             ranked = [self.linear(), self.yarn(), self.ntk()]
-        elif self.metadata.scaling_type != "yarn" and self.growth <= NTK_REACH:
-            ranked = [self.ntk(), self.yarn(), self.linear()]
         if self.arch.has_long_short_factors:
             ranked.insert(1, self.keep_short_context())
-            if self.growth > YARN_REACH and declared_scaling(self.metadata) is None:
+            if self.growth >= YARN_REACH and declared_scaling(self.metadata) is None:
                 ranked.append(self.searched())
         return ranked
+
+    def _measured(self, method: str) -> tuple[str, ...]:
+        """What was measured of `method` at the next multiple; nothing for a scaled file."""
+        if declared_scaling(self.metadata) is not None:
+            return ()
+        multiple = next((each for each in MEASURED[method] if each >= self.growth), None)
+        if multiple is None:
+            return (f"nothing was measured beyond {max(MEASURED[method])} times",)
+        found, plain = MEASURED[method][multiple], MEASURED["as it is"][multiple]
+        text = f"{found:.0%} of needles recalled (without scaling {plain:.0%})"
+        return (f"measured on a small model at {multiple} times: {text}",)
 
     @property
     def _linear_file(self) -> bool:
@@ -217,6 +229,7 @@ class _Plan:
             reasons = [f"{self._times} is within YaRN's usual reach"]
         else:
             reasons = [f"{self._times} is beyond the {YARN_REACH:g} that YaRN usually holds"]
+        reasons += self._measured("YaRN")
         request = self._request("yarn")
         if self.metadata.scaling_type == "yarn":
             reasons.append("the model was made for YaRN: raise its factor and nothing else")
@@ -230,7 +243,7 @@ class _Plan:
                 attention_factor=request.attn_factor,
             ),
             reasons=tuple(reasons),
-            risk="low" if self.growth <= 4 else "moderate",
+            risk="low" if self.growth <= YARN_REACH else "moderate",
             request=request,
         )
 
@@ -246,9 +259,10 @@ class _Plan:
             scaling=NtkAware(factor=self.ratio),
             reasons=(
                 f"{self._times} is {within} the {NTK_REACH:g} that a new base usually holds",
+                *self._measured("NTK-aware"),
                 "one key, read for every architecture and by every runtime",
             ),
-            risk="low" if self.growth <= NTK_REACH else "moderate",
+            risk="low" if self.growth <= YARN_REACH else "moderate",
             request=self._request("ntk"),
         )
 
@@ -262,7 +276,7 @@ class _Plan:
         return _Candidate(
             method="linear",
             scaling=Linear(factor=self.ratio),
-            reasons=(reason,),
+            reasons=(reason, *self._measured("linear")),
             risk="moderate" if trained else "high",
             request=self._request("linear"),
         )
@@ -274,6 +288,7 @@ class _Plan:
             scaling=Yarn(factor=self.ratio, original_context=self.original, attention_factor=1.0),
             reasons=(
                 f"contexts up to {short} tokens stay exactly as they are",
+                *self._measured("YaRN in long factors only"),
                 f"{self.arch.name} chooses long or short factors by the length of the context",
                 "without YaRN's attention factor, which would act in short contexts too",
             ),
@@ -359,14 +374,6 @@ def _steps(original: int, target: int) -> list[int]:
         steps.append(length)
         length *= 2
     return [*steps, target]
-
-
-def _is_possible(header: Header, metadata: RopeMetadata, k_type: str, v_type: str) -> bool:
-    try:
-        memory_need(header, metadata, context_tokens=1, k_type=k_type, v_type=v_type)
-    except RequestError:
-        return False
-    return True
 
 
 def _for_its_purpose(advice: Advice, header: Header, meant: Purpose) -> Advice:

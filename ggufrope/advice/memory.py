@@ -8,16 +8,19 @@ of a batch, or the attention scores and their mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from ggufrope._bisect import largest
-from ggufrope.container.ggml import CACHE_TYPES
+from ggufrope.container.ggml import CACHE_TYPES, cache_type
 from ggufrope.container.types import ArrayValue, Header
-from ggufrope.errors import FileError, RequestError
-from ggufrope.rope.architectures import Architecture, architecture
-from ggufrope.rope.layers import layer_count, recurrent_layers, sliding_layers
-from ggufrope.rope.llamacpp import CONTEXT_GRANULE, allocated_context, rotary_dimensions
-from ggufrope.rope.metadata import RopeMetadata, first_layer, per_layer
+from ggufrope.errors import RequestError
+from ggufrope.rope.architectures import architecture
+from ggufrope.rope.cache import cache_rows, cache_rules
+from ggufrope.rope.llamacpp import CONTEXT_GRANULE, allocated_context
+from ggufrope.rope.metadata import RopeMetadata, first_layer
+
+Risk: TypeAlias = Literal["none", "low", "moderate", "high"]
 
 BATCH_TOKENS = 512
 """llama.cpp's default n_ubatch."""
@@ -26,8 +29,38 @@ _MOST_GRANULES = (1 << 24) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheChoice:
+    """A pair of cache types worth proposing, and the risk that it loses quality.
+
+    The risks follow what was measured (benchmarks/results/method_ranking.md); `notes` are what to
+    know before choosing it.
+    """
+
+    k_type: str
+    v_type: str
+    risk: Risk
+    notes: tuple[str, ...] = ()
+
+
+_NEEDS_FLASH = "needs flash attention"
+_MIXED = "slow on CUDA builds without GGML_CUDA_FA_ALL_QUANTS: measure the speed"
+CACHE_CHOICES = (
+    CacheChoice(k_type="f16", v_type="f16", risk="none"),
+    CacheChoice(k_type="q8_0", v_type="q8_0", risk="low", notes=(_NEEDS_FLASH,)),
+    CacheChoice(k_type="q8_0", v_type="q4_0", risk="moderate", notes=(_NEEDS_FLASH, _MIXED)),
+    CacheChoice(k_type="q4_0", v_type="q4_0", risk="high", notes=(_NEEDS_FLASH,)),
+)
+"""The pairs that advice looks at, largest first."""
+_KEYS_ALONE = CacheChoice(k_type="q8_0", v_type="f16", risk="low", notes=(_MIXED,))
+"""Where no quantized V runs: for want of flash attention, or for the size of the value heads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeed:
-    """The bytes that a context of `context_tokens` needs, all parts on one device."""
+    """The bytes that a context of `context_tokens` needs, all parts on one device.
+
+    `risk` is that of the cache types, None where it was not measured; `notes` belong to them.
+    """
 
     context_tokens: int
     k_type: str
@@ -35,10 +68,33 @@ class MemoryNeed:
     weight_bytes: int
     kv_bytes: int
     compute_bytes: int
+    risk: Risk | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
         return self.weight_bytes + self.kv_bytes + self.compute_bytes
+
+
+def cache_needs(
+    header: Header, metadata: RopeMetadata, *, context_tokens: int
+) -> tuple[MemoryNeed, ...]:
+    """Return the need with each of CACHE_CHOICES that llama.cpp runs this model with."""
+    rules = cache_rules(metadata, architecture(metadata.architecture))
+    choices = [each for each in CACHE_CHOICES if rules.refusal(each.k_type, each.v_type) is None]
+    if len(choices) == 1 and rules.refusal(_KEYS_ALONE.k_type, _KEYS_ALONE.v_type) is None:
+        choices.append(_KEYS_ALONE)
+    needs = []
+    for choice in choices:
+        need = memory_need(
+            header,
+            metadata,
+            context_tokens=context_tokens,
+            k_type=choice.k_type,
+            v_type=choice.v_type,
+        )
+        needs.append(replace(need, risk=choice.risk, notes=choice.notes))
+    return tuple(needs)
 
 
 def memory_need(
@@ -54,8 +110,8 @@ def memory_need(
     """Estimate the memory of one context of one sequence.
 
     `full_window` keeps whole contexts in sliding-window layers: llama_context_default_params does,
-    llama-server does not. Raises RequestError for an unknown cache type, or one whose
-    block does not divide a row.
+    llama-server does not. Raises RequestError for an unknown cache type, and for a pair that
+    llama.cpp does not run the model with.
     """
     return MemoryNeed(
         context_tokens=context_tokens,
@@ -81,18 +137,30 @@ def kv_bytes(
     v_type: str = "f16",
     full_window: bool = False,
 ) -> int:
-    """Return the bytes of the K and V caches of a context of one sequence."""
+    """Return the bytes of the K and V caches of a context of one sequence.
+
+    Raises RequestError as `memory_need` does.
+    """
+    for name in (k_type, v_type):
+        if name not in CACHE_TYPES:
+            raise RequestError(
+                f"cache type {name!r} is unknown: expected one of {', '.join(CACHE_TYPES)}"
+            )
     if context_tokens < 1:
         raise RequestError(f"a context of {context_tokens} tokens: expected 1 or more")
     arch = architecture(metadata.architecture)
+    refused = cache_rules(metadata, arch).refusal(k_type, v_type)
+    if refused is not None:
+        raise RequestError(refused)
+    k, v = cache_type(k_type), cache_type(v_type)
     cells = allocated_context(context_tokens)
     windowed = cells
     if not full_window and metadata.sliding_window:
         windowed = min(cells, allocated_context(metadata.sliding_window + BATCH_TOKENS))
     total = 0
-    for k_width, v_width, slides in _rows(metadata, arch):
-        row = _row_bytes(k_width, k_type) + _row_bytes(v_width, v_type)
-        total += row * (windowed if slides else cells)
+    for row in cache_rows(metadata, arch):
+        row_bytes = k.row_bytes(row.k_width) + v.row_bytes(row.v_width)
+        total += row_bytes * (windowed if row.slides else cells)
     return total
 
 
@@ -112,55 +180,6 @@ def longest_context(
         return need.total_bytes <= budget_bytes
 
     return largest(fits, 0, _MOST_GRANULES) * CONTEXT_GRANULE
-
-
-def _rows(metadata: RopeMetadata, arch: Architecture) -> list[tuple[int, int, bool]]:
-    """Width of a key row, of a value row, and whether it slides, for each layer with a cache."""
-    layers = layer_count(metadata)
-    kv_heads = metadata.head_count if metadata.head_count_kv is None else metadata.head_count_kv
-    heads = per_layer(kv_heads, layers, default=0)
-    owning = layers - (metadata.shared_kv_layers or 0)
-    recurrent = recurrent_layers(metadata, arch)
-    rows = []
-    for layer, slides in enumerate(sliding_layers(metadata, arch)):
-        if recurrent[layer] or layer >= owning:
-            continue
-        k_size, v_size = _head_sizes(metadata, slides=slides)
-        if metadata.kv_lora_rank and heads[layer] == 1:
-            # Latent attention keeps one compressed row, from which the values are read too.
-            rows.append((metadata.kv_lora_rank + rotary_dimensions(metadata, arch), 0, slides))
-        else:
-            rows.append((heads[layer] * k_size, heads[layer] * v_size, slides))
-    return rows
-
-
-def _head_sizes(metadata: RopeMetadata, *, slides: bool) -> tuple[int, int]:
-    k_size = metadata.head_size
-    if k_size is None:
-        raise FileError(
-            f"{metadata.key('key_length')} and {metadata.key('head_count')} are both missing: "
-            "without one of them the size of the cache is unknown"
-        )
-    heads = first_layer(metadata.head_count)
-    plain = (metadata.embedding_length or 0) // heads if heads else k_size
-    v_size = plain if metadata.value_length is None else metadata.value_length
-    if slides:
-        return metadata.key_length_swa or k_size, metadata.value_length_swa or v_size
-    return k_size, v_size
-
-
-def _row_bytes(width: int, name: str) -> int:
-    if name not in CACHE_TYPES:
-        raise RequestError(
-            f"cache type {name!r} is unknown: expected one of {', '.join(CACHE_TYPES)}"
-        )
-    kind = CACHE_TYPES[name]
-    if width % kind.block_size:
-        raise RequestError(
-            f"cache type {name} holds blocks of {kind.block_size} values, which do not "
-            f"divide this model's rows of {width}: use f16"
-        )
-    return kind.row_bytes(width)
 
 
 def _compute_bytes(

@@ -43,6 +43,8 @@ KEYS: Mapping[str, KeySpec] = MappingProxyType(
         "head_count_kv": _u32("attention.head_count_kv", per_layer=True),
         "key_length": _u32("attention.key_length"),
         "value_length": _u32("attention.value_length"),
+        "key_length_mla": _u32("attention.key_length_mla"),
+        "value_length_mla": _u32("attention.value_length_mla"),
         "key_length_swa": _u32("attention.key_length_swa"),
         "value_length_swa": _u32("attention.value_length_swa"),
         "kv_lora_rank": _u32("attention.kv_lora_rank"),

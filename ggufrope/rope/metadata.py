@@ -86,6 +86,8 @@ class RopeMetadata:
     head_count_kv: PerLayer | None = None
     key_length: int | None = None
     value_length: int | None = None
+    key_length_mla: int | None = None
+    value_length_mla: int | None = None
     key_length_swa: int | None = None
     value_length_swa: int | None = None
     kv_lora_rank: int | None = None

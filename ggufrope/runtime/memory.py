@@ -15,6 +15,7 @@ from ggufrope._bisect import largest
 from ggufrope._format import byte_size
 from ggufrope.container.ggml import cache_type
 from ggufrope.errors import InsufficientMemoryError
+from ggufrope.rope.cache import CacheRules, rules_of
 from ggufrope.rope.llamacpp import CONTEXT_GRANULE
 from ggufrope.runtime import library
 from ggufrope.runtime.library import CPU
@@ -82,20 +83,26 @@ def cache_refusal(
 ) -> str | None:
     """Return why llama.cpp's rules forbid the pair on this model; None where they allow it.
 
-    The rules are those of `llama_init_from_model` (src/llama-context.cpp): a quantized V needs
-    flash attention, and the block size must divide the head size. (Without flash attention
-    llama.cpp does not check the second rule, and ggml aborts.)
+    Raises UnsupportedCacheError for a type that does not exist.
     """
-    k, v = cache_type(type_k), cache_type(type_v)
-    if v.quantized and flash_attention is False:
-        return f"V cache {v.name} is quantized, which needs flash attention, and that is off"
-    for letter, kind, head in (("K", k, model.head_size), ("V", v, model.value_head_size)):
-        if kind.quantized and head % kind.block_size:
-            return (
-                f"{letter} cache {kind.name} has blocks of {kind.block_size} values, which do not "
-                f"divide the head size {head}"
-            )
-    return None
+    return _rules(model).refusal(type_k, type_v, flash_attention=flash_attention)
+
+
+def _rules(model: Model) -> CacheRules:
+    def declared(name: str) -> int:
+        return int(model.metadata(f"{model.architecture}.attention.{name}") or 0)
+
+    keys, values = [model.head_size], [model.value_head_size]
+    if model.n_swa:
+        keys.append(declared("key_length_swa") or model.head_size)
+        values.append(declared("value_length_swa") or model.value_head_size)
+    return rules_of(
+        model.architecture,
+        keys,
+        values,
+        latent=bool(declared("key_length_mla") and declared("value_length_mla")),
+        kv_lora_rank=declared("kv_lora_rank"),
+    )
 
 
 # Memory -------------------------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ggufrope.advice.advise import advise
+from ggufrope.advice.advise import MEASURED, advise
 from ggufrope.container.types import Header, Span, TensorInfo
 from ggufrope.errors import RequestError
 from ggufrope.rope.encode import express
@@ -58,7 +61,7 @@ def test_a_context_within_reach_needs_no_patch() -> None:
 @pytest.mark.parametrize(
     ("target", "fields", "expected"),
     [
-        (16384, {}, ["NTK-aware", "YaRN", "linear"]),
+        (16384, {}, ["YaRN", "NTK-aware", "linear"]),
         (32768, {}, ["YaRN", "NTK-aware", "linear"]),
         (32768, {"scaling_type": "linear", "factor": 2.0}, ["linear"]),
         (16384, {"scaling_type": "yarn", "factor": 4.0, "original_context": 2048}, ["YaRN"]),
@@ -155,8 +158,8 @@ MLA = {
                 "context_length": 131072,
                 "factor_tensors": (factor_tensor("rope_freqs", 8.0),),
             },
-            ["NTK-aware", "YaRN in long factors only", "YaRN", "linear"],
-            "--scaling ntk --target-ctx 262144 --orig-ctx 131072",
+            ["YaRN", "YaRN in long factors only", "NTK-aware", "linear"],
+            "--scaling yarn --target-ctx 262144 --orig-ctx 131072",
         ),
     ],
 )
@@ -212,6 +215,62 @@ def test_how_far_counts_from_the_context_that_the_file_reaches() -> None:
 def test_a_far_target_is_warned_of() -> None:
     (warning,) = advise(HEADER, MODEL, target_context=131072).warnings
     assert "16 times the original context is far" in warning
+
+
+RANKING = json.loads(
+    (Path(__file__).parents[2] / "benchmarks" / "results" / "method_ranking.json").read_text()
+)
+METHODS = {
+    "none": "as it is",
+    "yarn": "YaRN",
+    "yarn, long factors only": "YaRN in long factors only",
+    "ntk": "NTK-aware",
+    "linear": "linear",
+}
+
+
+def test_the_evidence_is_what_the_benchmark_measured() -> None:
+    trained = RANKING["trained_context"]
+    far = [row for row in RANKING["methods"] if row["context_tokens"] > trained]
+    found: dict[str, dict[int, float]] = {}
+    for row in far:
+        assert row["context_tokens"] == row["multiple"] * trained
+        found.setdefault(METHODS[row["method"]], {})[row["multiple"]] = round(row["recall"], 3)
+    assert found == MEASURED
+    near = {row["method"]: row["recall"] for row in RANKING["methods"] if row not in far}
+    assert near == {**dict.fromkeys(METHODS, 1.0), "linear": 0.0}
+
+
+@pytest.mark.parametrize("times", [2, 4, 8, 16])
+def test_the_order_is_that_of_the_evidence(times: int) -> None:
+    model = replace(MODEL, architecture="llama")
+    ranked = [
+        option.method
+        for option in advise(HEADER, model, target_context=times * 8192).options
+        if option.method in MEASURED
+    ]
+    assert len(ranked) == 4
+    measured = {
+        METHODS[row["method"]]: row
+        for row in RANKING["methods"]
+        if row["context_tokens"] == times * RANKING["trained_context"]
+    }
+    for better, worse in itertools.combinations(ranked, 2):
+        assert measured[better]["recall_high"] >= measured[worse]["recall_low"]
+    assert MEASURED["YaRN"][times] >= MEASURED["NTK-aware"][times] >= MEASURED["linear"][times]
+
+
+def test_reasons_cite_what_was_measured_of_an_unscaled_model_alone() -> None:
+    yarn = advise(HEADER, MODEL, target_context=24576).options[0]
+    assert (
+        "measured on a small model at 4 times: 100% of needles recalled (without scaling 4%)"
+        in yarn.reasons
+    )
+    far = advise(HEADER, MODEL, target_context=17 * 8192).options[0]
+    assert "nothing was measured beyond 16 times" in far.reasons
+    scaled = replace(MODEL, scaling_type="yarn", factor=4.0, original_context=2048)
+    reasons = advise(HEADER, scaled, target_context=16384).options[0].reasons
+    assert not any("measured" in reason for reason in reasons)
 
 
 def test_memory_names_the_cache_that_fits() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ggufrope.advice.memory import kv_bytes, longest_context, memory_need
+from ggufrope.advice.memory import cache_needs, kv_bytes, longest_context, memory_need
 from ggufrope.container.types import ArrayValue, Header, KeyValue, Span, TensorInfo, ValueType
 from ggufrope.errors import FileError, RequestError
 from ggufrope.rope.metadata import RopeMetadata
@@ -98,10 +98,39 @@ def test_latent_attention_keeps_one_compressed_row() -> None:
         head_count_kv=1,
         key_length=576,
         value_length=512,
+        key_length_mla=192,
+        value_length_mla=128,
         kv_lora_rank=512,
         dimension_count=64,
     )
     assert kv_bytes(deepseek, context_tokens=256) == 256 * 2 * 576 * 2
+    assert pairs(deepseek) == ["f16/f16", "q8_0/q8_0", "q4_0/q4_0"]
+    whole_heads = replace(deepseek, key_length_mla=None, value_length_mla=None, head_count_kv=16)
+    assert len(pairs(replace(whole_heads, key_length=192, value_length=128))) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ["f16/f16", "q8_0/q8_0", "q8_0/q4_0", "q4_0/q4_0"]),
+        ({"key_length": 80, "value_length": 80}, ["f16/f16"]),
+        ({"key_length": 100, "value_length": 100, "head_count_kv": 8}, ["f16/f16"]),
+        ({"key_length": 128, "value_length": 80}, ["f16/f16", "q8_0/f16"]),
+        ({"architecture": "gemma3", "sliding_window": 512, "key_length_swa": 80}, ["f16/f16"]),
+        ({"architecture": "grok"}, ["f16/f16", "q8_0/f16"]),
+        ({"architecture": "deepseek4"}, ["f16/f16", "q8_0/q8_0", "q4_0/q4_0"]),
+    ],
+)
+def test_only_pairs_that_the_model_runs_with_are_proposed(
+    fields: dict[str, Any], expected: list[str]
+) -> None:
+    assert pairs(replace(SMOLLM2, **fields)) == expected
+
+
+def pairs(model: RopeMetadata) -> list[str]:
+    needs = cache_needs(header(), model, context_tokens=1024)
+    assert all(need.risk is not None for need in needs)
+    return [f"{need.k_type}/{need.v_type}" for need in needs]
 
 
 def test_contexts_are_rounded_up_as_allocated() -> None:
@@ -112,7 +141,7 @@ def test_contexts_are_rounded_up_as_allocated() -> None:
     ("fields", "given", "error", "message"),
     [
         ({}, {"k_type": "q2_k"}, RequestError, "cache type 'q2_k' is unknown"),
-        ({"key_length": 80}, {"k_type": "q8_0"}, RequestError, "do not divide this model's rows"),
+        ({"key_length": 80}, {"k_type": "q8_0"}, RequestError, "do not divide the head size 80"),
         ({}, {"context_tokens": 0}, RequestError, "a context of 0 tokens"),
         ({"head_count": None}, {}, FileError, "head_count are both missing"),
     ],

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import pytest
 
 from fixtures.make import build
+from ggufrope import RunPlan, read_model, run
 from ggufrope.container.ggml import CACHE_TYPES
 from ggufrope.errors import UnsupportedCacheError
+from ggufrope.rope.architectures import architecture as rope_table
+from ggufrope.rope.cache import cache_rules
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.doctor import report
 from ggufrope.runtime.library import Log
-from ggufrope.runtime.memory import cache_support
+from ggufrope.runtime.memory import cache_refusal, cache_support
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
 from ggufrope.runtime.sizing import allocated
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+QUANTIZED = (("q8_0", "q8_0"), ("q8_0", "q4_0"), ("q4_0", "q4_0"), ("f16", "q8_0"))
 
 
 @pytest.mark.parametrize("name", CACHE_TYPES)
@@ -40,6 +46,50 @@ def test_pairs_that_divide_the_head_run_and_others_are_refused(tmp_path: Path) -
         assert cache_support(model, "bf16", "f32").refusal is None
         with pytest.raises(UnsupportedCacheError, match="head size 48"):
             Context(model, ContextSettings(n_ctx=256, type_v="q4_0"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "refused"),
+    [
+        ("llama", {}, 0),
+        ("stablelm", {"width": 160, "head_size": 80, "kv_heads": 2, "rotary": 20}, 4),
+        ("llama", {"head_size": 100, "kv_heads": 8, "heads": 8}, 4),
+        ("gemma3", {"keys": {"attention.key_length_swa": 32}}, 0),
+        ("deepseek2", {}, 2),
+    ],
+)
+def test_the_rules_are_those_of_llama_cpp(
+    tmp_path: Path, architecture: str, sizes: dict[str, Any], refused: int
+) -> None:
+    (path,) = build(architecture, tmp_path / "tiny.gguf", **sizes)
+    metadata = read_model(path).metadata
+    rules = cache_rules(metadata, rope_table(metadata.architecture))
+    found = []
+    with Model.open(path) as model:
+        for k, v in (("f16", "f16"), *QUANTIZED):
+            settings = ContextSettings(n_ctx=256, type_k=k, type_v=v)
+            theirs = model.size_context(settings).refusal
+            ours = rules.refusal(k, v)
+            assert (ours is None) == (theirs is None), (k, v, ours, theirs)
+            assert ours == cache_refusal(model, k, v)
+            found.append(ours)
+    assert len([why for why in found if why is not None]) == refused
+
+
+def test_latent_attention_needs_equal_types(tmp_path: Path) -> None:
+    (path,) = build("deepseek2", tmp_path / "tiny.gguf")
+    with Model.open(path) as model:
+        Context(model, ContextSettings(n_ctx=256, type_k="q8_0", type_v="q8_0")).close()
+        with pytest.raises(UnsupportedCacheError, match="deepseek2 needs the same type for both"):
+            Context(model, ContextSettings(n_ctx=256, type_k="q8_0", type_v="q4_0"))
+    plan = RunPlan(
+        models=(str(path),), contexts=(256,), depths=1, kv=("f16", "q8_0/q4_0"), control=False
+    )
+    cells = run(plan, tmp_path / "run").cells
+    assert [(str(cell.cell.kv), cell.status) for cell in cells] == [
+        ("f16", "ok"),
+        ("q8_0/q4_0", "unsupported"),
+    ]
 
 
 def test_a_context_that_is_only_sized_agrees_with_one_that_is_made(tmp_path: Path) -> None:
