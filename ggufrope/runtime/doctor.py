@@ -20,7 +20,7 @@ class RuntimeReport:
 
     `free_bytes` is the memory free by device name, with the limit of a container applied. `caches`
     has every cache type, for K and V alike, on the model of the report; it is empty without a
-    model. `advice` has one line per problem and says how to solve it.
+    model, and for one that has no cache. `advice` has one line per problem and says how to solve it.
     """
 
     versions: Versions
@@ -41,12 +41,13 @@ def report(model: Model | None = None) -> RuntimeReport:
         devices=devices,
         free_bytes=free_memory(),
         can_offload=can_offload,
-        caches=() if model is None else tuple(cache_support(model, t, t) for t in CACHE_TYPES),
+        caches=() if model is None else _caches(model),
         advice=tuple(
             line
             for line in (
                 version_advice(versions.llama_cpp_python),
                 _device_advice(devices, can_offload=can_offload),
+                None if model is None else _purpose_advice(model),
             )
             if line is not None
         ),
@@ -62,6 +63,23 @@ def version_advice(installed: str) -> str | None:
         f"ggufrope was not tested with llama-cpp-python {installed} (tested: {first} or newer, "
         f"below {beyond}), so measured rotations and cache sizes may be missing or wrong; "
         f"install a tested version: {library.INSTALL_COMMAND}"
+    )
+
+
+def _caches(model: Model) -> tuple[CacheSupport, ...]:
+    if not model.purpose.keeps_cache:
+        return ()
+    return tuple(cache_support(model, kind, kind) for kind in CACHE_TYPES)
+
+
+def _purpose_advice(model: Model) -> str | None:
+    meant = model.purpose
+    if meant.generates:
+        return None
+    cache = "" if meant.keeps_cache else "; llama.cpp keeps no K/V cache for it"
+    return (
+        f"{model.path.name} is {meant.reason}{cache}; validate, compare and search measure models "
+        "that generate text token by token, so name another"
     )
 
 

@@ -9,7 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ggufrope.container.reader import read_header
 from ggufrope.errors import LoadError
+from ggufrope.rope.metadata import read_metadata
+from ggufrope.rope.purpose import Purpose, purpose
 from ggufrope.runtime import library
 from ggufrope.runtime.loading import Buffer, LoadOptions, buffers, load
 from ggufrope.runtime.placement import require_weights_fit
@@ -206,6 +209,11 @@ class Model:
         self._contexts.add(context)
 
     # Properties ---------------------------------------------------------------------------------
+
+    @cached_property
+    def purpose(self) -> Purpose:
+        """What the model is for, by what its file says."""
+        return purpose(read_metadata(read_header(self.path)))
 
     @property
     def n_layer(self) -> int:

@@ -29,11 +29,8 @@ from numpy.typing import NDArray
 
 from ggufrope._files import read_bytes
 from ggufrope.container.ggml import TYPES
-from ggufrope.container.reader import read_header
 from ggufrope.errors import BackendError
 from ggufrope.rope.effective import RopeOverrides
-from ggufrope.rope.metadata import read_metadata
-from ggufrope.rope.purpose import purpose
 from ggufrope.runtime import library
 from ggufrope.runtime.batch import decode
 from ggufrope.runtime.context import Context
@@ -178,10 +175,10 @@ def _require_applicable(model: Model) -> PairStyle:
     style = _PAIR_STYLES.get(int(llama.llama_model_rope_type(model.handle)))
     if style is None:
         raise BackendError(f"{name}: the architecture has no rotary embedding to measure")
-    meant = purpose(read_metadata(read_header(model.path)))
-    if not meant.keeps_cache:
+    if not model.purpose.keeps_cache:
         raise BackendError(
-            f"{name}: nothing to measure: it is {meant.reason}, and llama.cpp keeps no keys of it"
+            f"{name}: nothing to measure: it is {model.purpose.reason}, and llama.cpp keeps no "
+            "keys of it"
         )
     if llama.llama_model_has_encoder(model.handle):
         raise BackendError(f"{name}: an encoder keeps no keys to measure")

@@ -72,6 +72,15 @@ def test_an_encoder_has_no_cache_and_nothing_to_probe(cli: Call, tmp_path: Path)
     assert probed.err.count("\n") == 1
 
 
+def test_doctor_lists_no_cache_types_for_an_encoder(cli: Call, tmp_path: Path) -> None:
+    path = build("gemma-embedding", tmp_path / "m.gguf")[0]
+    answer = cli("doctor", "--model", path, "--json").json
+    assert answer["caches"] == []
+    assert any("no K/V cache" in line for line in answer["advice"])
+    pooled = build("qwen3", tmp_path / "p.gguf", keys={"pooling_type": 3})[0]
+    assert cli("doctor", "--model", pooled, "--json").json["caches"]
+
+
 def test_the_cache_of_a_pooled_decoder_is_there_to_measure(cli: Call, tmp_path: Path) -> None:
     path = build("qwen3", tmp_path / "m.gguf", keys={"pooling_type": 3})[0]
     assert cli("probe", path, "--json").json["agrees"]
