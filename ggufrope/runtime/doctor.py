@@ -20,7 +20,8 @@ class RuntimeReport:
 
     `free_bytes` is the memory free by device name, with the limit of a container applied. `caches`
     has every cache type, for K and V alike, on the model of the report; it is empty without a
-    model, and for one that has no cache. `advice` has one line per problem and says how to solve it.
+    model, and for one that has no cache. `advice` has one line per problem and says how to solve
+    it.
     """
 
     versions: Versions
