@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ggufrope.patching.plan import Shown
     from ggufrope.rope.effective import EffectiveRope
     from ggufrope.rope.encode import Expression
+    from ggufrope.rope.huggingface import ConfigRope
     from ggufrope.rope.metadata import RopeMetadata
 
 _TOLERANCE = 1e-6
@@ -124,18 +125,24 @@ def check(*names: Name, config: Name | None = None) -> CheckReport:
     """
     if not names:
         raise RequestError("nothing to check: name a file or a folder")
-    if config is not None:
-        _read_config(Path(config))
+    said = None if config is None else _Config.read(Path(config))
     found = {path: name for given in names for name, path in _expand(os.fspath(given))}
-    return CheckReport(files=tuple(_check(name, path, config) for path, name in found.items()))
+    return CheckReport(files=tuple(_check(name, path, said) for path, name in found.items()))
 
 
-def _read_config(path: Path) -> None:
-    """Refuse a config that makes no sense for any file, once and not once per file."""
-    from ggufrope._files import read_json
-    from ggufrope.rope.huggingface import from_config
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Config:
+    """A config.json: where it is, and what it says."""
 
-    from_config(read_json(path))
+    path: Path
+    rope: ConfigRope
+
+    @classmethod
+    def read(cls, path: Path) -> _Config:
+        from ggufrope._files import read_json
+        from ggufrope.rope.huggingface import from_config
+
+        return cls(path=path, rope=from_config(read_json(path)))
 
 
 def _expand(name: str) -> Iterable[tuple[str, Path]]:
@@ -152,7 +159,7 @@ def _expand(name: str) -> Iterable[tuple[str, Path]]:
     return [(os.fspath(each), each) for each in found]
 
 
-def _check(name: str, path: Path, config: Name | None) -> FileCheck:
+def _check(name: str, path: Path, config: _Config | None) -> FileCheck:
     try:
         locate(name)  # says why a store does not have it
         found = inspect(path)
@@ -163,7 +170,7 @@ def _check(name: str, path: Path, config: Name | None) -> FileCheck:
         findings.append(_unfinished())
     compared = None
     if config is not None and other_kind(found.model.header) is None:
-        compared = against_config(found.model, config, name=name)
+        compared = _against_config(found.model, config, name)
         findings += _config_findings(compared, config)
     metadata = found.model.metadata
     return FileCheck(
@@ -209,32 +216,52 @@ def _unfinished() -> Finding:
 # Against a config.json ----------------------------------------------------------------------------
 
 
-def against_config(model: StoredModel, config: Name, *, name: str | None = None) -> ConfigCheck:
+def _against_config(model: StoredModel, config: _Config, name: str) -> ConfigCheck:
     """Compare what the file declares and does with what a config.json says, key by key.
 
-    `name` is how the command that mends the file names it; None is its path.
+    `name` is how the command that mends the file names it.
     """
-    name = os.fspath(model.path) if name is None else name
-    request = ScalingRequest(scaling="file", from_config=os.fspath(config))
+    request = ScalingRequest(scaling="file", from_config=os.fspath(config.path))
     before = model.metadata
     try:
         target, expression = encode_request(request, before)
         after = patched(before, expression)
         check_start(request, target, before, after)
         same = _rotates_alike(before, after)
+        others = _not_written(before, config.rope)
     except (RequestError, FileError) as error:
         return ConfigCheck(agrees=False, refusal=str(error))
-    keys = _keys(model, expression)
-    agrees = same and before.context_length == after.context_length
-    notes = (
+    written = same and before.context_length == after.context_length
+    notes = [
         f"{ignored.parameter} {ignored.value}: {ignored.reason}" for ignored in expression.ignored
-    )
+    ]
+    notes += [
+        f"patch does not write {row.key}: convert the model again"
+        for row in others
+        if not row.agrees
+    ]
     output = name_beside(name, "-from-config")
     return ConfigCheck(
-        agrees=agrees,
-        keys=keys,
-        command=None if agrees else patch_command(request, name, output),
+        agrees=written and all(row.agrees for row in others),
+        keys=(*_keys(model, expression), *others),
+        command=None if written else patch_command(request, name, output),
         notes=tuple(notes),
+    )
+
+
+def _not_written(metadata: RopeMetadata, config: ConfigRope) -> Iterable[KeyCheck]:
+    """Return what the config says and a patch leaves alone: rotary dimensions, and the base of
+    sliding-window layers."""
+    rows: list[tuple[str, float, float]] = []
+    if config.n_rot and config.n_rot == metadata.n_rot:  # another number was refused
+        rows.append((metadata.n_rot_key, config.n_rot, config.n_rot))
+    used = effective(metadata).values.get("freq_base_swa")
+    if config.sliding is not None and config.sliding.base is not None and used is not None:
+        found = float(used.value) if isinstance(used.value, int | float) else 0.0
+        rows.append((metadata.key("freq_base_swa"), found, config.sliding.base))
+    return tuple(
+        KeyCheck(key=key, file=found, config=said, agrees=_close((found,), (said,)))
+        for key, found, said in rows
     )
 
 
@@ -313,8 +340,7 @@ def _close(one: Iterable[float], other: Iterable[float]) -> bool:
     )
 
 
-def _config_findings(compared: ConfigCheck, config: Name) -> Iterable[Finding]:
-    name = os.fspath(config)
+def _config_findings(compared: ConfigCheck, config: _Config) -> Iterable[Finding]:
     if compared.refusal is not None:
         yield Finding(code="config-refused", severity="error", key="", message=compared.refusal)
     elif not compared.agrees:
@@ -323,5 +349,5 @@ def _config_findings(compared: ConfigCheck, config: Name) -> Iterable[Finding]:
             code="config-differs",
             severity="error",
             key=different[0] if different else "",
-            message=f"the file is not what {name} says: {', '.join(different)}",
+            message=f"the file is not what {config.path} says: {', '.join(different)}",
         )
