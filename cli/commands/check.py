@@ -19,7 +19,7 @@ def command(
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE",
+            metavar="FILE...",
             help="Models as for the other commands, and folders: every .gguf file below one.",
             show_default=False,
         ),
