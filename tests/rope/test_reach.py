@@ -159,6 +159,8 @@ def test_layers_that_do_not_rotate_reach_any_context(metadata: Metadata) -> None
         ("qwen2", {"yarn_beta_fast": 32.0}, "info", "assumes anyway"),
         ("qwen2", {"yarn_beta_slow": 1.0}, "info", "assumes anyway"),
         ("qwen2", {"yarn_attn_factor": 1.0}, "info", "assumes anyway"),
+        ("qwen2", {"yarn_attn_factor": 1.0}, "info", "attention_factor 1, set qwen2.rope.scaling"),
+        ("qwen2", {"yarn_attn_factor": 1.13863}, "info", "assumes anyway"),
         ("qwen2", {"yarn_ext_factor": 1.0}, "info", "assumes anyway"),
         ("qwen2", {"yarn_ext_factor": -1.0}, "info", "assumes anyway"),
         ("qwen2", {"yarn_beta_fast": 1.0}, "warning", "--yarn-beta-fast 1 at run time"),
