@@ -210,6 +210,7 @@ def test_a_key_under_a_name_that_nothing_reads(
         "general.rope.note": (ValueType.STRING, "no key of a model"),
         "ggufrope.trained_context": (ValueType.UINT32, 2048),
         "tokenizer.ggml.rope": (ValueType.UINT32, 1),
+        "gemma3.vision.rope.freq_base": (ValueType.FLOAT32, 100.0),
     }
     model = read_metadata(header({**common, key: (ValueType.FLOAT32, 1e6)}))
     assert [(unread.key, unread.value) for unread in model.unread] == [(key, 1e6)]
@@ -245,3 +246,12 @@ def test_a_temperature_needs_its_length(metadata: Metadata) -> None:
     assert "deepseek2.attention.temperature_length is None" in found.message
     assert codes(metadata("deepseek2", temperature_scale=0.1, temperature_length=8192)) == set()
     assert codes(metadata("mistral3", temperature_scale=0.1)) == set()
+
+
+def test_a_long_string_under_an_unknown_name_is_cut(header: Callable[..., Header]) -> None:
+    keys = {
+        "general.architecture": (ValueType.STRING, "llama"),
+        "llama.rope.note": (ValueType.STRING, "x" * 10_000),
+    }
+    (unread,) = read_metadata(header(keys)).unread
+    assert unread.value == "x" * 60
