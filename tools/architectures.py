@@ -64,6 +64,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "settings_act": False,
         "caveat": "always base 10000 and no scaling, whatever the file says",
     },
+    # openai-moe.cpp: the shapes of its query and key weights are those of n_rot
+    "gpt-oss": {"full_head": True},
     # cohere2moe.cpp: force_rope
     "cohere2moe": {"no_rope": "global", "dense_rotate": True},
     # lfm2.cpp: every layer that is not recurrent slides

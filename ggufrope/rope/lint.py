@@ -163,11 +163,11 @@ def _factor_of_type(metadata: RopeMetadata) -> Iterator[Finding]:
 def _dead_keys(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
     for dead in dead_keys(metadata, arch):
         key = metadata.key(dead.field)
-        yield (info if dead.harmless else warning)(
-            "dead-key",
-            key,
-            f"llama.cpp does not read {key} {dead.value:g} for {arch.name}: {dead.remedy}",
-        )
+        message = f"llama.cpp does not read {key} {dead.value:g} for {arch.name}: {dead.remedy}"
+        if dead.harmless:
+            yield info("dead-key", key, message)
+        else:
+            yield warning("dead-key", key, message)
     for field in ("yarn_log_multiplier", "alpha"):
         if getattr(metadata, field) is not None and field not in arch.reads:
             key = metadata.key(field)
@@ -256,6 +256,17 @@ def _factor_layout(
             tensor.name,
             f"{tensor.name} has {tensor.length} values: llama.cpp loads only {pairs}, "
             "one per pair of rotary dimensions",
+        )
+    try:
+        sliding = sliding_dimensions(metadata, arch) // 2 if arch.sliding is not None else 0
+    except FileError:
+        sliding = 0
+    if arch.factors_on == "all" and sliding > tensor.length == pairs:
+        yield error(
+            "factor-length",
+            tensor.name,
+            f"{tensor.name} has {tensor.length} values, and the sliding-window layers rotate "
+            f"{sliding} pairs: llama.cpp aborts",
         )
     if tensor.type != F32:
         yield error(

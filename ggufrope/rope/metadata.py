@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 PerLayer: TypeAlias = int | tuple[int, ...]
 """One number for all layers, or one per layer."""
 
-_OTHER_FAMILIES = frozenset({"general", "tokenizer", "split", "quantize", "clip", "ggufrope"})
-"""Prefixes of keys that are about other things, whatever the rest of their name says."""
+_OTHER_SUBJECTS = frozenset(
+    {"general", "tokenizer", "split", "quantize", "clip", "ggufrope", "vision", "audio"}
+)
+"""Parts of the names of keys that are about other things than the positions of the text."""
+_LONGEST_SHOWN = 60
+"""Characters of a string that are kept of a key that nothing reads."""
 
 _INTEGERS = {
     ValueType.UINT8,
@@ -212,12 +216,14 @@ def _unread_keys(header: Header, architecture: str) -> tuple[UnreadKey, ...]:
     found = []
     for record in header.key_values:
         name = record.key.lower()
-        if record.key in known or name.partition(".")[0] in _OTHER_FAMILIES:
+        if record.key in known or not _OTHER_SUBJECTS.isdisjoint(name.split(".")[:-1]):
             continue
         if "rope" not in name.partition(".")[2] and "yarn" not in name and "rope." not in name:
             continue
         value = record.value
         shown = f"array of {value.count}" if isinstance(value, ArrayValue) else value
+        if isinstance(shown, str):
+            shown = shown[:_LONGEST_SHOWN]
         found.append(UnreadKey(key=record.key, value=shown))
     return tuple(found)
 

@@ -95,14 +95,15 @@ def _lengths(metadata: RopeMetadata) -> Iterator[Finding]:
         return
     reached = covered_context(metadata) if is_scaled(metadata) else context
     if reached is not None and reached > context * _EXTENDED_RATIO:
-        code = "original-not-below-context" if context <= original else "context-below-factor"
-        yield warning(
-            code,
-            metadata.key("context_length"),
+        context_key = metadata.key("context_length")
+        message = (
             f"a factor of {declared_scale(metadata):g} over {original} reaches {reached} tokens, "
-            f"but {metadata.key('context_length')} is {context}, where servers stop: raise it to "
-            f"{reached}",
+            f"but {context_key} is {context}, where servers stop: raise it to {reached}"
         )
+        if context <= original:
+            yield warning("original-not-below-context", context_key, message)
+        else:
+            yield warning("context-below-factor", context_key, message)
     elif context <= original:
         yield warning(
             "original-not-below-context",

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ggufrope.rope.architectures import Architecture
     from ggufrope.rope.metadata import RopeMetadata
 
+_ROUNDED = 1e-3
+"""Attention factors nearer than this, relatively, are the same number written by hand."""
+
 _WORDS = {
     "local": "swa",
     "sliding": "swa",
@@ -76,7 +79,7 @@ def dead_keys(metadata: RopeMetadata, arch: Architecture) -> Iterator[DeadKey]:
 def dead_key_remedy(metadata: RopeMetadata, arch: Architecture, field: str, value: float) -> str:
     """Return what to do about a YaRN parameter that is not read: an option, a key, or nothing."""
     if _assumed(metadata, arch, field, value):
-        return "it is what llama.cpp assumes anyway"
+        return "it is what llama.cpp assumes anyway" + _meant(metadata, field, value)
     if metadata.scaling_type != "yarn":
         return "remove it: only YaRN uses it"
     if field == "yarn_ext_factor" and not 0 <= value <= 1:
@@ -89,12 +92,29 @@ def dead_key_remedy(metadata: RopeMetadata, arch: Architecture, field: str, valu
 
 def _attn_factor_remedy(metadata: RopeMetadata, value: float) -> str:
     """YaRN overwrites the flag of this name: `attn_factor` is what acts (llama-context.cpp 180)."""
-    factor = metadata.factor or metadata.scale_linear or 1.0
-    implied = yarn_mscale(factor)
     return (
-        f"set {metadata.key('attn_factor')} to {value / implied:.6g} if the attention factor is to "
-        f"be {value:g}, or remove it"
+        f"set {metadata.key('attn_factor')} to {value / _applied(metadata):.6g} if the attention "
+        f"factor is to be {value:g}, or remove it"
     )
+
+
+def _meant(metadata: RopeMetadata, field: str, value: float) -> str:
+    """Say what a converter means by an attention factor of 1 beside YaRN, which applies its own
+    (conversion/base.py 1477 writes attention_factor of config.json into this key)."""
+    applied = _applied(metadata)
+    if field != "yarn_attn_factor" or metadata.scaling_type != "yarn":
+        return ""
+    if abs(value - applied) <= _ROUNDED * applied:
+        return ""
+    return (
+        f"; if config.json has attention_factor {value:g}, set {metadata.key('attn_factor')} to "
+        f"{value / applied:.6g}"
+    )
+
+
+def _applied(metadata: RopeMetadata) -> float:
+    """Return the attention factor that llama.cpp applies for YaRN by itself."""
+    return yarn_mscale(metadata.factor or metadata.scale_linear or 1.0)
 
 
 def _assumed(metadata: RopeMetadata, arch: Architecture, field: str, value: float) -> bool:
@@ -103,6 +123,8 @@ def _assumed(metadata: RopeMetadata, arch: Architecture, field: str, value: floa
         return value == arch.beta_fast
     if field == "yarn_ext_factor":
         return value < 0 or value == (1.0 if metadata.scaling_type == "yarn" else 0.0)
+    if field == "yarn_attn_factor" and metadata.scaling_type == "yarn":
+        return value == 1.0 or abs(value / _applied(metadata) - 1) <= _ROUNDED
     return value == 1.0
 
 

@@ -35,7 +35,13 @@ LoadProgress: TypeAlias = Callable[[float], None]
 """A function called with the share of the weights read so far, 0 to 1."""
 
 _ABORTS = frozenset(
-    {"factor-type", "rotary-dimensions", "attention-temperature", "misaligned-data"}
+    {
+        "factor-type",
+        "factor-length",
+        "rotary-dimensions",
+        "attention-temperature",
+        "misaligned-data",
+    }
 )
 """Codes of findings on which llama.cpp ends the process."""
 

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from fixtures.make import build
+from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import undo
+from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
+from ggufrope.container.types import Edits, TypedValue, ValueType
+from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import GuardError, RequestError
 from ggufrope.patching.inspection import inspect, read_model
 from ggufrope.patching.plan import apply, plan_patch
@@ -156,3 +160,17 @@ def test_an_existing_output_is_guarded(llama: Path, tmp_path: Path) -> None:
     assert out.read_bytes() == b"precious"
     apply(plan_patch(llama, YARN, output=out, force={"exists"}))
     assert keys(out)["llama.context_length"] == 2048
+
+
+@pytest.mark.parametrize("kind", [ValueType.UINT64, ValueType.INT32])
+def test_a_key_that_is_written_again_has_its_right_type(
+    llama: Path, tmp_path: Path, kind: ValueType
+) -> None:
+    wrong, out = tmp_path / "wrong.gguf", tmp_path / "out.gguf"
+    edits = Edits(set={"llama.context_length": TypedValue(type=kind, value=512)})
+    execute(plan_store(llama, plan_rewrite(read_header(llama), edits), output=wrong))
+    assert [found.code for found in inspect(wrong).findings] == ["wrong-type"]
+    plan = plan_patch(wrong, YARN, output=out)
+    assert plan.findings == ()
+    apply(plan)
+    assert inspect(out).findings == ()

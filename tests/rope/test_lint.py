@@ -147,3 +147,13 @@ def test_what_we_write_is_clean(
     before = metadata(name, yarn_beta_fast=8.0, scale_linear=3.0)
     after = applied(express(scaling, before, context_length=8192), before)
     assert lint(after) == ()
+
+
+def test_factors_shorter_than_the_windows_that_use_them(metadata: Metadata) -> None:
+    """ggml_rope_ext asserts that each pair has a factor."""
+    model = metadata(
+        "exaone-moe", sliding_window=512, dimension_count_swa=128, factors={FREQS: ONES}
+    )
+    (found,) = lint(model)
+    assert (found.code, found.severity) == ("factor-length", "error")
+    assert "rotate 64 pairs: llama.cpp aborts" in found.message

@@ -159,6 +159,8 @@ def test_layers_that_do_not_rotate_reach_any_context(metadata: Metadata) -> None
         ("qwen2", {"yarn_beta_fast": 32.0}, "info", "assumes anyway"),
         ("qwen2", {"yarn_beta_slow": 1.0}, "info", "assumes anyway"),
         ("qwen2", {"yarn_attn_factor": 1.0}, "info", "assumes anyway"),
+        ("qwen2", {"yarn_attn_factor": 1.0}, "info", "attention_factor 1, set qwen2.rope.scaling"),
+        ("qwen2", {"yarn_attn_factor": 1.13863}, "info", "assumes anyway"),
         ("qwen2", {"yarn_ext_factor": 1.0}, "info", "assumes anyway"),
         ("qwen2", {"yarn_ext_factor": -1.0}, "info", "assumes anyway"),
         ("qwen2", {"yarn_beta_fast": 1.0}, "warning", "--yarn-beta-fast 1 at run time"),
@@ -208,6 +210,7 @@ def test_a_key_under_a_name_that_nothing_reads(
         "general.rope.note": (ValueType.STRING, "no key of a model"),
         "ggufrope.trained_context": (ValueType.UINT32, 2048),
         "tokenizer.ggml.rope": (ValueType.UINT32, 1),
+        "gemma3.vision.rope.freq_base": (ValueType.FLOAT32, 100.0),
     }
     model = read_metadata(header({**common, key: (ValueType.FLOAT32, 1e6)}))
     assert [(unread.key, unread.value) for unread in model.unread] == [(key, 1e6)]
@@ -243,3 +246,12 @@ def test_a_temperature_needs_its_length(metadata: Metadata) -> None:
     assert "deepseek2.attention.temperature_length is None" in found.message
     assert codes(metadata("deepseek2", temperature_scale=0.1, temperature_length=8192)) == set()
     assert codes(metadata("mistral3", temperature_scale=0.1)) == set()
+
+
+def test_a_long_string_under_an_unknown_name_is_cut(header: Callable[..., Header]) -> None:
+    keys = {
+        "general.architecture": (ValueType.STRING, "llama"),
+        "llama.rope.note": (ValueType.STRING, "x" * 10_000),
+    }
+    (unread,) = read_metadata(header(keys)).unread
+    assert unread.value == "x" * 60

@@ -36,9 +36,13 @@ def logits(path: Path, rope: EffectiveRope, tokens: Sequence[int], positions: Ar
             for name, value in weights.items()
             if name.startswith(f"blk.{layer}.")
         }
-        attend = _latent if "attn_kv_a_mqa" in own else _grouped
         group = rope.group(layer)
-        state = state + attend(own, _norm(state, own["attn_norm"]), heads, group, positions)
+        inputs = _norm(state, own["attn_norm"])
+        if "attn_kv_a_mqa" in own:
+            state = state + _latent(own, inputs, heads, group, positions)
+        else:
+            unit = arch == "llama4"
+            state = state + _grouped(own, inputs, heads, group, positions, unit=unit)
         hidden = _norm(state, own["ffn_norm"])
         gate = hidden @ own["ffn_gate"].T
         state = (
@@ -48,13 +52,26 @@ def logits(path: Path, rope: EffectiveRope, tokens: Sequence[int], positions: Ar
 
 
 def _grouped(
-    own: dict[str, Array], state: Array, heads: int, group: LayerGroup, positions: Array
+    own: dict[str, Array],
+    state: Array,
+    heads: int,
+    group: LayerGroup,
+    positions: Array,
+    *,
+    unit: bool,
 ) -> Array:
-    """Return grouped-query attention with one key head."""
+    """Return grouped-query attention with one key head.
+
+    With `unit`, queries and keys that rotate are normalized after it, as Llama 4's L2 norm does.
+    """
     queries = (state @ own["attn_q"].T).reshape(len(state), heads, -1)
     key, value = state @ own["attn_k"].T, state @ own["attn_v"].T
-    queries = np.stack([_turn(queries[:, h], group, positions) for h in range(heads)], axis=1)
-    scores = np.einsum("qhd,kd->hqk", queries, _turn(key, group, positions))
+    if group.inverse_frequencies:
+        queries = np.stack([_turn(queries[:, h], group, positions) for h in range(heads)], axis=1)
+        key = _turn(key, group, positions)
+        if unit:
+            queries, key = _norm(queries, np.ones(1)), _norm(key, np.ones(1))
+    scores = np.einsum("qhd,kd->hqk", queries, key)
     weights = _softmax(scores / np.sqrt(key.shape[-1]), group, positions)
     return np.einsum("hqk,kd->qhd", weights, value).reshape(len(state), -1) @ own["attn_output"].T
 

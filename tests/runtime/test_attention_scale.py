@@ -14,6 +14,7 @@ import pytest
 
 from fixtures.make import build
 from ggufrope.patching.inspection import inspect
+from ggufrope.runtime.batch import decode, output_logits
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
@@ -75,6 +76,35 @@ def test_the_predicted_attention_gives_the_logits_of_llama_cpp(
     wanted = logits(path, rope, TOKENS, np.arange(len(TOKENS), dtype=np.float64))
     spread = float(np.abs(wanted).max())
     assert float(np.abs(found - wanted).max()) < 2e-3 * spread
+
+
+@pytest.mark.parametrize("start", [0, 8180, 16500])
+def test_llama4_warms_the_layers_that_do_not_rotate(start: int, tmp_path: Path) -> None:
+    (path,) = build("llama4", tmp_path / "tiny.gguf", keys=YARN)
+    rope = inspect(path).effective
+    assert rope is not None
+    assert [group.temperature is None for group in rope.groups] == [True, False]
+    positions = start + np.arange(len(TOKENS))
+    if start == 8180:
+        positions = positions[:12]  # 8191 is the first warm one, and the last of its chunk
+    tokens = TOKENS[: len(positions)]
+    settings = ContextSettings(
+        n_ctx=256, type_k="f32", type_v="f32", n_threads=1, flash_attention=False
+    )
+    with Model.open(path) as model, Context(model, settings) as context:
+        decode(
+            context.handle,
+            np.array(tokens, dtype=np.int32),
+            positions.astype(np.int32),
+            [(0,)] * len(tokens),
+            np.ones(len(tokens), dtype=np.int8),
+        )
+        found = output_logits(context.handle, len(tokens), model.n_vocab).copy()
+    wanted = logits(path, rope, tokens, positions.astype(np.float64))
+    assert float(np.abs(found - wanted).max()) < 2e-3 * float(np.abs(wanted).max())
+    cold = tuple(replace(group, temperature=None) for group in rope.groups)
+    without = logits(path, replace(rope, groups=cold), tokens, positions.astype(np.float64))
+    assert bool(np.allclose(wanted, without)) == (start == 0)
 
 
 def test_another_scale_or_temperature_would_be_seen(tmp_path: Path) -> None:
