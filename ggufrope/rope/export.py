@@ -189,14 +189,10 @@ def _lmstudio(subject: Subject) -> _Text:
     )
     made = _only_from_file(subject, _Text("\n".join(lines)), "LM Studio", "lms load")
     made.notes.append("`lms ls` shows the name under which LM Studio imported the model")
-    overrides = parameters(subject).overrides
-    if overrides.scaling_type == "linear" and overrides.freq_scale:
+    base = parameters(subject).overrides.freq_base
+    if subject.wanted is not None and base:
         made.notes.append(
-            f"LM Studio's load settings have it: RoPE Frequency Scale {overrides.freq_scale:.9g}"
-        )
-    if subject.wanted is not None and overrides.freq_base:
-        made.notes.append(
-            f"LM Studio's load settings have it: RoPE Frequency Base {overrides.freq_base:.9g}"
+            f"LM Studio's load settings have RoPE Frequency Base: set it to {base:.9g}"
         )
     return made
 

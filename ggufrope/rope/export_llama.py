@@ -98,8 +98,9 @@ def parameters(subject: Subject) -> Parameters:
         return checked(subject, Parameters(keys=keys))
     flags = _by_flags(subject, wanted)
     tries = [None if flags is None else _slim(flags), flags, by_keys(subject, wanted)]
-    if file.architecture == "mistral3" and subject.temperature_scale:
-        tries.reverse()  # the temperature starts at the key original_context_length (mistral3.cpp)
+    tempered = file.architecture == "mistral3" and subject.temperature_scale
+    if tempered or (flags is not None and _rounds_down(subject, flags.overrides)):
+        tries.reverse()  # mistral3.cpp 14: the key original_context_length starts the temperature
     made = [checked(subject, found) for found in tries if found is not None]
     best = min(made, key=lambda found: len(found.lost))
     if best.lost and wanted.metadata.factor_tensors != file.factor_tensors:
@@ -144,18 +145,26 @@ def _drops_alike(file: RopeMetadata, overrides: RopeOverrides) -> bool:
 
 
 def _reach(subject: Subject, overrides: RopeOverrides) -> int:
-    """Return the context to which llama-server caps a slot, in tokens.
+    """Return the context to which llama-server caps a slot, in tokens: the file's own, or what YaRN
+    parameters adjust it to."""
+    adjusted = _adjusted(subject, overrides)
+    return subject.file.context_length or 0 if adjusted is None else adjusted
 
-    That is the file's own, which only another YaRN factor than the file's raises
-    (src/llama-context.cpp 3891).
-    """
-    file = subject.file
-    own = file.context_length or 0
+
+def _rounds_down(subject: Subject, overrides: RopeOverrides) -> bool:
+    """Return whether YaRN parameters set the cap some tokens short, whatever keys say."""
+    adjusted = _adjusted(subject, overrides)
+    return adjusted is not None and adjusted < subject.tokens
+
+
+def _adjusted(subject: Subject, overrides: RopeOverrides) -> int | None:
+    """Return the context of the model after YaRN parameters with another factor than the file's,
+    None without (src/llama-context.cpp 3891, in float32)."""
     if overrides.scaling_type != "yarn" or not (overrides.freq_scale and overrides.yarn_orig_ctx):
-        return own
+        return None
     scale = _single(overrides.freq_scale)
-    if scale == _single(number(file_scale(file))):
-        return own
+    if scale == _single(number(file_scale(subject.file))):
+        return None
     return int(_single(overrides.yarn_orig_ctx / scale))
 
 

@@ -249,8 +249,8 @@ def test_flags_and_keys_rotate_as_a_patched_file(
         assert group.magnitude == pytest.approx(target.magnitude)
 
 
-def test_a_yarn_cap_that_rounds_down_is_declared(metadata: Metadata) -> None:
-    """llama.cpp takes the cap as original / scale in float32."""
+def test_yarn_flags_whose_cap_rounds_down_become_keys(metadata: Metadata) -> None:
+    """llama.cpp sets the cap to original / scale in float32, after it has read every key."""
     model = metadata(context_length=32767)
     short = 0
     for factor in range(2, 40):
@@ -259,7 +259,8 @@ def test_a_yarn_cap_that_rounds_down_is_declared(metadata: Metadata) -> None:
         scale = np.float32(1) / np.float32(factor)
         reach = int(np.float32(32767) / scale)
         flags = flags_of(made.text)
-        assert reach >= 32767 * factor or "--override-kv" in flags
+        assert ("--rope-scaling" in flags) is (reach >= 32767 * factor)
+        assert made.inexpressible == ()
         short += reach < 32767 * factor
     assert short > 0
 
