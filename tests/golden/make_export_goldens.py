@@ -120,8 +120,10 @@ def cases() -> dict[str, dict[str, Any]]:
                 "rope_factors_long.weight": rising(48, 48.0),
                 "rope_factors_short.weight": rising(48, 2.0),
             },
-            **plain(pad_token_id=0, original_max_position_embeddings=4096),
+            **plain(pad_token_id=0),
         ),
+        "phi3 yarn": case("phi3", "phi3", base, to("yarn", 4), **plain(pad_token_id=0)),
+        "phimoe yarn": case("phimoe", "phimoe", base, to("yarn", 4), **plain()),
         "qwen2 yarn": case("qwen2", "qwen2", {**base, "freq_base": 1e6}, to("yarn", 4), **plain()),
         "glm4 yarn": case(
             "glm4",
@@ -154,6 +156,24 @@ def cases() -> dict[str, dict[str, Any]]:
                 "yarn_log_multiplier": 0.1,
             },
             **plain(qk_rope_head_dim=64, qk_nope_head_dim=128, kv_lora_rank=512, head_dim=64),
+        ),
+        "deepseek 4": case(
+            "deepseek_v4",
+            "deepseek4",
+            {
+                **LLAMA,
+                "context_length": 1048576,
+                "key_length": 512,
+                "dimension_count": 64,
+                "freq_base": 10000.0,
+                "compress_freq_base": 160000.0,
+                "compress_ratios": (0, 0, 4, 128),
+                "sliding_window": 128,
+                "scaling_type": "yarn",
+                "factor": 16.0,
+                "original_context": 65536,
+            },
+            **plain(head_dim=512, compress_ratios=[0, 0, 4, 128]),
         ),
         "gpt-oss": case(
             "gpt_oss",
@@ -319,6 +339,13 @@ def composite_cases() -> dict[str, dict[str, Any]]:
         ),
         "qwen3-vl yarn": case("qwen3_vl", "qwen3vl", rope, to("yarn", 4), text_config=plain()),
         "qwen3.5 yarn": case("qwen3_5", "qwen35", part, to("yarn", 4), text_config=wide),
+        "hunyuan-vl": case(
+            "hunyuan_vl",
+            "hunyuan_vl",
+            {**rope, "dimension_sections": (16, 16, 16, 16)},
+            to("linear", 2),
+            text_config=plain(),
+        ),
         "qwen3.5 ntk": case("qwen3_5", "qwen35", part, to("ntk", 2), text_config=wide),
         "ministral 3": case(
             "mistral3",
@@ -376,7 +403,8 @@ def loaded(case: dict[str, Any], fields: dict[str, Any]) -> tuple[Any, Any]:
     """Return the config of the language model as transformers loads it, and its rotary module."""
     from transformers import CONFIG_MAPPING
 
-    config = CONFIG_MAPPING[case["model"]].from_dict(merged(case["config"], fields))
+    given = json.loads(json.dumps(merged(case["config"], fields)))  # transformers changes it
+    config = CONFIG_MAPPING[case["model"]].from_dict(given)
     text = config.get_text_config()
     name = type(text).__module__.replace("configuration_", "modeling_")
     modeling = importlib.import_module(name)
