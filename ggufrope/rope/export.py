@@ -81,14 +81,12 @@ def export(
     path: str | PurePath = "model.gguf",
     context_tokens: int | None = None,
     wanted: Wanted | None = None,
-    temperature_scale: float | None = None,
 ) -> Export:
     """Write settings for `tool`: those of the file at `path`, or of the scaling that is `wanted`.
 
-    `context_tokens` is the context to run at; None is the one that file or scaling declare.
-    `temperature_scale` is the file's `attention.temperature_scale`, which Hugging Face configs keep
-    beside RoPE. Raises RequestError where `tool` is unknown or there is no length, FileError where
-    llama.cpp would not load the file.
+    `context_tokens` is the context to run at; None is the one that file or scaling declare. Raises
+    RequestError where `tool` is unknown or there is no length, FileError where llama.cpp would not
+    load the file.
     """
     if tool not in _WRITERS:
         raise RequestError(
@@ -103,7 +101,6 @@ def export(
         wanted=wanted,
         tokens=tokens,
         path=_safe_path(path),
-        temperature_scale=temperature_scale,
     )
     made = _WRITERS[tool](subject)
     if wanted is not None:
@@ -241,7 +238,6 @@ def _section(subject: Subject) -> Section:
         base=None if wanted is None else wanted.base,
         trusted=wanted is not None and wanted.config_only,
         overrides=subject.overrides,
-        temperature_scale=subject.temperature_scale,
     )
 
 

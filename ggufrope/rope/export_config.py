@@ -122,7 +122,6 @@ def config_section(
     base: float | None = None,
     trusted: bool = False,
     overrides: RopeOverrides | None = None,
-    temperature_scale: float | None = None,
 ) -> Section:
     """Return the section for what llama.cpp does with a file that declares `metadata`.
 
@@ -142,7 +141,6 @@ def config_section(
         given=scaling,
         given_base=base,
         trusted=trusted,
-        temperature_scale=temperature_scale,
     )
     made = {name: maker.parameters(group) for name, group in groups.items()}
     lost: list[str] = []
@@ -227,7 +225,6 @@ class _Maker:
     given: RopeScaling | None
     given_base: float | None
     trusted: bool
-    temperature_scale: float | None
 
     def parameters(self, group: LayerGroup) -> dict[str, Any]:
         """Return rope_parameters for the layers of `group`, complete and with short numbers."""
@@ -321,8 +318,8 @@ class _Maker:
             made |= {"mscale": weight, "mscale_all_dim": weight}
         if metadata.architecture == "phimoe" and not isinstance(scaling, Unscaled):
             made |= {"long_mscale": group.magnitude, "short_mscale": group.magnitude}
-        if self.temperature_scale:
-            made["llama_4_scaling_beta"] = self.temperature_scale
+        if metadata.temperature_scale and arch.temperature == "original-context":
+            made["llama_4_scaling_beta"] = metadata.temperature_scale
             made["original_max_position_embeddings"] = self._original()
         return made
 

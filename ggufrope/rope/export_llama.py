@@ -67,7 +67,6 @@ class Subject:
     wanted: Wanted | None
     tokens: int
     path: str
-    temperature_scale: float | None = None
 
     @property
     def metadata(self) -> RopeMetadata:
@@ -98,9 +97,8 @@ def parameters(subject: Subject) -> Parameters:
         return checked(subject, Parameters(keys=keys))
     flags = _by_flags(subject, wanted)
     tries = [None if flags is None else _slim(flags), flags, by_keys(subject, wanted)]
-    tempered = file.architecture == "mistral3" and subject.temperature_scale
-    if tempered or (flags is not None and _rounds_down(subject, flags.overrides)):
-        tries.reverse()  # mistral3.cpp 14: the key original_context_length starts the temperature
+    if _is_tempered(file) or (flags is not None and _rounds_down(subject, flags.overrides)):
+        tries.reverse()
     made = [checked(subject, found) for found in tries if found is not None]
     best = min(made, key=lambda found: len(found.lost))
     if best.lost and wanted.metadata.factor_tensors != file.factor_tensors:
@@ -189,10 +187,15 @@ def _follows_context(subject: Subject) -> bool:
     """Return whether the original context, which is the context where unset, does anything."""
     file = subject.file
     return bool(
-        file.scaling_type in ("yarn", "longrope")
-        or file.factor_tensors
-        or subject.temperature_scale
+        file.scaling_type in ("yarn", "longrope") or file.factor_tensors or _is_tempered(file)
     )
+
+
+def _is_tempered(file: RopeMetadata) -> bool:
+    """Return whether an attention temperature starts at the key of the original context, which
+    context parameters leave alone (src/models/mistral3.cpp 14-18)."""
+    start = architecture(file.architecture).temperature
+    return bool(file.temperature_scale) and start == "original-context"
 
 
 def by_keys(subject: Subject, wanted: Wanted) -> Parameters | None:
@@ -252,11 +255,11 @@ def _differences(given: EffectiveRope, wanted: EffectiveRope) -> list[str]:
                 f"attention factor {target.magnitude:.6g} on {target.name} layers, which would "
                 f"be {group.magnitude:.6g}"
             )
-        # Beside the rotation: what keys do to attention scores, where a group says so.
+        # Beside the rotation: what keys do to attention scores.
         found += [
             f"{name.replace('_', ' ')} on {target.name} layers"
             for name in ("attention_scale", "temperature")
-            if not _alike(getattr(group, name, None), getattr(target, name, None))
+            if not _alike(getattr(group, name), getattr(target, name))
         ]
     return found
 

@@ -42,7 +42,6 @@ def case(
     request: dict[str, Any] | None = None,
     *,
     factors: dict[str, list[float]] | None = None,
-    temperature_scale: float | None = None,
     **config: Any,
 ) -> dict[str, Any]:
     """A case; `model` is the folder of transformers' models, `config` what its config has beside
@@ -53,7 +52,6 @@ def case(
         "fields": fields,
         "request": request,
         "factors": factors or {},
-        "temperature_scale": temperature_scale,
         "config": config,
     }
 
@@ -350,8 +348,7 @@ def composite_cases() -> dict[str, dict[str, Any]]:
         "ministral 3": case(
             "mistral3",
             "mistral3",
-            ministral,
-            temperature_scale=0.1,
+            {**ministral, "temperature_scale": 0.1},
             text_config=plain(model_type="ministral3"),
         ),
         "llama 4": case(
@@ -381,9 +378,7 @@ def exported(case: dict[str, Any]) -> dict[str, Any]:
     if case["request"] is not None:
         values = {n: tuple(v) if isinstance(v, list) else v for n, v in case["request"].items()}
         wanted = wanted_scaling(ScalingRequest(**values), metadata, Path("model.gguf"))
-    made = export(
-        metadata, "huggingface", wanted=wanted, temperature_scale=case["temperature_scale"]
-    )
+    made = export(metadata, "huggingface", wanted=wanted)
     fields = json.loads(made.text)
     assert isinstance(fields, dict)
     return fields
