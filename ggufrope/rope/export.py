@@ -102,6 +102,7 @@ def export(
         tokens=tokens,
         path=_safe_path(path),
     )
+    subject.rotation()
     made = _WRITERS[tool](subject)
     if wanted is not None:
         _add_ignored(made, wanted, by_llama_cpp=tool in LLAMA_CPP_TOOLS)

@@ -78,6 +78,10 @@ class Subject:
         """The context parameters that belong to it."""
         return RopeOverrides() if self.wanted is None else self.wanted.overrides
 
+    def rotation(self) -> EffectiveRope:
+        """Return what llama.cpp is to do. Raises FileError where it would not load the file."""
+        return effective(self.metadata, context_tokens=self.tokens, overrides=self.overrides)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
@@ -225,16 +229,14 @@ def by_keys(subject: Subject, wanted: Wanted) -> Parameters | None:
 
 def checked(subject: Subject, found: Parameters) -> Parameters:
     """Return `found` with what llama.cpp would do otherwise than wanted under `lost`."""
+    wanted = subject.rotation()
     try:
         given = effective(
             replace(subject.file, **found.keys),  # type: ignore[arg-type]
             context_tokens=subject.tokens,
             overrides=found.overrides,
         )
-        target = effective(
-            subject.metadata, context_tokens=subject.tokens, overrides=subject.overrides
-        )
-        lost = tuple(_differences(given, target))
+        lost = tuple(_differences(given, wanted))
     except FileError as error:
         lost = (str(error),)
     if lost and subject.wanted is not None:

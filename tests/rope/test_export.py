@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from ggufrope.errors import RequestError
+from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.exporting import wanted_scaling
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.effective import LLAMA_FLAGS, RopeOverrides
@@ -409,6 +409,12 @@ def test_what_a_tool_cannot_express_is_named(metadata: Metadata, applied: Applie
     for tool in ("ollama", "lmstudio"):
         (capped,) = export(model, tool, context_tokens=4096).inexpressible  # type: ignore[arg-type]
         assert "caps the context at the file's own 2048" in capped
+
+
+@pytest.mark.parametrize("tool", get_args(Tool))
+def test_a_file_that_does_not_load_has_no_settings(metadata: Metadata, tool: Tool) -> None:
+    with pytest.raises(FileError, match="head size, 64"):
+        export(metadata("llama", dimension_count=32), tool)
 
 
 def test_an_unknown_tool_is_refused(metadata: Metadata) -> None:
