@@ -64,6 +64,7 @@ def requests(target: int) -> Iterator[ScalingRequest]:
     for scheme in SCHEMES:
         yield ScalingRequest(scaling=scheme, target_context=target)  # type: ignore[arg-type]
     yield ScalingRequest(scaling="yarn", factor=3.0)
+    yield ScalingRequest(scaling="yarn", factor=7.0)
     yield ScalingRequest(scaling="yarn", target_context=target, attn_factor=1.1)
     yield ScalingRequest(scaling="yarn", target_context=target, beta_fast=16.0, freq_base=20000.0)
 

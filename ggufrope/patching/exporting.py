@@ -43,14 +43,12 @@ def export_model(
     wanted = None
     if request is not None and not request.is_file:
         wanted = _wanted(request, model.metadata, path, tool)
-    scale = model.header.get(f"{model.metadata.architecture}.attention.temperature_scale")
     return export(
         model.metadata,
         tool,
         path=path,
         context_tokens=context_tokens,
         wanted=wanted,
-        temperature_scale=float(scale) if isinstance(scale, int | float) else None,
     )
 
 

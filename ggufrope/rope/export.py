@@ -81,14 +81,12 @@ def export(
     path: str | PurePath = "model.gguf",
     context_tokens: int | None = None,
     wanted: Wanted | None = None,
-    temperature_scale: float | None = None,
 ) -> Export:
     """Write settings for `tool`: those of the file at `path`, or of the scaling that is `wanted`.
 
-    `context_tokens` is the context to run at; None is the one that file or scaling declare.
-    `temperature_scale` is the file's `attention.temperature_scale`, which Hugging Face configs keep
-    beside RoPE. Raises RequestError where `tool` is unknown or there is no length, FileError where
-    llama.cpp would not load the file.
+    `context_tokens` is the context to run at; None is the one that file or scaling declare. Raises
+    RequestError where `tool` is unknown or there is no length, FileError where llama.cpp would not
+    load the file.
     """
     if tool not in _WRITERS:
         raise RequestError(
@@ -103,8 +101,8 @@ def export(
         wanted=wanted,
         tokens=tokens,
         path=_safe_path(path),
-        temperature_scale=temperature_scale,
     )
+    subject.rotation()
     made = _WRITERS[tool](subject)
     if wanted is not None:
         _add_ignored(made, wanted, by_llama_cpp=tool in LLAMA_CPP_TOOLS)
@@ -189,14 +187,10 @@ def _lmstudio(subject: Subject) -> _Text:
     )
     made = _only_from_file(subject, _Text("\n".join(lines)), "LM Studio", "lms load")
     made.notes.append("`lms ls` shows the name under which LM Studio imported the model")
-    overrides = parameters(subject).overrides
-    if overrides.scaling_type == "linear" and overrides.freq_scale:
+    base = parameters(subject).overrides.freq_base
+    if subject.wanted is not None and base:
         made.notes.append(
-            f"LM Studio's load settings have it: RoPE Frequency Scale {overrides.freq_scale:.9g}"
-        )
-    if subject.wanted is not None and overrides.freq_base:
-        made.notes.append(
-            f"LM Studio's load settings have it: RoPE Frequency Base {overrides.freq_base:.9g}"
+            f"LM Studio's load settings have RoPE Frequency Base: set it to {base:.9g}"
         )
     return made
 
@@ -245,7 +239,6 @@ def _section(subject: Subject) -> Section:
         base=None if wanted is None else wanted.base,
         trusted=wanted is not None and wanted.config_only,
         overrides=subject.overrides,
-        temperature_scale=subject.temperature_scale,
     )
 
 

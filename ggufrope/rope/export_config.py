@@ -68,12 +68,15 @@ NESTED: Mapping[str, Mapping[str, str]] = MappingProxyType(
         ),
     }
 )
-"""Architectures whose class in transformers has a section per layer type, where they slide: the
-name of the section of each group of layers."""
+"""Architectures whose class in transformers has a section per layer type (in olmo2, which is OLMo 3
+too, where layers slide): the name of the section of each group of layers."""
 
 COMPOSITE = frozenset({"gemma3n", "gemma4", "llama4", "mistral3", "step35"})
 """Architectures whose published configs describe the language model under text_config; those of
 multimodal RoPE do too, and Gemma 3 from 4B on."""
+
+_PHI = ("phi3", "phimoe")
+"""Architectures whose class in transformers reads the original context beside the section."""
 
 _GEMMA3_TEXT_LAYERS = (18, 26)
 """The layer counts of the Gemma 3 models that have no vision part."""
@@ -88,13 +91,15 @@ class Section:
     """What to put into a config.json, and what that leaves out.
 
     `parameters` is the value of rope_parameters. `context_length` is max_position_embeddings as
-    transformers needs it. `nested` is whether the language model lies under text_config.
+    transformers needs it. `nested` is whether the language model lies under text_config. `beside`
+    has what some classes read beside the section.
     """
 
     parameters: Mapping[str, Any]
     context_length: int
     nested: bool
     scaled: bool
+    beside: Mapping[str, Any]
     lost: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -105,6 +110,7 @@ class Section:
         if not (engine and parameters.get("rope_type") in ("linear", "dynamic")):
             # vLLM and SGLang take it for the length before a factor of these two.
             fields = {"max_position_embeddings": self.context_length, **fields}
+        fields |= self.beside
         return {"text_config": fields} if self.nested else fields
 
 
@@ -116,7 +122,6 @@ def config_section(
     base: float | None = None,
     trusted: bool = False,
     overrides: RopeOverrides | None = None,
-    temperature_scale: float | None = None,
 ) -> Section:
     """Return the section for what llama.cpp does with a file that declares `metadata`.
 
@@ -136,12 +141,11 @@ def config_section(
         given=scaling,
         given_base=base,
         trusted=trusted,
-        temperature_scale=temperature_scale,
     )
     made = {name: maker.parameters(group) for name, group in groups.items()}
     lost: list[str] = []
     labels = NESTED.get(metadata.architecture)
-    if labels is not None and "sliding-window" in groups:
+    if labels is not None and ("sliding-window" in groups or metadata.architecture != "olmo2"):
         parameters: dict[str, Any] = {labels[name]: made[name] for name in made}
     else:
         whole = "global" if "global" in groups else next(iter(groups))
@@ -170,6 +174,7 @@ def config_section(
         if dynamic and isinstance(scaling, DynamicNtk)
         else context_tokens,
         nested=nested,
+        beside=_beside_section(metadata, main),
         scaled=main.get("rope_type") not in ("default", "proportional", "dynamic"),
         lost=tuple(lost),
         notes=tuple(notes),
@@ -180,6 +185,13 @@ _TEXT_CONFIG = (
     "the fields lie under text_config, as published configs of this architecture have them; in a "
     "config of the language model alone they lie at the top"
 )
+
+
+def _beside_section(metadata: RopeMetadata, main: Mapping[str, Any]) -> Mapping[str, Any]:
+    original = main.get("original_max_position_embeddings")
+    if metadata.architecture not in _PHI or original is None:
+        return {}
+    return {"original_max_position_embeddings": original}
 
 
 def _is_composite(metadata: RopeMetadata, found: EffectiveRope) -> bool:
@@ -213,7 +225,6 @@ class _Maker:
     given: RopeScaling | None
     given_base: float | None
     trusted: bool
-    temperature_scale: float | None
 
     def parameters(self, group: LayerGroup) -> dict[str, Any]:
         """Return rope_parameters for the layers of `group`, complete and with short numbers."""
@@ -225,6 +236,8 @@ class _Maker:
         """Return a scheme that transformers has and that rotates as `group` does, and its base."""
         for scaling, base in self._named(group):
             known, over = _in_transformers(scaling, base, group.n_rot, self._original())
+            if self.metadata.architecture == "phi3" and not isinstance(known, Unscaled | LongRope):
+                continue  # its class takes no other type
             trusted = self.trusted and group.name == "global" and scaling is self.given
             if trusted or self._gives(group, known, over):
                 return known, over
@@ -294,7 +307,8 @@ class _Maker:
             made["partial_rotary_factor"] = _share(group.n_rot, head)
         sections = metadata.dimension_sections
         if self.found.rope_type in ("mrope", "imrope") and isinstance(sections, tuple):
-            made["mrope_section"] = list(sections[:3])
+            # A fourth section is unused in most models.
+            made["mrope_section"] = list(sections[: 4 if sections[3:] > (0,) else 3])
             if self.found.rope_type == "imrope":
                 made["mrope_interleaved"] = True
         multiplier = metadata.yarn_log_multiplier
@@ -302,8 +316,10 @@ class _Maker:
             # The softmax scale of multi-head latent attention (modeling_deepseek_v3.py).
             weight = multiplier * arch.log_multiplier_unit
             made |= {"mscale": weight, "mscale_all_dim": weight}
-        if self.temperature_scale:
-            made["llama_4_scaling_beta"] = self.temperature_scale
+        if metadata.architecture == "phimoe" and not isinstance(scaling, Unscaled):
+            made |= {"long_mscale": group.magnitude, "short_mscale": group.magnitude}
+        if metadata.temperature_scale and arch.temperature == "original-context":
+            made["llama_4_scaling_beta"] = metadata.temperature_scale
             made["original_max_position_embeddings"] = self._original()
         return made
 

@@ -67,7 +67,6 @@ class Subject:
     wanted: Wanted | None
     tokens: int
     path: str
-    temperature_scale: float | None = None
 
     @property
     def metadata(self) -> RopeMetadata:
@@ -78,6 +77,10 @@ class Subject:
     def overrides(self) -> RopeOverrides:
         """The context parameters that belong to it."""
         return RopeOverrides() if self.wanted is None else self.wanted.overrides
+
+    def rotation(self) -> EffectiveRope:
+        """Return what llama.cpp is to do. Raises FileError where it would not load the file."""
+        return effective(self.metadata, context_tokens=self.tokens, overrides=self.overrides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +101,8 @@ def parameters(subject: Subject) -> Parameters:
         return checked(subject, Parameters(keys=keys))
     flags = _by_flags(subject, wanted)
     tries = [None if flags is None else _slim(flags), flags, by_keys(subject, wanted)]
-    if file.architecture == "mistral3" and subject.temperature_scale:
-        tries.reverse()  # the temperature starts at the key original_context_length (mistral3.cpp)
+    if _is_tempered(file) or (flags is not None and _rounds_down(subject, flags.overrides)):
+        tries.reverse()
     made = [checked(subject, found) for found in tries if found is not None]
     best = min(made, key=lambda found: len(found.lost))
     if best.lost and wanted.metadata.factor_tensors != file.factor_tensors:
@@ -144,18 +147,26 @@ def _drops_alike(file: RopeMetadata, overrides: RopeOverrides) -> bool:
 
 
 def _reach(subject: Subject, overrides: RopeOverrides) -> int:
-    """Return the context to which llama-server caps a slot, in tokens.
+    """Return the context to which llama-server caps a slot, in tokens: the file's own, or what YaRN
+    parameters adjust it to."""
+    adjusted = _adjusted(subject, overrides)
+    return subject.file.context_length or 0 if adjusted is None else adjusted
 
-    That is the file's own, which only another YaRN factor than the file's raises
-    (src/llama-context.cpp 3891).
-    """
-    file = subject.file
-    own = file.context_length or 0
+
+def _rounds_down(subject: Subject, overrides: RopeOverrides) -> bool:
+    """Return whether YaRN parameters set the cap some tokens short, whatever keys say."""
+    adjusted = _adjusted(subject, overrides)
+    return adjusted is not None and adjusted < subject.tokens
+
+
+def _adjusted(subject: Subject, overrides: RopeOverrides) -> int | None:
+    """Return the context of the model after YaRN parameters with another factor than the file's,
+    None without (src/llama-context.cpp 3891, in float32)."""
     if overrides.scaling_type != "yarn" or not (overrides.freq_scale and overrides.yarn_orig_ctx):
-        return own
+        return None
     scale = _single(overrides.freq_scale)
-    if scale == _single(number(file_scale(file))):
-        return own
+    if scale == _single(number(file_scale(subject.file))):
+        return None
     return int(_single(overrides.yarn_orig_ctx / scale))
 
 
@@ -180,10 +191,15 @@ def _follows_context(subject: Subject) -> bool:
     """Return whether the original context, which is the context where unset, does anything."""
     file = subject.file
     return bool(
-        file.scaling_type in ("yarn", "longrope")
-        or file.factor_tensors
-        or subject.temperature_scale
+        file.scaling_type in ("yarn", "longrope") or file.factor_tensors or _is_tempered(file)
     )
+
+
+def _is_tempered(file: RopeMetadata) -> bool:
+    """Return whether an attention temperature starts at the key of the original context, which
+    context parameters leave alone (src/models/mistral3.cpp 14-18)."""
+    start = architecture(file.architecture).temperature
+    return bool(file.temperature_scale) and start == "original-context"
 
 
 def by_keys(subject: Subject, wanted: Wanted) -> Parameters | None:
@@ -213,16 +229,14 @@ def by_keys(subject: Subject, wanted: Wanted) -> Parameters | None:
 
 def checked(subject: Subject, found: Parameters) -> Parameters:
     """Return `found` with what llama.cpp would do otherwise than wanted under `lost`."""
+    wanted = subject.rotation()
     try:
         given = effective(
             replace(subject.file, **found.keys),  # type: ignore[arg-type]
             context_tokens=subject.tokens,
             overrides=found.overrides,
         )
-        target = effective(
-            subject.metadata, context_tokens=subject.tokens, overrides=subject.overrides
-        )
-        lost = tuple(_differences(given, target))
+        lost = tuple(_differences(given, wanted))
     except FileError as error:
         lost = (str(error),)
     if lost and subject.wanted is not None:
@@ -243,11 +257,11 @@ def _differences(given: EffectiveRope, wanted: EffectiveRope) -> list[str]:
                 f"attention factor {target.magnitude:.6g} on {target.name} layers, which would "
                 f"be {group.magnitude:.6g}"
             )
-        # Beside the rotation: what keys do to attention scores, where a group says so.
+        # Beside the rotation: what keys do to attention scores.
         found += [
             f"{name.replace('_', ' ')} on {target.name} layers"
             for name in ("attention_scale", "temperature")
-            if not _alike(getattr(group, name, None), getattr(target, name, None))
+            if not _alike(getattr(group, name), getattr(target, name))
         ]
     return found
 

@@ -42,7 +42,6 @@ def case(
     request: dict[str, Any] | None = None,
     *,
     factors: dict[str, list[float]] | None = None,
-    temperature_scale: float | None = None,
     **config: Any,
 ) -> dict[str, Any]:
     """A case; `model` is the folder of transformers' models, `config` what its config has beside
@@ -53,7 +52,6 @@ def case(
         "fields": fields,
         "request": request,
         "factors": factors or {},
-        "temperature_scale": temperature_scale,
         "config": config,
     }
 
@@ -120,8 +118,10 @@ def cases() -> dict[str, dict[str, Any]]:
                 "rope_factors_long.weight": rising(48, 48.0),
                 "rope_factors_short.weight": rising(48, 2.0),
             },
-            **plain(pad_token_id=0, original_max_position_embeddings=4096),
+            **plain(pad_token_id=0),
         ),
+        "phi3 yarn": case("phi3", "phi3", base, to("yarn", 4), **plain(pad_token_id=0)),
+        "phimoe yarn": case("phimoe", "phimoe", base, to("yarn", 4), **plain()),
         "qwen2 yarn": case("qwen2", "qwen2", {**base, "freq_base": 1e6}, to("yarn", 4), **plain()),
         "glm4 yarn": case(
             "glm4",
@@ -154,6 +154,24 @@ def cases() -> dict[str, dict[str, Any]]:
                 "yarn_log_multiplier": 0.1,
             },
             **plain(qk_rope_head_dim=64, qk_nope_head_dim=128, kv_lora_rank=512, head_dim=64),
+        ),
+        "deepseek 4": case(
+            "deepseek_v4",
+            "deepseek4",
+            {
+                **LLAMA,
+                "context_length": 1048576,
+                "key_length": 512,
+                "dimension_count": 64,
+                "freq_base": 10000.0,
+                "compress_freq_base": 160000.0,
+                "compress_ratios": (0, 0, 4, 128),
+                "sliding_window": 128,
+                "scaling_type": "yarn",
+                "factor": 16.0,
+                "original_context": 65536,
+            },
+            **plain(head_dim=512, compress_ratios=[0, 0, 4, 128]),
         ),
         "gpt-oss": case(
             "gpt_oss",
@@ -319,12 +337,18 @@ def composite_cases() -> dict[str, dict[str, Any]]:
         ),
         "qwen3-vl yarn": case("qwen3_vl", "qwen3vl", rope, to("yarn", 4), text_config=plain()),
         "qwen3.5 yarn": case("qwen3_5", "qwen35", part, to("yarn", 4), text_config=wide),
+        "hunyuan-vl": case(
+            "hunyuan_vl",
+            "hunyuan_vl",
+            {**rope, "dimension_sections": (16, 16, 16, 16)},
+            to("linear", 2),
+            text_config=plain(),
+        ),
         "qwen3.5 ntk": case("qwen3_5", "qwen35", part, to("ntk", 2), text_config=wide),
         "ministral 3": case(
             "mistral3",
             "mistral3",
-            ministral,
-            temperature_scale=0.1,
+            {**ministral, "temperature_scale": 0.1},
             text_config=plain(model_type="ministral3"),
         ),
         "llama 4": case(
@@ -354,9 +378,7 @@ def exported(case: dict[str, Any]) -> dict[str, Any]:
     if case["request"] is not None:
         values = {n: tuple(v) if isinstance(v, list) else v for n, v in case["request"].items()}
         wanted = wanted_scaling(ScalingRequest(**values), metadata, Path("model.gguf"))
-    made = export(
-        metadata, "huggingface", wanted=wanted, temperature_scale=case["temperature_scale"]
-    )
+    made = export(metadata, "huggingface", wanted=wanted)
     fields = json.loads(made.text)
     assert isinstance(fields, dict)
     return fields
@@ -376,7 +398,8 @@ def loaded(case: dict[str, Any], fields: dict[str, Any]) -> tuple[Any, Any]:
     """Return the config of the language model as transformers loads it, and its rotary module."""
     from transformers import CONFIG_MAPPING
 
-    config = CONFIG_MAPPING[case["model"]].from_dict(merged(case["config"], fields))
+    given = json.loads(json.dumps(merged(case["config"], fields)))  # transformers changes it
+    config = CONFIG_MAPPING[case["model"]].from_dict(given)
     text = config.get_text_config()
     name = type(text).__module__.replace("configuration_", "modeling_")
     modeling = importlib.import_module(name)

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from ggufrope.errors import RequestError
+from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.exporting import wanted_scaling
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.effective import LLAMA_FLAGS, RopeOverrides
@@ -249,8 +249,8 @@ def test_flags_and_keys_rotate_as_a_patched_file(
         assert group.magnitude == pytest.approx(target.magnitude)
 
 
-def test_a_yarn_cap_that_rounds_down_is_declared(metadata: Metadata) -> None:
-    """llama.cpp takes the cap as original / scale in float32."""
+def test_yarn_flags_whose_cap_rounds_down_become_keys(metadata: Metadata) -> None:
+    """llama.cpp sets the cap to original / scale in float32, after it has read every key."""
     model = metadata(context_length=32767)
     short = 0
     for factor in range(2, 40):
@@ -259,7 +259,8 @@ def test_a_yarn_cap_that_rounds_down_is_declared(metadata: Metadata) -> None:
         scale = np.float32(1) / np.float32(factor)
         reach = int(np.float32(32767) / scale)
         flags = flags_of(made.text)
-        assert reach >= 32767 * factor or "--override-kv" in flags
+        assert ("--rope-scaling" in flags) is (reach >= 32767 * factor)
+        assert made.inexpressible == ()
         short += reach < 32767 * factor
     assert short > 0
 
@@ -408,6 +409,12 @@ def test_what_a_tool_cannot_express_is_named(metadata: Metadata, applied: Applie
     for tool in ("ollama", "lmstudio"):
         (capped,) = export(model, tool, context_tokens=4096).inexpressible  # type: ignore[arg-type]
         assert "caps the context at the file's own 2048" in capped
+
+
+@pytest.mark.parametrize("tool", get_args(Tool))
+def test_a_file_that_does_not_load_has_no_settings(metadata: Metadata, tool: Tool) -> None:
+    with pytest.raises(FileError, match="head size, 64"):
+        export(metadata("llama", dimension_count=32), tool)
 
 
 def test_an_unknown_tool_is_refused(metadata: Metadata) -> None:

@@ -17,11 +17,11 @@ import pytest
 from ggufrope.patching.exporting import wanted_scaling
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.effective import EffectiveRope
+from ggufrope.rope.export_config import NESTED
 from ggufrope.rope.llamacpp import effective
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES: dict[str, dict[str, Any]] = json.loads((GOLDEN / "exports.json").read_text())["cases"]
-LAYER_TYPES = {"global": "full_attention", "sliding-window": "sliding_attention"}
 
 
 def script() -> ModuleType:
@@ -54,7 +54,8 @@ def check(case: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
     for group in predicted(case).groups:
         if not group.inverse_frequencies:
             continue
-        found = results.get(LAYER_TYPES[group.name]) or results[""]
+        labels = NESTED.get(case["architecture"], {})
+        found = results.get(labels.get(group.name, "")) or results[""]
         assert 2 * len(found["inverse_frequencies"]) == group.n_rot
         np.testing.assert_allclose(
             found["inverse_frequencies"], group.inverse_frequencies, rtol=2e-6, atol=1e-25
