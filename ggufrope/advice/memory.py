@@ -32,8 +32,8 @@ _MOST_GRANULES = (1 << 24) - 1
 class CacheChoice:
     """A pair of cache types worth proposing, and the risk that it loses quality.
 
-    The risks follow what was measured (benchmarks/results/method_ranking.md); `notes` are what to
-    know before choosing it.
+    The risks follow what was measured (benchmarks/results/cache_types_smollm2.md: q4_0 alone has a
+    loss that is surely not zero); `notes` are what to know before choosing it.
     """
 
     k_type: str

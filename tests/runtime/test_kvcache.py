@@ -9,6 +9,7 @@ import pytest
 
 from fixtures.make import build
 from ggufrope import RunPlan, read_model, run
+from ggufrope.advice.memory import kv_bytes
 from ggufrope.container.ggml import CACHE_TYPES
 from ggufrope.errors import UnsupportedCacheError
 from ggufrope.rope.architectures import architecture as rope_table
@@ -74,6 +75,24 @@ def test_the_rules_are_those_of_llama_cpp(
             assert ours == cache_refusal(model, k, v)
             found.append(ours)
     assert len([why for why in found if why is not None]) == refused
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("llama", "f16"), ("llama", "q8_0"), ("deepseek2", "f16"), ("deepseek2", "q4_0")],
+)
+def test_the_cache_of_advice_is_the_one_llama_cpp_allocates(
+    tmp_path: Path, architecture: str, kind: str
+) -> None:
+    (path,) = build(architecture, tmp_path / "tiny.gguf", context=1 << 16)
+    metadata = read_model(path).metadata
+    with Model.open(path) as model:
+        settings = ContextSettings(n_ctx=1 << 16, type_k=kind, type_v=kind)
+        cache = model.size_context(settings).cache
+    assert cache is not None
+    assert cache.cells == 1 << 16
+    advised = kv_bytes(metadata, context_tokens=1 << 16, k_type=kind, v_type=kind)
+    assert advised == pytest.approx(cache.size_bytes, rel=1e-3)
 
 
 def test_latent_attention_needs_equal_types(tmp_path: Path) -> None:
