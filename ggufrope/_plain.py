@@ -114,7 +114,11 @@ def _decode(kind: Any, plain: Plain, path: str, problems: list[str]) -> Any:
     if origin in (Union, types.UnionType):
         return _decode_union(typing.get_args(kind), plain, path, problems)
     if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
-        return float(plain)
+        try:
+            return float(plain)
+        except OverflowError:
+            problems.append(f"{path or 'the value'} is a number with too many digits")
+            return 0.0
     accepted = (
         plain in typing.get_args(kind)
         if origin is Literal
