@@ -36,9 +36,9 @@ def stderr_console() -> Console:
 
 def emit_json(payload: dict[str, Any]) -> None:
     """Print the one object a `--json` call answers with."""
-    from ggufrope._plain import encode
+    from ggufrope._plain import decodable, encode
 
-    answer = {"schema": SCHEMA} | encode(payload, nulls=True)
+    answer = {"schema": SCHEMA} | decodable(encode(payload, nulls=True))
     json.dump(answer, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 
