@@ -221,7 +221,7 @@ def _haystack(text: str) -> Haystack:
 
 
 def _depths(text: str) -> int | tuple[float, ...]:
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 18:
         return int(text)
     try:
         return tuple(float(word) for word in text.split(","))

@@ -36,14 +36,15 @@ def stderr_console() -> Console:
 
 def emit_json(payload: dict[str, Any]) -> None:
     """Print the one object a `--json` call answers with."""
-    from ggufrope._plain import encode
+    from ggufrope._plain import decodable, encode
 
-    answer = {"schema": SCHEMA} | encode(payload, nulls=True)
+    answer = {"schema": SCHEMA} | decodable(encode(payload, nulls=True))
     json.dump(answer, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 
 
 def one_line(text: str, limit: int = 60) -> str:
     """Return `safe` text on one line, cut at `limit` characters."""
-    line = safe(text).replace("\n", "\\n")
+    # Cut first: escaping 16 MiB takes seconds, and makes a text longer, never shorter.
+    line = safe(text[: limit + 1]).replace("\n", "\\n")
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ggufrope.container.strategies import Strategy
 
 
+_MOST_DIGITS = 18
+"""Of a whole number in an option: it fits in 64 bits."""
+
+
 def model_path(name: str) -> Path:
     """Return the file of the model called `name`; finish or roll back an interrupted edit of it."""
     from ggufrope.container.location import locate
@@ -67,7 +71,7 @@ def tokens(option: str) -> Callable[[str], int]:
         digits, scale = text.strip().lower(), 1
         if digits.endswith("k"):
             digits, scale = digits[:-1], 1024
-        if not digits.isdecimal() or int(digits) == 0:
+        if not digits.isdecimal() or len(digits) > _MOST_DIGITS or int(digits) == 0:
             raise OptionError(f"{option} {text.strip()}: expected tokens such as 16384 or 16k")
         return int(digits) * scale
 
@@ -112,6 +116,6 @@ def layers(text: str) -> int | Literal["all", "auto"]:
     """Return `all`, `auto` (as many as fit) or a number of layers; OptionError for others."""
     if text in ("all", "auto"):
         return cast("Literal['all', 'auto']", text)
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
         raise OptionError(f"--gpu-layers {text}: expected all, auto or a number")
     return int(text)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 1 << 20
+MAX_READ_BYTES = 1 << 28
+"""Of a file that is read whole: a text, a list of factors, a settings file."""
 
 
 @contextmanager
@@ -31,18 +33,31 @@ def storage(doing: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"cannot {doing} {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        if not (isinstance(error, UnicodeEncodeError) or str(error).startswith("embedded null")):
+            raise
+        raise StorageError(f"cannot {doing} {path}: {error}") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a file. Raises StorageError."""
+def read_bytes(path: Path, *, most: int = MAX_READ_BYTES) -> bytes:
+    """Return the content of a regular file of at most `most` bytes. Raises StorageError."""
     with storage("read", path):
+        # Not opened before it is known: to open a pipe waits for whoever writes to it.
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise StorageError(f"cannot read {path}: not a regular file")
+        if status.st_size > most:
+            raise StorageError(f"{path} has {status.st_size} bytes, at most {most} are read")
         return path.read_bytes()
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file. Raises StorageError, RequestError where it is not text."""
+def read_text(path: Path, *, most: int = MAX_READ_BYTES) -> str:
+    """Return the text of a UTF-8 file of at most `most` bytes.
+
+    Raises StorageError, RequestError where it is not text.
+    """
     try:
-        return read_bytes(path).decode("utf-8").replace("\r\n", "\n")
+        return read_bytes(path, most=most).decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise RequestError(
             f"{path}: not UTF-8 text (at byte {error.start}); convert it or give another file"
@@ -51,10 +66,13 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """Return what a JSON file says. Raises StorageError, RequestError where it is not JSON."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise RequestError(f"{path}: not JSON: {error}") from None
+    except ValueError:  # Python's limit on the digits of a number
+        raise RequestError(f"{path}: not usable: a number in it has too many digits") from None
     except RecursionError:
         raise RequestError(f"{path}: not usable: its JSON is nested too deeply") from None
 

@@ -10,6 +10,8 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 def safe(text: str) -> str:
     r"""Return `text` with control, format and undecodable characters as escapes (`\x1b`)."""
+    if text.isprintable():
+        return text
     return "".join(
         character
         if character in _KEPT or unicodedata.category(character) not in _HIDDEN

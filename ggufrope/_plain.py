@@ -59,6 +59,16 @@ def encode(value: object, *, nulls: bool = False, exact: bool = False) -> Plain:
     raise TypeError(f"{type(value).__name__} has no plain form")
 
 
+def decodable(plain: Plain) -> Plain:
+    r"""Return plain data whose text is all Unicode: bytes of a name that are not UTF-8 become
+    escapes (`\udcff`), which strict readers of JSON would refuse as they are."""
+    if isinstance(plain, str):
+        return plain.encode("utf-8", "backslashreplace").decode()
+    if isinstance(plain, dict):
+        return {decodable(key): decodable(item) for key, item in plain.items()}
+    return [decodable(item) for item in plain] if isinstance(plain, list) else plain
+
+
 def non_finite(value: object, path: str = "") -> typing.Iterator[tuple[str, float]]:
     """Yield the path and value of each number in a record that is infinite or not a number."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -114,7 +124,11 @@ def _decode(kind: Any, plain: Plain, path: str, problems: list[str]) -> Any:
     if origin in (Union, types.UnionType):
         return _decode_union(typing.get_args(kind), plain, path, problems)
     if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
-        return float(plain)
+        try:
+            return float(plain)
+        except OverflowError:
+            problems.append(f"{path or 'the value'} is a number with too many digits")
+            return 0.0
     accepted = (
         plain in typing.get_args(kind)
         if origin is Literal

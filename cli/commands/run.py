@@ -60,7 +60,7 @@ def command(
     if dry_run:
         show_jobs(estimate_jobs(wanted, selection, tokens_per_second=speed), json=json)
         return
-    folder = out or Path("runs") / wanted.name
+    folder = out or Path("runs") / wanted.folder_name
     carry_out_batch(
         wanted, folder, selection=selection, retry_failed=retry_failed, ray=ray, json=json
     )

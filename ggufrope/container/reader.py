@@ -50,7 +50,15 @@ MAX_DIMENSIONS = 4
 MAX_DECODED_ITEMS = 1024
 MAX_DEPTH = 4
 MAX_WALKED_ITEMS = 1 << 24
-"""Strings and nested arrays in one header: sixty times the largest vocabulary known."""
+"""Strings in the arrays of one header: sixty times the largest vocabulary known."""
+
+MAX_NESTED_ARRAYS = 1 << 16
+"""Arrays inside arrays in one header; llama.cpp reads none."""
+MAX_DECODED_TOTAL = 1 << 18
+"""Items of all decoded arrays of one header. Those of further arrays are skipped, as long ones are:
+a number takes up to forty times as much memory as it takes in the file."""
+MAX_TEXT_BYTES = 32 << 20
+"""All keys, names and strings of one header that are decoded; the largest known have 5 MiB."""
 
 _MAX_ELEMENTS = (1 << 63) - 1
 _CHUNK = 1 << 18
@@ -222,6 +230,9 @@ class Cursor:
         self._window = b""
         self._at = 0
         self._walked = 0
+        self._nested = 0
+        self._text = 0
+        self._decoded = 0
         self.use_byte_order("<")
 
     def use_byte_order(self, order: ByteOrder) -> None:
@@ -271,7 +282,27 @@ class Cursor:
         """Count items that must be visited one by one. Raises MalformedError for too many."""
         self._walked += count
         if self._walked > MAX_WALKED_ITEMS:
-            self.fail(f"{what} takes the header past {MAX_WALKED_ITEMS} strings and arrays")
+            self.fail(f"{what} takes the header past {MAX_WALKED_ITEMS} strings")
+
+    def nest(self, count: int, what: str) -> None:
+        """Count arrays inside arrays. Raises MalformedError for too many."""
+        self._nested += count
+        if self._nested > MAX_NESTED_ARRAYS:
+            self.fail(f"{what} takes the header past {MAX_NESTED_ARRAYS} arrays inside arrays")
+
+    def text(self, length: int, what: str) -> str:
+        """Read text of `length` bytes. Raises MalformedError where the header has too much."""
+        self._text += length
+        if self._text > MAX_TEXT_BYTES:
+            self.fail(f"{what} takes the header past {MAX_TEXT_BYTES} bytes of text")
+        return self.take(length, what).decode("utf-8", "surrogateescape")
+
+    def may_decode(self, count: int) -> bool:
+        """Whether an array of so many items is short enough to be decoded, with all before it."""
+        if count > min(MAX_DECODED_ITEMS, MAX_DECODED_TOTAL - self._decoded):
+            return False
+        self._decoded += count
+        return True
 
     def skip_strings(self, count: int, what: str) -> None:
         """Skip `count` length-prefixed strings; the inner loop is the cost of a big vocabulary."""
@@ -350,7 +381,7 @@ def _read_text(cursor: Cursor, what: str, most: int) -> str:
     length = cursor.unpack(cursor.u64, f"the length of {what}")
     if length > most:
         cursor.fail(f"{what} claims {length} bytes; at most {most} are allowed", offset=offset)
-    return cursor.take(length, what).decode("utf-8", "surrogateescape")
+    return cursor.text(length, what)
 
 
 def _read_type(cursor: Cursor, what: str) -> ValueType:
@@ -394,7 +425,7 @@ def _read_array(cursor: Cursor, what: str, *, depth: int) -> ArrayValue:
         cursor.fail(f"{what} claims {count} items, more than the file can hold", offset=offset)
     start = cursor.position
     items: tuple[Scalar, ...] | None = None
-    if format_ and count <= MAX_DECODED_ITEMS:
+    if format_ and cursor.may_decode(count):
         data = cursor.take(count * format_.size, what)
         items = tuple(item for (item,) in format_.iter_unpack(data))
     elif format_:
@@ -405,7 +436,7 @@ def _read_array(cursor: Cursor, what: str, *, depth: int) -> ArrayValue:
     elif depth == MAX_DEPTH:
         cursor.fail(f"{what} nests arrays deeper than {MAX_DEPTH}", offset=offset)
     else:
-        cursor.walk(count, what)
+        cursor.nest(count, what)
         for _ in range(count):
             _read_array(cursor, what, depth=depth + 1)
     span = Span(offset=start, length=cursor.position - start)

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 
 MAX_TENSOR_NAME_BYTES = 63
+MAX_ALIGNMENT = 1 << 20
+"""Of a file that is edited: up to so many zeros are written in front of each tensor."""
 
 
 def plan_rewrite(header: Header, edits: Edits, *, reserve: int | None = None) -> Rewrite:
@@ -55,6 +57,11 @@ def plan_rewrite(header: Header, edits: Edits, *, reserve: int | None = None) ->
     padding = _own_padding(header)
     keys, records, padding_index = _key_values(header, edits, padding)
     alignment = _new_alignment(header, edits)
+    if max(alignment, header.alignment) > MAX_ALIGNMENT:
+        raise RequestError(
+            f"{ALIGNMENT_KEY} is {max(alignment, header.alignment)}: a file can be edited that "
+            f"aligns to at most {MAX_ALIGNMENT} bytes; convert the model again"
+        )
     entries = _tensors(header, edits)
     if edits.touches_tensors or alignment != header.alignment:
         infos, data = _relaid(header, entries, alignment)

@@ -9,7 +9,8 @@ import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from ggufrope._plain import Plain, encode
+from ggufrope._format import safe
+from ggufrope._plain import Plain, decodable, encode
 from ggufrope.evals.results import Cell, CellResult, Metric
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[st
 
 def to_json(report: RunReport, *, against: Comparison | None = None) -> str:
     """Return the report as one JSON object, whose version is its "schema"."""
-    return json.dumps(to_plain(report, against=against), indent=2, allow_nan=False) + "\n"
+    return (
+        json.dumps(decodable(to_plain(report, against=against)), indent=2, allow_nan=False) + "\n"
+    )
 
 
 def to_csv(report: RunReport) -> str:
@@ -220,9 +223,8 @@ def _xml(text: str) -> str:
 
 
 def _inert(value: object) -> object:
-    """Return a value that a spreadsheet shows as it is, never as a formula."""
+    """Return a value that a spreadsheet or a terminal shows as it is, never as a formula."""
     if not isinstance(value, str):
         return value
-    # Before Python 3.11 csv neither writes NUL nor reads it.
-    text = value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    text = safe(value)
     return "'" + text if text.startswith(_FORMULA_STARTS) else text

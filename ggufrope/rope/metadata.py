@@ -38,6 +38,8 @@ _INTEGERS = {
     ValueType.INT64,
 }
 _FLOATS = {ValueType.FLOAT32, ValueType.FLOAT64}
+_MAX_TEXT = 256
+"""Characters of a positional setting, far beyond the longest name of an architecture."""
 _LAYER_ITEMS = {ValueType.BOOL, ValueType.INT32, ValueType.UINT32}
 
 
@@ -175,6 +177,11 @@ def read_metadata(
     architecture = header.architecture
     if architecture is None:
         raise MalformedError("general.architecture is missing or no string: not a model file")
+    if len(architecture) > _MAX_TEXT:
+        raise MalformedError(
+            f"general.architecture has {len(architecture)} characters, expected a name of at most "
+            f"{_MAX_TEXT}: not a model file"
+        )
     fields: dict[str, Any] = {}
     mistyped: list[Mistyped] = []
     for field, spec in KEYS.items():
@@ -241,6 +248,11 @@ def _read(found: KeyValue, spec: KeySpec) -> Scalar | tuple[Scalar, ...]:
 
 
 def _convert(found: KeyValue, value: Scalar, kind: ValueType, spec: KeySpec) -> Scalar:
+    if isinstance(value, str) and len(value) > _MAX_TEXT:
+        raise MalformedError(
+            f"{found.key} is a string of {len(value)} characters: expected {_expected(spec)}",
+            offset=found.span.offset,
+        )
     if spec.type is ValueType.STRING and isinstance(value, str):
         return value
     if spec.type is ValueType.BOOL and kind in {*_INTEGERS, ValueType.BOOL}:

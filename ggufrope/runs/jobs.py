@@ -80,7 +80,7 @@ class Selection:
         if shard is None:
             return cls(only=only)
         index, _, count = shard.partition("/")
-        if not (index.isdecimal() and count.isdecimal()):
+        if not (index.isdecimal() and count.isdecimal()) or len(shard) > 40:
             raise RequestError(f"shard {shard!r}: expected I/N, as in 1/4")
         return cls(only=only, shard=int(index), shards=int(count))
 

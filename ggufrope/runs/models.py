@@ -37,6 +37,8 @@ class ModelFile:
 
 _DETAILS = ("general.name", "general.architecture", "general.size_label", "general.file_type")
 
+_DETAIL_LENGTH = 400
+
 Identify: TypeAlias = Callable[[str, Path], ModelFile]
 
 
@@ -56,7 +58,9 @@ def identify(name: str, path: Path) -> ModelFile:
         header_sha256=sha256_of(path, header.data_offset),
         native_context=metadata.original_context or metadata.context_length,
         details=tuple(
-            (key, str(value)) for key, value in details.items() if isinstance(value, Scalar)
+            (key, str(value)[:_DETAIL_LENGTH])
+            for key, value in details.items()
+            if isinstance(value, Scalar)
         ),
     )
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections import Counter
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -34,10 +35,21 @@ else:
 
 MIN_CONTEXT = 128
 """Tokens: below, a question and its answer leave no room for a haystack."""
-MAX_CONTEXT = 2**31 - 1
-"""Tokens: llama.cpp counts positions in 32 bits."""
+MAX_CONTEXT = 1 << 25
+"""Tokens: three times the longest context that any model claims."""
 MAX_CELLS = 1_000_000
 """Of one model in a plan: a run keeps each of them in memory."""
+MAX_PLAN_BYTES = 1 << 20
+MAX_ITEMS = 100_000
+"""Of any list in a plan."""
+MAX_TEXT = 4096
+"""Characters of any text in a plan; the longest that Linux takes for a path."""
+MAX_FOLDER_NAME = 200
+"""Bytes of the name of a run where its folder is named after it."""
+MAX_THREADS = 4096
+_KEY_CHARACTERS = re.compile(r"""[\w"'\t -]+""")
+_MAX_KEY_DOTS = 100
+"""Of one key: thousands of tables in each other take the TOML parser seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +75,12 @@ class RunPlan(TaskSettings):
     schema: Literal[1] = 1
 
     def __post_init__(self) -> None:
-        problems = [*self._empty(), *self._repeated(), *self._out_of_range()]
+        # First what the other checks would take long to look at, or could not say.
+        problems = list(_oversized(self)) or [
+            *self._empty(),
+            *self._repeated(),
+            *self._out_of_range(),
+        ]
         if problems:
             raise RequestError("; ".join(problems))
 
@@ -78,6 +95,19 @@ class RunPlan(TaskSettings):
     @property
     def kv_types(self) -> tuple[KvTypes, ...]:
         return tuple(KvTypes.parse(text) for text in self.kv)
+
+    @property
+    def folder_name(self) -> str:
+        """`name`, as that of a folder. Raises RequestError where it could be none, or another's."""
+        name = self.name
+        usable = name.isprintable() and not any(character in "/\\:" for character in name)
+        if not usable or not name.strip(" .") or len(name.encode()) > MAX_FOLDER_NAME:
+            raise RequestError(
+                f"name {name[:MAX_FOLDER_NAME]!r} cannot be that of a folder; give the folder of "
+                f"the run, or a name of at most {MAX_FOLDER_NAME} bytes without slashes, colons "
+                "and control characters"
+            )
+        return name
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -118,6 +148,12 @@ class RunPlan(TaskSettings):
         ]
         problems += self.setting_problems()
         problems += [
+            f"{name!r} has a NUL character, which no file has"
+            for name in (*self.models, *self.files)
+            if "\0" in name
+        ]
+        problems += _runtime_problems(self.runtime)
+        problems += [
             f"scalings{path} {value} must be a finite number"
             for path, value in non_finite(self.scalings)
         ]
@@ -150,6 +186,42 @@ class RunPlan(TaskSettings):
         )
 
 
+def _oversized(value: object, path: str = "") -> Iterator[str]:
+    """Say which lists, texts and numbers of a record are larger than any that can be meant."""
+    if is_dataclass(value) and not isinstance(value, type):
+        for item in fields(value):
+            yield from _oversized(getattr(value, item.name), f"{path}.{item.name}".lstrip("."))
+    elif isinstance(value, tuple):
+        if len(value) > MAX_ITEMS:
+            yield f"`{path}` has {len(value)} items, at most {MAX_ITEMS} are possible"
+        else:
+            for index, each in enumerate(value):
+                yield from _oversized(each, f"{path}[{index}]")
+    elif isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            yield f"`{path}` has {len(value)} characters, at most {MAX_TEXT} are possible"
+    elif isinstance(value, int) and abs(value) >= 1 << 63:
+        yield f"`{path}` is a number of {value.bit_length()} bits, at most 63 are possible"
+
+
+def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
+    """Say which numbers of the runtime's settings it cannot take."""
+    counts = {
+        "gpu_layers": (0, 1 << 31),
+        "main_gpu": (0, 1 << 10),
+        "threads": (1, MAX_THREADS),
+        "batch_tokens": (1, MAX_CONTEXT),
+        "micro_batch_tokens": (1, MAX_CONTEXT),
+    }
+    for name, (least, most) in counts.items():
+        value = getattr(runtime, name)
+        if isinstance(value, int) and not least <= value <= most:
+            yield f"`{name}` {value} must be {least} to {most}"
+    for share in runtime.tensor_split:
+        if not (math.isfinite(share) and share >= 0):
+            yield f"`tensor_split` {share} must be a finite number, 0 or more"
+
+
 def _short_form(kv: str) -> str:
     """A pair of cache types as reports write it, so that f16/f16 is f16; unknown types as given."""
     try:
@@ -164,15 +236,23 @@ def read_plan(path: Path) -> RunPlan:
     Raises StorageError where the file cannot be read, RequestError where it is not TOML (with line
     and column) or not a plan (with every problem, and the nearest known key for an unknown one).
     """
-    return parse_plan(read_text(path), where=str(path))
+    return parse_plan(read_text(path, most=MAX_PLAN_BYTES), where=str(path))
 
 
 def parse_plan(text: str, *, where: str = "plan") -> RunPlan:
     """Return the plan in TOML `text`; messages call it `where`. Raises RequestError."""
+    if len(text) > MAX_PLAN_BYTES:
+        raise RequestError(f"{where}: longer than {MAX_PLAN_BYTES} characters: not a plan")
+    if "." * _MAX_KEY_DOTS in _KEY_CHARACTERS.sub("", text):
+        raise RequestError(f"{where}: its tables are nested too deeply")
     try:
         return decode(RunPlan, tomllib.loads(text), where=where)
+    except RequestError:
+        raise
     except tomllib.TOMLDecodeError as error:
         raise RequestError(f"{where}: not TOML: {error}") from error
+    except (ValueError, OverflowError):  # Python's limit on the digits of a number
+        raise RequestError(f"{where}: a number in it has too many digits") from None
     except RecursionError:
         raise RequestError(f"{where}: its lists are nested too deeply") from None
 

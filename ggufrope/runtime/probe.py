@@ -318,7 +318,7 @@ def require_known_state(context_handle: Any) -> None:
         path = Path(folder) / "state"
         if not llama.llama_state_seq_save_file(context_handle, os.fsencode(path), 0, None, 0):
             raise BackendError("llama.cpp could not save the state of a sequence to a file")
-        check_state_version(read_bytes(path))
+        check_state_version(read_bytes(path, most=path.stat().st_size))
 
 
 def check_state_version(saved: bytes) -> None:

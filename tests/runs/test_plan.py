@@ -85,7 +85,21 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ('tasks = ["neddle"]', "did you mean 'needle'?"),
         ("contexts = []", "`contexts` is empty"),
         ("contexts = [64]", "context 64 is too short: at least 128 tokens"),
-        ("contexts = [2147483648]", "context 2147483648 is too long: at most 2147483647 tokens"),
+        ("contexts = [100000000]", "context 100000000 is too long: at most 33554432 tokens"),
+        ("contexts = [" + "9" * 30 + "]", "`contexts[0]` is a number of 100 bits, at most 63"),
+        ("samples = 1" + "0" * 5000, "too many digits"),
+        ("samples = 0x1" + "0" * 5000, "`samples` is a number of 20001 bits"),
+        ("samples = 1000000000000", "at most 1000000 are possible"),
+        ("depths = 1000000000", "at most 1000000 are possible"),
+        ("thresholds = { recall = 1" + "0" * 400 + " }", "recall is a number with too many digits"),
+        ("seeds = [" + "1," * 100_001 + "]", "`seeds` has 100001 items, at most 100000"),
+        ("text = '" + "t" * 5000 + "'", "`text` has 5000 characters, at most 4096"),
+        ('text = "a\\u0000b"', "NUL character"),
+        ("runtime = { threads = 0 }", "`threads` 0 must be 1 to 4096"),
+        ("runtime = { gpu_layers = -5 }", "`gpu_layers` -5 must be 0 to"),
+        ("runtime = { batch_tokens = 0 }", "`batch_tokens` 0 must be 1 to"),
+        ("runtime = { tensor_split = [nan] }", "`tensor_split` nan must be a finite number"),
+        ("text = '" + "t" * (1 << 20) + "'", "not a plan"),
         ("contexts = [256, 256]", "`contexts` has 256 more than once"),
         ('scalings = ["yarn", "yarn"]', "names of scalings has 'yarn' more than once"),
         ("depths = [101]", "depth 101 is not a percentage"),
@@ -110,6 +124,31 @@ def test_a_wrong_plan_is_refused_with_its_problems(change: str, message: str) ->
         parse_plan("\n".join(base.values()), where="p.toml")
     assert str(caught.value).startswith("p.toml: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("opening", ["[", "{a=", "a.", "'a' . ", "[[a.", "'''"])
+def test_a_nest_without_end_is_refused_at_once(opening: str) -> None:
+    began = time.monotonic()
+    for text in ("models = " + opening * 100_000, opening * 100_000):
+        with pytest.raises(RequestError) as caught:
+            parse_plan(text)
+        assert len(str(caught.value)) < 1000
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/tmp/escaped", "../../escaped", "..", "", " ", "a\0b", "a\nb", "n" * 300, "a\\b", "c:d"],
+)
+def test_a_name_that_leaves_the_folder_of_runs_names_none(name: str) -> None:
+    plan = RunPlan(models=("a",), contexts=(256,), name=name)
+    with pytest.raises(RequestError, match="cannot be that of a folder"):
+        _ = plan.folder_name
+
+
+def test_a_name_is_that_of_the_folder() -> None:
+    plan = RunPlan(models=("a",), contexts=(256,), name="Nacht 2 · später")
+    assert plan.folder_name == "Nacht 2 · später"
 
 
 def test_many_seeds_are_checked_in_no_time() -> None:
