@@ -24,7 +24,7 @@ _MAGIC = b"ggufrope journal 1\n"
 _DIGEST_BYTES = 32
 _LEAST_FILE = 24
 """Bytes of the shortest GGUF file: one without keys and tensors."""
-_MAX_FIELDS_BYTES = 16 << 20
+_MAX_FIELDS_BYTES = 4 << 20
 _MAX_CHECKED_BYTES = 1 << 29
 MAX_RECORD_BYTES = CARRY_LIMIT + _MAX_FIELDS_BYTES + (1 << 10)
 

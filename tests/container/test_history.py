@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ggufrope.container.store import StoreReceipt
 
-FORCE = ("in-use",)
+FORCE = ("in-use", "hard-link")
 
 
 @pytest.fixture
@@ -76,6 +76,8 @@ def many_edits(path: Path) -> list[tuple[bytes, int]]:
     for number, strategy in enumerate(STRATEGIES):
         states.append((path.read_bytes(), path.stat().st_mtime_ns))
         receipt = edit(path, grown(100 + 3000 * number), strategy)
+        # Keep the inodes of replaced files in use, so that none of them comes back by chance.
+        path.with_name(f"held-{number}").hardlink_to(path)
         assert receipt.undo_steps == number + 1
     return states
 
