@@ -169,7 +169,7 @@ def _require_possible(record: Record) -> None:
         ("old checksum", not _is_head(record.old_checksum, record.old_size)),
         ("new checksum", not _is_head(record.new_checksum, record.new_size)),
         ("samples", not _within(record.samples.spans, record.new_size)),
-        ("number", not record.first <= record.number < 10**9),
+        ("number", not record.first <= record.number < 10**6),
         ("patches", record.kind == "patched" and not _is_patched(record, kept)),
         ("insertion", record.kind == "replaced" and record.insertion is not None),
     ):
