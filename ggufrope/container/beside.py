@@ -28,9 +28,12 @@ _LONGEST = 215
 
 _HIDDEN = re.compile(
     r"\.(?P<stem>.+)\.ggufrope-(?P<kind>partial|record|journal|undo)(?:-(?P<tag>[0-9a-f]{1,32}))?"
-    r"(?:-from-(?P<first>[0-9]{1,9}))?",
+    r"(?:-from-(?P<first>[0-9]{6}))?",
     re.DOTALL,
 )
+
+
+_NUMBER = re.compile(r"(?:[0-9]{6})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,7 @@ class HiddenFile:
     @property
     def number(self) -> int:
         """The number of an undo record; 0 for that of an earlier version, which has none."""
-        return int(self.tag) if self.tag.isdecimal() else 0
+        return int(self.tag or 0)
 
     @property
     def first(self) -> int:
@@ -104,7 +107,7 @@ def hidden_files(folder: Path) -> tuple[HiddenFile, ...]:
             merged_from=match["first"] or "",
         )
         for name, match in found
-        if match
+        if match and (match["kind"] != "undo" or _NUMBER.fullmatch(match["tag"] or ""))
     )
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 KEPT_RECORDS = 32
 KEPT_BYTES = 64 << 20
+LAST_NUMBER = 999_999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +60,14 @@ def undo_steps(paths: Iterable[Path]) -> tuple[UndoStep, ...]:
 
 
 def next_number(paths: Iterable[Path]) -> int:
-    """Return the number of the next edit of a model's files."""
+    """Return the number of the next edit of a model's files.
+
+    Raises StorageError where the last number is taken: somebody else put a file of that name there.
+    """
     steps = undo_steps(paths)
+    if steps and steps[-1].number >= LAST_NUMBER:
+        last = undo_path(steps[-1].paths[0], steps[-1].number)
+        raise StorageError(f"{last} has the last number of all undo records; remove it")
     return steps[-1].number + 1 if steps else 1
 
 

@@ -139,11 +139,14 @@ def _new_bytes(composition: Composition) -> tuple[Patch, ...]:
     return tuple(found)
 
 
-def _next_time(before: int) -> int:
+def _next_time(before: int) -> int | None:
     """Return the time of change of an edited file: now, and later than before the edit.
 
-    In steps of 10 ms, which every file system but FAT can store exactly.
+    In steps of 10 ms, which every file system but FAT can store exactly. None where the system
+    cannot set the time of an open file.
     """
+    if os.utime not in os.supports_fd:
+        return None
     now = max(time.time_ns(), before + _TIME_STEP_NS)
     return now // _TIME_STEP_NS * _TIME_STEP_NS
 

@@ -24,7 +24,7 @@ _MAGIC = b"ggufrope journal 1\n"
 _DIGEST_BYTES = 32
 _LEAST_FILE = 24
 """Bytes of the shortest GGUF file: one without keys and tensors."""
-_MAX_FIELDS_BYTES = 16 << 20
+_MAX_FIELDS_BYTES = 4 << 20
 _MAX_CHECKED_BYTES = 1 << 29
 MAX_RECORD_BYTES = CARRY_LIMIT + _MAX_FIELDS_BYTES + (1 << 10)
 
@@ -169,7 +169,7 @@ def _require_possible(record: Record) -> None:
         ("old checksum", not _is_head(record.old_checksum, record.old_size)),
         ("new checksum", not _is_head(record.new_checksum, record.new_size)),
         ("samples", not _within(record.samples.spans, record.new_size)),
-        ("number", not record.first <= record.number < 10**9),
+        ("number", not record.first <= record.number < 10**6),
         ("patches", record.kind == "patched" and not _is_patched(record, kept)),
         ("insertion", record.kind == "replaced" and record.insertion is not None),
     ):

@@ -108,6 +108,7 @@ def restore(
                 files.sync_directory(each.path.parent)
     for each in reversed(edited):
         if each.record.kind == "patched":
+            _expect_inode(files, each.path, each.record, each.file)
             roll_back(files, each.file, each.path, each.record)
         elif is_new(files, each.file, each.record):
             _put_back(files, each, progress)
@@ -214,19 +215,20 @@ def _build_old(build: Build, record: Record, *, clone: bool) -> None:
         keep_attributes(build.source, old, in_place=True)
         set_time(old, record.old_mtime_ns)
         files.sync(old)
-        _expect_inode(files, path, record.number, os.fstat(old.fileno()).st_ino)
+        _expect_inode(files, path, record, old)
         files.replace(partial.path, path)
     files.sync_directory(path.parent)
     files.remove(journal_path(path))
     files.sync_directory(path.parent)
 
 
-def _expect_inode(files: FileLayer, path: Path, number: int, inode: int) -> None:
-    """Let the record before that of `number` know the inode of the file that is put back."""
-    older = [each for each in undo_records(path) if each.number < number]
+def _expect_inode(files: FileLayer, path: Path, undone: Record, restored: BinaryIO) -> None:
+    """Let the record before `undone` know the inode of the file that is restored."""
+    older = [each for each in undo_records(path) if each.number < undone.number]
     if not older:
         return
     with suppress(StorageError):  # at worst, the older edit must be undone with `force`
+        inode = os.fstat(restored.fileno()).st_ino
         record = read_record(files, older[-1].path, path)
         if record.inodes and inode not in record.inodes:
             inodes = (*record.inodes[-7:], inode)

@@ -117,19 +117,36 @@ def execute_together(
     files would be edited in place and one of them could not be restored.
     """
     if not all(plan.in_place for plan in plans):
-        return tuple(
-            receipt
-            for plan in plans
-            for receipt in _execute((plan,), progress, verify_all=verify_all, files=files)
-        )
-    if len(plans) > 1:
-        for plan in plans:
-            if not plan.undoable:
-                raise RequestError(
-                    f"{plan.source} is one of several files to edit, and too much of it would "
-                    "change to be undone; write a copy (`output`) instead"
-                )
+        return _write_copies(plans, progress, verify_all=verify_all, files=files)
+    active = [plan for plan in plans if not _is_done(plan)]
+    for plan in active:
+        if len(active) > 1 and not plan.undoable:
+            raise RequestError(
+                f"{plan.source} is one of several files to edit, and too much of it would change "
+                "to be undone; write a copy (`output`) instead"
+            )
     return _execute(tuple(plans), progress, verify_all=verify_all, files=files)
+
+
+def _write_copies(
+    plans: Sequence[StorePlan],
+    progress: Progress | None,
+    *,
+    verify_all: bool,
+    files: FileLayer,
+) -> tuple[StoreReceipt, ...]:
+    """Write new files one after the other; where one fails, those before it are removed again."""
+    receipts: list[StoreReceipt] = []
+    try:
+        for plan in plans:
+            receipts += _execute((plan,), progress, verify_all=verify_all, files=files)
+    except BaseException:
+        for plan in plans[: len(receipts)]:
+            if not plan.edit.replaces:
+                with suppress(OSError):
+                    files.remove(plan.target)
+        raise
+    return tuple(receipts)
 
 
 def _execute(
@@ -220,7 +237,9 @@ class _Attempt:
             headers = self._change(list(reversed(edits.values())))
         for edit in edits.values():
             if edit.record is not None:
-                bound(self.files, edit.path)
+                # The edit is done: what cannot be merged now is tried again after the next one.
+                with suppress(StorageError):
+                    bound(self.files, edit.path)
         return tuple(headers.get(plan.target, plan.edit.rewrite.source) for plan in plans)
 
     def _open(self, plan: StorePlan, stack: ExitStack) -> BinaryIO:
@@ -353,7 +372,12 @@ class _Attempt:
                 except FileExistsError as error:
                     raise name_is_taken(target) from error
         with storage("sync", target.parent):
-            files.sync_directory(target.parent)
+            try:
+                files.sync_directory(target.parent)
+            except OSError:
+                if not plan.edit.replaces:  # a failure leaves no output
+                    files.remove(target)
+                raise
             if plan.in_place and not plan.undoable:
                 forget(files, target)  # its records belong to the file that was just replaced
         if edit.header is None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ggufrope.container.store import StoreReceipt
 
-FORCE = ("in-use",)
+FORCE = ("in-use", "hard-link")
 
 
 @pytest.fixture
@@ -76,6 +76,8 @@ def many_edits(path: Path) -> list[tuple[bytes, int]]:
     for number, strategy in enumerate(STRATEGIES):
         states.append((path.read_bytes(), path.stat().st_mtime_ns))
         receipt = edit(path, grown(100 + 3000 * number), strategy)
+        # Keep the inodes of replaced files in use, so that none of them comes back by chance.
+        path.with_name(f"held-{number}").hardlink_to(path)
         assert receipt.undo_steps == number + 1
     return states
 
@@ -170,6 +172,28 @@ def test_records_of_a_split_are_not_merged(path: Path) -> None:
     assert combined(older, newer)
     group = Group(id="a", size=2, leader=True)
     assert combined(replace(older, group=group), newer) is None
+
+
+@pytest.mark.parametrize("tag", ["-000900", "-9999999", "-abc", "-000005-from-000001", ""])
+def test_records_made_by_others_do_not_stop_an_edit(path: Path, tag: str) -> None:
+    strange = path.with_name(f".{path.name}.ggufrope-undo{tag}")
+    strange.write_bytes(b"strange")
+    original = path.read_bytes()
+    for tokens in (3000, 4000):
+        edit(path, context(tokens))
+    assert read_header(path).get("llama.context_length") == 4000
+    back(path)
+    back(path)
+    assert path.read_bytes() == original
+    assert [one.name for one in path.parent.iterdir() if one != path] == [strange.name]
+
+
+def test_the_last_number_is_not_passed(path: Path) -> None:
+    path.with_name(f".{path.name}.ggufrope-undo-999999").write_bytes(b"strange")
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match="has the last number"):
+        edit(path, context(3000))
+    assert path.read_bytes() == before
 
 
 def test_a_renamed_model_keeps_its_records(path: Path) -> None:

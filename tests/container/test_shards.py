@@ -316,6 +316,31 @@ def test_whatever_goes_wrong_in_an_undo_or_a_recovery(
     assert finished > 10
 
 
+def test_a_copy_of_a_split_model_is_whole_or_absent(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    before = contents(tmp_path)
+    finished = 0
+    for at in range(100):
+        plans = [
+            plan_store(
+                shard.path,
+                plan_rewrite(shard.header, Edits()),
+                output=tmp_path / shard.path.name.replace("m-", "o-"),
+            )
+            for shard in reversed(open_model(first).shards)
+        ]
+        files = FaultyFiles("fail", at)
+        try:
+            execute_together(plans, files=files)
+        except StorageError:
+            assert contents(tmp_path) == before
+        else:
+            finished = at
+            break
+    assert finished > 15
+    assert len(contents(tmp_path)) == 6
+
+
 def planned(first: Path, strategies: tuple[str | None, str | None]) -> list[StorePlan]:
     """Plan an edit of the third file and of the first, each with a strategy."""
     parts = distribute(open_model(first), FACTORS)
