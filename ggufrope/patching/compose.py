@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from ggufrope.container.types import TypedValue
 from ggufrope.errors import FileError, RequestError
-from ggufrope.patching.composition import DROP, Composition, instead, magnitude, named
+from ggufrope.patching.composition import DROP, Composition, instead, magnitude, named, typed
 from ggufrope.patching.request import ScalingRequest, Target, resolve
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.encode import Expression, express
 from ggufrope.rope.frequencies import Floats
 from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG
-from ggufrope.rope.llamacpp import CONTEXT_GRANULE, effective
+from ggufrope.rope.llamacpp import CONTEXT_GRANULE, effective, yarn_file_magnitude
 from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 from ggufrope.rope.scaling import FrequencyFactors, LongRope, RopeScaling, Yarn
 from ggufrope.rope.trained import (
@@ -117,6 +117,8 @@ def check_start(
         _check_config(target, before)
         return
     start = trained_state(before)
+    if not request.replace_scaling:
+        _check_scores(request, target, start, after)
     declared = declared_scaling(start)
     if declared is None or request.replace_scaling:
         return
@@ -141,6 +143,9 @@ def _is_plain(request: ScalingRequest, start: RopeMetadata) -> bool:
 
 def _on_plain(request: ScalingRequest, target: Target, start: RopeMetadata) -> Expression:
     scaling = _with_own_attention(request, target.scaling, start)
+    scored = _with_scores(request, scaling, start)
+    if scored is not None:
+        start, scaling = scored
     expression = express(
         scaling,
         start,
@@ -148,11 +153,81 @@ def _on_plain(request: ScalingRequest, target: Target, start: RopeMetadata) -> E
         baked=request.bake,
         keep_short_context=request.keep_short_context,
     )
+    kept = _kept_floor(request, start, expression)
+    if scored is not None:
+        kept["yarn_log_multiplier"] = start.yarn_log_multiplier
+    if kept:
+        expression = replace(expression, keys={**expression.keys, **typed(start, kept)})
     base = start.key("freq_base")
     if target.freq_base is None or base in expression.keys:
         return expression
     value = TypedValue(type=KEYS["freq_base"].type, value=target.freq_base)
     return replace(expression, keys={**expression.keys, base: value})
+
+
+def _with_scores(
+    request: ScalingRequest, scaling: RopeScaling, start: RopeMetadata
+) -> tuple[RopeMetadata, Yarn] | None:
+    """Return YaRN for an architecture that scales attention scores by the factor, and the state it
+    is for; None where it is no such request.
+
+    YaRN multiplies scores by the square of its attention factor. In MLA only a part of the query
+    and the key rotates: the file says the whole with yarn_log_multiplier, as DeepSeek's do, and
+    where that is not read, the attention factor is 1, which leaves the scores as they are.
+    """
+    arch = architecture(start.architecture)
+    says_more = request.from_config is not None or request.attn_factor is not None
+    if not isinstance(scaling, Yarn) or not arch.scores_by_factor or says_more:
+        return None
+    if "yarn_log_multiplier" in arch.reads:
+        unit = 1 / arch.log_multiplier_unit
+        start = replace(start, yarn_log_multiplier=start.yarn_log_multiplier or unit)
+        implied = yarn_file_magnitude(start, arch, scaling.factor)
+        return start, replace(scaling, attention_factor=implied)
+    return start, replace(scaling, attention_factor=1.0)
+
+
+def _kept_floor(
+    request: ScalingRequest, start: RopeMetadata, expression: Expression
+) -> dict[str, Any]:
+    """Return the original context that the attention temperature rises from, where the edits would
+    take it away or the context length, which changes, stands in for it."""
+    arch = architecture(start.architecture)
+    if request.from_config is not None or request.replace_scaling:
+        return {}
+    if arch.temperature != "original-context" or not start.temperature_scale:
+        return {}
+    if expression.keys.get(start.key("original_context")) is not None:
+        return {}
+    return {"original_context": start.original_context or start.context_length}
+
+
+def _check_scores(
+    request: ScalingRequest, target: Target, start: RopeMetadata, after: RopeMetadata
+) -> None:
+    """Raise RequestError where the factor would change attention scores (deepseek2.cpp 433-443) in
+    another way than YaRN does."""
+    arch = architecture(start.architecture)
+    if not arch.scores_by_factor:
+        return
+    try:
+        old, new = (
+            effective(each, context_tokens=target.context_length).values["attention_scale"].value
+            for each in (start, after)
+        )
+    except (FileError, RequestError):
+        return
+    scales = [float(value or 1) for value in (old, new)]
+    if abs(scales[1] / scales[0] - 1) <= _TOLERANCE:
+        return
+    if isinstance(target.scaling, Yarn) and request.attn_factor is None:
+        return
+    what = "`attn_factor`" if isinstance(target.scaling, Yarn) else f"`scaling` {request.scaling}"
+    raise RequestError(
+        f"{what} also multiplies the attention scores of {arch.name} by "
+        f"{scales[1] / scales[0]:.4g}: ask for yarn without an attention factor, or give "
+        "`replace_scaling` to have it all the same"
+    )
 
 
 def _with_own_attention(

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-4
 """Relative; keys and factors are stored as float32."""
 
+_BASES = ("freq_base", "freq_base_swa", "compress_freq_base")
+
 _NOT_ONE = 1e-6
 """An attention factor this far from another is worth writing."""
 
@@ -120,7 +122,7 @@ class Composition:
             return fields if start.scaling_type or kind == "none" else {"factor": fields["factor"]}
         if isinstance(scaling, NtkAware | DynamicNtk):
             stretched = express(scaling, start, context_length=self.target.context_length)
-            names = {start.key(name): name for name in ("freq_base", "freq_base_swa")}
+            names = {start.key(name): name for name in _BASES}
             return {
                 names[key]: value.value
                 for key, value in stretched.keys.items()
@@ -182,7 +184,7 @@ class Composition:
     def _refuse_softmax(self, fields: dict[str, Any]) -> None:
         """MLA multiplies attention scores by what follows from the factor (deepseek2.cpp 433-443):
         only YaRN with the file's own convention may move it."""
-        if self.arch.log_multiplier_unit == 1:
+        if not self.arch.scores_by_factor:
             return
         start, request = self.start, self.request
         declared = declared_scaling(start)
@@ -226,16 +228,14 @@ class Composition:
         if self.target.freq_base is not None:
             fields = {"freq_base": self.target.freq_base, **fields}
         fields = {**self._pinned(), **fields, "context_length": self.target.context_length}
-        return Expression(
-            keys=_typed(self.start, fields), tensors=MappingProxyType({}), notes=notes
-        )
+        return Expression(keys=typed(self.start, fields), tensors=MappingProxyType({}), notes=notes)
 
     def _pinned(self) -> dict[str, Any]:
         """The original context, where the file does not declare one and the context length, which
         is about to change, stands in for it: for YaRN, the choice of factors, and the attention
         temperature of mistral3."""
         start = self.start
-        acts = self.kind in ("yarn", "longrope") or self.arch.name in ("mistral3", "mistral4")
+        acts = self.kind in ("yarn", "longrope") or self.arch.temperature == "original-context"
         if start.original_context or not acts or not start.context_length:
             return {}
         return {"original_context": start.context_length}
@@ -362,7 +362,7 @@ class Composition:
         )
 
 
-def _typed(metadata: RopeMetadata, fields: dict[str, Any]) -> dict[str, TypedValue | None]:
+def typed(metadata: RopeMetadata, fields: dict[str, Any]) -> dict[str, TypedValue | None]:
     """Return the keys of these fields; those that are None and not in the file are left out."""
     return {
         metadata.key(name): None if value is None else TypedValue(type=KEYS[name].type, value=value)

@@ -35,6 +35,7 @@ _MOST_TOKENS = 2**32 - 1
 STATE_FIELDS = (
     "freq_base",
     "freq_base_swa",
+    "compress_freq_base",
     "scaling_type",
     "factor",
     "scale_linear",

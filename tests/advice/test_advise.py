@@ -176,8 +176,8 @@ MLA = {
         ),
         (
             LONGROPE,
-            ["NTK-aware", "YaRN in long factors only", "YaRN", "linear"],
-            "--scaling ntk --target-ctx 262144",
+            ["YaRN", "YaRN in long factors only", "NTK-aware", "linear"],
+            "--scaling yarn --target-ctx 262144",
         ),
         (
             {

@@ -208,6 +208,48 @@ def test_a_raised_linear_factor_slows_the_global_layers_alone() -> None:
     check_start(wanted, target, GEMMA, after)
 
 
+UNSCALED_MLA = replace(
+    KIMI, scaling_type=None, factor=None, original_context=None, yarn_log_multiplier=None
+)
+
+
+def test_yarn_scales_the_whole_scores_of_mla_once() -> None:
+    after = patched(UNSCALED_MLA, encode_request(request(factor=4), UNSCALED_MLA)[1])
+    (group,) = effective(after).groups
+    assert group.magnitude == pytest.approx(1)
+    assert group.attention_scale == pytest.approx((1 + 0.1 * math.log(4)) ** 2)
+    assert after.yarn_log_multiplier == pytest.approx(0.1)
+    assert after.attn_factor is None
+
+
+@pytest.mark.parametrize("file", [UNSCALED_MLA, replace(UNSCALED_MLA, architecture="glm-dsa")])
+def test_no_other_scheme_moves_the_scores_of_mla(file: RopeMetadata) -> None:
+    before = effective(file).groups[0].attention_scale
+    for wanted in (request("ntk", factor=4), request("none", target_context=262144)):
+        after = patched(file, encode_request(wanted, file)[1])
+        assert effective(after).groups[0].attention_scale == before == 1
+    for wanted in (request("linear", factor=4), request(factor=4, attn_factor=1.5)):
+        found = refusal(wanted, file)
+        assert found is not None
+        assert "also multiplies the attention scores" in found
+        assert refusal(replace(wanted, replace_scaling=True), file) is None
+
+
+def test_the_attention_temperature_keeps_its_floor() -> None:
+    file = replace(PLAIN, architecture="mistral3", temperature_scale=0.1)
+    assert len(SCHEMES_THAT_KEEP_IT) == 4
+    for wanted in SCHEMES_THAT_KEEP_IT:
+        after = patched(file, encode_request(wanted, file)[1])
+        assert after.context_length == 32768
+        assert effective(after).groups[0].temperature == effective(file).groups[0].temperature
+
+
+SCHEMES_THAT_KEEP_IT = [request(name, target_context=32768) for name in ("ntk", "linear")] + [
+    request(target_context=32768),
+    request(target_context=32768, keep_short_context=True),
+]
+
+
 def test_raising_the_factor_of_mla_writes_no_attention_factor() -> None:
     _, expression = encode_request(request(target_context=262144, attn_factor=1.0), KIMI)
     after = patched(KIMI, expression)

@@ -6,6 +6,8 @@ numpy: neither our prediction nor our encoding has a part in it.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +17,12 @@ from fixtures.make import build
 from ggufrope.patching.inspection import inspect, read_model
 from ggufrope.patching.plan import apply, plan_patch
 from ggufrope.rope.keys import KEYS
+from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.probe import compare, probe
+from ggufrope.runtime.settings import ContextSettings
 from tests.patching.states import CHANGES, LOADS, expected, request, threshold, trained_tokens
+from tests.runtime.forward import logits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,3 +121,63 @@ def test_the_short_context_is_kept_bit_for_bit(name: str, tmp_path: Path) -> Non
     before, after = measured(path, tokens), measured(out, tokens)
     assert before.layers
     assert after.layers == before.layers
+
+
+SCORES: list[tuple[str, str, str, dict[str, float]]] = [
+    ("deepseek2", "yarn", "yarn", {"yarn_log_multiplier": 0.1}),
+    ("deepseek2", "yarn", "yarn", {"yarn_log_multiplier": 0.0707}),
+    ("deepseek2", "yarn", "none", {"yarn_log_multiplier": 0.1}),
+    ("deepseek2", "unscaled", "yarn", {}),
+    ("deepseek2", "unscaled", "ntk", {}),
+    ("deepseek2", "raised base", "yarn", {}),
+    ("mistral3", "unscaled", "ntk", {"temperature_scale": 0.5}),
+    ("mistral3", "yarn", "yarn", {"temperature_scale": 0.5, "yarn_log_multiplier": 1.0}),
+    ("mistral3", "linear", "yarn", {"temperature_scale": 0.5}),
+    ("llama", "yarn, attn_factor", "yarn", {}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "name", "scheme", "more"), SCORES)
+def test_attention_scores_are_those_of_the_composition(
+    architecture: str, name: str, scheme: str, more: dict[str, float], tmp_path: Path
+) -> None:
+    """Logits of llama.cpp against a forward pass with frequencies, attention factor and scale that
+    are computed here; the temperature stays that of the file."""
+    fields = {**CHANGES[name], **more}
+    keys = {KEYS[field].suffix: value for field, value in fields.items()}
+    base = keys.pop("rope.freq_base", 10000.0)
+    path = build(architecture, tmp_path / "m.gguf", context=64, base=base, keys=keys)[0]
+    if name.startswith("yarn"):
+        keys["rope.scaling.original_context_length"] = 16
+        path = build(architecture, tmp_path / "m.gguf", context=64, base=base, keys=keys)[0]
+    out = tmp_path / "out.gguf"
+    file = read_model(path).metadata
+    apply(plan_patch(path, request(scheme, file), output=out))
+    before, rope = inspect(path).effective, inspect(out).effective
+    assert before is not None
+    assert rope is not None
+    wanted = expected(scheme, file, 64)
+    scale, magnitude = None, wanted.magnitude
+    if architecture == "deepseek2":
+        factor = (4.0 if scheme == "yarn" else 1.0) * (4.0 if name == "yarn" else 1.0)
+        weight = more.get("yarn_log_multiplier", 0.1)
+        scale, magnitude = (1 + weight * math.log(factor)) ** 2, 1.0
+    groups = tuple(
+        replace(
+            group,
+            inverse_frequencies=tuple(wanted.inverse_frequencies),
+            magnitude=magnitude,
+            attention_scale=scale,
+            temperature=before.groups[0].temperature,
+        )
+        for group in rope.groups
+    )
+    tokens = [3 + (7 * step) % 250 for step in range(96)]
+    cache = ContextSettings(
+        n_ctx=256, type_k="f32", type_v="f32", n_threads=1, flash_attention=False
+    )
+    with Model.open(out) as model, Context(model, cache) as context:
+        found = np.concatenate([rows.copy() for rows in context.logits(tokens)])
+    positions = np.arange(len(tokens), dtype=np.float64)
+    right = logits(out, replace(rope, groups=groups), tokens, positions)
+    assert float(np.abs(found - right).max()) < 2e-3 * float(np.abs(right).max())
