@@ -162,7 +162,8 @@ def expected(scheme: str, file: RopeMetadata, tokens: int, growth: int = GROWTH)
             magnitude = (file.attn_factor or 1) * (1 if file.yarn_log_multiplier else mscale)
         else:
             own = own * yarn(plain, base, factor, ramp) / plain
-            magnitude *= 1 if file.yarn_log_multiplier else mscale
+            whole_scores = file.architecture == "deepseek2"  # has an attention scale in its place
+            magnitude *= 1 if file.yarn_log_multiplier or whole_scores else mscale
     else:
         own = own * ratio(name, plain, base, growth, ramp)
     if words.get("keep_short_context"):
