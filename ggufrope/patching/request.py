@@ -190,7 +190,8 @@ def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
     ):
         raise RequestError(f"`freq_base` {request.freq_base:g} must be a finite number above 1")
     if request.from_config is not None:
-        return _resolve_config(request, _config(Path(request.from_config)), metadata)
+        config = _config(Path(request.from_config))
+        return _resolve_config(request, config, trained_state(metadata))
     if request.scaling == "file":
         raise RequestError(f"missing `scaling`; choose one of: {', '.join(SCHEMES)}")
     if request.scaling not in SCHEMES:

@@ -173,7 +173,9 @@ def read_record(header: Header, metadata: RopeMetadata) -> RopeMetadata | None:
     """Return the state that our own keys in `header` record, None where there is no record or it is
     not one that we would have written."""
     context = _scalar(header.find(TRAINED_CONTEXT))
-    if not isinstance(context, int) or isinstance(context, bool) or context < 1:
+    if not isinstance(context, int) or isinstance(context, bool):
+        return None
+    if not 0 < context <= _MOST_TOKENS:
         return None
     changes: dict[str, Any] = {
         field: _state_value(field, _scalar(header.find(_field_key(field))))
@@ -246,7 +248,8 @@ def _state_value(field: str, value: Scalar | None) -> Scalar | None:
     if isinstance(value, bool | str) or value is None:
         return None
     if kind is ValueType.UINT32:
-        return value if isinstance(value, int) else None
+        whole = isinstance(value, int) and 0 <= value <= _MOST_TOKENS
+        return value if whole else None
     return float(value) if math.isfinite(value) else None
 
 

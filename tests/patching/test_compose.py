@@ -14,12 +14,13 @@ import pytest
 from fixtures.make import build
 from ggufrope.errors import RequestError
 from ggufrope.patching.compose import check_start, encode_request, patched, refusal
+from ggufrope.patching.inspection import read_model
 from ggufrope.patching.plan import plan_patch
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.effective import LayerGroup
 from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import FactorTensor, RopeMetadata
-from ggufrope.rope.trained import declared_scaling, trained_context
+from ggufrope.rope.trained import TRAINED_CONTEXT, declared_scaling, trained_context
 
 PLAIN = RopeMetadata(
     architecture="llama",
@@ -353,3 +354,33 @@ def test_the_softmax_scale_of_a_config_is_not_dropped(tmp_path: Path) -> None:
         assert "deepseek2.rope.scaling.yarn_log_multiplier, which must be 0.1" in found
     assert refusal(wanted, KIMI) is None
     assert refusal(wanted, replace(KIMI, **unscaled)) is None
+
+
+def test_a_record_that_we_would_not_write_is_not_read(tmp_path: Path) -> None:
+    base = "ggufrope.rope.trained_freq_base"
+    records: list[dict[str, Any]] = [
+        {TRAINED_CONTEXT: 0},
+        {TRAINED_CONTEXT: "512"},
+        {TRAINED_CONTEXT: 512.5},
+        {base: 500000.0},
+    ]
+    for number, record in enumerate(records):
+        path = build("llama", tmp_path / f"{number}.gguf", keys=record)[0]
+        assert read_model(path).metadata.trained is None
+    path = build("llama", tmp_path / "m.gguf", keys={TRAINED_CONTEXT: 512, base: "x"})[0]
+    trained = read_model(path).metadata.trained
+    assert trained is not None
+    assert (trained.context_length, trained.freq_base) == (512, None)
+
+
+def test_a_config_on_a_patched_file_leaves_the_base_it_was_trained_with(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    config.write_text(json.dumps({"max_position_embeddings": 131072, "rope_scaling": scaling}))
+    file = replace(GEMMA, factor=None, scaling_type=None)
+    once = patched(file, encode_request(request("ntk", target_context=262144), file)[1])
+    assert once.freq_base != file.freq_base
+    assert once.trained is not None
+    mended = patched(once, encode_request(request("file", from_config=str(config)), once)[1])
+    assert mended.trained is None
+    assert (mended.freq_base, mended.factor) == (file.freq_base, 8.0)
