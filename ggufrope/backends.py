@@ -322,14 +322,16 @@ class ScaledModel(Generic[ModelT]):
         from ggufrope.patching.compose import encode_request, patched
         from ggufrope.patching.request import resolve
         from ggufrope.patching.rotation import exact_overrides
+        from ggufrope.rope.trained import trained_context
 
         self._fit(largest)
         if request.is_file:
             return self._opener(self._as_it_stands(), kv, lambda n_ctx: None)
         metadata = self._stored.metadata
-        original = metadata.original_context or metadata.context_length or largest
         if request.target_context is None and request.factor is None:
-            request = replace(request, target_context=max(largest, original))
+            trained = trained_context(metadata)
+            reached = largest if trained is None else trained.tokens
+            request = replace(request, target_context=max(largest, reached))
         target, written = resolve(request, metadata), None
         with suppress(RequestError):  # no file can say it: context parameters may
             written = patched(metadata, encode_request(request, metadata)[1])
@@ -380,9 +382,7 @@ class ScaledModel(Generic[ModelT]):
         from ggufrope.patching.plan import apply, plan_patch
 
         path = self._new_folder() / self._stored.path.name
-        # A copy to measure may drop the file's own scaling; a patch of the file may not.
-        tried = replace(request, replace_scaling=True)
-        apply(plan_patch(self._stored.path, tried, output=path))
+        apply(plan_patch(self._stored.path, request, output=path))
         return self._load(path, {}, read_model(path).metadata)
 
     def _new_folder(self) -> Path:

@@ -208,11 +208,11 @@ def test_where_factors_of_the_file_change_a_working_copy_is_made(
     assert list(working.iterdir()) == []
 
 
-def test_what_a_patch_refuses_an_overlay_refuses_too(nano: Path, tmp_path: Path) -> None:
-    path = tmp_path / "linear.gguf"
-    apply(plan_patch(nano, ScalingRequest(scaling="linear", factor=4), output=path))
-    request = ScalingRequest(scaling="yarn", target_context=512, original_context=256, bake=True)
-    with pytest.raises(RequestError, match="the file is already scaled") as refused:
+def test_what_a_patch_refuses_an_overlay_refuses_too(tmp_path: Path) -> None:
+    keys = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    (path,) = build("llama", tmp_path / "linear.gguf", context=1024, keys=keys)
+    request = ScalingRequest(scaling="yarn", target_context=2048, original_context=300, bake=True)
+    with pytest.raises(RequestError, match="not where a scaling of this file starts") as refused:
         plan_patch(path, request, output=tmp_path / "out.gguf")
     with closing(ScaledModel(path, CountingBackend())) as opened:
         with pytest.raises(RequestError) as found:

@@ -56,6 +56,7 @@ def payload(advice: Advice) -> dict[str, Any]:
         "target_context": advice.target_context,
         "original_context": advice.original_context,
         "ratio": advice.ratio,
+        "trained_context": advice.trained,
         "options": advice.options,
         "memory": [asdict(need) | {"total_bytes": need.total_bytes} for need in advice.memory],
         "warnings": advice.warnings,
@@ -71,6 +72,7 @@ def show(advice: Advice) -> None:
     out.print(
         f"{advice.original_context} → {advice.target_context} tokens, {advice.ratio:.3g} times"
     )
+    out.print(shown(f"trained context: {advice.trained.tokens} ({advice.trained.source})"))
     for warning in advice.warnings:
         out.print(shown(warning), style="yellow")
     for number, option in enumerate(advice.options, start=1):

@@ -49,12 +49,15 @@ def command(
 
 def payload(inspection: Inspection) -> dict[str, Any]:
     """Return the JSON object of `inspect`."""
+    from ggufrope.rope.trained import trained_context
+
     metadata = inspection.model.metadata
     effective = inspection.effective
     return {
         "file": str(inspection.model.path),
         "architecture": metadata.architecture,
         "declared": inspection.model.declared,
+        "trained_context": trained_context(metadata),
         "effective": None
         if effective is None
         else {
@@ -71,6 +74,8 @@ def payload(inspection: Inspection) -> dict[str, Any]:
 
 def show(inspection: Inspection) -> None:
     """Print the findings, then declared and effective settings."""
+    from ggufrope.rope.trained import trained_context
+
     from ..output import console
     from ..tables import finding_lines, heading, row, shown, table
 
@@ -83,6 +88,9 @@ def show(inspection: Inspection) -> None:
     for key, value in inspection.model.declared.items():
         row(declared, key, value)
     out.print(declared)
+    trained = trained_context(inspection.model.metadata)
+    if trained is not None:
+        out.print(shown(f"trained context: {trained.tokens} tokens ({trained.source})"))
     if inspection.effective is None:
         out.print(heading("llama.cpp would not load this file"))
         out.print(shown(inspection.refusal))

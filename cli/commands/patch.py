@@ -96,6 +96,7 @@ def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
         "output": str(plan.output),
         "written": receipt is not None,
         "edits": plan.edits,
+        "trained_context": plan.trained,
         "strategy": (receipt or plan).strategy.value,
         "rejected": plan.rejected,
         "bytes_written": (receipt or plan).bytes_written,
@@ -118,6 +119,8 @@ def show_plan(plan: PatchPlan) -> None:
     for edit in plan.edits:
         row(edits, edit.key, edit.old, edit.new)
     out.print(edits)
+    if plan.trained is not None:
+        out.print(shown(f"trained context: {plan.trained.tokens} tokens ({plan.trained.source})"))
     for ignored in plan.ignored:
         out.print(_warning(ignored), style="yellow")
     for note in plan.notes:

@@ -17,17 +17,22 @@ from ggufrope._format import byte_size
 from ggufrope.advice.memory import MemoryNeed, Risk, cache_needs, longest_context
 from ggufrope.errors import RequestError
 from ggufrope.patching.command import patch_command, search_command, validate_command
-from ggufrope.patching.compose import (
-    declared_scaling,
-    reached_context,
-    refusal,
-)
-from ggufrope.patching.request import ScalingRequest, declared_factor
+from ggufrope.patching.compose import encode_request, refusal
+from ggufrope.patching.request import ScalingRequest, raises_factor
 from ggufrope.rope.architectures import Architecture, architecture
+from ggufrope.rope.keys import ROPE_FACTORS_LONG
 from ggufrope.rope.layers import layer_kinds
-from ggufrope.rope.llamacpp import rotary_dimensions, yarn_file_magnitude
+from ggufrope.rope.llamacpp import rotary_dimensions
 from ggufrope.rope.purpose import Purpose, purpose
-from ggufrope.rope.scaling import Linear, NtkAware, RopeScaling, Yarn
+from ggufrope.rope.scaling import RopeScaling
+from ggufrope.rope.trained import (
+    TrainedContext,
+    declared_factor,
+    declared_scaling,
+    published_original,
+    trained_context,
+    trained_state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,12 +72,14 @@ class Option:
 class Advice:
     """`options` best first; `memory` one per cache type; `warnings` apply to every option.
 
-    `ratio` is the target over the original context, from which the scaling starts.
+    `trained` is the context that the model was trained for, and where that is from. `ratio` is the
+    target over it, and `original_context` the same length, from which the scaling starts.
     """
 
     target_context: int
     original_context: int
     ratio: float
+    trained: TrainedContext
     options: tuple[Option, ...]
     memory: tuple[MemoryNeed, ...]
     warnings: tuple[str, ...] = ()
@@ -93,8 +100,8 @@ def advise(
     not load.
     """
     arch = architecture(metadata.architecture)
-    context = metadata.context_length
-    if not context:
+    trained = trained_context(metadata)
+    if trained is None:
         raise RequestError(
             f"{metadata.key('context_length')} is missing: advice needs the trained context length"
         )
@@ -108,15 +115,17 @@ def advise(
             "is what it was trained for"
         )
     plan = _Plan(
-        metadata=metadata,
+        declared=metadata,
+        metadata=trained_state(metadata),
         arch=arch,
         file=file,
         target=target_context,
-        context=context,
-        original=reached_context(metadata) or context,
+        context=trained.tokens,
     )
-    if target_context <= context:
+    if plan.is_covered:
         candidates = [plan.nothing()]
+    elif target_context <= trained.tokens:
+        candidates = [plan.longer(trained)]
     elif "global" not in kinds:
         candidates = [plan.windows_only()]
     else:
@@ -130,8 +139,9 @@ def advise(
     ]
     advice = Advice(
         target_context=target_context,
-        original_context=plan.original,
-        ratio=plan.ratio,
+        original_context=trained.tokens,
+        ratio=plan.growth,
+        trained=trained,
         options=tuple(options),
         memory=memory,
         warnings=tuple(warnings),
@@ -147,7 +157,6 @@ class _Candidate:
     reasons: tuple[str, ...]
     risk: Risk
     request: ScalingRequest | None = None
-    scaling: RopeScaling | None = None
     command: str = ""
 
 
@@ -155,36 +164,51 @@ class _Candidate:
 class _Plan:
     """The candidates for one model and one target.
 
-    A scaling starts from `original`; `context` is what the file reaches, which is more where it is
-    scaled already. How far the target is counts from `context`.
+    `context` is the trained context, from which every scaling starts and how far the target is
+    counts. `declared` is what the file says, `metadata` what it said before our own patches.
     """
 
+    declared: RopeMetadata
     metadata: RopeMetadata
     arch: Architecture
     file: str
     target: int
     context: int
-    original: int
-
-    @property
-    def ratio(self) -> float:
-        return self.target / self.original
 
     @property
     def growth(self) -> float:
         return self.target / self.context
 
     @property
+    def is_covered(self) -> bool:
+        """Whether the file as it stands declares the target and rotates for it."""
+        reached = self.declared.context_length or 0
+        if self.declared.trained is None:
+            reached = min(reached, self.context)
+        return self.target <= reached
+
+    @property
     def _times(self) -> str:
-        what = "the original context" if self.context == self.original else "the file's context"
-        return f"{self.growth:.3g} times {what}"
+        return f"{self.growth:.3g} times the trained context"
 
     def nothing(self) -> _Candidate:
+        reached = self.declared.context_length
         return _Candidate(
             method="as it is",
-            reasons=(f"the file declares {self.context} tokens, which covers {self.target}",),
+            reasons=(f"the file declares {reached} tokens, which covers {self.target}",),
             risk="none",
             command=validate_command(self.file, [self.target]),
+        )
+
+    def longer(self, trained: TrainedContext) -> _Candidate:
+        """The rotation covers the target, and the declared context length does not."""
+        return _Candidate(
+            method="raise the context length",
+            reasons=(
+                f"the rotation of the file reaches {trained.tokens} tokens: {trained.source}",
+            ),
+            risk="none",
+            request=ScalingRequest(scaling="none", target_context=self.target),
         )
 
     def windows_only(self) -> _Candidate:
@@ -231,32 +255,26 @@ class _Plan:
             reasons = [f"{self._times} is beyond the {YARN_REACH:g} that YaRN usually holds"]
         reasons += self._measured("YaRN")
         request = self._request("yarn")
-        if self.metadata.scaling_type == "yarn":
+        published = published_original(self.metadata)
+        if published is not None:
+            request = replace(request, original_context=published)
+            reasons.append(
+                f"over {published} tokens, as the authors give it: the {self.context} that the "
+                "file declares have room for an answer"
+            )
+        if raises_factor(request, self.metadata):
             reasons.append("the model was made for YaRN: raise its factor and nothing else")
-            if self.metadata.yarn_log_multiplier or self.metadata.attn_factor:
-                request = replace(request, attn_factor=self._own_attention_factor())
         return _Candidate(
             method="YaRN",
-            scaling=Yarn(
-                factor=self.ratio,
-                original_context=self.original,
-                attention_factor=request.attn_factor,
-            ),
             reasons=tuple(reasons),
             risk="low" if self.growth <= YARN_REACH else "moderate",
             request=request,
         )
 
-    def _own_attention_factor(self) -> float:
-        """What the file's own keys give at the new factor."""
-        magnitude = yarn_file_magnitude(self.metadata, self.arch, self.ratio)
-        return magnitude * (self.metadata.attn_factor or 1.0)
-
     def ntk(self) -> _Candidate:
         within = "within" if self.growth <= NTK_REACH else "beyond"
         return _Candidate(
             method="NTK-aware",
-            scaling=NtkAware(factor=self.ratio),
             reasons=(
                 f"{self._times} is {within} the {NTK_REACH:g} that a new base usually holds",
                 *self._measured("NTK-aware"),
@@ -275,17 +293,16 @@ class _Plan:
         )
         return _Candidate(
             method="linear",
-            scaling=Linear(factor=self.ratio),
             reasons=(reason, *self._measured("linear")),
             risk="moderate" if trained else "high",
             request=self._request("linear"),
         )
 
     def keep_short_context(self) -> _Candidate:
-        short = self.metadata.original_context or self.context
+        has_long = self.metadata.tensor(ROPE_FACTORS_LONG) is not None
+        short = (self.metadata.original_context if has_long else None) or self.context
         return _Candidate(
             method="YaRN in long factors only",
-            scaling=Yarn(factor=self.ratio, original_context=self.original, attention_factor=1.0),
             reasons=(
                 f"contexts up to {short} tokens stay exactly as they are",
                 *self._measured("YaRN in long factors only"),
@@ -308,24 +325,25 @@ class _Plan:
         )
 
     def _request(self, scaling: Literal["yarn", "ntk", "linear"]) -> ScalingRequest:
-        return ScalingRequest(
-            scaling=scaling, target_context=self.target, original_context=self.original
-        )
+        return ScalingRequest(scaling=scaling, target_context=self.target)
 
     def refusal(self, candidate: _Candidate) -> str | None:
         """Return why a patch would refuse this, None where it would not."""
-        return None if candidate.request is None else refusal(candidate.request, self.metadata)
+        return None if candidate.request is None else refusal(candidate.request, self.declared)
+
+    def _scheme(self, request: ScalingRequest | None) -> RopeScaling | None:
+        return None if request is None else encode_request(request, self.declared)[0].scaling
 
     def option(self, candidate: _Candidate) -> Option:
         commands: tuple[str, ...] = (candidate.command,)
         if candidate.request is not None:
             commands = (
-                validate_command(self.file, _steps(self.original, self.target), candidate.request),
+                validate_command(self.file, _steps(self.context, self.target), candidate.request),
                 patch_command(candidate.request, self.file, self._output(candidate.request)),
             )
         return Option(
             method=candidate.method,
-            scaling=candidate.scaling,
+            scaling=self._scheme(candidate.request),
             reasons=candidate.reasons,
             short_context_risk=candidate.risk,
             commands=commands,

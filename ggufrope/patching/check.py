@@ -17,12 +17,13 @@ from ggufrope.container.location import find_models, locate
 from ggufrope.container.shards import needs_recovery
 from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.command import name_beside, patch_command
-from ggufrope.patching.compose import check_start, declared_scaling, encode_request, patched
+from ggufrope.patching.compose import check_start, encode_request, patched
 from ggufrope.patching.inspection import SEVERITIES, Inspection, StoredModel, inspect, other_kind
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.keys import KEYS
 from ggufrope.rope.lint import Finding
 from ggufrope.rope.llamacpp import effective
+from ggufrope.rope.trained import declared_scaling
 
 if TYPE_CHECKING:
     from ggufrope.patching.plan import Shown

@@ -1,28 +1,46 @@
-"""A scaling request as edits of a file, and whether they start from the rotation it has.
+"""A scaling request as edits of a file: the scheme goes on top of the rotation that the file has.
 
 A model may already be scaled, and trained so: linear 8 in Gemma 3, YaRN in DeepSeek, LongRoPE in
-Phi, factor tensors in Llama 3.1. What it does within its context is what a further extension has
-to keep. So `check_start` compares two predictions of llama.cpp, of the file as it stands and as it
-would be: no pair of dimensions may turn faster than now, none slower by more than the context
-grows, and the attention factor follows the convention of the file. Anything else is refused,
-unless the request says `replace_scaling` or takes the whole scaling from a config.json.
+Phi, factor tensors in Llama 3.1. What it does within its trained context is what a further
+extension has to keep. So a scheme is taken as what it does to plain RoPE, the share of its speed
+that each pair keeps, and that is applied to the frequencies of the file. Linear onto linear and
+YaRN onto YaRN raise the factor instead, which is what the models of both kinds were made with. The
+attention factor of the file stays, times that of the scheme; a file with yarn_log_multiplier keeps
+its own convention.
+
+Where llama.cpp's keys say the result exactly, keys are written; else factor tensors on top of the
+keys that the file has; else the request is refused. Nothing is approximated, and `check_start`
+compares the prediction of the result with what was asked. `replace_scaling` and `from_config` say
+the whole scaling, and start from plain RoPE.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ggufrope.container.types import TypedValue
 from ggufrope.errors import FileError, RequestError
-from ggufrope.patching.request import ScalingRequest, Target, declared_factor, resolve
+from ggufrope.patching.composition import DROP, Composition, instead, magnitude, named, typed
+from ggufrope.patching.request import ScalingRequest, Target, resolve
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.encode import Expression, express
-from ggufrope.rope.frequencies import yarn_mscale
-from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG, ROPE_FREQS
+from ggufrope.rope.frequencies import Floats
+from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG
 from ggufrope.rope.llamacpp import CONTEXT_GRANULE, effective, yarn_file_magnitude
 from ggufrope.rope.metadata import FactorTensor, RopeMetadata
-from ggufrope.rope.scaling import Unscaled, Yarn
+from ggufrope.rope.scaling import FrequencyFactors, LongRope, RopeScaling, Yarn
+from ggufrope.rope.trained import (
+    STATE_FIELDS,
+    declared_scaling,
+    is_record,
+    record_keys,
+    record_of,
+    trained_context,
+    trained_state,
+    with_record,
+)
 
 if TYPE_CHECKING:
     from ggufrope.rope.effective import LayerGroup
@@ -32,22 +50,24 @@ _TOLERANCE = 1e-4
 
 
 def encode_request(request: ScalingRequest, metadata: RopeMetadata) -> tuple[Target, Expression]:
-    """Return the scheme that `request` means on this model, and the keys and tensors of it."""
+    """Return the scheme that `request` means on this model, and the keys and tensors of it.
+
+    Raises RequestError where the scheme cannot go on top of what the file has, and says what can.
+    """
+    state = trained_state(metadata)
     target = resolve(request, metadata)
-    if target.freq_base is not None:
-        metadata = replace(metadata, freq_base=target.freq_base)
-    expression = express(
-        target.scaling,
-        metadata,
-        context_length=target.context_length,
-        baked=request.bake,
-        keep_short_context=request.keep_short_context,
+    start = state if target.freq_base is None else replace(state, freq_base=target.freq_base)
+    if _is_plain(request, start):
+        expression = _on_plain(request, target, start)
+    else:
+        expression = Composition(request=request, target=target, start=start).expression()
+    wanted = patched(start, expression)
+    keys = {**expression.keys, **_difference_of(metadata, wanted)}
+    tensors = {**expression.tensors, **_other_tensors(metadata, wanted)}
+    keys |= _record(request, target, metadata)
+    return target, replace(
+        expression, keys=MappingProxyType(keys), tensors=MappingProxyType(tensors)
     )
-    if target.freq_base is None or metadata.key("freq_base") in expression.keys:
-        return target, expression
-    base = TypedValue(type=KEYS["freq_base"].type, value=target.freq_base)
-    keys = {**expression.keys, metadata.key("freq_base"): base}
-    return target, replace(expression, keys=keys)
 
 
 def patched(metadata: RopeMetadata, expression: Expression) -> RopeMetadata:
@@ -56,6 +76,7 @@ def patched(metadata: RopeMetadata, expression: Expression) -> RopeMetadata:
     values = {
         fields[key]: None if value is None else value.value
         for key, value in expression.keys.items()
+        if not is_record(key)
     }
     tensors = {tensor.name: tensor for tensor in metadata.factor_tensors}
     for name, factors in expression.tensors.items():
@@ -69,7 +90,7 @@ def patched(metadata: RopeMetadata, expression: Expression) -> RopeMetadata:
         "factor_tensors": tuple(tensors.values()),
         "mistyped": mistyped,
     }
-    return replace(metadata, **changes)
+    return with_record(replace(metadata, **changes), expression.keys)
 
 
 def refusal(request: ScalingRequest, metadata: RopeMetadata) -> str | None:
@@ -95,65 +116,188 @@ def check_start(
     if request.from_config is not None:
         _check_config(target, before)
         return
-    declared = declared_scaling(before)
+    start = trained_state(before)
+    if not request.replace_scaling:
+        _check_scores(request, target, start, after)
+    declared = declared_scaling(start)
     if declared is None or request.replace_scaling:
         return
-    original = before.original_context if _is_extension(before) else None
-    if isinstance(target.scaling, Unscaled) and target.context_length <= (original or 0):
-        return
-    found = _difference(_Change(request=request, target=target, before=before, after=after))
+    found = _departure(_Change(request=request, target=target, before=start, after=after))
     if found is not None:
-        reason, instead = found
         raise RequestError(
-            f"the file is already scaled ({declared}), and {_named(request, target)} does not "
-            f"start from that: {reason}. {instead}, or give `replace_scaling` to drop the scaling "
-            "that the file has"
+            f"the file is already scaled ({declared}), and {named(request, target)} does not "
+            f"start from that: {found}. {instead(start, target)}, {DROP}"
         )
 
 
-def declared_scaling(metadata: RopeMetadata) -> str | None:
-    """Return in words how the file is scaled, None where it is not."""
-    factor = declared_factor(metadata)
-    kind = metadata.scaling_type or "linear"
-    parts = []
-    if factor != 1 and kind in ("linear", "yarn"):
-        over = f" over {metadata.original_context}" if metadata.original_context else ""
-        parts.append(f"{'YaRN' if kind == 'yarn' else kind} {factor:g}{over}")
-    elif factor != 1 and kind == "longrope":
-        parts.append(f"factor {factor:g}")
-    parts += [tensor.name.removesuffix(".weight") for tensor in metadata.factor_tensors]
-    if metadata.attn_factor not in (None, 1):
-        parts.append(f"attn_factor {metadata.attn_factor:g}")
-    if metadata.yarn_log_multiplier:
-        parts.append(f"yarn_log_multiplier {metadata.yarn_log_multiplier:g}")
-    return ", ".join(parts) or None
-
-
-def reached_context(metadata: RopeMetadata) -> int | None:
-    """Return the context that a further scaling of this file starts from, in tokens.
-
-    With factor tensors that is the whole context they reach; a linear factor starts from that
-    share of it, which the file does not say; else it is what the file says.
-    """
-    context = metadata.context_length
-    if context is None or metadata.factor_tensors:
-        return context
-    if metadata.original_context is not None:
-        return min(metadata.original_context, context)
-    factor = declared_factor(metadata)
-    if factor > 1 and metadata.scaling_type in (None, "linear"):
-        return round(context / factor)
-    return context
-
-
-def _is_extension(metadata: RopeMetadata) -> bool:
-    """Return whether the scaling extends a context that the file names: it may be dropped."""
+def _is_plain(request: ScalingRequest, start: RopeMetadata) -> bool:
+    """Return whether the scheme is said over plain RoPE: there is nothing below it to keep, or the
+    request says the whole scaling."""
     return (
-        metadata.original_context is not None
-        and not metadata.finetuned
-        and not metadata.yarn_log_multiplier
-        and not metadata.factor_tensors
+        request.from_config is not None
+        or request.replace_scaling
+        or declared_scaling(start) is None
+        or request.scaling in ("factors", "longrope")
     )
+
+
+def _on_plain(request: ScalingRequest, target: Target, start: RopeMetadata) -> Expression:
+    scaling = _with_own_attention(request, target.scaling, start)
+    scored = _with_scores(request, scaling, start)
+    if scored is not None:
+        start, scaling = scored
+    expression = express(
+        scaling,
+        start,
+        context_length=target.context_length,
+        baked=request.bake,
+        keep_short_context=request.keep_short_context,
+    )
+    kept = _kept_floor(request, start, expression)
+    if scored is not None:
+        kept["yarn_log_multiplier"] = start.yarn_log_multiplier
+    if kept:
+        expression = replace(expression, keys={**expression.keys, **typed(start, kept)})
+    base = start.key("freq_base")
+    if target.freq_base is None or base in expression.keys:
+        return expression
+    value = TypedValue(type=KEYS["freq_base"].type, value=target.freq_base)
+    return replace(expression, keys={**expression.keys, base: value})
+
+
+def _with_scores(
+    request: ScalingRequest, scaling: RopeScaling, start: RopeMetadata
+) -> tuple[RopeMetadata, Yarn] | None:
+    """Return YaRN for an architecture that scales attention scores by the factor, and the state it
+    is for; None where it is no such request.
+
+    YaRN multiplies scores by the square of its attention factor. In MLA only a part of the query
+    and the key rotates: the file says the whole with yarn_log_multiplier, as DeepSeek's do, and
+    where that is not read, the attention factor is 1, which leaves the scores as they are.
+    """
+    arch = architecture(start.architecture)
+    says_more = request.from_config is not None or request.attn_factor is not None
+    if not isinstance(scaling, Yarn) or not arch.scores_by_factor or says_more:
+        return None
+    if "yarn_log_multiplier" in arch.reads:
+        unit = 1 / arch.log_multiplier_unit
+        start = replace(start, yarn_log_multiplier=start.yarn_log_multiplier or unit)
+        implied = yarn_file_magnitude(start, arch, scaling.factor)
+        return start, replace(scaling, attention_factor=implied)
+    return start, replace(scaling, attention_factor=1.0)
+
+
+def _kept_floor(
+    request: ScalingRequest, start: RopeMetadata, expression: Expression
+) -> dict[str, Any]:
+    """Return the original context that the attention temperature rises from, where the edits would
+    take it away or the context length, which changes, stands in for it."""
+    arch = architecture(start.architecture)
+    if request.from_config is not None or request.replace_scaling:
+        return {}
+    if arch.temperature != "original-context" or not start.temperature_scale:
+        return {}
+    if expression.keys.get(start.key("original_context")) is not None:
+        return {}
+    return {"original_context": start.original_context or start.context_length}
+
+
+def _check_scores(
+    request: ScalingRequest, target: Target, start: RopeMetadata, after: RopeMetadata
+) -> None:
+    """Raise RequestError where the factor would change attention scores (deepseek2.cpp 433-443) in
+    another way than YaRN does."""
+    arch = architecture(start.architecture)
+    if not arch.scores_by_factor:
+        return
+    try:
+        old, new = (
+            effective(each, context_tokens=target.context_length).values["attention_scale"].value
+            for each in (start, after)
+        )
+    except (FileError, RequestError):
+        return
+    scales = [float(value or 1) for value in (old, new)]
+    if abs(scales[1] / scales[0] - 1) <= _TOLERANCE:
+        return
+    if isinstance(target.scaling, Yarn) and request.attn_factor is None:
+        return
+    what = "`attn_factor`" if isinstance(target.scaling, Yarn) else f"`scaling` {request.scaling}"
+    raise RequestError(
+        f"{what} also multiplies the attention scores of {arch.name} by "
+        f"{scales[1] / scales[0]:.4g}: ask for yarn without an attention factor, or give "
+        "`replace_scaling` to have it all the same"
+    )
+
+
+def _with_own_attention(
+    request: ScalingRequest, scaling: RopeScaling, start: RopeMetadata
+) -> RopeScaling:
+    """Factors given as they are keep the attention factor and the threshold that the file has."""
+    if request.replace_scaling or declared_scaling(start) is None:
+        return scaling
+    if isinstance(scaling, LongRope) and start.tensor(ROPE_FACTORS_LONG) is not None:
+        original = start.original_context or scaling.original_context
+        scaling = replace(scaling, original_context=original)
+    if isinstance(scaling, FrequencyFactors | LongRope) and request.attn_factor is None:
+        return replace(scaling, attention_factor=magnitude(start))
+    return scaling
+
+
+def _difference_of(metadata: RopeMetadata, wanted: RopeMetadata) -> dict[str, TypedValue | None]:
+    """Return the keys that take a file with `metadata` to `wanted`, where an earlier patch left
+    other values than `wanted` starts from."""
+    keys: dict[str, TypedValue | None] = {}
+    if metadata.trained is None:
+        return keys
+    for field in STATE_FIELDS:
+        value = getattr(wanted, field)
+        if value != getattr(metadata, field):
+            typed = None if value is None else TypedValue(type=KEYS[field].type, value=value)
+            keys[metadata.key(field)] = typed
+    return keys
+
+
+def _other_tensors(metadata: RopeMetadata, wanted: RopeMetadata) -> dict[str, Floats | None]:
+    if metadata.trained is None:
+        return {}
+    tensors: dict[str, Floats | None] = {
+        tensor.name: None
+        for tensor in metadata.factor_tensors
+        if wanted.tensor(tensor.name) is None
+    }
+    for tensor in wanted.factor_tensors:
+        if tensor.values is not None:
+            tensors[tensor.name] = tensor.values
+    return tensors
+
+
+def _record(
+    request: ScalingRequest, target: Target, metadata: RopeMetadata
+) -> dict[str, TypedValue | None]:
+    """Return the keys that record what the model was trained with, once a patch goes beyond it.
+
+    A config, and a patch within the trained context, say what the model is: they leave no record.
+    """
+    old: dict[str, TypedValue | None] = dict.fromkeys(record_of(metadata))
+    trained, state = trained_context(metadata), trained_state(metadata)
+    if request.from_config is not None or trained is None:
+        return old
+    if target.context_length <= trained.tokens:
+        return old
+    tokens = trained.tokens
+    if request.replace_scaling:
+        unscaled: dict[str, Any] = dict.fromkeys(STATE_FIELDS[2:])
+        state = replace(state, factor_tensors=(), **unscaled)
+        tokens = target.original_context
+    elif declared_scaling(state) is None:
+        tokens = target.original_context
+    elif state.scaling_type == "yarn":
+        original = state.original_context or state.context_length
+        state = replace(state, original_context=original)
+    if target.freq_base is not None:
+        state = replace(state, freq_base=target.freq_base)
+    return {**old, **record_keys(state, tokens)}
 
 
 def _check_config(target: Target, before: RopeMetadata) -> None:
@@ -206,17 +350,6 @@ class _Change:
         original = min(self.before.original_context or longest, longest)
         return sorted({original, min(original + CONTEXT_GRANULE, longest), longest})
 
-    def growth(self) -> float:
-        """Return how many times further the request reaches than the file does."""
-        before, target = self.before, self.target
-        reached: float = before.context_length or target.original_context
-        if before.original_context and not before.factor_tensors:
-            scaled = before.original_context * declared_factor(before)
-            reached = min(reached, max(scaled, 1.0))
-        factor = self.request.factor or 1
-        wanted = max(target.context_length, round(target.original_context * factor))
-        return max(wanted / reached, 1.0)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
@@ -226,86 +359,29 @@ class _Group:
     before: LayerGroup
     after: LayerGroup
 
-    def ratios(self) -> list[float]:
-        """Return how many times as fast each pair of dimensions turns."""
+    def fastest(self) -> float:
+        """Return how many times as fast as before the pairs turn, at most."""
         old, new = self.before.inverse_frequencies, self.after.inverse_frequencies
         if len(old) != len(new):
-            return [1.0]
-        return [b / a for a, b in zip(old, new, strict=True) if a > 0 and b > 0] or [1.0]
+            return 1.0
+        return max([b / a for a, b in zip(old, new, strict=True) if a > 0] or [1.0])
 
 
-def _difference(change: _Change) -> tuple[str, str] | None:
-    """Return what the new scaling does that the file's own does not allow, and what to do."""
-    growth = change.growth()
+def _departure(change: _Change) -> str | None:
+    """Return how the result leaves the rotation of the file, where it does.
+
+    No pair may turn faster than before, and the attention factor may not fall: what remains is
+    factors and a base that were given as numbers.
+    """
     try:
         groups = [group for tokens in change.contexts() for group in change.groups(tokens)]
     except (FileError, RequestError):
         return None
     for group in groups:
-        ratios = group.ratios()
-        if max(ratios) > 1 + _TOLERANCE:
-            faster = f"{group.name} layers would turn up to {max(ratios):.4g} times as fast"
-            return faster, _instead(change)
-        if 1 / min(ratios) > growth * 1.02 and change.request.long_factors is None:
-            slower = f"{group.name} layers would turn up to {1 / min(ratios):.4g} times as slowly"
-            return f"{slower}, for {growth:.4g} times the context", _instead(change)
-    whole = next((group for group in reversed(groups) if group.name == "global"), None)
-    return None if whole is None else _attention_difference(change, whole)
-
-
-def _attention_difference(change: _Change, whole: _Group) -> tuple[str, str] | None:
-    """Return how the attention factor leaves the convention of the file, and what to do.
-
-    The convention is YaRN's 1 + 0.1 ln factor, which may grow with the factor; with
-    yarn_log_multiplier, or a number of the file's own, it is kept unless the request gives another.
-    """
-    before, scaling = change.before, change.target.scaling
-    old, new = whole.before.magnitude, whole.after.magnitude
-    own = before.attn_factor or 1.0
-    moved = own != (change.after.attn_factor or 1.0)
-    if not moved and abs(new / old - 1) <= _TOLERANCE:
-        return None
-    if before.yarn_log_multiplier:
-        keeps = not moved
-    else:
-        usual = yarn_mscale(declared_factor(before)) if before.scaling_type == "yarn" else 1.0
-        grows = abs(old / usual - 1) <= _TOLERANCE and new > old * (1 - _TOLERANCE)
-        keeps = grows or change.request.attn_factor is not None
-    if keeps:
-        return None
-    wanted = old
-    if isinstance(scaling, Yarn):
-        arch = architecture(before.architecture)
-        wanted = yarn_file_magnitude(before, arch, scaling.factor) * own
-    keep = f"Give `attn_factor` {wanted:.6g} to keep it"
-    return (
-        f"the attention factor would be {new:.6g}, where the file's own keys give {wanted:.6g}",
-        keep if isinstance(scaling, Yarn) else _instead(change),
-    )
-
-
-def _named(request: ScalingRequest, target: Target) -> str:
-    factor = getattr(target.scaling, "factor", None)
-    if factor is None:
-        return request.scaling
-    return f"{request.scaling} {factor:.4g} over {target.original_context}"
-
-
-def _instead(change: _Change) -> str:
-    """Return what to ask for: a request that starts from the rotation that the file has."""
-    before, target = change.before, change.target
-    start = reached_context(before)
-    kind = before.scaling_type or "linear"
-    if before.context_length and target.context_length <= before.context_length:
-        return f"The file reaches {before.context_length} tokens as it is"
-    if before.tensor(ROPE_FACTORS_LONG) is not None and before.tensor(ROPE_FREQS) is None:
-        return f"Ask for yarn with `keep_short_context` and `original_context` {start}"
-    if before.factor_tensors:
-        return f"Ask for yarn, ntk or linear with `original_context` {start}"
-    if start and declared_factor(before) > 1 and kind in ("linear", "yarn"):
-        factor = max(target.context_length / start, declared_factor(before))
-        return (
-            f"Raise the factor that it has: `scaling` {kind} with `original_context` {start} and "
-            f"`factor` {factor:.6g}"
-        )
-    return "Use the file as it is"
+        fastest = group.fastest()
+        if fastest > 1 + _TOLERANCE:
+            return f"{group.name} layers would turn up to {fastest:.4g} times as fast"
+        old, new = group.before.magnitude, group.after.magnitude
+        if new < old * (1 - _TOLERANCE) and change.request.attn_factor is None:
+            return f"the attention factor would fall from {old:.6g} to {new:.6g}"
+    return None

@@ -23,6 +23,7 @@ from ggufrope.rope.lint import Finding, Severity, lint
 from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import RopeMetadata, read_metadata
 from ggufrope.rope.purpose import purpose
+from ggufrope.rope.trained import read_record
 
 _READABLE = {F32: "f", F16: "e", F64: "d"}
 """How the values of a factor tensor are stored: llama.cpp rotates with F32 alone, but what others
@@ -100,7 +101,9 @@ def read_model(path: Path) -> StoredModel:
                 count = len(data) // struct.calcsize(code)
                 factors[name] = struct.unpack(f"{shard.header.byte_order}{count}{code}", data)
     whole = replace(files.header, tensors=files.tensors)
-    return StoredModel(path=path, files=files, metadata=read_metadata(whole, factors))
+    metadata = read_metadata(whole, factors)
+    metadata = replace(metadata, trained=read_record(whole, metadata))
+    return StoredModel(path=path, files=files, metadata=metadata)
 
 
 def inspect(

@@ -33,6 +33,7 @@ from ggufrope.errors import RequestError, StorageError
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.keys import FACTOR_TENSORS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ggufrope.rope.llamacpp import rotary_dimensions
+from ggufrope.rope.trained import is_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,11 +89,12 @@ def overlay(model: StoredModel, expression: Expression, folder: Path) -> Overlay
     None where only a copy can say it: a key or tensor of the file goes, a tensor of it changes, or
     symbolic links cannot be made in `folder`. Raises StorageError where the folder cannot be used.
     """
-    goes = any(new is None and model.header.find(key) for key, new in expression.keys.items())
+    written = {key: new for key, new in expression.keys.items() if not is_record(key)}
+    goes = any(new is None and model.header.find(key) for key, new in written.items())
     if goes or any(map(model.files.shard_of, expression.tensors)):
         return None
     keys: dict[str, int | float | bool | str] = {}
-    for key, new in expression.keys.items():
+    for key, new in written.items():
         if new is not None:
             if not isinstance(new.value, bool | int | float | str) or _too_long(key, new.value):
                 return None

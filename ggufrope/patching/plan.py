@@ -25,6 +25,13 @@ from ggufrope.rope.effective import EffectiveRope
 from ggufrope.rope.encode import Expression, Ignored
 from ggufrope.rope.lint import Finding, lint
 from ggufrope.rope.llamacpp import effective
+from ggufrope.rope.trained import (
+    TrainedContext,
+    declared_scaling,
+    published_original,
+    trained_context,
+    trained_state,
+)
 
 if TYPE_CHECKING:
     from ggufrope.container.shards import Shard
@@ -50,12 +57,14 @@ class PatchPlan:
     """What a patch will change, what the runtime will do with the result, and how it is stored.
 
     `findings` and `effective` are about the file as it will be, in a context of its new length.
+    `trained` is the context that the scaling starts from, None where the file says none.
     `unchanged` are the numbers of layers that rotate as before.
     `stores` has one entry per file written, the file with the metadata last.
     """
 
     model: StoredModel
     target: Target
+    trained: TrainedContext | None
     edits: tuple[Edit, ...]
     ignored: tuple[Ignored, ...]
     flags: tuple[str, ...]
@@ -139,10 +148,11 @@ def plan_patch(
     return PatchPlan(
         model=model,
         target=target,
+        trained=_trained(request, model.metadata),
         edits=changed,
         ignored=expression.ignored,
         flags=expression.flags,
-        notes=(*expression.notes, *_side_effects(model, wanted)),
+        notes=(*expression.notes, *_side_effects(model, wanted), *_other_original(request, model)),
         findings=lint(wanted),
         effective=effective(wanted),
         unchanged=_unchanged(model.metadata, wanted),
@@ -196,6 +206,25 @@ def _side_effects(model: StoredModel, after: RopeMetadata) -> Iterator[str]:
         yield (
             f"the attention temperature rises beyond the original context, which moves from {old} "
             f"to {new} tokens: outputs beyond {min(old or 0, new or 0)} tokens change"
+        )
+
+
+def _trained(request: ScalingRequest, metadata: RopeMetadata) -> TrainedContext | None:
+    """Return the context that the scaling starts from: as given, else as the file has it."""
+    given = request.original_context
+    unscaled = request.replace_scaling or declared_scaling(trained_state(metadata)) is None
+    if given is not None and unscaled:
+        return TrainedContext(tokens=given, original=given, source="as given")
+    return trained_context(metadata)
+
+
+def _other_original(request: ScalingRequest, model: StoredModel) -> Iterator[str]:
+    """Yield where the authors of the model scale from another context than the file declares."""
+    published = published_original(trained_state(model.metadata))
+    if request.scaling == "yarn" and request.original_context is None and published is not None:
+        yield (
+            f"the authors of this model give YaRN over an original context of {published} tokens, "
+            f"not over the {model.metadata.context_length} that the file declares"
         )
 
 

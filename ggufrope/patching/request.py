@@ -9,7 +9,7 @@ its flags in their place.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
@@ -27,6 +27,13 @@ from ggufrope.rope.scaling import (
     RopeScaling,
     Unscaled,
     Yarn,
+)
+from ggufrope.rope.trained import (
+    TrainedContext,
+    declared_factor,
+    declared_scaling,
+    trained_context,
+    trained_state,
 )
 
 if TYPE_CHECKING:
@@ -175,33 +182,125 @@ class Target:
 def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
     """Return the scheme and context length that `request` means on this model.
 
-    Raises RequestError where the request contradicts itself or what the file declares.
+    A scheme starts from the rotation that the file has, in the context it was trained for: see
+    `start_of`. Raises RequestError where the request contradicts itself or what the file declares.
     """
     if request.freq_base is not None and not (
         math.isfinite(request.freq_base) and request.freq_base > 1
     ):
         raise RequestError(f"`freq_base` {request.freq_base:g} must be a finite number above 1")
     if request.from_config is not None:
-        return _resolve_config(request, _config(Path(request.from_config)), metadata)
+        config = _config(Path(request.from_config))
+        return _resolve_config(request, config, trained_state(metadata))
     if request.scaling == "file":
         raise RequestError(f"missing `scaling`; choose one of: {', '.join(SCHEMES)}")
     if request.scaling not in SCHEMES:
         raise RequestError(f"`scaling` {request.scaling}: expected one of {', '.join(SCHEMES)}")
     _refuse_foreign(request, request.scaling)
-    original = _original_context(request, metadata)
-    if request.scaling == "none":
+    scheme, request = request.scaling, _from_original(request, metadata)
+    start = start_of(request, metadata)
+    if scheme == "none":
+        if request.target_context is not None:
+            _check_target(request.target_context, start)
         return Target(
             scaling=Unscaled(),
-            original_context=original,
-            context_length=request.target_context or original,
+            original_context=start.context,
+            context_length=request.target_context or start.context,
             freq_base=request.freq_base,
         )
-    factor, target = _factor_and_target(request, original)
+    factor, target = _factor_and_target(request, start)
     return Target(
-        scaling=_scheme(request, request.scaling, factor, original),
-        original_context=original,
+        scaling=_scheme(request, scheme, factor, start),
+        original_context=start.context,
         context_length=target,
         freq_base=request.freq_base,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a scaling starts on one model; contexts in tokens.
+
+    context: the context that the scheme's factor counts from. Where the scheme raises the factor
+        that the file has, that is the context before it, and `raised` is that factor; else it is
+        the trained context.
+    reached: the context that the file reaches already.
+    ramp: the context in which plain RoPE of the file's base turns as often as the file does within
+        its trained context: schemes that tell fast pairs from slow ones count turns in it.
+    """
+
+    context: int
+    reached: int
+    ramp: int
+    raised: float = 1.0
+
+
+def start_of(request: ScalingRequest, metadata: RopeMetadata) -> Start:
+    """Return where the scheme of `request` starts on this model.
+
+    Linear onto linear, and YaRN onto YaRN, raise the factor that the file has. Anything else goes
+    on top of the rotation that it has within its trained context. Raises RequestError where
+    `original_context` says another start than the file.
+    """
+    asked = request.original_context
+    if asked is not None and asked < 1:
+        raise RequestError(f"`original_context` {asked} must be 1 or more")
+    trained, state = trained_context(metadata), trained_state(metadata)
+    declared = declared_scaling(state)
+    if trained is None:
+        if asked is None:
+            raise RequestError("the file declares no context length: give `original_context`")
+        return Start(context=asked, reached=asked, ramp=asked)
+    if request.replace_scaling:
+        context = asked or trained.original
+        return Start(context=context, reached=context, ramp=context)
+    if declared is None:
+        context = asked or trained.tokens
+        return Start(context=context, reached=context, ramp=context)
+    if raises_factor(request, state):
+        if asked not in (None, trained.original):
+            raise RequestError(_other_start(declared, asked, trained))
+        return Start(
+            context=trained.original,
+            reached=trained.tokens,
+            ramp=trained.original,
+            raised=declared_factor(state),
+        )
+    if asked not in (None, trained.tokens):
+        raise RequestError(_other_start(declared, asked, trained))
+    return Start(context=trained.tokens, reached=trained.tokens, ramp=trained.original)
+
+
+def _from_original(request: ScalingRequest, metadata: RopeMetadata) -> ScalingRequest:
+    """Return a request that raises a factor and counts from the trained context, as one that counts
+    from the original context."""
+    trained = trained_context(metadata)
+    asked = request.original_context
+    if trained is None or request.replace_scaling or asked != trained.tokens:
+        return request
+    if not raises_factor(request, trained_state(metadata)):
+        return request
+    growth = trained.tokens / trained.original
+    factor = None if request.factor is None else request.factor * growth
+    return replace(request, original_context=None, factor=factor)
+
+
+def raises_factor(request: ScalingRequest, state: RopeMetadata) -> bool:
+    """Return whether the request is for more of the scaling that the file has."""
+    if declared_factor(state) <= 1:
+        return False
+    kind = state.scaling_type or "linear"
+    if request.scaling == "linear":
+        return kind in ("linear", "longrope")
+    return request.scaling == kind == "yarn"
+
+
+def _other_start(declared: str, asked: int | None, trained: TrainedContext) -> str:
+    return (
+        f"`original_context` {asked} is not where a scaling of this file starts: it is scaled "
+        f"already ({declared}) and reaches {trained.tokens} tokens ({trained.source}). Leave "
+        "`original_context` out to extend that, or give `replace_scaling` to drop the scaling that "
+        "the file has"
     )
 
 
@@ -248,57 +347,41 @@ def _names(fields_: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in fields_)
 
 
-def _original_context(request: ScalingRequest, metadata: RopeMetadata) -> int:
-    """Return the context length that the model was trained for, before any scaling."""
-    if request.original_context is not None:
-        if request.original_context < 1:
-            raise RequestError(f"`original_context` {request.original_context} must be 1 or more")
-        return request.original_context
-    if metadata.original_context:
-        return metadata.original_context
-    if not metadata.context_length:
-        raise RequestError("the file declares no context length: give `original_context`")
-    factor = declared_factor(metadata)
-    if factor != 1:
-        start = f"{metadata.context_length / max(factor, 1.0):.0f}"
+def _check_target(target: int, start: Start) -> None:
+    if target < start.reached:
         raise RequestError(
-            f"the file is already scaled by {factor:g} and does not say from what: give "
-            f"`original_context`, which is {start} where that factor reaches its "
-            f"{metadata.context_length} tokens"
+            f"`target_context` {target} is below the {start.reached} tokens that the file reaches "
+            "as it is: there is nothing to extend; set the shorter context at run time"
         )
-    return metadata.context_length
 
 
-def declared_factor(metadata: RopeMetadata) -> float:
-    """Return the factor that acts: 1 where there is none, or none that llama.cpp would load."""
-    if metadata.scaling_type == "none":
-        return 1.0
-    declared = metadata.scale_linear if metadata.factor is None else metadata.factor
-    return declared if declared and math.isfinite(declared) and declared > 0 else 1.0
-
-
-def _factor_and_target(request: ScalingRequest, original: int) -> tuple[float, int]:
-    target, factor = request.target_context, request.factor
-    if target is not None and target < original:
-        raise RequestError(
-            f"`target_context` {target} is below the original context of {original}: there is "
-            "nothing to extend; set the shorter context at run time"
-        )
+def _factor_and_target(request: ScalingRequest, start: Start) -> tuple[float, int]:
+    target, factor, context = request.target_context, request.factor, start.context
+    if target is not None:
+        _check_target(target, start)
     if factor is None:
         if target is None:
             raise RequestError("missing `target_context` or `factor`: give how far to extend")
-        return target / original, target
+        return max(target / context, start.raised), target
     Linear(factor=factor)  # refuses a factor that is no extension before it is multiplied
-    reach = math.floor(original * factor)
+    reach = math.floor(context * factor)
     if target is not None and target > reach:
         raise RequestError(
-            f"`factor` {factor:g} takes {original} tokens to {reach}, not to `target_context` "
+            f"`factor` {factor:g} takes {context} tokens to {reach}, not to `target_context` "
             f"{target}: leave the factor out, or raise it"
+        )
+    if factor < start.raised:
+        raise RequestError(
+            f"`factor` {factor:g} counts from {context} tokens, and the file has {start.raised:g} "
+            f"there already, which reaches {start.reached} tokens: give a larger factor, or "
+            "`target_context` alone"
         )
     return factor, target or reach
 
 
-def _scheme(request: ScalingRequest, scheme: Scheme, factor: float, original: int) -> RopeScaling:
+def _scheme(request: ScalingRequest, scheme: Scheme, factor: float, start: Start) -> RopeScaling:
+    original = start.ramp
+
     def given(**names: str) -> dict[str, Any]:
         values = {to: getattr(request, name) for to, name in names.items()}
         return {to: value for to, value in values.items() if value is not None}
@@ -309,7 +392,7 @@ def _scheme(request: ScalingRequest, scheme: Scheme, factor: float, original: in
         case "ntk":
             return NtkAware(factor=factor)
         case "dynamic-ntk":
-            return DynamicNtk(factor=factor, original_context=original)
+            return DynamicNtk(factor=factor, original_context=start.context)
         case "ntk-by-parts":
             betas = given(beta_fast="beta_fast", beta_slow="beta_slow")
             return NtkByParts(factor=factor, original_context=original, **betas)
@@ -329,7 +412,7 @@ def _scheme(request: ScalingRequest, scheme: Scheme, factor: float, original: in
             return LongRope(
                 long_factors=long,
                 short_factors=short or (1.0,) * len(long),
-                original_context=original,
+                original_context=start.context,
                 factor=factor,
                 attention_factor=request.attn_factor,
             )

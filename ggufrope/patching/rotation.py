@@ -13,20 +13,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ggufrope.errors import FileError, RequestError
-from ggufrope.patching.request import ScalingRequest, resolve
+from ggufrope.patching.request import ScalingRequest, raises_factor, resolve
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.effective import RopeOverrides
-from ggufrope.rope.encode import bake
-from ggufrope.rope.frequencies import frequencies
-from ggufrope.rope.keys import ROPE_FACTORS_SHORT, ROPE_FREQS
+from ggufrope.rope.encode import STILL, bake
+from ggufrope.rope.frequencies import frequencies, plain_frequencies
+from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ggufrope.rope.llamacpp import effective, file_base, number, rotary_dimensions
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.overrides import context_overrides
+from ggufrope.rope.trained import declared_scaling, trained_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ggufrope.patching.request import Target
+    from ggufrope.rope.architectures import Architecture
     from ggufrope.rope.effective import LayerGroup
     from ggufrope.rope.frequencies import Frequencies
     from ggufrope.rope.scaling import RopeScaling
@@ -95,6 +97,10 @@ def rotation_of(
             f"the target of {target_context} tokens is not above the original context of "
             f"{target.original_context}: there is nothing to search for"
         )
+    metadata = trained_state(metadata)
+    original = target.original_context
+    if metadata.tensor(ROPE_FACTORS_LONG) is not None and original_context is None:
+        original = metadata.original_context or original
     arch = architecture(metadata.architecture)
     n_rot = rotary_dimensions(metadata, arch)
     if n_rot < 4:
@@ -104,9 +110,9 @@ def rotation_of(
     return Rotation(
         n_rot=n_rot,
         base=number(file_base(metadata, arch)),
-        original_context=target.original_context,
+        original_context=original,
         target_context=target.context_length,
-        native=_native(metadata),
+        native=None if raises_factor(request, metadata) else _native(metadata, arch),
     )
 
 
@@ -124,14 +130,15 @@ def exact_overrides(
 ) -> RopeOverrides | None:
     """Return context parameters under which a loaded model rotates as `target` says.
 
-    `written` is what the file would declare with the scheme written into it: sliding-window layers,
+    `written` is what the file would declare with the scheme written into it. Sliding-window layers,
     which a scheme leaves alone in some architectures and not in others, have to rotate as they do
-    there. None is returned where there are no such parameters: the scheme lives in tensors, or the
-    file's own settings would show through.
+    there; in a file that is scaled already, all layers have to. None is returned where there are no
+    such parameters: the scheme lives in tensors, or the file's own settings would show through.
     """
     arch = architecture(metadata.architecture)
     n_rot = rotary_dimensions(metadata, arch)
-    base = target.freq_base or number(file_base(metadata, arch))
+    state = trained_state(metadata)
+    base = target.freq_base or number(file_base(state, arch))
     rebased = replace(metadata, freq_base=base)
     wanted = frequencies(target.scaling, n_rot=n_rot, base=base, context_tokens=context_tokens)
     try:
@@ -143,7 +150,7 @@ def exact_overrides(
         return None
     groups = {group.name: group for group in predicted.groups}
     expected: dict[str, Frequencies | LayerGroup] = {group.name: group for group in there}
-    if "global" in groups:
+    if "global" in groups and (written is None or declared_scaling(state) is None):
         expected["global"] = wanted
     alike = all(_alike(groups[name], expected[name]) for name in groups.keys() & expected.keys())
     return overrides if expected and alike else None
@@ -156,10 +163,18 @@ def _alike(predicted: LayerGroup, expected: Frequencies | LayerGroup) -> bool:
     )
 
 
-def _native(metadata: RopeMetadata) -> tuple[float, ...] | None:
-    """The factors in use up to the original context, where the file has any."""
-    for name in (ROPE_FREQS, ROPE_FACTORS_SHORT):
-        tensor = metadata.tensor(name)
-        if tensor is not None and tensor.values is not None:
-            return tuple(map(float, tensor.values))
-    return None
+def _native(metadata: RopeMetadata, arch: Architecture) -> tuple[float, ...] | None:
+    """The factors over plain RoPE that the file's own scaling amounts to in its short contexts,
+    None where it has none."""
+    tensor = metadata.tensor(ROPE_FREQS) or metadata.tensor(ROPE_FACTORS_SHORT)
+    if tensor is not None and tensor.values is None:
+        return None
+    if declared_scaling(metadata) is None:
+        return None
+    groups = effective(metadata, context_tokens=1).groups
+    whole = next((group for group in groups if group.name == "global"), None)
+    if whole is None:
+        return None
+    plain = plain_frequencies(whole.n_rot, number(file_base(metadata, arch)))
+    pairs = zip(plain, whole.inverse_frequencies, strict=True)
+    return single(min(theta / own, STILL) if own > 0 else STILL for theta, own in pairs)

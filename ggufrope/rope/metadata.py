@@ -81,7 +81,11 @@ class FactorTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeMetadata:
-    """The declared settings of one model. Lengths are tokens, counts are layers or dimensions."""
+    """The declared settings of one model. Lengths are tokens, counts are layers or dimensions.
+
+    `trained` is what an earlier patch of ours recorded: the settings as they were before it, with
+    the trained context as `context_length`.
+    """
 
     architecture: str
     context_length: int | None = None
@@ -131,6 +135,7 @@ class RopeMetadata:
     factor_tensors: tuple[FactorTensor, ...] = ()
     mistyped: tuple[Mistyped, ...] = ()
     unread: tuple[UnreadKey, ...] = ()
+    trained: RopeMetadata | None = None
 
     def key(self, field: str) -> str:
         """The GGUF key that `field` is read from."""

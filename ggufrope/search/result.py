@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggufrope.patching.command import patch_command
-from ggufrope.patching.compose import declared_scaling
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.overrides import command_flags, context_overrides
 from ggufrope.rope.scaling import RopeScaling, Yarn
+from ggufrope.rope.trained import declared_scaling, trained_context, trained_state
 from ggufrope.search.engine import WINNER, YARN, Outcome
 from ggufrope.search.holdout import Comparison, SchemeScore
 from ggufrope.search.record import Candidate, encode_scheme
@@ -171,6 +171,8 @@ def searched_request(
     say the whole rotation, so they replace the scaling that the file has.
     """
     loads = architecture(model.metadata.architecture).loads_factors
+    replaces = loads and declared_scaling(trained_state(model.metadata)) is not None
+    original = _original_context(model, rotation)
     scheme: ScalingName = "yarn"
     if loads:
         scheme = "factors" if outcome.short is None else "longrope"
@@ -178,16 +180,19 @@ def searched_request(
         scaling=scheme,
         long_factors=str(factors_path) if loads else None,
         target_context=rotation.target_context,
-        original_context=_original_context(model, rotation),
+        original_context=rotation.original_context if replaces else original,
         attn_factor=rotation.magnitude(outcome.winner),
-        replace_scaling=loads and declared_scaling(model.metadata) is not None,
+        replace_scaling=replaces,
     )
 
 
 def _original_context(model: StoredModel, rotation: Rotation) -> int | None:
-    """The original context, None where it is what the file declares."""
-    declared = model.metadata.original_context or model.metadata.context_length
-    return None if rotation.original_context == declared else rotation.original_context
+    """The original context, None where it follows from the file."""
+    trained, state = trained_context(model.metadata), trained_state(model.metadata)
+    follows = {state.original_context}
+    if trained is not None:
+        follows |= {trained.tokens, trained.original}
+    return None if rotation.original_context in follows else rotation.original_context
 
 
 def _flags(model: StoredModel, scheme: RopeScaling) -> tuple[str, ...]:

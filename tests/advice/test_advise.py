@@ -11,12 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
+from ggufrope_cli.app import build as build_app
+from ggufrope_cli.options_scaling import ScalingOptions
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ggufrope.advice.advise import MEASURED, advise
 from ggufrope.container.types import Header, Span, TensorInfo
 from ggufrope.errors import RequestError
+from ggufrope.patching.command import FLAGS
+from ggufrope.patching.compose import encode_request, patched, refusal
 from ggufrope.rope.encode import express
 from ggufrope.rope.metadata import FactorTensor, RopeMetadata
+from ggufrope.rope.scaling import Yarn
+from tests.patching.states import STATES, state, trained_tokens
 
 GIB = 1 << 30
 MODEL = RopeMetadata(
@@ -63,7 +72,7 @@ def test_a_context_within_reach_needs_no_patch() -> None:
     [
         (16384, {}, ["YaRN", "NTK-aware", "linear"]),
         (32768, {}, ["YaRN", "NTK-aware", "linear"]),
-        (32768, {"scaling_type": "linear", "factor": 2.0}, ["linear"]),
+        (32768, {"scaling_type": "linear", "factor": 2.0}, ["linear", "NTK-aware"]),
         (16384, {"scaling_type": "yarn", "factor": 4.0, "original_context": 2048}, ["YaRN"]),
         (
             32768,
@@ -82,11 +91,29 @@ def test_the_order(target: int, fields: dict[str, Any], expected: list[str]) -> 
     assert methods(target, **fields) == expected
 
 
-def test_a_scaled_model_is_scaled_from_its_original_context() -> None:
+def test_a_scaled_model_is_scaled_from_its_trained_context() -> None:
     model = replace(MODEL, scaling_type="yarn", factor=4.0, original_context=2048)
     found = advise(HEADER, model, target_context=16384)
-    assert (found.original_context, found.ratio) == (2048, 8.0)
-    assert "--target-ctx 16384 --orig-ctx 2048" in found.options[0].commands[1]
+    assert (found.original_context, found.ratio) == (8192, 2.0)
+    assert found.trained.source == "YaRN's factor 4 times the original 2048"
+    assert found.options[0].scaling == Yarn(factor=8, original_context=2048)
+    assert found.options[0].commands[1].endswith("--scaling yarn --target-ctx 16384")
+
+
+def test_a_rotation_that_reaches_further_than_the_context_length_needs_no_scaling() -> None:
+    model = replace(MODEL, scaling_type="yarn", factor=4.0, original_context=4096)
+    option = advise(HEADER, model, target_context=16384).options[0]
+    assert option.method == "raise the context length"
+    assert option.commands[1].endswith("--scaling none --target-ctx 16384")
+
+
+def test_qwen3_is_scaled_from_what_its_authors_say() -> None:
+    model = replace(MODEL, architecture="qwen3", context_length=40960, key_length=128)
+    (yarn,) = (
+        o for o in advise(HEADER, model, target_context=131072).options if o.method == "YaRN"
+    )
+    assert yarn.scaling == Yarn(factor=4, original_context=32768)
+    assert yarn.commands[1].endswith("--target-ctx 131072 --orig-ctx 32768")
 
 
 def test_native_factors_are_scaled_from_the_context_they_reach() -> None:
@@ -138,19 +165,19 @@ MLA = {
     [
         (
             {"architecture": "gemma3", "context_length": 131072, "factor": 8.0},
-            ["linear"],
-            "--scaling linear --target-ctx 262144 --orig-ctx 16384",
+            ["linear", "NTK-aware"],
+            "--scaling linear --target-ctx 262144",
         ),
-        (MLA, ["YaRN"], "--scaling yarn --target-ctx 262144 --orig-ctx 4096 --attn-factor 1"),
+        (MLA, ["YaRN"], "--scaling yarn --target-ctx 262144"),
         (
             {**MLA, "architecture": "mistral3", "yarn_log_multiplier": 1.0},
-            ["YaRN"],
-            "--scaling yarn --target-ctx 262144 --orig-ctx 4096 --attn-factor 1",
+            ["YaRN", "YaRN in long factors only", "NTK-aware", "linear"],
+            "--scaling yarn --target-ctx 262144",
         ),
         (
             LONGROPE,
-            ["YaRN in long factors only"],
-            "--scaling yarn --target-ctx 262144 --orig-ctx 131072 --keep-short-context",
+            ["YaRN", "YaRN in long factors only", "NTK-aware", "linear"],
+            "--scaling yarn --target-ctx 262144",
         ),
         (
             {
@@ -159,7 +186,7 @@ MLA = {
                 "factor_tensors": (factor_tensor("rope_freqs", 8.0),),
             },
             ["YaRN", "YaRN in long factors only", "NTK-aware", "linear"],
-            "--scaling yarn --target-ctx 262144 --orig-ctx 131072",
+            "--scaling yarn --target-ctx 262144",
         ),
     ],
 )
@@ -171,7 +198,32 @@ def test_a_scaled_model_is_only_advised_what_starts_from_its_rotation(
     assert [option.method for option in advice.options] == methods_
     assert advice.options[0].commands[1].endswith(options)
     dropped = [warning for warning in advice.warnings if "not proposed" in warning]
-    assert len(dropped) == (len(methods_) == 1)
+    assert len(dropped) == (len(methods_) < 3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(which=st.sampled_from(STATES), growth=st.floats(1.01, 64))
+def test_what_is_advised_is_what_a_patch_accepts(which: tuple[str, str], growth: float) -> None:
+    """The very words of each command, read back by the command line, make a patch."""
+    file = state(*which)
+    target = round(growth * trained_tokens(file))
+    advice = advise(HEADER, file, target_context=target)
+    assert advice.options or advice.warnings
+    patch = typer.main.get_command(build_app("patch")).commands["patch"]  # type: ignore[attr-defined]
+    commands = 0
+    for option in advice.options:
+        for command in option.commands:
+            words = shlex.split(command)
+            if words[1] != "patch":
+                continue
+            given_ = patch.make_context("patch", words[2:]).params
+            request = ScalingOptions.of({name: given_[name] for name in FLAGS}).request()
+            assert refusal(request, file) is None
+            after = patched(file, encode_request(request, file)[1])
+            assert (after.context_length or 0) == target
+            commands += 1
+    patches = [option for option in advice.options if option.method != "searched factors"]
+    assert commands == len(patches)
 
 
 @pytest.mark.parametrize(
@@ -208,13 +260,13 @@ def test_how_far_counts_from_the_context_that_the_file_reaches() -> None:
     fields = {"context_length": 131072, "original_context": 4096}
     model = replace(MODEL, scaling_type="yarn", factor=32.0, **fields)
     found = advise(HEADER, model, target_context=262144)
-    assert found.options[0].reasons[0] == "2 times the file's context is within YaRN's usual reach"
+    assert found.options[0].reasons[0] == "2 times the trained context is within YaRN's usual reach"
     assert not any("is far" in warning for warning in found.warnings)
 
 
 def test_a_far_target_is_warned_of() -> None:
     (warning,) = advise(HEADER, MODEL, target_context=131072).warnings
-    assert "16 times the original context is far" in warning
+    assert "16 times the trained context is far" in warning
 
 
 RANKING = json.loads(

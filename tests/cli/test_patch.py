@@ -231,15 +231,54 @@ def test_a_trained_factor_is_not_lowered(cli: Call, tmp_path: Path) -> None:
     """Gemma 3's case: a trained linear factor of 8 must not become 2."""
     keys = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
     path = build("gemma3", tmp_path / "m.gguf", context=2048, keys=keys)[0]
-    wrong = ("--scaling", "linear", "--target-ctx", "4096", "--orig-ctx", "2048")
+    for words in (
+        ("--scaling", "linear", "--target-ctx", "4096"),
+        ("--scaling", "linear", "--target-ctx", "4096", "--orig-ctx", "2048"),
+        ("--scaling", "linear", "--orig-ctx", "256", "--factor", "16"),
+    ):
+        found = cli(
+            "patch", path, "-o", tmp_path / "right.gguf", *words, "--dry-run", "--json"
+        ).json
+        edits = {edit["key"]: edit["new"] for edit in found["edits"]}
+        assert edits["gemma3.rope.scaling.factor"] == 16.0
+        assert edits["gemma3.context_length"] == 4096
+        assert edits["ggufrope.rope.trained_context_length"] == 2048
+        assert found["trained_context"]["tokens"] == 2048
+    wrong = ("--scaling", "yarn", "--target-ctx", "4096", "--orig-ctx", "256")
     outcome = cli("patch", path, "-o", tmp_path / "o.gguf", *wrong)
     assert outcome.code == 2
-    assert "--orig-ctx 256 and --factor 16" in outcome.err
+    assert "--orig-ctx 256 is not where a scaling of this file starts" in outcome.err
     assert "--replace-scaling" in outcome.err
     assert cli("patch", path, "-o", tmp_path / "o.gguf", *wrong, "--replace-scaling").code == 0
-    right = ("--scaling", "linear", "--orig-ctx", "256", "--factor", "16")
-    edits = cli("patch", path, "-o", tmp_path / "right.gguf", *right, "--json").json["edits"]
-    assert {edit["key"]: edit["new"] for edit in edits} == {
-        "gemma3.rope.scaling.factor": 16.0,
-        "gemma3.context_length": 4096,
-    }
+
+
+def test_a_second_patch_starts_from_the_trained_rotation(cli: Call, tmp_path: Path) -> None:
+    """YaRN after NTK: from the base that the model was trained with, not from the stretched one."""
+    path = build("llama", tmp_path / "m.gguf", context=512)[0]
+    direct = build("llama", tmp_path / "direct.gguf", context=512)[0]
+    original = path.read_bytes()
+    ntk = ("--in-place", "--scaling", "ntk", "--target-ctx", "1024")
+    assert cli("patch", path, *ntk).code == 0
+    assert cli("undo", path).code == 0
+    assert path.read_bytes() == original
+    assert cli("patch", path, *ntk).code == 0
+    yarn = ("--in-place", "--scaling", "yarn", "--target-ctx", "4096")
+    assert cli("patch", path, *yarn).code == 0
+    assert cli("patch", direct, *yarn).code == 0
+    found, wanted = (cli("inspect", file, "--json").json for file in (path, direct))
+    assert found["effective"]["groups"] == wanted["effective"]["groups"]
+    assert found["trained_context"]["tokens"] == 512
+    assert "an earlier patch left" in found["trained_context"]["source"]
+    keys = {change["key"] for change in cli("diff", path, direct, "--json").json["keys"]}
+    assert not any(key.startswith("llama.") for key in keys)
+
+
+def test_none_takes_a_scaling_of_ours_back(cli: Call, tmp_path: Path) -> None:
+    path = build("llama", tmp_path / "m.gguf", context=512)[0]
+    once, back = tmp_path / "once.gguf", tmp_path / "back.gguf"
+    yarn = ("--scaling", "yarn", "--target-ctx", "2048", "--bake")
+    assert cli("patch", path, "-o", once, *yarn).code == 0
+    assert cli("patch", once, "-o", back, "--scaling", "none").code == 0
+    found, wanted = (cli("inspect", file, "--json").json for file in (back, path))
+    assert found["effective"]["groups"] == wanted["effective"]["groups"]
+    assert found["trained_context"] == wanted["trained_context"]

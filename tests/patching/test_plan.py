@@ -87,9 +87,11 @@ def test_a_moved_attention_temperature_is_noted(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"attention.temperature_scale": 0.1}
     path = build("mistral3", tmp_path / "m.gguf", context=512, keys=keys)[0]
     kept = plan_patch(path, YARN)
-    moved = plan_patch(path, ScalingRequest(scaling="linear", factor=2))
-    assert not any("temperature" in note for note in kept.notes)
-    assert any("moves from 512 to 1024 tokens" in note for note in moved.notes)
+    linear = plan_patch(path, ScalingRequest(scaling="linear", factor=2))
+    moved = plan_patch(path, ScalingRequest(scaling="yarn", original_context=256, factor=4))
+    for plan in (kept, linear):
+        assert not any("temperature" in note for note in plan.notes)
+    assert any("moves from 512 to 256 tokens" in note for note in moved.notes)
 
 
 def test_in_place_and_back(llama: Path) -> None:

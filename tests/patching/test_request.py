@@ -94,11 +94,13 @@ def test_an_already_scaled_file_starts_from_its_original() -> None:
     assert target.scaling == Yarn(factor=4, original_context=8192)
 
 
-def test_none_restores_the_original_context() -> None:
+def test_none_keeps_the_context_that_the_file_reaches() -> None:
     scaled = declared(context_length=16384, original_context=8192, factor=2.0, scaling_type="yarn")
     assert resolve(ScalingRequest(scaling="none"), scaled) == Target(
-        scaling=Unscaled(), original_context=8192, context_length=8192, freq_base=None
+        scaling=Unscaled(), original_context=16384, context_length=16384, freq_base=None
     )
+    dropped = resolve(ScalingRequest(scaling="none", replace_scaling=True), scaled)
+    assert (dropped.original_context, dropped.context_length) == (8192, 8192)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,10 @@ def test_none_restores_the_original_context() -> None:
     [
         (ScalingRequest(scaling="file"), "missing `scaling`; choose one of: none, linear"),
         (ScalingRequest(scaling="yarn"), "missing `target_context` or `factor`"),
-        (ScalingRequest(scaling="yarn", target_context=4096), "below the original context of 8192"),
+        (
+            ScalingRequest(scaling="yarn", target_context=4096),
+            "below the 8192 tokens that the",
+        ),
         (
             ScalingRequest(scaling="yarn", factor=2, target_context=32768),
             "takes 8192 tokens to 16384",
@@ -147,11 +152,14 @@ def test_contradictions_are_refused(request_: ScalingRequest, message: str) -> N
         resolve(request_, PLAIN)
 
 
-def test_a_factor_without_an_original_context() -> None:
-    with pytest.raises(
-        RequestError, match=r"already scaled by 4 .* give `original_context`, which is 2048"
-    ):
-        resolve(ScalingRequest(scaling="yarn", factor=2), declared(factor=4.0))
+def test_a_factor_on_a_scaled_file_counts_from_the_context_it_starts_from() -> None:
+    linear = declared(factor=4.0)
+    target = resolve(ScalingRequest(scaling="linear", factor=8), linear)
+    assert (target.scaling, target.original_context) == (Linear(factor=8), 2048)
+    assert target.context_length == 16384
+    target = resolve(ScalingRequest(scaling="ntk", factor=2), linear)
+    assert (target.scaling, target.original_context) == (NtkAware(factor=2), 8192)
+    assert target.context_length == 16384
 
 
 def test_a_file_without_a_context_length() -> None:
