@@ -33,28 +33,39 @@ def storage(doing: str, path: Path) -> Iterator[None]:
         raise StorageError(f"cannot {doing} {path}: {error.strerror or error}") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a file. Raises StorageError."""
+def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
+    """Return the content of a file. Raises StorageError, RequestError where it has more than
+    `limit` bytes; no more than that is read."""
     with storage("read", path):
-        return path.read_bytes()
+        if limit is None:
+            return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    if len(content) > limit:
+        raise RequestError(f"{path}: larger than {limit >> 20} MiB: give the right file")
+    return content
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file. Raises StorageError, RequestError where it is not text."""
+def read_text(path: Path, *, limit: int | None = None) -> str:
+    """Return the text of a UTF-8 file, with `limit` as `read_bytes` has it. Raises StorageError,
+    RequestError where it is not text."""
     try:
-        return read_bytes(path).decode("utf-8").replace("\r\n", "\n")
+        return read_bytes(path, limit=limit).decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise RequestError(
             f"{path}: not UTF-8 text (at byte {error.start}); convert it or give another file"
         ) from None
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file says. Raises StorageError, RequestError where it is not JSON."""
+def read_json(path: Path, *, limit: int | None = None) -> Any:
+    """Return what a JSON file says, with `limit` as `read_bytes` has it. Raises StorageError,
+    RequestError where it is not JSON."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, limit=limit))
     except json.JSONDecodeError as error:
         raise RequestError(f"{path}: not JSON: {error}") from None
+    except ValueError:  # more digits than Python converts
+        raise RequestError(f"{path}: not usable: its JSON has a number that is too long") from None
     except RecursionError:
         raise RequestError(f"{path}: not usable: its JSON is nested too deeply") from None
 

@@ -305,28 +305,70 @@ def _other_start(declared: str, asked: int | None, trained: TrainedContext) -> s
 
 
 def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeMetadata) -> Target:
-    """Return the scheme of a config.json; RequestError where it is of another model."""
+    """Return the scheme of a config.json; RequestError where it is of another model.
+
+    What the config leaves to its model class stays as the file has it.
+    """
     if extra := sorted(_given(request) - (_ANY_SCHEME - {"scaling"})):
         raise RequestError(f"`from_config` gives the scheme: leave out {_names(extra)}")
-    for what, theirs, ours in (
-        ("head size", config.head_size, metadata.head_size),
-        ("rotary dimensions", config.n_rot, metadata.n_rot),
+    _check_model(config, metadata)
+    original = request.original_context or getattr(config.scaling, "original_context", None)
+    original = original or metadata.context_length
+    target = request.target_context or config.reach(metadata.context_length)
+    if original is None or target is None:
+        raise RequestError("neither config nor file has a context length: give `target_context`")
+    scaling = config.scaling
+    if (
+        isinstance(scaling, Yarn)
+        and scaling.mscale_all_dim is None
+        and metadata.yarn_log_multiplier
     ):
-        if None not in (theirs, ours) and theirs != ours:
+        scaling = replace(scaling, mscale_all_dim=0.0)  # the file's is not the config's
+    return Target(
+        scaling=scaling,
+        original_context=original,
+        context_length=target,
+        freq_base=request.freq_base or _config_base(config, metadata),
+    )
+
+
+def _check_model(config: ConfigRope, metadata: RopeMetadata) -> None:
+    """Refuse a config of another model, by the sizes that both name.
+
+    Latent attention has no one head size in a file: its parts are compared.
+    """
+    latent = config.kv_lora_rank is not None
+    sizes = (
+        ("head size", "head_size", config.head_size, None if latent else metadata.head_size),
+        ("rank of latent keys", "kv_lora_rank", config.kv_lora_rank, metadata.kv_lora_rank),
+        ("rotary dimensions", "n_rot", config.n_rot or None, metadata.n_rot),
+    )
+    for what, name, theirs, ours in sizes:
+        if None not in (theirs, ours) and theirs != ours and name not in config.assumed:
             raise RequestError(
                 f"the config is of another model: {what} {theirs}, the file has {ours}"
             )
-    original = request.original_context or getattr(config.scaling, "original_context", None)
-    original = original or metadata.context_length
-    target = request.target_context or config.context_length or metadata.context_length
-    if original is None or target is None:
-        raise RequestError("neither config nor file has a context length: give `target_context`")
-    return Target(
-        scaling=config.scaling,
-        original_context=original,
-        context_length=target,
-        freq_base=request.freq_base or config.base,
-    )
+    base: float | None = metadata.compress_freq_base
+    if base and config.compress_base and abs(config.compress_base / base - 1) > 1e-6:
+        raise RequestError(
+            f"the config has compress_rope_theta {config.compress_base:g}, the file has {base:g}: "
+            "convert the model again"
+        )
+
+
+def _config_base(config: ConfigRope, metadata: RopeMetadata) -> float | None:
+    """Return the base to write: the config's own, or its class's where the file has none."""
+    if config.base is None or ("base" in config.assumed and metadata.freq_base is not None):
+        return None
+    if config.alpha is None or metadata.alpha is None or config.n_rot is None:
+        return config.base
+    if abs(metadata.alpha / config.alpha - 1) > 1e-6:
+        raise RequestError(
+            f"the config has alpha {config.alpha:g}, {metadata.key('alpha')} is "
+            f"{metadata.alpha:g}: convert the model again"
+        )
+    # llama.cpp stretches the base of such a file itself
+    return float(config.base / config.alpha ** (config.n_rot / (config.n_rot - 2)))
 
 
 def _given(request: ScalingRequest) -> set[str]:
@@ -456,7 +498,11 @@ def read_factors(path: Path) -> FactorSet:
     return parse_factors(read_bytes(path), form=factor_format(path), name=str(path))
 
 
+MAX_CONFIG_BYTES = 16 << 20
+"""The largest config.json that is read; published ones have some KiB."""
+
+
 def _config(path: Path) -> ConfigRope:
     from ggufrope.rope.huggingface import from_config
 
-    return from_config(read_json(path))
+    return from_config(read_json(path, limit=MAX_CONFIG_BYTES))
