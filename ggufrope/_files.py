@@ -60,8 +60,9 @@ def read_text(path: Path, *, limit: int | None = None) -> str:
 def read_json(path: Path, *, limit: int | None = None) -> Any:
     """Return what a JSON file says, with `limit` as `read_bytes` has it. Raises StorageError,
     RequestError where it is not JSON."""
+    text = read_text(path, limit=limit)
     try:
-        return json.loads(read_text(path, limit=limit))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise RequestError(f"{path}: not JSON: {error}") from None
     except ValueError:  # more digits than Python converts

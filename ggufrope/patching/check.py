@@ -134,9 +134,10 @@ def check(*names: Name, config: Name | None = None) -> CheckReport:
 def _read_config(path: Path) -> None:
     """Refuse a config that makes no sense for any file, once and not once per file."""
     from ggufrope._files import read_json
+    from ggufrope.patching.request import MAX_CONFIG_BYTES
     from ggufrope.rope.huggingface import from_config
 
-    from_config(read_json(path))
+    from_config(read_json(path, limit=MAX_CONFIG_BYTES))
 
 
 def _expand(name: str) -> Iterable[tuple[str, Path]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from ggufrope._files import read_bytes, read_json
 from ggufrope.errors import RequestError
+from ggufrope.rope.architectures import architecture
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
     DynamicNtk,
@@ -338,10 +339,12 @@ def _check_model(config: ConfigRope, metadata: RopeMetadata) -> None:
     Latent attention has no one head size in a file: its parts are compared.
     """
     latent = config.kv_lora_rank is not None
+    divisor = architecture(metadata.architecture).global_rot_divisor
+    turning = None if metadata.n_rot is None else metadata.n_rot // divisor
     sizes = (
         ("head size", "head_size", config.head_size, None if latent else metadata.head_size),
         ("rank of latent keys", "kv_lora_rank", config.kv_lora_rank, metadata.kv_lora_rank),
-        ("rotary dimensions", "n_rot", config.n_rot or None, metadata.n_rot),
+        ("rotary dimensions", "n_rot", config.n_rot or None, turning),
     )
     for what, name, theirs, ours in sizes:
         if None not in (theirs, ours) and theirs != ours and name not in config.assumed:
