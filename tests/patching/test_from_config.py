@@ -186,7 +186,7 @@ def test_half_of_the_layers_turn_half_of_the_head(path: Path) -> None:
         ('{"rope_scaling": {"type": "yarn", "factor": 4.0}}', "original_max.* is missing"),
         ('{"hidden_size": 64, "rope_scaling": 5}', "rope_scaling is a int: expected an object"),
         (
-            '{"n_ctx": 512, "rope_scaling": {"type": "su", "long_factor": [1], "short_factor": [1]}}',
+            '{"n_ctx": 8, "rope_scaling": {"type": "su", "long_factor": [1], "short_factor": [1]}}',
             "1 frequency factors for 16 rotary pairs",
         ),
     ],
