@@ -60,10 +60,17 @@ _NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "max_sequence_length",
             "max_seq_len",
             "max_seq_length",
+            "max_context_length",
             "model_max_length",
         ),
         "original": ("original_max_position_embeddings", "initial_context_length"),
-        "head_dim": ("attention_head_dim", "head_dim", "kv_channels", "d_head"),
+        "head_dim": (
+            "attention_head_dim",
+            "head_dim",
+            "kv_channels",
+            "d_head",
+            "hidden_size_per_head",
+        ),
         "width": ("hidden_size", "n_embd", "d_model", "dim"),
         "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
         "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -81,6 +88,7 @@ _TEXT_CONFIGS = (
     "language_model_config",
     "llm_cfg",
 )
+_IN_ATTENTION = ("rope_theta", "alibi")
 _KNOWN = ("hidden_size", "n_embd", "dim", "max_position_embeddings", "rope_theta")
 _REFUSED = {"use_dynamic_ntk": (False,), "use_logn_attn": (False,)}
 """Fields that change the rotation or the scores by the length and cannot be read, with the values
@@ -318,6 +326,9 @@ def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
             break
         inner = config[name]
         config = {**config, name: None, **inner}
+    attention = config.get("attn_config")
+    if isinstance(attention, Mapping):  # DBRX and MPT keep their positions there
+        config = {**{name: attention.get(name) for name in _IN_ATTENTION}, **config}
     if not any(name in config for name in (*_KNOWN, "rope_scaling", "rope_parameters")):
         names = {name for kind in ("width", "context", "base") for name in _NAMES[kind]}
         typed = isinstance(config.get("model_type"), str) and model_class(config["model_type"])

@@ -118,8 +118,9 @@ def from_config(config: Mapping[str, Any]) -> ConfigRope:
 
 
 def _rotates(text: TextConfig) -> bool:
-    kind = text.fields.values.get("position_embedding_type")
-    return not (kind in _NOT_ROTARY or text.fields.values.get("alibi") is True)
+    values = text.fields.values
+    still = values.get("alibi") is True or values.get("mla_use_nope") is True
+    return not (still or values.get("position_embedding_type") in _NOT_ROTARY)
 
 
 def _reach(scaling: RopeScaling, context: int | None) -> int | None:

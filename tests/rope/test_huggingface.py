@@ -370,3 +370,25 @@ def test_half_sections_and_wrong_types(fields: dict[str, Any], message: str) -> 
         from_config(config(**fields))
     assert len(str(found.value)) < 400
     assert "\n" not in str(found.value)
+
+
+def test_positions_in_the_attention_config() -> None:
+    attention = {"rope_theta": 500000, "kv_n_heads": 8}
+    found = from_config(
+        {"d_model": 6144, "n_heads": 48, "max_seq_len": 32768, "attn_config": attention}
+    )
+    assert (found.base, found.n_rot, found.context_length) == (500000.0, 128, 32768)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"position_embedding_type": "nope"},
+        {"alibi": True},
+        {"attn_config": {"alibi": True}},
+        {"mla_use_nope": True, "qk_rope_head_dim": 0},
+    ],
+)
+def test_models_that_do_not_rotate(fields: dict[str, Any]) -> None:
+    found = from_config(config(rope_theta=1e4, **fields))
+    assert (found.rotates, found.base, found.n_rot) == (False, None, 0)

@@ -1,9 +1,9 @@
 """The RoPE sections of published models, as their config.json or params.json has them.
 
-tests/golden/published_configs.json has each with what it means, written down by hand: the scheme
-and its parameters, the base, the context it reaches, the rotary dimensions, and the base of
-sliding-window layers where they have one of their own. Factor arrays are shortened: their values
-belong to their authors, and say nothing here.
+tests/golden/published_configs.json has each with what it means: the scheme and its parameters, the
+base, the context it reaches, the rotary dimensions, and the base of sliding-window layers where
+they have one of their own. Factor arrays are shortened: their values belong to their authors, and
+say nothing here.
 """
 
 from __future__ import annotations
