@@ -157,11 +157,9 @@ def _on_plain(request: ScalingRequest, target: Target, start: RopeMetadata) -> E
         kept["yarn_log_multiplier"] = start.yarn_log_multiplier
     if kept:
         expression = replace(expression, keys={**expression.keys, **typed(start, kept)})
-    base = start.key("freq_base")
-    if target.freq_base is None or base in expression.keys:
-        return expression
-    value = TypedValue(type=KEYS["freq_base"].type, value=target.freq_base)
-    return replace(expression, keys={**expression.keys, base: value})
+    bases = {"freq_base": target.freq_base, "freq_base_swa": target.sliding_base}
+    wanted = {name: base for name, base in bases.items() if base is not None}
+    return replace(expression, keys={**typed(start, wanted), **expression.keys})
 
 
 def _with_scores(

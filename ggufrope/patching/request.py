@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from ggufrope._files import read_bytes, read_json
 from ggufrope.errors import RequestError
-from ggufrope.rope.architectures import architecture
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
     DynamicNtk,
@@ -172,12 +171,14 @@ class ScalingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A request resolved for one model: the scheme, contexts in tokens, and a base to write."""
+    """A request resolved for one model: the scheme, contexts in tokens, and bases to write, that of
+    sliding-window layers only where a config has another than the file."""
 
     scaling: RopeScaling
     original_context: int
     context_length: int
     freq_base: float | None
+    sliding_base: float | None = None
 
 
 def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
@@ -325,11 +326,13 @@ def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeM
         and metadata.yarn_log_multiplier
     ):
         scaling = replace(scaling, mscale_all_dim=0.0)  # the file's is not the config's
+    base = request.freq_base or _config_base(config, metadata)
     return Target(
         scaling=scaling,
         original_context=original,
         context_length=target,
-        freq_base=request.freq_base or _config_base(config, metadata),
+        freq_base=base,
+        sliding_base=_sliding_base(config, metadata, base),
     )
 
 
@@ -338,6 +341,8 @@ def _check_model(config: ConfigRope, metadata: RopeMetadata) -> None:
 
     Latent attention has no one head size in a file: its parts are compared.
     """
+    from ggufrope.rope.architectures import architecture
+
     latent = config.kv_lora_rank is not None
     divisor = architecture(metadata.architecture).global_rot_divisor
     turning = None if metadata.n_rot is None else metadata.n_rot // divisor
@@ -372,6 +377,20 @@ def _config_base(config: ConfigRope, metadata: RopeMetadata) -> float | None:
         )
     # llama.cpp stretches the base of such a file itself
     return float(config.base / config.alpha ** (config.n_rot / (config.n_rot - 2)))
+
+
+def _sliding_base(config: ConfigRope, metadata: RopeMetadata, base: float | None) -> float | None:
+    """Return the base to write for sliding-window layers, None where theirs is that of the config
+    already, or no key says it. `base` is that of the others."""
+    from ggufrope.rope.architectures import architecture
+
+    window, rope = architecture(metadata.architecture).sliding, config.sliding
+    if window is None or not window.reads_base or rope is None or rope.base is None:
+        return None
+    usual = 10000.0 if window.base == "10000" else base or metadata.freq_base
+    own = usual if metadata.freq_base_swa is None else metadata.freq_base_swa
+    same = own is not None and abs(rope.base / own - 1) <= 1e-6
+    return None if same or "base" in rope.assumed else rope.base
 
 
 def _given(request: ScalingRequest) -> set[str]:

@@ -101,6 +101,17 @@ def test_a_class_default_does_not_replace_the_base_of_the_file(path: Path) -> No
     assert resolve(wanted, replace(GEMMA, freq_base=None)).freq_base == 1e6
 
 
+def test_the_base_of_sliding_windows_is_mended(path: Path) -> None:
+    config = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "max_position_embeddings": 131072}
+    wanted = request(path, {"head_dim": 256, **config})
+    key = "gemma3.rope.freq_base_swa"
+    assert key not in encode_request(wanted, GEMMA)[1].keys
+    keys = encode_request(wanted, replace(GEMMA, freq_base_swa=1e6))[1].keys
+    base = keys[key]
+    assert base is not None
+    assert base.value == 1e4
+
+
 def test_the_context_rises_to_what_yarn_reaches(path: Path) -> None:
     section = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     config = {"max_position_embeddings": 40960, "rope_theta": 1e6, "rope_scaling": section}
