@@ -126,18 +126,11 @@ def check(*names: Name, config: Name | None = None) -> CheckReport:
     if not names:
         raise RequestError("nothing to check: name a file or a folder")
     if config is not None:
-        _read_config(Path(config))
+        from ggufrope.patching.config_file import read_config
+
+        read_config(Path(config))  # one that makes no sense for any file is refused once
     found = {path: name for given in names for name, path in _expand(os.fspath(given))}
     return CheckReport(files=tuple(_check(name, path, config) for path, name in found.items()))
-
-
-def _read_config(path: Path) -> None:
-    """Refuse a config that makes no sense for any file, once and not once per file."""
-    from ggufrope._files import read_json
-    from ggufrope.patching.request import MAX_CONFIG_BYTES
-    from ggufrope.rope.huggingface import from_config
-
-    from_config(read_json(path, limit=MAX_CONFIG_BYTES))
 
 
 def _expand(name: str) -> Iterable[tuple[str, Path]]:

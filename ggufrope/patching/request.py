@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-from ggufrope._files import read_bytes, read_json
+from ggufrope._files import read_bytes
 from ggufrope.errors import RequestError
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
@@ -38,7 +38,6 @@ from ggufrope.rope.trained import (
 
 if TYPE_CHECKING:
     from ggufrope.rope.factors import FactorFormat, FactorSet
-    from ggufrope.rope.huggingface import ConfigRope
 
 
 Scheme: TypeAlias = Literal[
@@ -192,8 +191,7 @@ def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
     ):
         raise RequestError(f"`freq_base` {request.freq_base:g} must be a finite number above 1")
     if request.from_config is not None:
-        config = _config(Path(request.from_config))
-        return _resolve_config(request, config, trained_state(metadata))
+        return _resolve_config(request, trained_state(metadata))
     if request.scaling == "file":
         raise RequestError(f"missing `scaling`; choose one of: {', '.join(SCHEMES)}")
     if request.scaling not in SCHEMES:
@@ -306,14 +304,17 @@ def _other_start(declared: str, asked: int | None, trained: TrainedContext) -> s
     )
 
 
-def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeMetadata) -> Target:
+def _resolve_config(request: ScalingRequest, metadata: RopeMetadata) -> Target:
     """Return the scheme of a config.json; RequestError where it is of another model.
 
     What the config leaves to its model class stays as the file has it.
     """
+    from ggufrope.patching import config_file
+
     if extra := sorted(_given(request) - (_ANY_SCHEME - {"scaling"})):
         raise RequestError(f"`from_config` gives the scheme: leave out {_names(extra)}")
-    _check_model(config, metadata)
+    config = config_file.read_config(Path(request.from_config or ""))
+    config_file.check_model(config, metadata)
     original = request.original_context or getattr(config.scaling, "original_context", None)
     original = original or metadata.context_length
     target = request.target_context or config.reach(metadata.context_length)
@@ -326,71 +327,14 @@ def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeM
         and metadata.yarn_log_multiplier
     ):
         scaling = replace(scaling, mscale_all_dim=0.0)  # the file's is not the config's
-    base = request.freq_base or _config_base(config, metadata)
+    base = request.freq_base or config_file.config_base(config, metadata)
     return Target(
         scaling=scaling,
         original_context=original,
         context_length=target,
         freq_base=base,
-        sliding_base=_sliding_base(config, metadata, base),
+        sliding_base=config_file.sliding_base(config, metadata, base),
     )
-
-
-def _check_model(config: ConfigRope, metadata: RopeMetadata) -> None:
-    """Refuse a config of another model, by the sizes that both name.
-
-    Latent attention has no one head size in a file: its parts are compared.
-    """
-    from ggufrope.rope.architectures import architecture
-
-    latent = config.kv_lora_rank is not None
-    divisor = architecture(metadata.architecture).global_rot_divisor
-    turning = None if metadata.n_rot is None else metadata.n_rot // divisor
-    sizes = (
-        ("head size", "head_size", config.head_size, None if latent else metadata.head_size),
-        ("rank of latent keys", "kv_lora_rank", config.kv_lora_rank, metadata.kv_lora_rank),
-        ("rotary dimensions", "n_rot", config.n_rot or None, turning),
-    )
-    for what, name, theirs, ours in sizes:
-        if None not in (theirs, ours) and theirs != ours and name not in config.assumed:
-            raise RequestError(
-                f"the config is of another model: {what} {theirs}, the file has {ours}"
-            )
-    base: float | None = metadata.compress_freq_base
-    if base and config.compress_base and abs(config.compress_base / base - 1) > 1e-6:
-        raise RequestError(
-            f"the config has compress_rope_theta {config.compress_base:g}, the file has {base:g}: "
-            "convert the model again"
-        )
-
-
-def _config_base(config: ConfigRope, metadata: RopeMetadata) -> float | None:
-    """Return the base to write: the config's own, or its class's where the file has none."""
-    if config.base is None or ("base" in config.assumed and metadata.freq_base is not None):
-        return None
-    if config.alpha is None or metadata.alpha is None or config.n_rot is None:
-        return config.base
-    if abs(metadata.alpha / config.alpha - 1) > 1e-6:
-        raise RequestError(
-            f"the config has alpha {config.alpha:g}, {metadata.key('alpha')} is "
-            f"{metadata.alpha:g}: convert the model again"
-        )
-    # llama.cpp stretches the base of such a file itself
-    return float(config.base / config.alpha ** (config.n_rot / (config.n_rot - 2)))
-
-
-def _sliding_base(config: ConfigRope, metadata: RopeMetadata, base: float | None) -> float | None:
-    """Return the base to write for sliding-window layers, None where theirs is that of the config
-    already, or no key says it. `base` is that of the others."""
-    from ggufrope.rope.architectures import architecture
-
-    window, rope = architecture(metadata.architecture).sliding, config.sliding
-    if window is None or not window.reads_base or rope is None or rope.base is None:
-        return None
-    usual = 10000.0 if window.base == "10000" else base or metadata.freq_base
-    own = usual if metadata.freq_base_swa is None else metadata.freq_base_swa
-    same = own is not None and abs(rope.base / own - 1) <= 1e-6
-    return None if same or "base" in rope.assumed else rope.base
 
 
 def _given(request: ScalingRequest) -> set[str]:
@@ -518,13 +462,3 @@ def read_factors(path: Path) -> FactorSet:
     from ggufrope.rope.factors import parse_factors
 
     return parse_factors(read_bytes(path), form=factor_format(path), name=str(path))
-
-
-MAX_CONFIG_BYTES = 16 << 20
-"""The largest config.json that is read; published ones have some KiB."""
-
-
-def _config(path: Path) -> ConfigRope:
-    from ggufrope.rope.huggingface import from_config
-
-    return from_config(read_json(path, limit=MAX_CONFIG_BYTES))

@@ -12,8 +12,9 @@ import pytest
 from fixtures.make import build
 from ggufrope.errors import RequestError
 from ggufrope.patching.compose import encode_request
+from ggufrope.patching.config_file import MAX_CONFIG_BYTES
 from ggufrope.patching.plan import plan_patch
-from ggufrope.patching.request import MAX_CONFIG_BYTES, ScalingRequest, resolve
+from ggufrope.patching.request import ScalingRequest, resolve
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import Linear, Llama3, Proportional, Unscaled, Yarn
 
