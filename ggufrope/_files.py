@@ -64,9 +64,12 @@ def read_text(path: Path, *, most: int = MAX_READ_BYTES) -> str:
         ) from None
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file says. Raises StorageError, RequestError where it is not JSON."""
-    text = read_text(path)
+def read_json(path: Path, *, most: int = MAX_READ_BYTES) -> Any:
+    """Return what a JSON file of at most `most` bytes says.
+
+    Raises StorageError, RequestError where it is not JSON.
+    """
+    text = read_text(path, most=most)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -140,10 +140,9 @@ class _Config:
 
     @classmethod
     def read(cls, path: Path) -> _Config:
-        from ggufrope._files import read_json
-        from ggufrope.rope.huggingface import from_config
+        from ggufrope.patching.config_file import read_config
 
-        return cls(path=path, rope=from_config(read_json(path)))
+        return cls(path=path, rope=read_config(path))
 
 
 def _expand(name: str) -> Iterable[tuple[str, Path]]:
@@ -229,7 +228,9 @@ def _against_config(model: StoredModel, config: _Config, name: str) -> ConfigChe
         after = patched(before, expression)
         check_start(request, target, before, after)
         same = _rotates_alike(before, after)
-        others = _not_written(before, config.rope)
+        others = tuple(
+            row for row in _not_written(before, config.rope) if row.key not in expression.keys
+        )
     except (RequestError, FileError) as error:
         return ConfigCheck(agrees=False, refusal=str(error))
     written = same and before.context_length == after.context_length

@@ -114,7 +114,6 @@ def check_start(
     A file that is not scaled has nothing to keep, nor has one that llama.cpp refuses to load.
     """
     if request.from_config is not None:
-        _check_config(target, before)
         return
     start = trained_state(before)
     if not request.replace_scaling:
@@ -158,11 +157,9 @@ def _on_plain(request: ScalingRequest, target: Target, start: RopeMetadata) -> E
         kept["yarn_log_multiplier"] = start.yarn_log_multiplier
     if kept:
         expression = replace(expression, keys={**expression.keys, **typed(start, kept)})
-    base = start.key("freq_base")
-    if target.freq_base is None or base in expression.keys:
-        return expression
-    value = TypedValue(type=KEYS["freq_base"].type, value=target.freq_base)
-    return replace(expression, keys={**expression.keys, base: value})
+    bases = {"freq_base": target.freq_base, "freq_base_swa": target.sliding_base}
+    wanted = {name: base for name, base in bases.items() if base is not None}
+    return replace(expression, keys={**typed(start, wanted), **expression.keys})
 
 
 def _with_scores(
@@ -298,29 +295,6 @@ def _record(
     if target.freq_base is not None:
         state = replace(state, freq_base=target.freq_base)
     return {**old, **record_keys(state, tokens)}
-
-
-def _check_config(target: Target, before: RopeMetadata) -> None:
-    """Refuse a config whose mscale_all_dim acts on the softmax of MLA (deepseek2.cpp 433-443).
-
-    llama.cpp takes it from yarn_log_multiplier, which is never written here: the file has to have
-    it, as the converter writes it.
-    """
-    scaling = target.scaling
-    arch = architecture(before.architecture)
-    if not isinstance(scaling, Yarn) or not scaling.mscale_all_dim:
-        return
-    if "yarn_log_multiplier" not in arch.reads or arch.log_multiplier_unit == 1:
-        return  # mistral3 takes it for the attention factor, which attn_factor can say too
-    wanted = scaling.mscale_all_dim / arch.log_multiplier_unit
-    if abs((before.yarn_log_multiplier or 0.0) - wanted) > _TOLERANCE:
-        key = before.key("yarn_log_multiplier")
-        found = "missing" if before.yarn_log_multiplier is None else before.yarn_log_multiplier
-        raise RequestError(
-            f"the config has mscale_all_dim {scaling.mscale_all_dim:g}, which scales the softmax "
-            f"of {arch.name}: llama.cpp reads it from {key}, which must be {wanted:g} in the file "
-            f"and is {found}; convert the model again"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

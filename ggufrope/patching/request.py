@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-from ggufrope._files import read_bytes, read_json
+from ggufrope._files import read_bytes
 from ggufrope.errors import RequestError
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
@@ -38,7 +38,6 @@ from ggufrope.rope.trained import (
 
 if TYPE_CHECKING:
     from ggufrope.rope.factors import FactorFormat, FactorSet
-    from ggufrope.rope.huggingface import ConfigRope
 
 
 Scheme: TypeAlias = Literal[
@@ -171,12 +170,14 @@ class ScalingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A request resolved for one model: the scheme, contexts in tokens, and a base to write."""
+    """A request resolved for one model: the scheme, contexts in tokens, and bases to write, that of
+    sliding-window layers only where a config has another than the file."""
 
     scaling: RopeScaling
     original_context: int
     context_length: int
     freq_base: float | None
+    sliding_base: float | None = None
 
 
 def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
@@ -190,8 +191,7 @@ def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
     ):
         raise RequestError(f"`freq_base` {request.freq_base:g} must be a finite number above 1")
     if request.from_config is not None:
-        config = _config(Path(request.from_config))
-        return _resolve_config(request, config, trained_state(metadata))
+        return _resolve_config(request, trained_state(metadata))
     if request.scaling == "file":
         raise RequestError(f"missing `scaling`; choose one of: {', '.join(SCHEMES)}")
     if request.scaling not in SCHEMES:
@@ -304,28 +304,36 @@ def _other_start(declared: str, asked: int | None, trained: TrainedContext) -> s
     )
 
 
-def _resolve_config(request: ScalingRequest, config: ConfigRope, metadata: RopeMetadata) -> Target:
-    """Return the scheme of a config.json; RequestError where it is of another model."""
+def _resolve_config(request: ScalingRequest, metadata: RopeMetadata) -> Target:
+    """Return the scheme of a config.json; RequestError where it is of another model.
+
+    What the config leaves to its model class stays as the file has it.
+    """
+    from ggufrope.patching import config_file
+
     if extra := sorted(_given(request) - (_ANY_SCHEME - {"scaling"})):
         raise RequestError(f"`from_config` gives the scheme: leave out {_names(extra)}")
-    for what, theirs, ours in (
-        ("head size", config.head_size, metadata.head_size),
-        ("rotary dimensions", config.n_rot, metadata.n_rot),
-    ):
-        if None not in (theirs, ours) and theirs != ours:
-            raise RequestError(
-                f"the config is of another model: {what} {theirs}, the file has {ours}"
-            )
+    config = config_file.read_config(Path(request.from_config or ""))
+    config_file.check_model(config, metadata)
     original = request.original_context or getattr(config.scaling, "original_context", None)
     original = original or metadata.context_length
-    target = request.target_context or config.context_length or metadata.context_length
+    target = request.target_context or config.reach(metadata.context_length)
     if original is None or target is None:
         raise RequestError("neither config nor file has a context length: give `target_context`")
+    scaling = config.scaling
+    if (
+        isinstance(scaling, Yarn)
+        and scaling.mscale_all_dim is None
+        and metadata.yarn_log_multiplier
+    ):
+        scaling = replace(scaling, mscale_all_dim=0.0)  # the file's is not the config's
+    base = request.freq_base or config_file.config_base(config, metadata)
     return Target(
-        scaling=config.scaling,
+        scaling=scaling,
         original_context=original,
         context_length=target,
-        freq_base=request.freq_base or config.base,
+        freq_base=base,
+        sliding_base=config_file.sliding_base(config, metadata, base),
     )
 
 
@@ -454,9 +462,3 @@ def read_factors(path: Path) -> FactorSet:
     from ggufrope.rope.factors import parse_factors
 
     return parse_factors(read_bytes(path), form=factor_format(path), name=str(path))
-
-
-def _config(path: Path) -> ConfigRope:
-    from ggufrope.rope.huggingface import from_config
-
-    return from_config(read_json(path))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -349,7 +349,7 @@ def _yarn(draft: _Draft, scaling: Yarn) -> None:
         "factor": scaling.factor,
         "original_context": scaling.original_context,
     }
-    implied = yarn_file_magnitude(draft.metadata, draft.arch, scaling.factor)
+    implied = yarn_file_magnitude(_softmax_scaled(draft, scaling), draft.arch, scaling.factor)
     if magnitude_acts(draft.metadata, draft.arch):
         draft.put_magnitude(yarn_magnitude(scaling) / implied)
     else:
@@ -366,6 +366,18 @@ def _yarn(draft: _Draft, scaling: Yarn) -> None:
             instead=draft.bake_advice() or "no run-time parameter does",
         )
     _note_sliding_scale(draft)
+
+
+def _softmax_scaled(draft: _Draft, scaling: Yarn) -> RopeMetadata:
+    """Set yarn_log_multiplier to what the converter makes of mscale_all_dim, where llama.cpp reads
+    it, and return the metadata with it. With latent attention it scales the softmax, which an
+    attention factor cannot say (deepseek2.cpp 433-443, conversion/deepseek.py 382-386)."""
+    if scaling.mscale_all_dim is None or "yarn_log_multiplier" not in draft.arch.reads:
+        return draft.metadata
+    multiplier = scaling.mscale_all_dim / draft.arch.log_multiplier_unit
+    if multiplier or draft.metadata.yarn_log_multiplier:
+        draft.fields["yarn_log_multiplier"] = multiplier
+    return replace(draft.metadata, yarn_log_multiplier=multiplier)
 
 
 def _yarn_parameter(draft: _Draft, name: str, value: float, default: float) -> None:

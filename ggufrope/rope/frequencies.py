@@ -218,8 +218,11 @@ def _by_turns(
 ) -> Floats:
     """NTK-by-parts: the ramp over the turns made in the original context (YaRN paper, equations
     11 to 13; transformers' `_compute_llama3_parameters`)."""
-    turns = (original_context * theta / (2 * math.pi) for theta in plain)
-    kept = [_unit((turn - beta_slow) / (beta_fast - beta_slow)) for turn in turns]
+    turns = [original_context * theta / (2 * math.pi) for theta in plain]
+    if beta_fast == beta_slow:
+        kept = [float(turn >= beta_fast) for turn in turns]
+    else:
+        kept = [_unit((turn - beta_slow) / (beta_fast - beta_slow)) for turn in turns]
     return blend(tuple(theta / factor for theta in plain), plain, kept)
 
 

@@ -1,22 +1,24 @@
 """The RoPE settings of a Hugging Face config.json, in all their spellings, and back.
 
-Spellings and precedence are those of transformers' `modeling_rope_utils` (5.23) and of older
-configs: `rope_parameters` or `rope_scaling`, `rope_type` or `type`, nested per layer type or not,
-lengths at the top level or inside.
+Spellings and precedence are those of transformers' `modeling_rope_utils` (5.24), of older configs,
+of llama.cpp's converters and of Mistral's params.json: `rope_parameters` or `rope_scaling`,
+`rope_type` or `type`, one section for all layers, one per layer type under any name, or a list with
+a number per layer. `config_fields` has the names and `config_layers` the layers.
 
-A config leaves much to the defaults of its model class, which no JSON tells: what it does not name
-is None here and stays as the file has it. A key that may change the rotation and has no meaning
-here is refused by name: half of a scaling is worse than none.
+What a config leaves to its model class comes from the class's defaults, and is listed in `assumed`:
+the file knows better. A key that may change the rotation and has no meaning here is refused by
+name: half of a scaling is worse than none.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ggufrope.errors import RequestError
+from ggufrope.rope.config_fields import TextConfig, text_config
+from ggufrope.rope.config_layers import LayerRope, layer_ropes
 from ggufrope.rope.scaling import (
     DynamicNtk,
     FrequencyFactors,
@@ -31,58 +33,24 @@ from ggufrope.rope.scaling import (
     Yarn,
 )
 
-_SECTION_KEYS = frozenset(
-    {
-        "rope_type",
-        "type",
-        "rope_theta",
-        "factor",
-        "original_max_position_embeddings",
-        "partial_rotary_factor",
-        "beta_fast",
-        "beta_slow",
-        "attention_factor",
-        "attn_factor",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
-        "low_freq_factor",
-        "high_freq_factor",
-        "long_factor",
-        "short_factor",
-        "long_mscale",
-        "short_mscale",
-        "mrope_section",
-        "mrope_interleaved",
-        "llama_4_scaling_beta",
-        "finetuned",
-    }
-)
-"""Keys of a RoPE section that are read here, or that leave the rotation alone."""
-_UNREAD_KEYS = {
-    "rope_ratio": (1,),
-    "compress_rope_theta": (),
-    "partial_rotary_factors": (),
-    "yarn": ({},),
-    "use_dynamic_ntk": (False,),
-}
-"""Keys beside the section that change the rotation and are not read here, with the values that
-leave it alone."""
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
+__all__ = ["ConfigRope", "LayerRope", "from_config", "to_config"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRope:
-    """The RoPE of one type of layers; `base` is None where the config names none."""
-
-    scaling: RopeScaling
-    base: float | None
+_NOT_ROTARY = ("nope", "alibi", "none", "learned", "absolute", "relative_key", "sinusoidal")
+"""Values of `position_embedding_type` that leave the vectors unrotated."""
+_WINDOWS = ("sliding", "local", "swa", "window")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigRope:
-    """What a config says about positions; `sliding` where sliding-window layers have their own
-    RoPE. `base`, `context_length`, `head_size` and `n_rot` are None where it names none."""
+    """What a config says about positions, as a file says it; None where it names nothing.
+
+    `scaling`, `base`, `head_size` and `n_rot` are those of the layers with full attention, and
+    `sliding` is set where sliding-window layers have their own. `layers` has all by the names of
+    the config, None for layers that do not rotate. `compress_base` is that of DeepSeek-V4's
+    compressed layers, to which alone `scaling` applies there. `context_length` is the context that
+    the scaling reaches, at least the `declared_context`. `alpha` has stretched `base` already.
+    `assumed` names the fields that the config leaves to its model class.
+    """
 
     scaling: RopeScaling
     base: float | None
@@ -90,28 +58,117 @@ class ConfigRope:
     head_size: int | None
     n_rot: int | None
     sliding: LayerRope | None = None
+    layers: Mapping[str, LayerRope | None] = field(default_factory=dict)
+    compress_base: float | None = None
+    declared_context: int | None = None
+    kv_lora_rank: int | None = None
+    alpha: float | None = None
+    rotates: bool = True
+    assumed: frozenset[str] = frozenset()
+
+    def reach(self, file_context: int | None) -> int | None:
+        """Return the context that the scaling reaches, from the file's where the config has none of
+        its own."""
+        own = self.declared_context
+        if "context_length" in self.assumed and file_context is not None:
+            own = None
+        return _reach(self.scaling, own or file_context)
 
 
 def from_config(config: Mapping[str, Any]) -> ConfigRope:
-    """Read a decoded config.json; RequestError names the path of a field that makes no sense."""
-    if not isinstance(config, Mapping):
-        raise RequestError(f"config is a {type(config).__name__}: expected a JSON object")
-    text = _Fields(_text_config(config), "")
-    for name, harmless in _UNREAD_KEYS.items():
-        if name in text and text.values[name] not in harmless:
-            raise RequestError(_unknown([name]))
-    parameters, path = _parameters(text)
-    whole, sliding = _by_layer_type(parameters, path)
-    rope = _layer_rope(text, whole)
-    head_size = _head_size(text)
+    """Read a decoded config.json, or Mistral's params.json.
+
+    Raises RequestError, which names the path of a field that makes no sense or cannot be read.
+    """
+    text = text_config(config)
+    declared = text.count("context")
+    if not _rotates(text):
+        return ConfigRope(
+            scaling=Unscaled(),
+            base=None,
+            context_length=declared,
+            declared_context=declared,
+            head_size=None,
+            n_rot=0,
+            rotates=False,
+        )
+    layers = layer_ropes(text)
+    main, sliding = _roles(layers, text)
+    compress = next((rope for name, rope in layers.items() if "compress" in name and rope), None)
+    scaling = main.scaling if compress is None else compress.scaling
+    assumed = set(main.assumed)
+    context = declared
+    if context is None and (default := text.default("context")) is not None:
+        context = default
+        assumed.add("context_length")
     return ConfigRope(
-        scaling=rope.scaling,
-        base=rope.base,
-        context_length=text.count("max_position_embeddings"),
-        head_size=head_size,
-        n_rot=_rotary_dimensions(text, whole, head_size),
-        sliding=_sliding_rope(text, sliding),
+        scaling=scaling,
+        base=main.base,
+        context_length=_reach(scaling, context),
+        declared_context=context,
+        head_size=main.head_size,
+        n_rot=main.n_rot,
+        sliding=sliding,
+        layers=layers,
+        compress_base=None if compress is None else compress.base,
+        kv_lora_rank=text.fields.count("kv_lora_rank"),
+        alpha=main.alpha,
+        assumed=frozenset(assumed),
     )
+
+
+def _rotates(text: TextConfig) -> bool:
+    values = text.fields.values
+    still = values.get("alibi") is True or values.get("mla_use_nope") is True
+    return not (still or values.get("position_embedding_type") in _NOT_ROTARY)
+
+
+def _reach(scaling: RopeScaling, context: int | None) -> int | None:
+    """Return the context that YaRN reaches, where the config still has the one before it."""
+    if not isinstance(scaling, Yarn):
+        return context
+    reached = round(scaling.factor * scaling.original_context)
+    return max(context or 0, reached)
+
+
+def _roles(
+    layers: Mapping[str, LayerRope | None], text: TextConfig
+) -> tuple[LayerRope, LayerRope | None]:
+    """Return the RoPE of full-attention and of sliding-window layers.
+
+    Where only windows rotate, theirs is the only one, and the file's keys are about it.
+    """
+    windowed = {name: rope for name, rope in layers.items() if _is_window(name)}
+    whole = {
+        name: rope
+        for name, rope in layers.items()
+        if name not in windowed and "compress" not in name
+    }
+    sliding = _same(windowed, text)
+    main = _same(whole, text)
+    if main is None and not whole:
+        raise RequestError(
+            f"{text.section.path} is nested but has no full_attention: {', '.join(sorted(layers))}"
+        )
+    main, sliding = (sliding, None) if main is None else (main, sliding)
+    if main is None:
+        raise RequestError(f"{text.section.path} has no layers that rotate: it is null for all")
+    return main, sliding
+
+
+def _is_window(name: str) -> bool:
+    return any(word in name for word in _WINDOWS)
+
+
+def _same(layers: Mapping[str, LayerRope | None], text: TextConfig) -> LayerRope | None:
+    """Return what these layers have in common; RequestError where they differ."""
+    found = [rope for rope in layers.values() if rope is not None]
+    if any(rope != found[0] for rope in found[1:]):
+        raise RequestError(
+            f"{text.section.path} has different values for {', '.join(sorted(layers))}: a file "
+            "holds one for them all"
+        )
+    return found[0] if found else None
 
 
 def to_config(scaling: RopeScaling, *, base: float) -> dict[str, Any]:
@@ -151,242 +208,6 @@ def to_config(scaling: RopeScaling, *, base: float) -> dict[str, Any]:
         case NtkAware() | NtkByParts() | FrequencyFactors():
             pass
     raise RequestError(f"transformers has no rope_type for {type(scaling).__name__}")
-
-
-class _Fields:
-    """Typed access to a mapping, with errors that name the field's path."""
-
-    def __init__(self, values: Mapping[str, Any], path: str) -> None:
-        self.values = values
-        self.path = path
-
-    def __contains__(self, name: str) -> bool:
-        return self.values.get(name) is not None
-
-    def name(self, field: str) -> str:
-        return f"{self.path}.{field}" if self.path else field
-
-    def number(self, *names: str) -> float | None:
-        """The first of `names` that is there, as a float."""
-        for name in names:
-            value = self.values.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise RequestError(f"{self.name(name)} is {value!r}: expected a number")
-            if not math.isfinite(value):
-                raise RequestError(f"{self.name(name)} is {value}: expected a finite number")
-            return float(value)
-        return None
-
-    def count(self, *names: str) -> int | None:
-        """The first of `names` that is there, as a whole number above 0."""
-        value = self.number(*names)
-        if value is not None and not (value.is_integer() and value > 0):
-            found = next(name for name in names if name in self)
-            raise RequestError(f"{self.name(found)} is {value:g}: expected a whole number above 0")
-        return None if value is None else int(value)
-
-    def required(self, *names: str) -> float:
-        value = self.number(*names)
-        if value is None:
-            raise RequestError(f"{self.name(names[0])} is missing")
-        return value
-
-    def factors(self, name: str) -> tuple[float, ...]:
-        value = self.values.get(name)
-        if not isinstance(value, list | tuple):
-            raise RequestError(f"{self.name(name)} is {_brief(value)}: expected a list of numbers")
-        items = _Fields({str(index): item for index, item in enumerate(value)}, self.name(name))
-        return tuple(items.required(str(index)) for index in range(len(value)))
-
-
-def _brief(value: object) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}"
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a multimodal config that describes the language model."""
-    for name in _TEXT_CONFIGS:
-        inner = config.get(name)
-        if isinstance(inner, Mapping):
-            return _text_config({**config, name: None, **inner})
-    known = ("hidden_size", "n_embd", "max_position_embeddings", "rope_theta", "rope_scaling")
-    if not any(name in config for name in (*known, "rope_parameters")):
-        raise RequestError(
-            "this JSON has none of the fields of a model's config.json "
-            f"({', '.join(known)}): is it another file?"
-        )
-    return config
-
-
-def _parameters(text: _Fields) -> tuple[Mapping[str, Any], str]:
-    for name in ("rope_parameters", "rope_scaling"):
-        value = text.values.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, Mapping):
-            raise RequestError(f"{name} is {_brief(value)}: expected an object")
-        if value:
-            return value, name
-    return {}, "rope_parameters"
-
-
-def _by_layer_type(parameters: Mapping[str, Any], path: str) -> tuple[_Fields, _Fields | None]:
-    """The parameters of global and of sliding-window layers."""
-    _refuse_unknown(parameters, path)
-    nested = {name: value for name, value in parameters.items() if isinstance(value, Mapping)}
-    if not nested:
-        return _Fields(parameters, path), None
-    for layers, inner in nested.items():
-        _refuse_unknown(inner, f"{path}.{layers}")
-    sliding = nested.get("sliding_attention")
-    whole = nested.get("full_attention")
-    if whole is None:
-        raise RequestError(
-            f"{path} is nested but has no full_attention: {', '.join(sorted(nested))}"
-        )
-    return _Fields(whole, f"{path}.full_attention"), (
-        None if sliding is None else _Fields(sliding, f"{path}.sliding_attention")
-    )
-
-
-def _refuse_unknown(section: Mapping[str, Any], path: str) -> None:
-    """Refuse keys that may change the rotation and are not read, all of them by name."""
-    unknown = [
-        f"{path}.{name}"
-        for name, value in section.items()
-        if name not in _SECTION_KEYS and value is not None and not isinstance(value, Mapping)
-    ]
-    if unknown:
-        raise RequestError(_unknown(unknown))
-
-
-def _unknown(names: list[str]) -> str:
-    return (
-        f"the config has {', '.join(names)}, which may change the rotation and cannot be read: "
-        "ask for a scheme by `scaling` and its parameters instead"
-    )
-
-
-def _layer_rope(text: _Fields, parameters: _Fields) -> LayerRope:
-    base = parameters.number("rope_theta")
-    if base is None:
-        base = text.number("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_base")
-    return LayerRope(scaling=_scaling(text, parameters), base=base)
-
-
-def _sliding_rope(text: _Fields, parameters: _Fields | None) -> LayerRope | None:
-    local = text.number("rope_local_base_freq", "local_rope_theta")
-    if parameters is not None:
-        return _layer_rope(text, parameters)
-    return None if local is None else LayerRope(scaling=Unscaled(), base=local)
-
-
-def _scaling(text: _Fields, parameters: _Fields) -> RopeScaling:
-    kind = parameters.values.get("rope_type", parameters.values.get("type"))
-    if kind is None or kind in ("default", "mrope", "none"):
-        return Unscaled()
-    match kind:
-        case "linear":
-            return Linear(factor=parameters.required("factor"))
-        case "dynamic":
-            return DynamicNtk(
-                factor=parameters.required("factor"), original_context=_original(text, parameters)
-            )
-        case "ntk" | "ntk-aware" | "ntk_aware":
-            return NtkAware(factor=parameters.required("factor"))
-        case "yarn" | "deepseek_yarn":
-            return _yarn(text, parameters)
-        case "llama3":
-            return Llama3(
-                factor=parameters.required("factor"),
-                original_context=_original(text, parameters),
-                low_freq_factor=parameters.required("low_freq_factor"),
-                high_freq_factor=parameters.required("high_freq_factor"),
-            )
-        case "longrope" | "su":
-            return _longrope(text, parameters)
-        case "proportional":
-            return Proportional(
-                fraction=parameters.number("partial_rotary_factor") or 1.0,
-                factor=parameters.number("factor") or 1.0,
-            )
-    raise RequestError(
-        f"{parameters.name('rope_type')} is {kind!r}: expected default, linear, dynamic, yarn, "
-        "longrope, llama3 or proportional"
-    )
-
-
-def _yarn(text: _Fields, parameters: _Fields) -> Yarn:
-    original = _original(text, parameters)
-    factor = parameters.number("factor")
-    truncate = parameters.values.get("truncate", True)
-    if not isinstance(truncate, bool):
-        raise RequestError(f"{parameters.name('truncate')} is {truncate!r}: expected true or false")
-    return Yarn(
-        factor=_ratio(text, original) if factor is None else factor,
-        original_context=original,
-        beta_fast=parameters.number("beta_fast") or 32.0,
-        beta_slow=parameters.number("beta_slow") or 1.0,
-        ext_factor=1.0,
-        attention_factor=parameters.number("attention_factor", "attn_factor"),
-        mscale=parameters.number("mscale"),
-        mscale_all_dim=parameters.number("mscale_all_dim"),
-        truncate=truncate,
-    )
-
-
-def _longrope(text: _Fields, parameters: _Fields) -> LongRope:
-    original = _original(text, parameters)
-    factor = parameters.number("factor")
-    attention = parameters.number("attention_factor", "long_mscale")
-    if factor is None and attention is None:
-        factor = _ratio(text, original)
-    return LongRope(
-        long_factors=parameters.factors("long_factor"),
-        short_factors=parameters.factors("short_factor"),
-        original_context=original,
-        factor=factor,
-        attention_factor=attention,
-    )
-
-
-def _original(text: _Fields, parameters: _Fields) -> int:
-    """The original context: at the top level first, as Phi-3 has it."""
-    name = "original_max_position_embeddings"
-    found = text.count(name) or parameters.count(name) or text.count("max_position_embeddings")
-    if found is None:
-        raise RequestError(f"{parameters.name(name)} is missing, and max_position_embeddings too")
-    return found
-
-
-def _ratio(text: _Fields, original: int) -> float:
-    length = text.count("max_position_embeddings")
-    if length is None:
-        raise RequestError("without a factor, max_position_embeddings is needed, and is missing")
-    return max(length / original, 1.0)
-
-
-def _head_size(text: _Fields) -> int | None:
-    size = text.count("head_dim")
-    width = text.count("hidden_size", "n_embd")
-    heads = text.count("num_attention_heads", "n_head")
-    if size is None and width is not None and heads is not None:
-        return width // heads
-    return size
-
-
-def _rotary_dimensions(text: _Fields, parameters: _Fields, head_size: int | None) -> int | None:
-    given = text.count("qk_rope_head_dim", "rotary_dim")
-    if given is not None or head_size is None:
-        return given
-    if parameters.values.get("rope_type") == "proportional":
-        return head_size
-    part = parameters.number("partial_rotary_factor")
-    if part is None:
-        part = text.number("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_emb_fraction")
-    return head_size if part is None else int(head_size * part)
 
 
 def _yarn_fields(scaling: Yarn) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Yarn:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Llama3:
     """Llama 3.1's scheme: NTK-by-parts with its own names for the limits (transformers'
-    `_compute_llama3_parameters`)."""
+    `_compute_llama3_parameters`). Equal limits are a step (Llama 4 Scout has 1 and 1)."""
 
     factor: float
     original_context: int
@@ -119,10 +119,10 @@ class Llama3:
         _check_context(self.original_context)
         _check_positive("low_freq_factor", self.low_freq_factor)
         _check_positive("high_freq_factor", self.high_freq_factor)
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.high_freq_factor < self.low_freq_factor:
             raise RequestError(
                 f"high_freq_factor {self.high_freq_factor:g} must be above "
-                f"low_freq_factor {self.low_freq_factor:g}"
+                f"low_freq_factor {self.low_freq_factor:g} or equal to it"
             )
 
 
@@ -226,8 +226,8 @@ def _check_context(tokens: int) -> None:
 def _check_betas(fast: float, slow: float) -> None:
     _check_positive("beta_fast", fast)
     _check_positive("beta_slow", slow)
-    if fast <= slow:
-        raise RequestError(f"beta_fast {fast:g} must be above beta_slow {slow:g}")
+    if fast < slow:
+        raise RequestError(f"beta_fast {fast:g} must be above beta_slow {slow:g} or equal to it")
 
 
 def _check_range(name: str, value: float, *, low: float, high: float) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -170,7 +171,10 @@ def test_a_base_that_is_not_named_is_none() -> None:
     ("fields", "named"),
     [
         (
-            {"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000.0}},
+            {
+                "model_type": "qwen2",
+                "rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000.0},
+            },
             "rope_scaling.alpha",
         ),
         (
@@ -178,12 +182,20 @@ def test_a_base_that_is_not_named_is_none() -> None:
             "rope_scaling.ratio, rope_scaling.spin",
         ),
         (
-            {"rope_parameters": {"full_attention": {"rope_type": "default", "alpha": 2.0}}},
-            "rope_parameters.full_attention.alpha",
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "stretch": 2.0}}},
+            "rope_parameters.full_attention.stretch",
         ),
-        ({"rope_ratio": 500}, "rope_ratio"),
-        ({"compress_rope_theta": 160000}, "compress_rope_theta"),
-        ({"yarn": {"factor": 36, "alpha": 1, "beta": 32}}, "yarn"),
+        (
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 2.0,
+                    "extrapolation_factor": 0.5,
+                    "original_max_position_embeddings": 4096,
+                }
+            },
+            "rope_scaling.extrapolation_factor",
+        ),
         ({"use_dynamic_ntk": True}, "use_dynamic_ntk"),
     ],
 )
@@ -200,9 +212,183 @@ def test_keys_that_may_change_the_rotation_are_refused_by_name(
         {"rope_ratio": 1},
         {"use_dynamic_ntk": False},
         {"yarn": None},
+        {"yarn": {}},
         {"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": None}},
         {"rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}},
     ],
 )
 def test_keys_that_change_nothing_are_not(fields: dict[str, Any]) -> None:
     assert from_config(config(**fields)).n_rot
+
+
+def test_ratios_and_alphas_stretch_the_base() -> None:
+    chat = from_config({"kv_channels": 128, "seq_length": 131072, "rope_ratio": 500})
+    assert (chat.base, chat.n_rot, chat.context_length) == (5e6, 64, 131072)
+    section = {"type": "dynamic", "factor": 1.0, "alpha": 1000.0}
+    dense = from_config(
+        {
+            "model_type": "hunyuan_v1_dense",
+            "head_dim": 128,
+            "rope_theta": 1e4,
+            "rope_scaling": section,
+        }
+    )
+    assert dense.scaling == Unscaled()
+    assert dense.alpha == 1000.0
+    assert dense.base == pytest.approx(11158839.9251)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rope_theta",
+        "global_rope_theta",
+        "rotary_emb_base",
+        "rope_freq_constant",
+        "default_theta",
+    ],
+)
+def test_bases_under_other_names(name: str) -> None:
+    assert from_config(config(**{name: 70000})).base == 70000.0
+
+
+@pytest.mark.parametrize(
+    "name", ["rope_local_base_freq", "local_rope_theta", "swa_rope_theta", "rope_theta_local"]
+)
+def test_local_bases_under_other_names(name: str) -> None:
+    found = from_config(config(rope_theta=1e6, **{name: 9000}))
+    assert found.sliding is not None
+    assert (found.base, found.sliding.base) == (1e6, 9000.0)
+
+
+def test_layer_types_under_any_names() -> None:
+    parameters = {
+        "hybrid": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
+        "hybrid_sliding": {"rope_type": "default", "rope_theta": 1e4},
+        "gated": None,
+    }
+    found = from_config(config(rope_theta=5e6, rope_parameters=parameters))
+    assert found.scaling == Yarn(factor=4.0, original_context=2048)
+    assert found.sliding is not None
+    assert (found.base, found.sliding.base) == (5e6, 1e4)
+    assert found.layers["gated"] is None
+
+
+def test_only_windows_rotate() -> None:
+    parameters = {"sliding_attention": {"rope_theta": 2e4}, "full_attention": None}
+    found = from_config(config(rope_parameters=parameters))
+    assert (found.base, found.sliding) == (2e4, None)
+
+
+def test_a_base_per_layer() -> None:
+    types = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    found = from_config(
+        config(
+            num_hidden_layers=4,
+            rope_theta=[5e6, 1e4, 1e4, 5e6],
+            partial_rotary_factors=[0.5, 1.0, 1.0, 0.5],
+            layer_types=types,
+        )
+    )
+    assert found.sliding is not None
+    assert (found.base, found.n_rot) == (5e6, 32)
+    assert (found.sliding.base, found.sliding.n_rot) == (1e4, 64)
+    still = from_config(config(num_hidden_layers=4, layer_rope_theta=[1e5, 0, 1e5, 0]))
+    assert (still.base, still.sliding) == (1e5, None)
+
+
+def test_latent_attention() -> None:
+    sizes = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+    found = from_config(config(**sizes))
+    assert (found.head_size, found.n_rot, found.kv_lora_rank) == (192, 64, 512)
+
+
+def test_two_sections_that_do_not_agree() -> None:
+    linear = {"rope_type": "linear", "factor": 2.0}
+    same = from_config(config(rope_parameters=linear, rope_scaling={"type": "linear", "factor": 2}))
+    assert same.scaling == Linear(factor=2.0)
+    with pytest.raises(RequestError, match="rope_parameters and rope_scaling, which do not say"):
+        from_config(config(rope_parameters=linear, rope_scaling={"type": "linear", "factor": 4}))
+
+
+def test_a_mistral_section_scales_or_does_not() -> None:
+    section = {"factor": 4, "alpha": 2, "beta": 16, "original_max_position_embeddings": 4096}
+    scaled = from_config({"dim": 512, "n_heads": 8, "yarn": section})
+    plain = from_config({"dim": 512, "n_heads": 8, "yarn": {**section, "apply_scale": False}})
+    assert scaled.scaling == Yarn(factor=4.0, original_context=4096, beta_fast=16.0, beta_slow=2.0)
+    assert isinstance(plain.scaling, Yarn)
+    assert (plain.scaling.mscale, plain.scaling.mscale_all_dim) == (1.0, 1.0)
+    assert (plain.context_length, plain.head_size) == (16384, 64)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"yarn": {"factor": 36, "alpha": 1, "beta": 32}}, r"yarn\.original_max.* is missing"),
+        ({"rope_scaling": {"type": "yarn"}}, r"rope_scaling\.factor is missing"),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 8.0}},
+            r"rope_scaling\.low_freq_factor is missing",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "factor is too large"),
+        ({"rope_scaling": {"type": "linear", "factor": math.inf}}, "factor is inf: expected a fin"),
+        ({"rope_scaling": [1, 2]}, "rope_scaling is a list: expected an object"),
+        ({"rope_scaling": {"type": "x" * 10000}}, r"rope_type is 'x{56}\.\.\.: expected"),
+        ({"rope_theta": [1e4] * 3, "num_hidden_layers": 4}, "rope_theta has 3 values: expected 4"),
+        ({"rope_theta": [1e4, "x"]}, r"rope_theta\.1 is 'x': expected a number"),
+        ({"rope_theta": []}, "rope_theta has 0 values"),
+        ({"rope_theta": [1e4, 1e5, 1e6]}, "3 different bases"),
+        (
+            {"rope_theta": [1e4, 1e5], "partial_rotary_factors": [0.5]},
+            "has 2 values and partial_rotary_factors has 1",
+        ),
+        ({"rope_theta": 0}, "rope_theta is 0: expected more than 1"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5: expected 0 to 1"),
+        (
+            {"rope_parameters": {"factor": 2.0, "full_attention": {"rope_type": "default"}}},
+            "rope_parameters.factor beside sections for full_attention",
+        ),
+        ({"rope_parameters": {"a": {"rope_theta": 1e4}, "b": {"rope_theta": 1e5}}}, "for a, b"),
+        ({"rope_parameters": {"sliding_attention": {}, "full_attention": 7}}, "full_attention"),
+        (
+            {
+                "rope_scaling": {
+                    "type": "longrope",
+                    "factor": 2.0,
+                    "long_factor": [1.0],
+                    "short_factor": [1.0],
+                    "long_mscale": 1.2,
+                    "short_mscale": 1.1,
+                }
+            },
+            "short_mscale 1.1 and long_mscale 1.2 differ",
+        ),
+    ],
+)
+def test_half_sections_and_wrong_types(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message) as found:
+        from_config(config(**fields))
+    assert len(str(found.value)) < 400
+    assert "\n" not in str(found.value)
+
+
+def test_positions_in_the_attention_config() -> None:
+    attention = {"rope_theta": 500000, "kv_n_heads": 8}
+    found = from_config(
+        {"d_model": 6144, "n_heads": 48, "max_seq_len": 32768, "attn_config": attention}
+    )
+    assert (found.base, found.n_rot, found.context_length) == (500000.0, 128, 32768)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"position_embedding_type": "nope"},
+        {"alibi": True},
+        {"attn_config": {"alibi": True}},
+        {"mla_use_nope": True, "qk_rope_head_dim": 0},
+    ],
+)
+def test_models_that_do_not_rotate(fields: dict[str, Any]) -> None:
+    found = from_config(config(rope_theta=1e4, **fields))
+    assert (found.rotates, found.base, found.n_rot) == (False, None, 0)
