@@ -254,20 +254,26 @@ def test_the_same_rotation_in_other_words_agrees(cli: Call, tmp_path: Path) -> N
     assert "written otherwise, with the same effect" in outcome.out
 
 
-@pytest.mark.parametrize(("base", "code"), [(10000.0, 0), (25000.0, 1)])
-def test_the_base_of_sliding_windows_is_held_against_the_file(
-    cli: Call, tmp_path: Path, base: float, code: int
-) -> None:
-    """A patch does not write it, so no command is named where it alone differs."""
-    config = write_config(tmp_path, None, rope_theta=1e6, rope_local_base_freq=base)
+def test_the_base_of_sliding_windows_is_compared_with_the_file(cli: Call, tmp_path: Path) -> None:
+    config = write_config(tmp_path, None, rope_theta=1e6, rope_local_base_freq=10000.0)
+    path = build("gemma3", tmp_path / "m.gguf", context=1024, base=1e6)[0]
+    (file,) = cli("check", path, "--config", config, "--json").json["files"]
+    row = next(r for r in file["config"]["keys"] if r["key"] == "gemma3.rope.freq_base_swa")
+    assert (row["file"], row["config"], row["agrees"]) == (10000, 10000.0, True)
+    assert file["config"]["command"] is None
+
+
+def test_another_base_of_sliding_windows_is_mended(cli: Call, tmp_path: Path) -> None:
+    config = write_config(tmp_path, None, rope_theta=1e6, rope_local_base_freq=25000.0)
     path = build("gemma3", tmp_path / "m.gguf", context=1024, base=1e6)[0]
     outcome = cli("check", path, "--config", config, "--json")
     (file,) = outcome.json["files"]
-    assert outcome.code == code, file
+    assert outcome.code == 1
     row = next(r for r in file["config"]["keys"] if r["key"] == "gemma3.rope.freq_base_swa")
-    assert (row["file"], row["config"], row["agrees"]) == (10000, base, code == 0)
-    assert file["config"]["command"] is None
-    assert len(file["config"]["notes"]) == code
+    assert (row["file"], row["config"], row["agrees"]) == (None, 25000.0, False)
+    words = shlex.split(file["config"]["command"])[1:]
+    assert cli(*words).code == 0
+    assert cli("check", words[words.index("-o") + 1], "--config", config).code == 0
 
 
 def test_what_llama_cpp_assumes_anyway_does_not_differ(cli: Call, tmp_path: Path) -> None:
