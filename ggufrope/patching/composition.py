@@ -211,7 +211,10 @@ class Composition:
             factor = getattr(scaling, "factor", own)
             notes.append(f"the factor of the file is raised from {own:g} to {factor:g}")
         window = self.arch.sliding
-        if window is not None and "sliding-window" in layer_kinds(self.start, self.arch):
+        kinds = layer_kinds(self.start, self.arch)
+        if "global" not in kinds and "sliding-window" in kinds:
+            notes.append("only sliding-window layers rotate: a window needs no extension")
+        elif window is not None and "sliding-window" in kinds:
             if isinstance(scaling, NtkAware | DynamicNtk):
                 moves = window.base == "context"
             else:
@@ -385,9 +388,10 @@ def _slowed(factors: Floats, ratios: Floats) -> Floats:
 
 def magnitude(metadata: RopeMetadata) -> float:
     """Return the attention factor of the layers that a scaling is for."""
-    groups = effective(metadata).groups
+    groups = [group for group in effective(metadata).groups if group.inverse_frequencies]
     whole = next((group for group in groups if group.name == "global"), None)
-    return 1.0 if whole is None else whole.magnitude
+    found = whole or next(iter(groups), None)
+    return 1.0 if found is None else found.magnitude
 
 
 def named(request: ScalingRequest, target: Target) -> str:
