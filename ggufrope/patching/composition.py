@@ -111,6 +111,10 @@ class Composition:
                 return None
             fields |= self._betas(scaling)
             wanted = self._wanted_magnitude(scaling)
+            if self._starts_scores:
+                unit = 1 / arch.log_multiplier_unit
+                fields["yarn_log_multiplier"] = unit
+                start = replace(start, yarn_log_multiplier=unit)
             implied = yarn_file_magnitude(start, arch, scaling.factor)
             return fields | _attention(start, wanted / implied)
         if self.blends:
@@ -129,6 +133,13 @@ class Composition:
                 if key in names and value is not None
             }
         return None
+
+    @property
+    def _starts_scores(self) -> bool:
+        """Whether YaRN is new to a file of MLA, which says it with yarn_log_multiplier."""
+        arch = self.arch
+        reads = "yarn_log_multiplier" in arch.reads
+        return arch.scores_by_factor and reads and not self.start.yarn_log_multiplier
 
     def _raised_yarn(self, scaling: Yarn) -> dict[str, Any]:
         """YaRN with a larger factor and every other setting of the file."""
@@ -179,6 +190,8 @@ class Composition:
             return implied * (start.attn_factor or 1.0)
         if start.yarn_log_multiplier and "yarn_log_multiplier" in self.arch.reads:
             return own * yarn_file_magnitude(start, self.arch, scaling.factor)
+        if self.arch.scores_by_factor:
+            return own  # the whole scores are scaled in its place, or not at all
         return own * yarn_mscale(scaling.factor)
 
     def _refuse_softmax(self, fields: dict[str, Any]) -> None:
@@ -194,6 +207,8 @@ class Composition:
                 f"attention scores of {self.arch.name}: ask for yarn, {DROP}"
             )
         own = start.attn_factor or 1.0
+        if request.attn_factor is None:
+            return
         if "attn_factor" in fields and abs((fields["attn_factor"] or 1.0) - own) > _TOLERANCE:
             scaling = self.target.scaling
             factor = getattr(scaling, "factor", 1.0)
@@ -211,7 +226,10 @@ class Composition:
             factor = getattr(scaling, "factor", own)
             notes.append(f"the factor of the file is raised from {own:g} to {factor:g}")
         window = self.arch.sliding
-        if window is not None and "sliding-window" in layer_kinds(self.start, self.arch):
+        kinds = layer_kinds(self.start, self.arch)
+        if "global" not in kinds and "sliding-window" in kinds:
+            notes.append("only sliding-window layers rotate: a window needs no extension")
+        elif window is not None and "sliding-window" in kinds:
             if isinstance(scaling, NtkAware | DynamicNtk):
                 moves = window.base == "context"
             else:
@@ -385,9 +403,10 @@ def _slowed(factors: Floats, ratios: Floats) -> Floats:
 
 def magnitude(metadata: RopeMetadata) -> float:
     """Return the attention factor of the layers that a scaling is for."""
-    groups = effective(metadata).groups
+    groups = [group for group in effective(metadata).groups if group.inverse_frequencies]
     whole = next((group for group in groups if group.name == "global"), None)
-    return 1.0 if whole is None else whole.magnitude
+    found = whole or next(iter(groups), None)
+    return 1.0 if found is None else found.magnitude
 
 
 def named(request: ScalingRequest, target: Target) -> str:

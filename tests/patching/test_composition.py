@@ -3,6 +3,7 @@ the request is refused with what to ask instead."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -113,3 +114,12 @@ def test_a_second_patch_starts_from_what_the_model_was_trained_with(
             ):
                 assert one == other
     assert count or architecture in ("qwen2", "deepseek2")
+
+
+def test_where_only_windows_rotate_the_attention_factor_is_theirs() -> None:
+    file = state("cohere2", "none with a factor")
+    wanted = request("yarn", file)
+    _, expression = encode_request(wanted, file)
+    assert "only sliding-window layers rotate: a window needs no extension" in expression.notes
+    before, after = (effective(each).groups[0] for each in (file, patched(file, expression)))
+    assert after.magnitude == pytest.approx(before.magnitude * (1 + 0.1 * math.log(4)))
