@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .commands import EXAMPLES, register
-from .errors import run
+from .errors import OptionError, run
 
 
 def build(asked: str | None = None) -> typer.Typer:
@@ -37,8 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     name = words[0] if words else None
-    app = build(name)
-    call = functools.partial(app, args=words, prog_name="ggufrope", standalone_mode=True)
+
+    def call() -> None:
+        if any("\0" in word for word in words):
+            raise OptionError("an argument has a NUL character, which no file or value has")
+        build(name)(args=words, prog_name="ggufrope", standalone_mode=True)
+
     sys.exit(run(call, flags=name != "run"))
 
 
