@@ -135,15 +135,18 @@ def _undo_records(path: Path) -> tuple[tuple[HiddenFile, ...], tuple[HiddenFile,
 
 
 def remains(path: Path) -> tuple[Path, ...]:
-    """Return what is worthless beside `path`: half-written files, which may still be being written,
-    and undo records that were merged into others."""
+    """Return the half-written files beside `path`, which may still be being written."""
     stem = stem_of(path.name)
-    unfinished = (
+    return tuple(
         one.path
         for one in hidden_files(path.parent)
         if one.stem == stem and one.kind in ("partial", "record")
     )
-    return (*unfinished, *(one.path for one in _undo_records(path)[1]))
+
+
+def merged_records(path: Path) -> tuple[Path, ...]:
+    """Return the undo records of `path` that were merged into another, and are not needed."""
+    return tuple(one.path for one in _undo_records(path)[1])
 
 
 def orphans(folder: Path) -> tuple[HiddenFile, ...]:

@@ -64,6 +64,8 @@ _MAX_ELEMENTS = (1 << 63) - 1
 _CHUNK = 1 << 18
 _EDIT_SECONDS = 10.0
 """How long a reader waits for an edit of the same file."""
+_CHANGE_SECONDS = 1.0
+"""How long a reader tries to read a file that changes meanwhile."""
 _PAUSE_SECONDS = 0.01
 
 CODES: dict[ValueType, str] = {
@@ -89,19 +91,22 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     of version 2 or 3, ends early, or contradicts itself.
     """
     path = Path(path)
-    last = time.monotonic() + _EDIT_SECONDS
+    start = time.monotonic()
     while True:
+        before = _identity_of(path)
         try:
-            header = _read_once(path)
-        except MalformedError:
-            if not _is_being_edited(path, last):
-                raise
-        else:
-            if _identity_of(path) == header.identity and not _is_being_edited(path, last):
-                return header
-            if time.monotonic() > last:
-                return header
+            header: Header | MalformedError = _read_once(path)
+        except MalformedError as error:
+            header = error
+        # In this order: an editor sets the time of change before it is done.
+        edited = _is_being_edited(path, start + _EDIT_SECONDS)
+        changed = _identity_of(path) != before and time.monotonic() < start + _CHANGE_SECONDS
+        if not edited and not changed:
+            break
         time.sleep(_PAUSE_SECONDS)
+    if isinstance(header, MalformedError):
+        raise header
+    return header
 
 
 def _read_once(path: Path) -> Header:

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ggufrope._files import storage
-from ggufrope.container.beside import journal_path, orphans, remains, undo_path, undo_records
+from ggufrope.container.beside import (
+    journal_path,
+    merged_records,
+    orphans,
+    remains,
+    undo_path,
+    undo_records,
+)
 from ggufrope.container.filesystem import LOCAL, FileLayer, lock
 from ggufrope.container.guards import check_guards
 from ggufrope.container.history import adopt, undo_steps
@@ -293,7 +300,8 @@ def _recovery(
 def _clear_remains(files: FileLayer, paths: Iterable[Path]) -> bool:
     """Remove half-written files beside `paths`, unless another process is still writing them."""
     cleared = False
-    for remaining in (one for path in paths for one in remains(path)):
+    worthless = [one for path in paths for one in (*remains(path), *_merged(files, path))]
+    for remaining in worthless:
         # Not worth failing for: the directory may be read-only, or the writer alive.
         with suppress(OSError, StorageError):
             if not remaining.is_symlink() and remaining.is_file():
@@ -302,3 +310,18 @@ def _clear_remains(files: FileLayer, paths: Iterable[Path]) -> bool:
                     files.remove(remaining)
                     cleared = True
     return cleared
+
+
+def _merged(files: FileLayer, path: Path) -> tuple[Path, ...]:
+    """Return undo records that others stand for, if those others can be used."""
+    found = merged_records(path)
+    if not found:
+        return ()
+    try:
+        for one in undo_records(path):
+            record = read_record(files, one.path, path)
+            if (record.number, record.first) != (one.number, one.first):
+                return ()
+    except StorageError:
+        return ()
+    return found

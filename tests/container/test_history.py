@@ -188,6 +188,19 @@ def test_records_made_by_others_do_not_stop_an_edit(path: Path, tag: str) -> Non
     assert [one.name for one in path.parent.iterdir() if one != path] == [strange.name]
 
 
+def test_a_merged_record_that_is_none_removes_no_others(path: Path) -> None:
+    original = path.read_bytes()
+    edit(path, context(3000))
+    edit(path, context(4000))
+    strange = path.with_name(f".{path.name}.ggufrope-undo-000002-from-000001")
+    strange.write_bytes(b"strange")
+    with pytest.raises(StorageError, match="is damaged"):
+        back(path)
+    strange.unlink()
+    assert back(path, everything=True) == 0
+    assert path.read_bytes() == original
+
+
 def test_the_last_number_is_not_passed(path: Path) -> None:
     path.with_name(f".{path.name}.ggufrope-undo-999999").write_bytes(b"strange")
     before = path.read_bytes()

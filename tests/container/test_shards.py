@@ -189,6 +189,19 @@ def test_edits_of_different_files_are_undone_newest_first(tmp_path: Path) -> Non
     assert contents(tmp_path) == states[0]
 
 
+def test_a_renamed_split_model_keeps_its_records(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    before = list(contents(tmp_path).values())
+    assert edited(open_model(first), FACTORS) == ["00003", "00001"]
+    renamed = []
+    for path in sorted(tmp_path.glob("m-*.gguf")):
+        renamed.append(path.rename(path.with_name(f"better{path.name[1:]}")))
+    assert len(renamed) == 3
+    undo(renamed[1])
+    assert [path.read_bytes() for path in renamed] == before
+    assert len(contents(tmp_path)) == 3
+
+
 def test_a_lost_record_of_one_file_stops_the_undo(tmp_path: Path) -> None:
     first = split(tmp_path)
     edited(open_model(first), FACTORS)
