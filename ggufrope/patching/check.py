@@ -253,14 +253,16 @@ def _against_config(model: StoredModel, config: _Config, name: str) -> ConfigChe
 
 def _not_written(metadata: RopeMetadata, config: ConfigRope) -> Iterable[KeyCheck]:
     """Return what the config says and a patch leaves alone: rotary dimensions, and the base of
-    sliding-window layers."""
+    sliding-window layers where no key of theirs says it."""
     rows: list[tuple[str, float, float]] = []
     if config.n_rot and config.n_rot == metadata.n_rot:  # another number was refused
         rows.append((metadata.n_rot_key, config.n_rot, config.n_rot))
     used = effective(metadata).values.get("freq_base_swa")
-    if config.sliding is not None and config.sliding.base is not None and used is not None:
+    window = config.sliding
+    base = None if window is None or "base" in window.assumed else window.base
+    if base is not None and used is not None:
         found = float(used.value) if isinstance(used.value, int | float) else 0.0
-        rows.append((metadata.key("freq_base_swa"), found, config.sliding.base))
+        rows.append((metadata.key("freq_base_swa"), found, base))
     return tuple(
         KeyCheck(key=key, file=found, config=said, agrees=_close((found,), (said,)))
         for key, found, said in rows
