@@ -8,15 +8,13 @@ never proposed.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
 from ggufrope._format import byte_size
 from ggufrope.advice.memory import MemoryNeed, Risk, cache_needs, longest_context
 from ggufrope.errors import RequestError
-from ggufrope.patching.command import patch_command, search_command, validate_command
+from ggufrope.patching.command import name_beside, patch_command, search_command, validate_command
 from ggufrope.patching.compose import encode_request, refusal
 from ggufrope.patching.request import ScalingRequest, raises_factor
 from ggufrope.rope.architectures import Architecture, architecture
@@ -352,17 +350,7 @@ class _Plan:
     def _output(self, request: ScalingRequest) -> str:
         """The name of a new file beside the model: its own with the scheme and the context."""
         kept = "-keep-short" if request.keep_short_context else ""
-        added = f"-{request.scaling}{kept}-{self.target}"
-        if self.file.startswith(("ollama:", "hf:", "https:", "http:")):
-            folder, name = "", re.split(r"[/:]", self.file)[-1]
-        else:
-            path = PurePath(self.file)
-            folder, name = str(path.parent), path.name
-        stem, _, _ = name.partition(".gguf")
-        part = re.search(r"-\d{5}-of-\d{5}$", stem)
-        shard = part[0] if part else ""
-        stem = stem.removesuffix(shard)
-        return str(PurePath(folder) / f"{stem}{added}{shard}.gguf")
+        return name_beside(self.file, f"-{request.scaling}{kept}-{self.target}")
 
     def warnings(self, refused: Mapping[str, str], *, far: bool) -> list[str]:
         warnings = []
