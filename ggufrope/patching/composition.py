@@ -265,6 +265,8 @@ class Composition:
             raise RequestError(self._no_factors())
         ratios = self._ratios(scaling)
         own, wanted = magnitude(start), self._wanted_magnitude(scaling)
+        if not own:
+            raise RequestError("the attention factor of the file is 0: it cannot be composed with")
         if self.request.keep_short_context:
             return self._long_factors(ratios, own, wanted)
         fields: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ggufrope.errors import FileError
@@ -57,7 +58,9 @@ def covered_context(metadata: RopeMetadata) -> int | None:
     """Return the tokens that the file says it covers: its context length, or what YaRN's factor
     makes of the original context where that is more."""
     context, scale = metadata.context_length, declared_scale(metadata)
-    if context and scale and metadata.original_context and metadata.scaling_type == "yarn":
+    if not (context and scale and metadata.original_context and math.isfinite(scale)):
+        return context
+    if metadata.scaling_type == "yarn":
         return max(context, round(scale * metadata.original_context))
     return context
 
