@@ -117,7 +117,7 @@ def show_plan(plan: PatchPlan) -> None:
     out = console()
     edits = table("change", "old", "new")
     for edit in plan.edits:
-        row(edits, edit.key, edit.old, edit.new)
+        row(edits, edit.key, _brief(edit.old), _brief(edit.new))
     out.print(edits)
     if plan.trained is not None:
         out.print(shown(f"trained context: {plan.trained.tokens} tokens ({plan.trained.source})"))
@@ -136,6 +136,13 @@ def show_plan(plan: PatchPlan) -> None:
         out.print(heading("findings on the result"))
         for line in finding_lines(plan.findings):
             out.print(line)
+
+
+def _brief(value: object) -> object:
+    """Return a value of a key, an array as its length: it would fill the screen."""
+    if isinstance(value, str) and value.startswith("(") and value.count(",") > 8:
+        return f"{value.count(',') + 1} numbers"
+    return value
 
 
 def _warning(ignored: Ignored) -> str:
