@@ -38,6 +38,10 @@ def main() -> None:
         results: dict[str, Any] = {
             who: ours(program, path, untouched, options.runs) for who, program in scripts.items()
         }
+        results |= {
+            "read_header alone": process([sys.executable, "-c", READER, path], runs=options.runs),
+            "an empty Python": process([sys.executable, "-c", "pass"], runs=options.runs),
+        }
         peers = max(options.runs // 5, 1)
         dump = process([script("gguf-dump"), path], runs=peers)
         rewrite = process(
@@ -47,10 +51,6 @@ def main() -> None:
             ],
             runs=peers,
         )
-    results |= {
-        "read_header alone": process([sys.executable, "-c", READER, path], runs=options.runs),
-        "an empty Python": process([sys.executable, "-c", "pass"], runs=options.runs),
-    }
     results |= {"gguf-dump": dump, "gguf-new-metadata": rewrite}
     for who in scripts:
         inspect, patch = results[who]["inspect"], results[who]["patch --in-place"]
