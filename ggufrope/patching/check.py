@@ -51,7 +51,7 @@ class KeyCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigCheck:
-    """A file held against a config.json.
+    """A file compared with a config.json.
 
     `agrees` is whether the file rotates as the config says and has its context length; keys may
     differ where they mean the same. `refusal` says why the config does not apply to this file,
@@ -119,7 +119,7 @@ class CheckReport:
 
 
 def check(*names: Name, config: Name | None = None) -> CheckReport:
-    """Check model files, and all those in folders; `config` is a config.json to hold each against.
+    """Check model files, and all those in folders; `config` is a config.json to compare each with.
 
     Raises RequestError where no name is given or the config cannot be understood, FileError where
     it cannot be read, or a folder cannot, or has no model.

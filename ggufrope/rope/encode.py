@@ -31,7 +31,13 @@ from ggufrope.rope.frequencies import (
     plain_frequencies,
     yarn_magnitude,
 )
-from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
+from ggufrope.rope.keys import (
+    KEYS,
+    ROPE_FACTORS_LONG,
+    ROPE_FACTORS_SHORT,
+    ROPE_FREQS,
+    SCALING_FIELDS,
+)
 from ggufrope.rope.layers import layer_kinds, sliding_layers
 from ggufrope.rope.llamacpp import (
     base_field,
@@ -57,19 +63,6 @@ from ggufrope.rope.scaling import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-SCALING_FIELDS = (
-    "scaling_type",
-    "factor",
-    "scale_linear",
-    "original_context",
-    "attn_factor",
-    "yarn_ext_factor",
-    "yarn_attn_factor",
-    "yarn_beta_fast",
-    "yarn_beta_slow",
-)
-"""The fields that together say how positions are scaled: setting a scheme settles them all."""
 
 STILL = 1e30
 """The factor of a pair that does not turn, as converters write it."""

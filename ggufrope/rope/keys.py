@@ -86,6 +86,19 @@ KEYS: Mapping[str, KeySpec] = MappingProxyType(
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 """The values of `rope.scaling.type`; any other word aborts llama.cpp on an assertion."""
 
+SCALING_FIELDS = (
+    "scaling_type",
+    "factor",
+    "scale_linear",
+    "original_context",
+    "attn_factor",
+    "yarn_ext_factor",
+    "yarn_attn_factor",
+    "yarn_beta_fast",
+    "yarn_beta_slow",
+)
+"""The fields that together say how positions are scaled: setting a scheme settles them all."""
+
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_FACTORS_LONG = "rope_factors_long.weight"
 ROPE_FACTORS_SHORT = "rope_factors_short.weight"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ggufrope.container.types import ArrayValue, TypedValue, ValueType
-from ggufrope.rope.keys import FACTOR_TENSORS, KEYS, ROPE_FREQS
+from ggufrope.rope.keys import FACTOR_TENSORS, KEYS, ROPE_FREQS, SCALING_FIELDS
 from ggufrope.rope.metadata import FactorTensor
 
 if TYPE_CHECKING:
@@ -36,15 +36,7 @@ STATE_FIELDS = (
     "freq_base",
     "freq_base_swa",
     "compress_freq_base",
-    "scaling_type",
-    "factor",
-    "scale_linear",
-    "original_context",
-    "attn_factor",
-    "yarn_ext_factor",
-    "yarn_attn_factor",
-    "yarn_beta_fast",
-    "yarn_beta_slow",
+    *SCALING_FIELDS,
     "yarn_log_multiplier",
 )
 """The fields of a file that a scaling may change, besides the context length."""
