@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.measure import call, process, record, script
@@ -22,6 +23,7 @@ from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits, TypedValue, ValueType
 from ggufrope.container.writer import plan_rewrite
+from ggufrope.errors import RequestError
 
 SCALING = {
     "llama.rope.scaling.type": TypedValue(type=ValueType.STRING, value="yarn"),
@@ -84,7 +86,8 @@ def in_place(path: Path, runs: int) -> dict[str, object]:
 
 
 def restore(path: Path) -> None:
-    if path.with_name(f".{path.name}.ggufrope-undo").exists():
+    """Undo the edit of the last round, where there was one."""
+    with suppress(RequestError):
         undo(path)
 
 
