@@ -56,7 +56,6 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Write RoPE scaling into a file: to a copy, or in place."""
-    from ggufrope.container.strategies import Strategy
     from ggufrope.patching.plan import apply, plan_patch
 
     from ..errors import OptionError
@@ -79,8 +78,7 @@ def command(
     receipt = None
     if not dry_run:
         with bytes_bar("writing") as progress:
-            hashed = hash_weights or plan.strategy is Strategy.STREAM
-            receipt = apply(plan, hash_weights=hashed, progress=progress)
+            receipt = apply(plan, hash_weights=hash_weights, progress=progress)
     if json:
         emit_json(payload(plan, receipt))
     elif receipt is None:

@@ -82,6 +82,8 @@ def building(build: Build, *, clone: bool) -> Iterator[Partial]:
                 _rewrite_clone(build, partial.file)
             else:
                 block = files.block_size(build.target) if clone else None
+                if not clone:
+                    files.allocate(partial.file, build.composition.size)
                 _write_pieces(build, partial.file, clone_block=block)
         except OSError as error:
             if clone and error.errno in UNSUPPORTED:
@@ -153,6 +155,7 @@ def _copy(build: Build, file: BinaryIO, span: Span, offset: int) -> None:
         copied = build.files.copy(build.source, start, min(length, COPY_CHUNK), file, offset)
         if not copied:
             raise StorageError("the source became shorter while it was copied")
+        build.files.begin_writing(file, offset, copied)
         start, offset, length = start + copied, offset + copied, length - copied
         build.report(offset)
 
