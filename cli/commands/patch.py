@@ -10,12 +10,14 @@ import typer
 
 from ..options import FileArgument, JsonOption, grouped
 from ..options_scaling import ScalingOptions
+from ..proof import ProveOption, proof_payload, require_passed, show_proof
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ggufrope.container.strategies import Rejection
     from ggufrope.patching.plan import PatchPlan, PatchReceipt
+    from ggufrope.proof import Proof
     from ggufrope.rope.effective import LayerGroup
     from ggufrope.rope.encode import Ignored
 
@@ -53,6 +55,7 @@ def command(
         bool,
         typer.Option("--hash-weights", help="Print the SHA-256 of all tensor data of the result."),
     ] = False,
+    prove: ProveOption = False,
     json: JsonOption = False,
 ) -> None:
     """Write RoPE scaling into a file: to a copy, or in place."""
@@ -73,21 +76,33 @@ def command(
         force=force or (),
         reserve=reserve,
     )
+    if prove:
+        from ggufrope.proof import prove as prove_model
+        from ggufrope.proof import witnesses
+
+        witnesses()  # before anything is written
     if not json:
         show_plan(plan)
-    receipt = None
+    receipt = proof = None
     if not dry_run:
         with bytes_bar("writing") as progress:
             receipt = apply(plan, hash_weights=hash_weights, progress=progress)
+        if prove:
+            proof = prove_model(receipt.path, plan.stores)
     if json:
-        emit_json(payload(plan, receipt))
+        emit_json(payload(plan, receipt, proof))
     elif receipt is None:
         show_dry_run(plan)
     else:
         show_receipt(receipt, in_place=in_place)
+        if proof is not None:
+            show_proof(proof)
+    require_passed(proof)
 
 
-def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
+def payload(
+    plan: PatchPlan, receipt: PatchReceipt | None, proof: Proof | None = None
+) -> dict[str, Any]:
     """Return the JSON object of `patch`; a dry run has the same keys, and `written` false."""
     return {
         "file": str(plan.model.path),
@@ -100,6 +115,7 @@ def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
         "bytes_written": (receipt or plan).bytes_written,
         "weights_sha256": None if receipt is None else receipt.weights_sha256,
         "undo_steps": None if receipt is None else receipt.undo_steps,
+        "proof": proof_payload(proof),
         "ignored": plan.ignored,
         "flags": plan.flags,
         "notes": plan.notes,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..options import FileArgument, JsonOption
+from ..proof import ProveOption, proof_payload, require_passed, show_proof
 
 if TYPE_CHECKING:
     from ggufrope.container.recovery import UndoReceipt
@@ -21,6 +22,7 @@ def command(
         list[str] | None,
         typer.Option(metavar="GUARD", help="Override a guard by its name; repeatable."),
     ] = None,
+    prove: ProveOption = False,
     json: JsonOption = False,
 ) -> None:
     """Undo the last in-place edit of a model, bit for bit, or all of them."""
@@ -30,10 +32,16 @@ def command(
     from ..progress import bytes_bar
     from ..values import model_path
 
+    if prove:
+        from ggufrope.proof import prove as prove_model
+        from ggufrope.proof import witnesses
+
+        witnesses()  # before anything is restored
     with bytes_bar("restoring") as progress:
         receipt = undo(
             model_path(file), everything=everything, force=force or (), progress=progress
         )
+    proof = prove_model(receipt.path) if prove else None
     if json:
         emit_json(
             {
@@ -42,10 +50,14 @@ def command(
                 "files": receipt.files,
                 "undone": receipt.undone,
                 "left": receipt.left,
+                "proof": proof_payload(proof),
             }
         )
     else:
         show(receipt)
+        if proof is not None:
+            show_proof(proof)
+    require_passed(proof)
 
 
 def show(receipt: UndoReceipt) -> None:
