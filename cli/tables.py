@@ -96,3 +96,14 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             spans.append([number, number])
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def lost_edits(lost: int) -> str:
+    """Return that the file before the first `lost` edits cannot be restored; empty for 0."""
+    if not lost:
+        return ""
+    edits = "edit" if lost == 1 else f"{lost} edits"
+    return (
+        f"The file before the first {edits} cannot be restored: too many bytes would have to be "
+        "kept."
+    )

@@ -115,6 +115,8 @@ def payload(
         "bytes_written": (receipt or plan).bytes_written,
         "weights_sha256": None if receipt is None else receipt.weights_sha256,
         "undo_steps": None if receipt is None else receipt.undo_steps,
+        "undone_at_once": None if receipt is None else receipt.undone_at_once,
+        "undo_lost": None if receipt is None else receipt.undo_lost,
         "proof": proof_payload(proof),
         "ignored": plan.ignored,
         "flags": plan.flags,
@@ -220,17 +222,20 @@ def show_receipt(receipt: PatchReceipt, *, in_place: bool) -> None:
 
 def _way_back(receipt: PatchReceipt) -> str:
     """Return what `undo` will do now."""
-    from ..tables import shown_path
+    from ..tables import lost_edits, shown_path
 
     undo = f"`ggufrope undo {shown_path(receipt.path)}`"
     if not receipt.undo_steps:
         return "This edit cannot be undone: too many bytes would have to be kept."
     if receipt.undo_steps == 1:
         return f"{undo} restores the file to its state before this edit."
-    return (
+    said = (
         f"{undo} undoes this edit only; {receipt.undo_steps} edits can be undone, one at a time or "
         "with --all."
     )
+    if receipt.undone_at_once > 1:
+        said += f" The oldest {receipt.undone_at_once} of them are one step by now."
+    return f"{said} {lost_edits(receipt.undo_lost)}".rstrip()
 
 
 def _show_rejected(rejected: Iterable[Rejection]) -> None:

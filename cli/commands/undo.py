@@ -50,6 +50,7 @@ def command(
                 "files": receipt.files,
                 "undone": receipt.undone,
                 "left": receipt.left,
+                "lost": receipt.lost,
                 "proof": proof_payload(proof),
             }
         )
@@ -63,7 +64,7 @@ def command(
 def show(receipt: UndoReceipt) -> None:
     """Print what was restored, and what else can be undone."""
     from ..output import console
-    from ..tables import shown, shown_path
+    from ..tables import lost_edits, shown, shown_path
 
     last = "the last in-place edit"
     if receipt.undone > 1:
@@ -74,6 +75,8 @@ def show(receipt: UndoReceipt) -> None:
     if others:
         names = ", ".join(shown(name) for name in others)
         print_(f"Restored with it, as files of the same model: {names}.", soft_wrap=True)
+    if receipt.lost and not receipt.left:
+        print_(lost_edits(receipt.lost), soft_wrap=True)
     if receipt.left:
         more = "1 earlier edit" if receipt.left == 1 else f"{receipt.left} earlier edits"
         print_(f"{more} can still be undone: run undo again, or with --all.", soft_wrap=True)
