@@ -61,7 +61,7 @@ def command(
     """Write RoPE scaling into a file: to a copy, or in place."""
     from ggufrope.patching.plan import apply, plan_patch
 
-    from ..errors import OptionError
+    from ..errors import OptionError, stoppable
     from ..output import emit_json
     from ..progress import bytes_bar
     from ..values import model_path, strategy_named
@@ -85,7 +85,7 @@ def command(
         show_plan(plan)
     receipt = proof = None
     if not dry_run:
-        with bytes_bar("writing") as progress:
+        with stoppable(), bytes_bar("writing") as progress:
             receipt = apply(plan, hash_weights=hash_weights, progress=progress)
         if prove:
             proof = prove_model(receipt.path, plan.stores)

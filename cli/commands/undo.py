@@ -28,6 +28,7 @@ def command(
     """Undo the last in-place edit of a model, bit for bit, or all of them."""
     from ggufrope.container.recovery import undo
 
+    from ..errors import stoppable
     from ..output import emit_json
     from ..progress import bytes_bar
     from ..values import model_path
@@ -37,7 +38,7 @@ def command(
         from ggufrope.proof import witnesses
 
         witnesses()  # before anything is restored
-    with bytes_bar("restoring") as progress:
+    with stoppable(), bytes_bar("restoring") as progress:
         receipt = undo(
             model_path(file), everything=everything, force=force or (), progress=progress
         )
