@@ -256,14 +256,15 @@ def _low(counts: _Counts, error: float, tilt: float) -> float:
 
     It is at least the chance that both needles of a cell succeed: the share of spliced successes
     times the share of these that whole prompts follow. Each of the two is known from a sample;
-    three quarters of the error go to the second, whose sample is smaller.
+    three quarters of the error go to the second, whose sample is smaller, and which is near 1 where
+    the splice is good.
     """
     direct = lower_bound(counts.whole_successes, counts.whole, error * _DIRECT, tilt)
     if counts.unpaired or not counts.both:
         return direct
     rest = error * (1 - _DIRECT)
     spliced = lower_bound(counts.spliced_successes, counts.spliced, rest / 4, tilt)
-    followed = lower_bound(counts.both, counts.both + counts.spliced_only, rest * 3 / 4, tilt)
+    followed = lower_bound(counts.both, counts.both + counts.spliced_only, rest * 3 / 4, _TILT)
     return max(direct, spliced * followed)
 
 

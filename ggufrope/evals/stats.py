@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import fsum, inf, log, log1p, sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,7 @@ def shows(successes: int, n: int, least: float, error: float, tilt: float = 1.0)
     return bool(evidence >= -log(error))
 
 
+@cache
 def lower_bound(successes: int, n: int, error: float, tilt: float = 1.0) -> float:
     """Return the largest share that is shown (`shows`), in steps of 1e-9: in at most `error` of all
     sequences of trials does it ever lie above the true share; 0 without a success."""
