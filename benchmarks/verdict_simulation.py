@@ -146,16 +146,15 @@ def play(truth: Truth, design: Design, runs: int, seed: int) -> dict[Reading, in
 @cache
 def read(spliced: int, *drawn: int, design: Design) -> Reading:
     """Read a run with so many spliced successes among all cells, and so many drawn of each kind."""
-    cells = [
-        RecallCell(spliced=kind <= SPLICED_ONLY, whole=kind in (BOTH, WHOLE_ONLY))
-        for kind, n in enumerate(drawn)
-        for _ in range(n)
-    ]
-    successes = spliced - drawn[BOTH] - drawn[SPLICED_ONLY]
-    rest = design.cells - len(cells)
-    cells += [RecallCell(spliced=index < successes, whole=None) for index in range(rest)]
-    if not design.spliced:
-        cells = [replace(cell, spliced=None) for cell in cells]
+    left = spliced - drawn[BOTH] - drawn[SPLICED_ONLY]
+    kinds = (
+        *((kind <= SPLICED_ONLY, kind in (BOTH, WHOLE_ONLY), n) for kind, n in enumerate(drawn)),
+        (True, None, left),
+        (False, None, design.cells - sum(drawn) - left),
+    )
+    cells: list[RecallCell] = []
+    for answered, whole, n in kinds:
+        cells += [RecallCell(spliced=answered if design.spliced else None, whole=whole)] * n
     further = next_look(cells, design.minimum, design.limit, control=design.control)
     if design.control is None:
         return Reading(found=estimate(cells, error=design.error), further=further)

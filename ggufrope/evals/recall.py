@@ -152,7 +152,7 @@ def next_look(
         look = end
         recall, least, error = _aim(found, minimum)
         failures = end - counts.whole_successes - floor(recall.low * (end - n))
-        if not shows(failures, end, 1 - least, error):
+        if not shows(failures, end, 1 - least, error * _DIRECT):
             return 0
     while look // 2 > n and look // 2 >= _FEWEST:
         look //= 2
@@ -165,13 +165,16 @@ def would_decide(found: RecallEstimate | ShareEstimate, minimum: float) -> int |
     if outcome(found, minimum) != "undecided":
         return None
     recall, least, error = _aim(found, minimum)
-    failures = recall.whole.n - recall.whole.successes
-
-    def is_short(n: int) -> bool:
-        return not shows(n - failures, n, least, error, _TILT)
-
-    needed = 1 + largest(is_short, recall.whole.n, _MOST)
+    needed = _needed(recall.whole.n - recall.whole.successes, least, error)
     return needed if needed <= _MOST else None
+
+
+@cache
+def _needed(failures: int, least: float, error: float) -> int:
+    """The fewest whole prompts that show a recall of `least` with so many failures."""
+    return 1 + largest(
+        lambda n: not shows(n - failures, n, least, error * _DIRECT, _TILT), failures, _MOST
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,10 +288,10 @@ def _share(counts: _Counts, control: RecallEstimate) -> ShareEstimate:
 def _aim(
     found: RecallEstimate | ShareEstimate, minimum: float
 ) -> tuple[RecallEstimate, float, float]:
-    """The recall to go on with, what it has to reach, and the error of a direct bound."""
+    """The recall to go on with, what it has to reach, and the error of its bounds."""
     if isinstance(found, RecallEstimate):
-        return found, minimum, ALPHA * _DIRECT
-    return found.recall, min(1.0, minimum * found.control.high), SHARE_ERROR * _DIRECT
+        return found, minimum, ALPHA
+    return found.recall, min(1.0, minimum * found.control.high), SHARE_ERROR
 
 
 def _cut(share: float) -> str:
