@@ -57,13 +57,19 @@ class Fact:
         return f" The secret {KIND_NAMES[self.kind]} of the {self.key} is {self.value}."
 
     @property
+    def query(self) -> str:
+        """The question alone."""
+        return f"What is the secret {KIND_NAMES[self.kind]} of the {self.key}?"
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the answer, which restates the statement up to the value."""
+        return f" The secret {KIND_NAMES[self.kind]} of the {self.key} is"
+
+    @property
     def question(self) -> str:
         """The question and its answer prefix; `answer` is what should follow."""
-        name = KIND_NAMES[self.kind]
-        return (
-            f"\nQuestion: What is the secret {name} of the {self.key}?"
-            f"\nAnswer: The secret {name} of the {self.key} is"
-        )
+        return f"\nQuestion: {self.query}\nAnswer:{self.prefix}"
 
     @property
     def answer(self) -> str:
@@ -137,9 +143,14 @@ class PassKey(Fact):
         return f" The pass key is {self.value}. Keep it in mind: {self.value} is the pass key."
 
     @property
-    def question(self) -> str:
-        """The question and its answer prefix."""
-        return "\nQuestion: What is the pass key?\nAnswer: The pass key is"
+    def query(self) -> str:
+        """The question alone."""
+        return "What is the pass key?"
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the answer."""
+        return " The pass key is"
 
 
 def pass_keys(rng: Random) -> Iterator[PassKey]:

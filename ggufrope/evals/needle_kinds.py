@@ -1,0 +1,193 @@
+"""Kinds of needles: what is inserted into a haystack, and what is then asked.
+
+`standard` states one fact. The harder kinds state four sentences that are alike, so that finding
+them is not enough:
+
+- `confusable`: the keys are all pairs of two adjectives and two nouns, so no single word of the
+  question tells the facts apart.
+- `values`: one key has several values, and all are asked for in the order of the text, as in
+  RULER's multivalue needles (Hsieh et al., 2024), where the order is free.
+- `latent`: question and fact share no content word, so a fact is known only by what it implies, as
+  in NoLiMa (Modarressi et al., 2025).
+- `ordered`: the sentences differ in their values alone, and the k-th is asked for, as in MRCR
+  (Vodrahalli et al., 2024).
+
+Answers are short and scored exactly. All wording and all latent facts are our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from random import Random
+from typing import Literal, TypeAlias, get_args
+
+from ggufrope.errors import RequestError
+from ggufrope.evals.facts import (
+    ADJECTIVES,
+    KIND_NAMES,
+    NOUNS,
+    WORDS,
+    Fact,
+    ValueKind,
+    answer_of,
+    facts,
+    pass_keys,
+    random_value,
+)
+
+NeedleKind: TypeAlias = Literal["standard", "confusable", "values", "latent", "ordered"]
+
+STATED = 4
+"""Sentences that a needle of a harder kind consists of."""
+ORDINALS = ("first", "second", "third", "fourth")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needle:
+    """What one cell states and asks, as text.
+
+    `statements` are in the order of the text, each beginning with the space that separates it; the
+    one of index `at` stands at the cell's depth. `question` is followed by `prefix`, the beginning
+    of the answer, and that by `answer`. `wrong` has answers of the same form: first those that
+    other statements suggest. `key` names what is asked for.
+    """
+
+    key: str
+    statements: tuple[str, ...]
+    at: int = 0
+    question: str
+    prefix: str
+    answer: str
+    wrong: tuple[str, ...] = ()
+
+    def depths(self, depth: float) -> tuple[float, ...]:
+        """Return where the statements go, in percent and ascending, for a cell at `depth`.
+
+        Those before the one at `depth` are spread evenly over the text before it, those after it
+        over the text after it. At depth 0 or 100 some have the same place: they follow each other.
+        """
+        before, after = self.at, len(self.statements) - self.at - 1
+        return (
+            *(depth * (i + 0.5) / before for i in range(before)),
+            depth,
+            *(depth + (100 - depth) * (i + 0.5) / after for i in range(after)),
+        )
+
+
+def needles(
+    kind: NeedleKind, rng: Random, value_kind: ValueKind = "number", *, distractors: int = 0
+) -> Iterator[Needle]:
+    """Yield needles of a kind without end; no key repeats until all have been used.
+
+    Wrong answers are those that the other statements suggest, and random ones where these are
+    fewer than `distractors`, up to as many as there are. They do not change which needles are
+    drawn. The answers of latent needles are names, whatever the `value_kind`.
+
+    Raises RequestError for an unknown kind.
+    """
+    if kind not in get_args(NeedleKind):
+        raise RequestError(
+            f"unknown kind of needle {kind!r}: expected {', '.join(get_args(NeedleKind))}"
+        )
+    if kind == "latent":
+        raise RequestError("no latent facts yet")
+    for fact in facts(rng, value_kind):
+        yield _BUILDERS[kind](fact, Random(f"{kind}/{fact.key}/{fact.value}"), distractors)
+
+
+def pass_key_needles(rng: Random, *, distractors: int = 0) -> Iterator[Needle]:
+    """Yield the needles of the passkey task without end."""
+    for fact in pass_keys(rng):
+        drawn = Random(f"passkey/{fact.value}").sample(range(10_000, 100_000), distractors + 1)
+        others = [str(number) for number in drawn if str(number) != fact.value]
+        yield _asking_for(fact, [fact], [fact.value, *others[:distractors]])
+
+
+def _standard(fact: Fact, rng: Random, distractors: int) -> Needle:
+    return _asking_for(fact, [fact], _values(fact, rng, 1 + distractors))
+
+
+def _confusable(fact: Fact, rng: Random, distractors: int) -> Needle:
+    adjective, noun, *counter = fact.key.split()
+    adjectives = (adjective, rng.choice([word for word in ADJECTIVES if word != adjective]))
+    nouns = (noun, rng.choice([word for word in NOUNS if word != noun]))
+    keys = [" ".join([a, n, *counter]) for a in adjectives for n in nouns]
+    values = _values(fact, rng, max(STATED, 1 + distractors))
+    stated = [
+        Fact(key=key, value=value, kind=fact.kind) for key, value in zip(keys, values, strict=False)
+    ]
+    rng.shuffle(stated)
+    return _asking_for(fact, stated, values)
+
+
+def _asking_for(fact: Fact, stated: Sequence[Fact], values: Sequence[str]) -> Needle:
+    """Return the needle that asks for one of the stated facts; its value is the first."""
+    right, *wrong = map(_answer, values)
+    return Needle(
+        key=fact.key,
+        statements=tuple(each.statement for each in stated),
+        at=stated.index(fact),
+        question=fact.query,
+        prefix=fact.prefix,
+        answer=right,
+        wrong=tuple(wrong),
+    )
+
+
+def _several_values(fact: Fact, rng: Random, distractors: int) -> Needle:
+    name = KIND_NAMES[fact.kind]
+    values = _values(fact, rng, STATED)
+    rng.shuffle(values)
+    right, *wrong = (answer_of(order) for order in permutations(values))
+    rng.shuffle(wrong)
+    return Needle(
+        key=fact.key,
+        statements=tuple(f" One secret {name} of the {fact.key} is {value}." for value in values),
+        at=rng.randrange(STATED),
+        question=f"What are the secret {name}s of the {fact.key}, in the order of the text?",
+        prefix=f" In the order of the text, the secret {name}s of the {fact.key} are",
+        answer=right,
+        wrong=tuple(wrong[: max(STATED - 1, distractors)]),
+    )
+
+
+def _ordered(fact: Fact, rng: Random, distractors: int) -> Needle:
+    name = KIND_NAMES[fact.kind]
+    right, *wrong = _values(fact, rng, max(STATED, 1 + distractors))
+    stated = wrong[: STATED - 1]
+    at = rng.randrange(STATED)
+    stated.insert(at, right)
+    note = f"{ORDINALS[at]} note about the {fact.key}"
+    return Needle(
+        key=note,
+        statements=tuple(f" A note about the {fact.key} gives the {name} {v}." for v in stated),
+        at=at,
+        question=f"Which {name} does the {note} give?",
+        prefix=f" The {note} gives the {name}",
+        answer=_answer(right),
+        wrong=tuple(map(_answer, wrong)),
+    )
+
+
+_BUILDERS: dict[NeedleKind, Callable[[Fact, Random, int], Needle]] = {
+    "standard": _standard,
+    "confusable": _confusable,
+    "values": _several_values,
+    "ordered": _ordered,
+}
+
+
+def _answer(value: str) -> str:
+    return f" {value}"
+
+
+def _values(fact: Fact, rng: Random, count: int) -> list[str]:
+    """Return the value of a fact and others of its kind, all different, `count` together."""
+    values = [fact.value]
+    while len(values) < min(count, len(WORDS) if fact.kind == "word" else count):
+        value = random_value(rng, fact.kind)
+        if value not in values:
+            values.append(value)
+    return values
