@@ -17,11 +17,14 @@ Answers are short and scored exactly. All wording and all latent facts are our o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from itertools import permutations
 from random import Random
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 from ggufrope.errors import RequestError
 from ggufrope.evals.facts import (
@@ -38,6 +41,7 @@ from ggufrope.evals.facts import (
 )
 
 NeedleKind: TypeAlias = Literal["standard", "confusable", "values", "latent", "ordered"]
+_T = TypeVar("_T")
 
 STATED = 4
 """Sentences that a needle of a harder kind consists of."""
@@ -92,7 +96,8 @@ def needles(
             f"unknown kind of needle {kind!r}: expected {', '.join(get_args(NeedleKind))}"
         )
     if kind == "latent":
-        raise RequestError("no latent facts yet")
+        yield from _latent(rng, distractors)
+        return
     for fact in facts(rng, value_kind):
         yield _BUILDERS[kind](fact, Random(f"{kind}/{fact.key}/{fact.value}"), distractors)
 
@@ -106,7 +111,7 @@ def pass_key_needles(rng: Random, *, distractors: int = 0) -> Iterator[Needle]:
 
 
 def _standard(fact: Fact, rng: Random, distractors: int) -> Needle:
-    return _asking_for(fact, [fact], _values(fact, rng, 1 + distractors))
+    return _asking_for(fact, [fact], _values(fact, 1 + distractors))
 
 
 def _confusable(fact: Fact, rng: Random, distractors: int) -> Needle:
@@ -114,7 +119,7 @@ def _confusable(fact: Fact, rng: Random, distractors: int) -> Needle:
     adjectives = (adjective, rng.choice([word for word in ADJECTIVES if word != adjective]))
     nouns = (noun, rng.choice([word for word in NOUNS if word != noun]))
     keys = [" ".join([a, n, *counter]) for a in adjectives for n in nouns]
-    values = _values(fact, rng, max(STATED, 1 + distractors))
+    values = _values(fact, max(STATED, 1 + distractors))
     stated = [
         Fact(key=key, value=value, kind=fact.kind) for key, value in zip(keys, values, strict=False)
     ]
@@ -138,7 +143,7 @@ def _asking_for(fact: Fact, stated: Sequence[Fact], values: Sequence[str]) -> Ne
 
 def _several_values(fact: Fact, rng: Random, distractors: int) -> Needle:
     name = KIND_NAMES[fact.kind]
-    values = _values(fact, rng, STATED)
+    values = _values(fact, STATED)
     rng.shuffle(values)
     right, *wrong = (answer_of(order) for order in permutations(values))
     rng.shuffle(wrong)
@@ -155,7 +160,7 @@ def _several_values(fact: Fact, rng: Random, distractors: int) -> Needle:
 
 def _ordered(fact: Fact, rng: Random, distractors: int) -> Needle:
     name = KIND_NAMES[fact.kind]
-    right, *wrong = _values(fact, rng, max(STATED, 1 + distractors))
+    right, *wrong = _values(fact, max(STATED, 1 + distractors))
     stated = wrong[: STATED - 1]
     at = rng.randrange(STATED)
     stated.insert(at, right)
@@ -171,6 +176,76 @@ def _ordered(fact: Fact, rng: Random, distractors: int) -> Needle:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentGroup:
+    """Facts about one theme, each with its clue: what is true of nobody else in the group.
+
+    A statement has places for a `{name}` and a `{fact}`, a question, which completes "Who ...?",
+    one for a `{clue}`. A link is a fact and its clue.
+    """
+
+    theme: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentTable:
+    """`latent_facts.json`: the themes, and the first names that are the answers."""
+
+    names: tuple[str, ...]
+    groups: tuple[LatentGroup, ...]
+
+
+@cache
+def latent_table() -> LatentTable:
+    """Return the table of latent facts."""
+    text = resources.files(__package__).joinpath("latent_facts.json").read_text("utf-8")
+    table = json.loads(text)
+    return LatentTable(
+        names=tuple(table["names"]),
+        groups=tuple(
+            LatentGroup(
+                theme=group["theme"],
+                statements=tuple(group["statements"]),
+                questions=tuple(group["questions"]),
+                links=tuple((fact, clue) for fact, clue in group["links"]),
+            )
+            for group in table["groups"]
+        ),
+    )
+
+
+def _latent(rng: Random, distractors: int) -> Iterator[Needle]:
+    table = latent_table()
+    asked = _shuffled(rng, [(group, link) for group in table.groups for link in group.links])
+    for (group, (fact, clue)), name in zip(asked, _shuffled(rng, table.names), strict=False):
+        own = Random(f"latent/{fact}/{name}")
+        others = own.sample([other for other, _ in group.links if other != fact], STATED - 1)
+        names = own.sample([other for other in table.names if other != name], len(table.names) - 1)
+        statement = f" {own.choice(group.statements)}"
+        stated = [statement.format(name=n, fact=f) for n, f in zip(names, others, strict=False)]
+        at = own.randrange(STATED)
+        stated.insert(at, statement.format(name=name, fact=fact))
+        question = own.choice(group.questions).format(clue=clue)
+        yield Needle(
+            key=question,
+            statements=tuple(stated),
+            at=at,
+            question=f"Who {question}?",
+            prefix=f" The person who {question} is",
+            answer=_answer(name),
+            wrong=tuple(map(_answer, names[: max(STATED - 1, distractors)])),
+        )
+
+
+def _shuffled(rng: Random, values: Sequence[_T]) -> Iterator[_T]:
+    """Yield the values without end, each of them once before any is repeated."""
+    while True:
+        yield from rng.sample(values, len(values))
+
+
 _BUILDERS: dict[NeedleKind, Callable[[Fact, Random, int], Needle]] = {
     "standard": _standard,
     "confusable": _confusable,
@@ -183,8 +258,9 @@ def _answer(value: str) -> str:
     return f" {value}"
 
 
-def _values(fact: Fact, rng: Random, count: int) -> list[str]:
+def _values(fact: Fact, count: int) -> list[str]:
     """Return the value of a fact and others of its kind, all different, `count` together."""
+    rng = Random(f"values beside {fact.key} {fact.value}")
     values = [fact.value]
     while len(values) < min(count, len(WORDS) if fact.kind == "word" else count):
         value = random_value(rng, fact.kind)
