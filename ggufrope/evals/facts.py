@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, TypeAlias
 
+NeedleKind: TypeAlias = Literal["standard", "confusable", "values", "latent", "ordered"]
 ValueKind: TypeAlias = Literal["number", "word", "uuid"]
 
 ADJECTIVES = tuple(

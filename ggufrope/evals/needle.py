@@ -277,6 +277,7 @@ def _run_needle(request: TaskRequest) -> Iterator[CellResult]:
         depths=settings.depth_percents,
         samples=settings.needle_samples,
         seed=request.seed,
+        needle=settings.needle,
         value=settings.value,
         haystack=settings.haystack.kind,
         text=None if file is None else read_text(Path(file)).content,
@@ -292,7 +293,7 @@ def _run_passkey(request: TaskRequest) -> Iterator[CellResult]:
         depths=settings.depth_percents,
         samples=settings.needle_samples,
         seed=request.seed,
-        wording="passkey",
+        needle="passkey",
         distractors=settings.distractors,
     )
     return _Grid(request, plan).fill()

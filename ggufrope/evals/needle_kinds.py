@@ -22,17 +22,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from itertools import permutations
+from itertools import islice, permutations
 from random import Random
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Literal, TypeAlias, TypeVar
 
-from ggufrope.errors import RequestError
 from ggufrope.evals.facts import (
     ADJECTIVES,
     KIND_NAMES,
     NOUNS,
     WORDS,
     Fact,
+    NeedleKind,
     ValueKind,
     answer_of,
     facts,
@@ -40,7 +40,8 @@ from ggufrope.evals.facts import (
     random_value,
 )
 
-NeedleKind: TypeAlias = Literal["standard", "confusable", "values", "latent", "ordered"]
+PlanNeedle: TypeAlias = NeedleKind | Literal["passkey"]
+"""What a grid of needles asks for: the task `passkey` has a needle of its own."""
 _T = TypeVar("_T")
 
 STATED = 4
@@ -81,33 +82,25 @@ class Needle:
 
 
 def needles(
-    kind: NeedleKind, rng: Random, value_kind: ValueKind = "number", *, distractors: int = 0
+    kind: PlanNeedle, rng: Random, value_kind: ValueKind = "number", *, distractors: int = 0
 ) -> Iterator[Needle]:
     """Yield needles of a kind without end; no key repeats until all have been used.
 
     Wrong answers are those that the other statements suggest, and random ones where these are
     fewer than `distractors`, up to as many as there are. They do not change which needles are
-    drawn. The answers of latent needles are names, whatever the `value_kind`.
-
-    Raises RequestError for an unknown kind.
+    drawn. The answers of latent needles are names and those of pass keys have five digits, whatever
+    the `value_kind`.
     """
-    if kind not in get_args(NeedleKind):
-        raise RequestError(
-            f"unknown kind of needle {kind!r}: expected {', '.join(get_args(NeedleKind))}"
-        )
     if kind == "latent":
         yield from _latent(rng, distractors)
-        return
-    for fact in facts(rng, value_kind):
-        yield _BUILDERS[kind](fact, Random(f"{kind}/{fact.key}/{fact.value}"), distractors)
-
-
-def pass_key_needles(rng: Random, *, distractors: int = 0) -> Iterator[Needle]:
-    """Yield the needles of the passkey task without end."""
-    for fact in pass_keys(rng):
-        drawn = Random(f"passkey/{fact.value}").sample(range(10_000, 100_000), distractors + 1)
-        others = [str(number) for number in drawn if str(number) != fact.value]
-        yield _asking_for(fact, [fact], [fact.value, *others[:distractors]])
+    elif kind == "passkey":
+        for key in pass_keys(rng):
+            others = islice(pass_keys(Random(f"beside {key.value}")), distractors + 1)
+            wrong = [other.value for other in others if other != key][:distractors]
+            yield _asking_for(key, [key], [key.value, *wrong])
+    else:
+        for fact in facts(rng, value_kind):
+            yield _BUILDERS[kind](fact, Random(f"{kind}/{fact.key}/{fact.value}"), distractors)
 
 
 def _standard(fact: Fact, rng: Random, distractors: int) -> Needle:
@@ -246,7 +239,7 @@ def _shuffled(rng: Random, values: Sequence[_T]) -> Iterator[_T]:
         yield from rng.sample(values, len(values))
 
 
-_BUILDERS: dict[NeedleKind, Callable[[Fact, Random, int], Needle]] = {
+_BUILDERS: dict[PlanNeedle, Callable[[Fact, Random, int], Needle]] = {
     "standard": _standard,
     "confusable": _confusable,
     "values": _several_values,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.facts import ValueKind
+from ggufrope.evals.facts import NeedleKind, ValueKind
 from ggufrope.evals.results import Method
 from ggufrope.evals.ruler.specs import BY_NAME, RULER_TASKS, RulerSpec
 
@@ -121,6 +121,10 @@ class TaskSettings:
     control: bool = field(
         default=True,
         metadata={"help": "measure the unscaled model within its native context, for comparison"},
+    )
+    needle: NeedleKind = field(
+        default="standard",
+        metadata={"help": "kind: standard states one fact, the others four that are alike"},
     )
     value: ValueKind = field(default="number", metadata={"help": "what a needle's value is"})
     samples: int | None = field(

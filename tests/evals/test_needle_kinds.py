@@ -13,18 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.errors import RequestError
 from ggufrope.evals import corpus
-from ggufrope.evals.facts import ADJECTIVES, NOUNS, WORDS, ValueKind, facts
+from ggufrope.evals.facts import ADJECTIVES, NOUNS, WORDS, NeedleKind, ValueKind, facts
 from ggufrope.evals.needle_kinds import (
     ORDINALS,
     STATED,
     LatentGroup,
     Needle,
-    NeedleKind,
     latent_table,
     needles,
-    pass_key_needles,
 )
 
 KINDS: tuple[NeedleKind, ...] = get_args(NeedleKind)
@@ -80,7 +77,7 @@ def test_a_standard_needle_is_a_fact() -> None:
 
 
 def test_a_pass_key_is_stated_twice() -> None:
-    needle = next(pass_key_needles(Random(3), distractors=4))
+    needle = next(needles("passkey", Random(3), distractors=4))
     value = needle.answer
     assert needle.statements == (
         f" The pass key is{value}. Keep it in mind:{value} is the pass key.",
@@ -242,11 +239,6 @@ def test_statements_stand_in_order_around_the_depth(depth: float, at: int, count
     assert 0 <= depths[0] <= depths[-1] <= 100
     if 1 < depth < 99:
         assert len(set(depths)) == count
-
-
-def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(RequestError, match="unknown kind of needle 'easy': expected standard, con"):
-        next(needles("easy", Random(1)))  # type: ignore[arg-type]
 
 
 def test_there_are_enough_latent_facts() -> None:
