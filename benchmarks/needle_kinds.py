@@ -3,8 +3,8 @@
     python -m benchmarks.needle_kinds [MODEL] [--ctx 1024 2048] [--value number] [--results FILE]
 
 The share answered exactly, the share ranked above every wrong answer, and nat per token; then how
-whole prompts of the first needle at each depth answer, and whether the spliced ones agree. The
-default model is SmolLM2, which takes some minutes on two cores.
+whole prompts of some of these needles answer, and whether the spliced ones agree. The default model
+is SmolLM2, which takes some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -47,10 +47,13 @@ class Measured:
     largest_difference: float
 
 
-def measure(plan: NeedlePlan, model: Model, open_context: OpenContext) -> list[Measured]:
-    """Return one result per length of the plan."""
+def measure(
+    plan: NeedlePlan, whole_depths: Sequence[float], model: Model, open_context: OpenContext
+) -> list[Measured]:
+    """Return one result per length of the plan; the first sample at `whole_depths` is asked in
+    whole prompts too."""
     spliced = {score.point: score for score in ask(plan, model, open_context)}
-    first = replace(plan, samples=1)
+    first = replace(plan, samples=1, depths=tuple(whole_depths))
     whole = {score.point: score for score in ask(first, model, open_context, method="whole")}
     return [
         _measured(
@@ -117,7 +120,8 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", default=get_args(NeedleKind))
     parser.add_argument("--value", choices=get_args(ValueKind), default="number")
     parser.add_argument("--depths", type=float, nargs="+", default=[0, 25, 50, 75, 100])
-    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--whole-depths", type=float, nargs="+", default=[25, 75])
+    parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--results", type=Path, help="where to write the result as JSON")
     given = parser.parse_args()
@@ -135,6 +139,7 @@ def main() -> int:
             )
             for row in measure(
                 plan,
+                given.whole_depths,
                 model,
                 lambda n: Context(model, ContextSettings(n_ctx=n, n_threads=given.threads)),
             ):

@@ -34,7 +34,6 @@ from ggufrope.evals.facts import (
     Fact,
     NeedleKind,
     ValueKind,
-    answer_of,
     facts,
     pass_keys,
     random_value,
@@ -138,14 +137,17 @@ def _several_values(fact: Fact, rng: Random, distractors: int) -> Needle:
     name = KIND_NAMES[fact.kind]
     values = _values(fact, STATED)
     rng.shuffle(values)
-    right, *wrong = (answer_of(order) for order in permutations(values))
+    right, *wrong = (_answer(", ".join(order)) for order in permutations(values))
     rng.shuffle(wrong)
     return Needle(
         key=fact.key,
         statements=tuple(f" One secret {name} of the {fact.key} is {value}." for value in values),
         at=rng.randrange(STATED),
-        question=f"What are the secret {name}s of the {fact.key}, in the order of the text?",
-        prefix=f" In the order of the text, the secret {name}s of the {fact.key} are",
+        question=(
+            f"What are the secret {name}s of the {fact.key}? List them in the order in which they "
+            "are stated, separated by commas."
+        ),
+        prefix=f" The secret {name}s of the {fact.key} are",
         answer=right,
         wrong=tuple(wrong[: max(STATED - 1, distractors)]),
     )

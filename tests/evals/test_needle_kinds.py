@@ -106,8 +106,7 @@ def test_confusable_keys_keep_the_counter_of_a_key_used_before() -> None:
 def test_values_are_asked_for_in_the_order_of_the_text() -> None:
     for needle in drawn("values", 50):
         stated = [text.split()[-1].rstrip(".") for text in needle.statements]
-        first, second, third, fourth = stated
-        assert needle.answer == f" {first}, {second}, {third} and {fourth}"
+        assert needle.answer == f" {', '.join(stated)}"
         for answer in needle.wrong:
             assert sorted(re.findall(r"\d+", answer)) == sorted(stated)
 
@@ -152,9 +151,9 @@ def test_every_needle_is_well_formed(kind: NeedleKind, value: ValueKind) -> None
             assert re.fullmatch(r" [^ \n].*\.", text)
         for text in (needle.prefix, needle.answer, *needle.wrong):
             assert re.fullmatch(r" [^ \n].*[^ .]", text)
-        assert re.fullmatch(r"[A-Z].*\?", needle.question)
+        assert re.fullmatch(r"[A-Z].*[?.]", needle.question)
         assert len({needle.answer, *needle.wrong}) == 7
-        words = needle.answer.strip().replace(" and ", ", ").split(", ")
+        words = needle.answer.strip().split(", ")
         assert all(sum(word in text for text in needle.statements) == 1 for word in words)
 
 
@@ -199,7 +198,7 @@ def test_needles_repeat_only_when_used_up(kind: NeedleKind) -> None:
     [
         ("standard", "4f3bdb8eddce17f4"),
         ("confusable", "4ab178f9ae7076bc"),
-        ("values", "1f840b58f5fb9b93"),
+        ("values", "4807cd79408ddf8f"),
         ("latent", "c7bc10e05fbea3cf"),
         ("ordered", "0ef4a70d7e5cca6b"),
     ],
@@ -217,7 +216,7 @@ def test_no_answer_or_key_is_in_a_haystack(kind: NeedleKind) -> None:
     haystack = haystack_words()
     assert len(haystack) > 100
     for needle in drawn(kind, 400, value_kind="word"):
-        assert not haystack & set(re.findall(r"\w+", needle.answer.lower())) - {"and"}
+        assert not haystack & set(re.findall(r"\w+", needle.answer.lower()))
     assert not haystack & {*ADJECTIVES, *NOUNS, "secret", "number", "word", "code", "note"}
 
 
