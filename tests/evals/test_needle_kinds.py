@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from random import Random
 from typing import get_args
 
@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ggufrope.errors import RequestError
 from ggufrope.evals import corpus
 from ggufrope.evals.facts import ADJECTIVES, NOUNS, WORDS, NeedleKind, ValueKind, facts
+from ggufrope.evals.needle import NEEDLE
 from ggufrope.evals.needle_kinds import (
     ORDINALS,
     STATED,
@@ -23,6 +25,9 @@ from ggufrope.evals.needle_kinds import (
     latent_table,
     needles,
 )
+from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan
+from ggufrope.runtime.fake import FakeModel
+from tests.evals.bench import Bench
 
 KINDS: tuple[NeedleKind, ...] = get_args(NeedleKind)
 HARDER = KINDS[1:]
@@ -296,3 +301,95 @@ def test_a_fact_and_its_latent_theme_are_plain_text() -> None:
         for text in (*statements_of(group), *questions_of(group)):
             assert text.isascii()
             assert "{" not in text
+
+
+# In a haystack ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", HARDER)
+@pytest.mark.parametrize("length", [512, 2048])
+def test_the_statements_stand_in_the_order_of_the_text(kind: NeedleKind, length: int) -> None:
+    depths = (0, 3, 20, 50, 80, 99, 100)
+    plan = NeedlePlan(lengths=(length,), depths=depths, samples=4, needle=kind)
+    model = FakeModel()
+    grid = NeedleGrid(model, plan)
+    points = list(plan.points)
+    assert len(points) == 28
+    for point in points:
+        question = grid.question(point)
+        prompt = question.whole(grid.haystack(length))
+        text = model.detokenize(prompt.trunk + prompt.branch.prompt)
+        needle = next(needles(kind, Random(f"{plan.seed}/{point}")))
+        places = [text.index(statement) for statement in needle.statements]
+        assert places == sorted(places)
+        assert all(text.count(statement) == 1 for statement in needle.statements)
+        asked = needle.statements[needle.at]
+        share = 100 * places[needle.at] / (text.index("\nQuestion: ") - len(asked))
+        assert abs(share - point.depth_percent) < 100 * 80 / length
+        assert abs(share - question.measured_depth) < 100 * 40 / length
+        assert text.endswith(f"\nQuestion: {needle.question}\nAnswer:{needle.prefix}")
+        longest = max(map(len, question.branch.answers))
+        assert length - 320 < question.prompt_tokens + longest <= length
+
+
+@pytest.mark.parametrize("kind", HARDER)
+def test_statements_are_far_apart(kind: NeedleKind) -> None:
+    plan = NeedlePlan(lengths=(4096,), depths=(50,), samples=8, needle=kind)
+    grid = NeedleGrid(FakeModel(), plan)
+    for point in plan.points:
+        places = [splice.position for splice in grid.question(point).branch.splices]
+        assert len(places) == STATED
+        gaps = [after - before for before, after in pairwise(places)]
+        assert min(gaps) > 4096 / 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", get_args(ValueKind))
+def test_every_kind_is_measured(kind: NeedleKind, value: ValueKind) -> None:
+    contexts, depths = (1024, 2048), (0, 50, 100)
+    results = Bench().run(
+        NEEDLE, contexts=contexts, depths=depths, samples=2, needle=kind, value=value
+    )
+    assert len(results) == 2 * 2 * 6
+    assert {result.cell.part for result in results} == {None if kind == "standard" else kind}
+    names = {metric.name for result in results for metric in result.metrics}
+    assert ("top_ranked" in names) == (kind != "standard")
+    scored = {
+        (result.cell.context_tokens, result.cell.depth_percent, result.cell.sample): result
+        for result in results
+        if result.cell.method == "spliced"
+    }
+    assert len(scored) == 12
+    for result in results:
+        twin = scored[result.cell.context_tokens, result.cell.depth_percent, result.cell.sample]
+        if result.status == "ok":
+            assert result.notes == twin.notes
+
+
+def test_a_model_that_copies_the_longest_match_tells_confusable_keys_apart() -> None:
+    plan = NeedlePlan(lengths=(1024,), depths=(0, 50, 100), samples=4, needle="confusable")
+    scores = Bench().ask(plan)
+    assert len(scores) == 12
+    assert all(score.exact and score.rank == 1 for score in scores)
+
+
+@pytest.mark.parametrize("kind", ["latent", "ordered"])
+def test_a_model_that_copies_the_longest_match_fails_where_words_do_not_match(
+    kind: NeedleKind,
+) -> None:
+    plan = NeedlePlan(lengths=(1024,), depths=(0, 50, 100), samples=8, needle=kind)
+    scores = Bench().ask(plan)
+    assert len(scores) == 24
+    assert sum(score.exact is True for score in scores) < 12
+
+
+def test_a_length_without_room_for_four_statements_is_refused() -> None:
+    for kind in HARDER:
+        plan = NeedlePlan(lengths=(96,), depths=(50,), needle=kind)
+        with pytest.raises(RequestError, match="96 tokens is too short: a needle and its"):
+            NeedleGrid(FakeModel(), plan)
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(RequestError, match="unknown kind of needle 'easy': expected passkey, stan"):
+        NeedlePlan(lengths=(512,), depths=(50,), needle="easy")  # type: ignore[arg-type]
