@@ -78,23 +78,6 @@ class Fact:
         return f" {self.value}"
 
 
-def question_of(facts: Sequence[Fact]) -> str:
-    """Return the question about all of `facts` at once, and its answer prefix."""
-    if len(facts) == 1:
-        return facts[0].question
-    name = KIND_NAMES[facts[0].kind]
-    keys = listing([f"the {fact.key}" for fact in facts])
-    return (
-        f"\nQuestion: What are the secret {name}s of {keys}?"
-        f"\nAnswer: The secret {name}s of {keys} are"
-    )
-
-
-def answer_of(values: Sequence[str]) -> str:
-    """Return what should follow `question_of` facts with these values."""
-    return f" {listing(values)}"
-
-
 def listing(words: Sequence[str]) -> str:
     """Join words: `a`, `a and b`, `a, b and c`."""
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
