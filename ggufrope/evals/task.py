@@ -163,6 +163,8 @@ class TaskSettings:
             for percent in self.depths:
                 if not 0 <= percent <= 100:
                     yield f"depth {percent:g} is not a percentage from 0 to 100"
+        if self.needle == "latent" and self.value != "number":
+            yield f"value {self.value} has no effect: the answers to latent needles are names"
         for name in ("samples", "chunks"):
             if (value := getattr(self, name)) is not None and value < 1:
                 yield f"{name} {value} must be 1 or more"
