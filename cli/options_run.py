@@ -98,6 +98,10 @@ class RunOptions:
             "--haystack", "Text around the needles: noise, essay or a file.", "KIND|FILE", _WHAT
         ),
     ] = _DEFAULTS["haystack"].kind
+    needle: Annotated[
+        str,
+        option("--needle", f"Kind of needle: {', '.join(_choices('needle'))}.", "KIND", _WHAT),
+    ] = _DEFAULTS["needle"]
     value: Annotated[
         str, option("--value", f"Value of a needle: {', '.join(_choices('value'))}.", "KIND", _WHAT)
     ] = _DEFAULTS["value"]
@@ -193,6 +197,7 @@ class RunOptions:
         words: dict[str, Any] = {
             "tasks": _words("tasks", self.tasks),
             "mode": _word("mode", self.mode),
+            "needle": _word("needle", self.needle),
             "value": _word("value", self.value),
         }
         return RunPlan(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.facts import ValueKind
+from ggufrope.evals.facts import NeedleKind, ValueKind
 from ggufrope.evals.results import Method
 from ggufrope.evals.ruler.specs import BY_NAME, RULER_TASKS, RulerSpec
 
@@ -122,6 +122,10 @@ class TaskSettings:
         default=True,
         metadata={"help": "measure the unscaled model within its native context, for comparison"},
     )
+    needle: NeedleKind = field(
+        default="standard",
+        metadata={"help": "kind: standard states one fact, the others four that are alike"},
+    )
     value: ValueKind = field(default="number", metadata={"help": "what a needle's value is"})
     samples: int | None = field(
         default=None,
@@ -159,6 +163,8 @@ class TaskSettings:
             for percent in self.depths:
                 if not 0 <= percent <= 100:
                     yield f"depth {percent:g} is not a percentage from 0 to 100"
+        if self.needle == "latent" and self.value != "number":
+            yield f"value {self.value} has no effect: the answers to latent needles are names"
         for name in ("samples", "chunks"):
             if (value := getattr(self, name)) is not None and value < 1:
                 yield f"{name} {value} must be 1 or more"

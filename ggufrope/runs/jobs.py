@@ -207,7 +207,7 @@ def _job(
         "seed": seed,
         "cells": cells,
         "how": [
-            *(plan.value, plan.distractors, plan.haystack),
+            *(plan.needle, plan.value, plan.distractors, plan.haystack),
             *(plan.text, plan.chunks, plan.ruler),
         ],
     }
