@@ -25,6 +25,8 @@ TaskName: TypeAlias = Literal[
     "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
 ]
 NeedleMode: TypeAlias = Literal["one-pass", "isolated"]
+FormatName: TypeAlias = Literal["auto", "chat", "completion"]
+"""How a model is asked: `auto` is chat where the file has a chat template."""
 DEFAULT_DEPTHS = 11
 """Needle depths of a grid: 0, 10, ... 100 percent."""
 BaseKind: TypeAlias = Literal["reference", "original"]
@@ -114,6 +116,12 @@ class TaskSettings:
         metadata={"help": "at most so many contexts of text for perplexity and divergence"},
     )
     ruler: RulerSettings = RulerSettings()
+    format: FormatName = field(
+        default="auto", metadata={"help": "auto: in the chat template of the file, if it has one"}
+    )
+    thinking: bool | None = field(
+        default=None, metadata={"help": "of chat models whose template has the choice; none: off"}
+    )
 
     def __post_init__(self) -> None:
         problems = tuple(self.setting_problems())
