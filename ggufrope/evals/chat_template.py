@@ -11,8 +11,10 @@ The environment is that of transformers: the same options, globals and `tojson`,
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,8 +30,8 @@ MAX_BYTES = 1_000_000
 """Of a template: published ones are below 30,000."""
 MAX_CHARACTERS = 100_000
 """Of what a template makes of one short message."""
-CPU_SECONDS = 4
-"""Of the child process. A template takes milliseconds, starting Python a quarter of a second."""
+CPU_SECONDS = 2
+"""For the renderings of one template, which take milliseconds."""
 WALL_SECONDS = 60
 """For a machine that is busy, or counts no CPU time."""
 MEMORY_BYTES = 1 << 30
@@ -94,7 +96,8 @@ def _limit() -> None:
     with suppress(ImportError):  # not on Windows, where only the clock ends the process
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        cpu_seconds = math.ceil(time.process_time()) + CPU_SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
@@ -106,6 +109,7 @@ def _rendered(environment: Environment, template: str, variables: dict[str, Any]
             text += piece
             if len(text) > MAX_CHARACTERS:
                 return {"error": f"more than {MAX_CHARACTERS} characters come of one message"}
+        text.encode()  # an escape may make half of a character
     except Exception as error:
         reason = " ".join((type(error).__name__, *str(error).split()))
         return {"error": reason[:_MAX_REASON]}

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from ggufrope.errors import RequestError
+from ggufrope.evals.formats import PromptFormat
 from ggufrope.evals.results import Cell, CellResult
 from ggufrope.evals.ruler.drafts import coded_words, common_words, niah, variable_tracking
 from ggufrope.evals.ruler.qa import read_hotpotqa, read_squad
@@ -96,7 +97,7 @@ def drawn(
         for number in range(count)
     ]
     model = FakeModel()
-    found = list(samples(model, cells, source or RulerSource(seed=seed)))
+    found = list(samples(PromptFormat(model=model), cells, source or RulerSource(seed=seed)))
     assert [sample.cell for sample in found] == cells
     return [(sample, model.detokenize(sample.prompt)) for sample in found]
 
@@ -280,12 +281,28 @@ def test_a_question_task_needs_its_data() -> None:
         drawn("qa_1", length=1024)
 
 
-def test_a_length_too_short_is_refused_before_anything_runs() -> None:
+def test_a_task_that_does_not_fit_a_length_is_skipped_and_the_others_are_measured() -> None:
+    settings = RulerSettings(tasks=("niah_single_1", "niah_single_3"))
+    results = Bench().run(RULER, contexts=(195, 400), ruler=settings)
+    assert [(r.cell.part, r.cell.context_tokens, r.status) for r in results] == [
+        ("niah_single_3", 195, "skipped"),
+        ("niah_single_1", 195, "ok"),
+        ("niah_single_1", 400, "ok"),
+        ("niah_single_3", 400, "ok"),
+    ]
+    skipped, *measured = results
+    assert skipped.reason == (
+        "195 tokens are too few for the RULER task niah_single_3: the shortest prompt and answer "
+        "take 217"
+    )
+    assert not skipped.metrics
+    assert all(result.value("score") is not None for result in measured)
+
+
+def test_what_does_not_fit_is_found_before_anything_runs() -> None:
     bench = Bench()
-    with pytest.raises(
-        RequestError, match="150 tokens are too few for the RULER task niah_single_1"
-    ):
-        bench.run(RULER, contexts=(150,))
+    results = bench.run(RULER, contexts=(150,))
+    assert {result.status for result in results} == {"skipped"}
     assert not bench.contexts
 
 
