@@ -109,9 +109,19 @@ def prompt_format(
     off, on, answered = _rendered(template, tuple(sorted(model.special_tokens.items())))
     if thinking is not None and off == on:
         raise RequestError("the chat template of the file has no switch for `thinking`")
+    before, after = _around_user(on if thinking else off)
+    if not thinking and answered.text is not None:
+        # What stands before an answer may be more: a space, an empty thought, a channel.
+        opened = answered.text.partition(_USER)[2].partition(_ASSISTANT)[0]
+        after = opened if opened.startswith(after) else after
     return PromptFormat(
         model=model,
-        turn=_turn(model, on if thinking else off, answered),
+        turn=Turn(
+            beginning=_beginning(model, before.rstrip(" ")),
+            ending=tuple(model.tokenize(after.rstrip(" "), special=True)),
+            user_space=_final_spaces(before),
+            answer_space=_final_spaces(after),
+        ),
         thinking=None if off == on else bool(thinking),
     )
 
@@ -122,36 +132,28 @@ def _rendered(template: str, special_tokens: tuple[tuple[str, str], ...]) -> tup
     user = {"role": "user", "content": _USER}
     assistant = {"role": "assistant", "content": _ASSISTANT}
     known: dict[str, Any] = {"tools": None, "documents": None, **dict(special_tokens)}
-    asking = {**known, "messages": [user], "add_generation_prompt": True}
-    answered = {**known, "messages": [user, assistant], "add_generation_prompt": False}
+    off, on = (dict.fromkeys(_THINKING, value) for value in (False, True))
     return render(
         template,
         [
-            {**asking, **dict.fromkeys(_THINKING, False)},
-            {**asking, **dict.fromkeys(_THINKING, True)},
-            answered,
+            {**known, **off, "messages": [user], "add_generation_prompt": True},
+            {**known, **on, "messages": [user], "add_generation_prompt": True},
+            {**known, **off, "messages": [user, assistant], "add_generation_prompt": False},
         ],
     )
 
 
-def _turn(model: LanguageModel, asking: Rendering, answered: Rendering) -> Turn:
-    """Return the turn that a rendering shows. Raises RequestError where it shows none."""
+def _around_user(asking: Rendering) -> tuple[str, str]:
+    """Return what a template puts before and after a user's words. Raises RequestError where it
+    fails, or does not have them once."""
     if asking.text is None:
         raise RequestError(f"the chat template of the file fails: {asking.error}; {_WITHOUT}")
-    if asking.text.count(_USER) != 1:
+    before, *after = asking.text.split(_USER)
+    if len(after) != 1:
         raise RequestError(
             f"the chat template of the file does not repeat what a user says once: {_WITHOUT}"
         )
-    before, after = asking.text.split(_USER)
-    answer_space = _final_spaces(after) or _final_spaces(
-        (answered.text or "").partition(_ASSISTANT)[0]
-    )
-    return Turn(
-        beginning=_beginning(model, before.rstrip(" ")),
-        ending=tuple(model.tokenize(after.rstrip(" "), special=True)),
-        user_space=_final_spaces(before),
-        answer_space=answer_space,
-    )
+    return before, after[0]
 
 
 def _beginning(model: LanguageModel, text: str) -> tuple[int, ...]:

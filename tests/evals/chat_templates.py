@@ -93,6 +93,14 @@ DEEPSEEK = """\
     {{- '<|Assistant|>' }}{{ '<think>' if thinking else '</think>' }}
 {%- endif %}
 """
+CHANNELS = """\
+{%- for message in messages %}
+    {{- '<|start|>' + message['role'] }}
+    {%- if message['role'] == 'assistant' %}{{ '<|channel|>final' }}{% endif %}
+    {{- '<|message|>' + message['content'] + '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +137,11 @@ STYLES = {
         before="<|im_start|>user\n",
         after="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         thoughtful="<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "Harmony": Style(
+        template=CHANNELS,
+        before="<|start|>user<|message|>",
+        after="<|end|><|start|>assistant<|channel|>final<|message|>",
     ),
     "DeepSeek": Style(
         template=DEEPSEEK,
