@@ -15,12 +15,15 @@ from ggufrope.errors import RequestError
 from ggufrope.evals.chat_template import Rendering, render
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ggufrope.evals.task import FormatName
     from ggufrope.lm import LanguageModel
 
 _USER, _ASSISTANT = "GGUFROPE-USER-WORDS", "GGUFROPE-ASSISTANT-WORDS"
 _THINKING = ("enable_thinking", "thinking")
 """The variables by which templates are told whether the model thinks: Qwen's, DeepSeek's."""
+_USUAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 _WITHOUT = "use `format` completion"
 
 
@@ -93,20 +96,55 @@ class PromptFormat:
 def prompt_format(
     model: LanguageModel, name: FormatName = "auto", thinking: bool | None = None
 ) -> PromptFormat:
-    """Return the form in which a model is asked.
+    """Return the form in which a model is asked; raises what `chat_frame` does."""
+    frame = chat_frame(model.chat_template, name, thinking, model.special_tokens)
+    if frame is None:
+        return PromptFormat(model=model)
+    return PromptFormat(
+        model=model,
+        turn=Turn(
+            beginning=_beginning(model, frame.before.rstrip(" ")),
+            ending=tuple(model.tokenize(frame.after.rstrip(" "), special=True)),
+            user_space=_final_spaces(frame.before),
+            answer_space=_final_spaces(frame.after),
+        ),
+        thinking=frame.thinking,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """What a template puts before a user's words, and after them up to the answer.
+
+    `thinking` is None where the template has no switch for it.
+    """
+
+    before: str
+    after: str
+    thinking: bool | None
+
+
+def chat_frame(
+    template: str | None,
+    name: FormatName,
+    thinking: bool | None,
+    special_tokens: Mapping[str, str] = _USUAL_TOKENS,
+) -> Frame | None:
+    """Return what a template puts around a user's words, None where a model is asked without.
 
     Where the template knows thinking and nothing is said of it, it is off: the answer begins at
     once. Raises RequestError where there is no template for chat, the template fails, or it has no
     switch for `thinking`; MissingDependencyError where a template is needed and jinja2 is missing.
     """
-    template = model.chat_template
     if name == "completion" or (name == "auto" and template is None):
         if thinking is not None:
-            raise RequestError("`thinking` is a choice of chat models: this one is asked without")
-        return PromptFormat(model=model)
+            raise RequestError(
+                "`thinking` is a choice of chat models, and this one completes a text"
+            )
+        return None
     if template is None:
         raise RequestError(f"the file has no chat template: {_WITHOUT}")
-    off, on, answered = _rendered(template, tuple(sorted(model.special_tokens.items())))
+    off, on, answered = _rendered(template, tuple(sorted(special_tokens.items())))
     if thinking is not None and off == on:
         raise RequestError("the chat template of the file has no switch for `thinking`")
     before, after = _around_user(on if thinking else off)
@@ -114,16 +152,7 @@ def prompt_format(
         # What stands before an answer may be more: a space, an empty thought, a channel.
         opened = answered.text.partition(_USER)[2].partition(_ASSISTANT)[0]
         after = opened if opened.startswith(after) else after
-    return PromptFormat(
-        model=model,
-        turn=Turn(
-            beginning=_beginning(model, before.rstrip(" ")),
-            ending=tuple(model.tokenize(after.rstrip(" "), special=True)),
-            user_space=_final_spaces(before),
-            answer_space=_final_spaces(after),
-        ),
-        thinking=None if off == on else bool(thinking),
-    )
+    return Frame(before=before, after=after, thinking=None if off == on else bool(thinking))
 
 
 @lru_cache(maxsize=16)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TaskName: TypeAlias = Literal[
     "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
 ]
+ASKING: frozenset[TaskName] = frozenset({"needle", "passkey", "ruler"})
+"""The tasks whose prompts have the `format` of the settings."""
 NeedleMode: TypeAlias = Literal["one-pass", "isolated"]
 FormatName: TypeAlias = Literal["auto", "chat", "completion"]
 """How a model is asked: `auto` is chat where the file has a chat template."""

@@ -176,6 +176,7 @@ def _job(
         "seed": seed,
         "cells": cells,
         "how": [plan.mode, plan.value, plan.haystack, plan.text, plan.chunks, plan.ruler],
+        "asked": [plan.format, plan.thinking],
     }
     return Job(
         id=digest(content),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +14,17 @@ from ggufrope.errors import RequestError
 from ggufrope.evals.formats import prompt_format
 from ggufrope.runtime.fake import FakeModel
 from tests.evals.chat_templates import CHATML, LLAMA_3, MISTRAL, QWEN_3, STYLES, Style
+
+if TYPE_CHECKING:
+    from ggufrope.runtime.model import Model
+
+
+@pytest.fixture(scope="module")
+def smollm2_model(smollm2: Path) -> Iterator[Model]:
+    from ggufrope.runtime.model import Model
+
+    with Model.open(smollm2, gpu_layers=0) as model:
+        yield model
 
 
 def spelled(model: FakeModel, tokens: tuple[int, ...]) -> str:
@@ -49,6 +64,21 @@ def test_thinking_is_the_choice_of_templates_that_know_it(name: str) -> None:
     assert endings[False] == endings[None] == f"\nQuestion: Q?{STYLES[name].after}"
     assert prompt_format(model).notes == (("format", "chat"), ("thinking", "off"))
     assert prompt_format(model, thinking=True).notes[1] == ("thinking", "on")
+
+
+def test_a_real_prompt_is_tokenized_like_the_whole_text(smollm2_model: Model) -> None:
+    """Where no special text is in the words, joined tokens are those of one tokenization."""
+    form = prompt_format(smollm2_model)
+    words = "The secret number of the red fox is 1234567.\nQuestion: What is it?"
+    tokens = form.prompt(words, " The number is")
+    text = smollm2_model.detokenize(tokens)
+    assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert text.endswith(
+        f"<|im_start|>user\n{words}<|im_end|>\n<|im_start|>assistant\nThe number is"
+    )
+    assert list(tokens) == smollm2_model.tokenize(text, beginning=True, special=True)
+    hay = tuple(smollm2_model.tokenize(words.partition("\n")[0]))
+    assert (*form.beginning, *hay, *form.ending("What is it?", " The number is")) == tokens
 
 
 def test_completion_has_the_words_alone() -> None:
