@@ -6,7 +6,7 @@ it may get fill the length, and its score is the share of the right answers in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -163,30 +163,34 @@ def _run(request: TaskRequest) -> Iterator[CellResult]:
     settings = request.settings
     form = prompt_format(request.model, settings.format, settings.thinking)
     source = RulerSource.read(settings.ruler, request.seed)
-    skipped: dict[Cell, CellResult] = {}
+    unfit: dict[Cell, RulerSample] = {}
 
     def fitting() -> Iterator[RulerSample]:
-        left = [cell for cell in request.todo if cell not in skipped]
+        left = [cell for cell in request.todo if cell not in unfit]
         for sample in samples(form, left, source):
             if sample.fits:
                 yield sample
             else:
-                skipped[sample.cell] = _skipped(sample)
+                unfit[sample.cell] = sample
 
     request.plan_tokens(answering_tokens(fitting()))
-    yield from skipped.values()
+    yield from _skipped(unfit.values())
     with Trunk(request.open_context, request.contexts[-1], progress=request.progress) as trunk:
         for sample in fitting():
             yield _answer(request, trunk, sample, form)
 
 
-def _skipped(sample: RulerSample) -> CellResult:
-    return CellResult(
-        cell=sample.cell,
-        status="skipped",
-        reason=f"{sample.cell.context_tokens} tokens are too few for the RULER task "
-        f"{sample.spec.name}: the shortest prompt and answer take {sample.tokens}",
-    )
+def _skipped(unfit: Collection[RulerSample]) -> Iterator[CellResult]:
+    """Yield the results of samples that do not fit, with one reason for all of a length."""
+    needed: dict[int, dict[str, int]] = {}
+    for sample in unfit:
+        most = needed.setdefault(sample.cell.context_tokens, {})
+        most[sample.spec.name] = max(sample.tokens, most.get(sample.spec.name, 0))
+    for sample in unfit:
+        length = sample.cell.context_tokens
+        tasks = ", ".join(f"{name} ({tokens})" for name, tokens in needed[length].items())
+        reason = f"{length} tokens are too few for the shortest prompt and its answer of {tasks}"
+        yield CellResult(cell=sample.cell, status="skipped", reason=reason)
 
 
 def _answer(

@@ -292,8 +292,7 @@ def test_a_task_that_does_not_fit_a_length_is_skipped_and_the_others_are_measure
     ]
     skipped, *measured = results
     assert skipped.reason == (
-        "195 tokens are too few for the RULER task niah_single_3: the shortest prompt and answer "
-        "take 217"
+        "195 tokens are too few for the shortest prompt and its answer of niah_single_3 (217)"
     )
     assert not skipped.metrics
     assert all(result.value("score") is not None for result in measured)
@@ -303,6 +302,8 @@ def test_what_does_not_fit_is_found_before_anything_runs() -> None:
     bench = Bench()
     results = bench.run(RULER, contexts=(150,))
     assert {result.status for result in results} == {"skipped"}
+    (reason,) = {result.reason for result in results}  # one line for a whole length
+    assert "niah_single_1 (195), niah_single_2 (" in (reason or "")
     assert not bench.contexts
 
 
