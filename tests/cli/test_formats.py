@@ -62,7 +62,11 @@ def test_the_choice_is_in_every_record(
         (CHATML, ("--format", "completion", "--thinking", "on"), "--thinking is a choice of chat"),
         (CHATML, ("--format", "prose"), "--format prose: expected one of auto, chat, completion"),
         (CHATML, ("--thinking", "yes"), "--thinking yes: expected on or off"),
-        (CHATML, ("--tasks", "perplexity", "--format", "chat"), "are for the tasks needle"),
+        (
+            CHATML,
+            ("--tasks", "perplexity", "--format", "chat"),
+            "are for the tasks multikey, needle",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_a_usage_error_in_one_line(

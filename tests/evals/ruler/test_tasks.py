@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.formats import PromptFormat
+from ggufrope.evals.formats import PromptFormat, prompt_format
 from ggufrope.evals.results import Cell, CellResult
 from ggufrope.evals.ruler.drafts import coded_words, common_words, niah, variable_tracking
 from ggufrope.evals.ruler.qa import read_hotpotqa, read_squad
@@ -21,6 +21,7 @@ from ggufrope.evals.ruler.wording import OURS, our_wording
 from ggufrope.evals.task import RulerSettings, TaskSettings
 from ggufrope.runtime.fake import FakeModel
 from tests.evals.bench import Bench, cells_of, refusing
+from tests.evals.chat_templates import CHATML
 
 RECALLABLE = {"niah": {"prefix": "\nAnswer: The secret {kind} of {query} is"}}
 """Wording that repeats the needle, which is what the fake model goes by."""
@@ -136,6 +137,26 @@ def test_a_model_that_recalls_scores_full_on_single_needles(recallable: str) -> 
     for result in results:
         notes = dict(result.notes)
         assert notes["answers"] in notes["output"]
+
+
+def test_chat_models_are_asked_in_their_template(recallable: str) -> None:
+    bench = Bench()
+    bench.model = FakeModel(chat_template=CHATML)
+    settings = RulerSettings(tasks=("niah_single_1", "niah_multikey_1"), templates=recallable)
+    results = bench.run(RULER, contexts=(600, 1024), samples=2, ruler=settings)
+    assert [result.value("score") for result in results] == [1.0] * 8
+    for result in results:
+        assert dict(result.notes)["format"] == "chat"
+        used = (result.prompt_tokens or 0) + 128
+        assert result.cell.context_tokens - 25 < used <= result.cell.context_tokens
+    (sample,) = samples(prompt_format(bench.model), [results[0].cell], RulerSource())
+    text = bench.model.detokenize(sample.prompt)
+    assert re.fullmatch(
+        r"<s><\|im_start\|>user\nSomewhere in the following text .*Question: [^\n]*"
+        r"<\|im_end\|>\n<\|im_start\|>assistant\nAnswer: The secret number of .* is",
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def test_a_model_that_sees_little_does_not(recallable: str) -> None:
