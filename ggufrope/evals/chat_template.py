@@ -96,10 +96,15 @@ def _limit() -> None:
     with suppress(ImportError):  # not on Windows, where only the clock ends the process
         import resource
 
-        cpu_seconds = math.ceil(time.process_time()) + CPU_SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        for kind, most in (
+            (resource.RLIMIT_CPU, math.ceil(time.process_time()) + CPU_SECONDS),
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_AS, MEMORY_BYTES),
+        ):
+            hard = resource.getrlimit(kind)[1]
+            limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            with suppress(ValueError):  # macOS bounds no address space
+                resource.setrlimit(kind, (limit, limit))
 
 
 def _rendered(environment: Environment, template: str, variables: dict[str, Any]) -> dict[str, str]:
