@@ -71,7 +71,8 @@ def render(template: str, every: Sequence[dict[str, Any]]) -> tuple[Rendering, .
         raise MissingDependencyError("chat templates need jinja2: pip install 'ggufrope[llama]'")
     if done.returncode != 0:
         limits = f"{CPU_SECONDS} seconds of CPU time or {MEMORY_BYTES >> 20} MiB of memory"
-        return (Rendering(error=f"it takes more than {limits}"),) * len(every)
+        ended = f"exit code {done.returncode}"
+        return (Rendering(error=f"it takes more than {limits} ({ended})"),) * len(every)
     return tuple(Rendering(**plain) for plain in json.loads(done.stdout))
 
 

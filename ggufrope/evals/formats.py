@@ -66,7 +66,7 @@ class PromptFormat:
     def ending(self, question: str, prefix: str) -> tuple[int, ...]:
         """Return the tokens from the end of a haystack to where the answer begins.
 
-        `prefix` begins the answer; the first token of what follows it begins with a space.
+        `prefix` is the beginning of the answer; what follows it begins with a space.
         """
         asked = f"\nQuestion: {question}"
         if self.turn is None:
@@ -74,7 +74,7 @@ class PromptFormat:
         return (*self.model.tokenize(asked), *self._answer(self.turn, prefix))
 
     def prompt(self, text: str, prefix: str) -> tuple[int, ...]:
-        """Return the tokens of a whole prompt: what the user says, and the begin of the answer."""
+        """Return the tokens of a prompt: what the user says, and the beginning of the answer."""
         if self.turn is None:
             return tuple(self.model.tokenize(text + prefix, beginning=True))
         words = self.model.tokenize(self.turn.user_space + text.strip())
@@ -180,7 +180,8 @@ def _around_user(asking: Rendering) -> tuple[str, str]:
     before, *after = asking.text.split(_USER)
     if len(after) != 1:
         raise RequestError(
-            f"the chat template of the file does not repeat what a user says once: {_WITHOUT}"
+            "the chat template of the file does not contain what a user says exactly once: "
+            + _WITHOUT
         )
     return before, after[0]
 

@@ -123,8 +123,13 @@ def test_the_answer_goes_on_in_the_assistants_turn() -> None:
         (LLAMA_3, "auto", False, "has no switch for `thinking`"),
         ("{{ raise_exception('no\nuser') }}", "auto", None, "fails: TemplateError no user; use"),
         ("{% for %}", "auto", None, "fails: TemplateSyntaxError .*; use `format` completion"),
-        ("Hello!", "auto", None, "does not repeat what a user says once"),
-        ("{{ messages }}{{ messages }}", "chat", None, "does not repeat what a user says once"),
+        ("Hello!", "auto", None, "does not contain what a user says exactly once"),
+        (
+            "{{ messages }}{{ messages }}",
+            "chat",
+            None,
+            "does not contain what a user says exactly once",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_a_line(

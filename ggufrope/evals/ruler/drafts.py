@@ -55,7 +55,7 @@ class Draft:
         return self.example + wording.prompt.format(context=self.context(units), **self.fields)
 
     def prefix(self, wording: Wording) -> str:
-        """Return the begin of the answer, which the model continues."""
+        """Return the beginning of the answer, which the model continues."""
         return wording.prefix.format(**self.fields)
 
     def solved(self, wording: Wording, units: int, answer: str) -> str:
