@@ -48,6 +48,8 @@ OTHER_FLAGS = {
     "value": "--value",
     "chunks": "--chunks",
     "text": "--text",
+    "format": "--format",
+    "thinking": "--thinking",
     "gpu_layers": "--gpu-layers",
     "threads": "--threads",
     "recall": "--min-recall",

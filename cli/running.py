@@ -48,6 +48,7 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
     from ggufrope._files import working_folder
     from ggufrope.backends import open_model
     from ggufrope.runs.driver import InlineTransport, drive, open_run
+    from ggufrope.runs.models import require_formats
 
     from .progress import RunBar
 
@@ -55,6 +56,7 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
         if out is None:
             out = cleanup.enter_context(working_folder())
         repair(plan)
+        require_formats(plan)
         store = cleanup.enter_context(open_run(plan, out))
         tell_rejudged(store)
         with answering(out, json=json, flags=True), RunBar() as bar:
@@ -75,11 +77,13 @@ def carry_out_batch(
     On Ray, each device of the plan is one worker with a GPU that Ray assigns.
     """
     from ggufrope.runs.driver import ProcessTransport, drive, open_run
+    from ggufrope.runs.models import require_formats
     from ggufrope.runs.ray import RayTransport
 
     from .progress import CellBar
 
     repair(plan)
+    require_formats(plan)
     with open_run(plan, folder) as store:
         tell_rejudged(store)
         if retry_failed:
