@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema, non_finite
@@ -22,16 +22,18 @@ from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import TaskName, TaskSettings
 from ggufrope.evals.verdict import Thresholds
-from ggufrope.patching.request import ScalingName, ScalingRequest
+from ggufrope.patching.request import ScalingName, ScalingRequest, check_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+T = TypeVar("T")
 
 MIN_CONTEXT = 128
 """Tokens: below, a question and its answer leave no room for a haystack."""
@@ -157,11 +159,8 @@ class RunPlan(TaskSettings):
             f"scalings{path} {value} must be a finite number"
             for path, value in non_finite(self.scalings)
         ]
-        for text in self.kv:
-            try:
-                KvTypes.parse(text)
-            except RequestError as error:
-                problems.append(str(error))
+        problems += _refusals(KvTypes.parse, self.kv)
+        problems += _refusals(check_parameters, self.requests)
         if self.tasks and "divergence" in self.tasks and self._is_base_alone():
             problems.append(
                 "divergence is from the file with an f16 cache: give another scaling or cache type"
@@ -184,6 +183,15 @@ class RunPlan(TaskSettings):
         return set(map(_short_form, self.kv)) == {"f16"} and all(
             request.is_file for request in self.requests
         )
+
+
+def _refusals(check: Callable[[T], object], values: Iterable[T]) -> Iterator[str]:
+    """Yield what `check` says of each value that it refuses."""
+    for value in values:
+        try:
+            check(value)
+        except RequestError as error:
+            yield str(error)
 
 
 def _oversized(value: object, path: str = "") -> Iterator[str]:
