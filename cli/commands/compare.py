@@ -33,10 +33,10 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Run the same tasks under several schemes, and say which holds to which length."""
-    from ..running import carry_out
+    from ..running import View, carry_out
 
-    plan = run.plan(file, _requests(scaling), require=require)
-    carry_out(plan, out=run.out, json=json, grids=grids, gate=require is not None)
+    view = View(json=json, grids=grids, gate=require is not None, flags=True)
+    carry_out(run.plan(file, _requests(scaling), require=require), view, out=run.out)
 
 
 def _requests(scaling: ScalingOptions) -> tuple[ScalingRequest, ...]:

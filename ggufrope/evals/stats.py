@@ -108,7 +108,7 @@ def sign_test(lost: int, gained: int) -> float:
     return min(1.0, 2 * float(_special().bdtr(min(lost, gained), n, 0.5))) if n else 1.0
 
 
-def lower_bound(successes: int, n: int, level: float) -> float:
+def lower_bound(successes: float, n: int, level: float) -> float:
     """Return the exact one-sided lower bound of a share (Clopper and Pearson, 1934): at any true
     share it lies above that share with a probability of at most `level`; 0 without a success."""
     if successes == 0:
@@ -116,7 +116,7 @@ def lower_bound(successes: int, n: int, level: float) -> float:
     return float(_special().betaincinv(successes, n - successes + 1, level))
 
 
-def upper_bound(successes: int, n: int, level: float) -> float:
+def upper_bound(successes: float, n: int, level: float) -> float:
     """Return the exact one-sided upper bound of a share; 1 without a failure."""
     return 1 - lower_bound(n - successes, n, level)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from ggufrope.errors import RequestError
 from ggufrope.evals import recall
-from ggufrope.evals.recall import Outcome, RecallCell, RecallEstimate
+from ggufrope.evals.recall import Outcome, RecallCell, RecallEstimate, ShareEstimate
 from ggufrope.evals.stats import Proportion
 
 Cause: TypeAlias = Literal["model", "setting", "both"]
@@ -173,8 +173,8 @@ class Reading:
     value: float | None
     low: float | None
     high: float | None
-    noun: str = ""
-    relation: str = ""
+    noun: str
+    relation: str
     decide: str
 
 
@@ -270,9 +270,7 @@ def _checks(evidence: Evidence, at: Thresholds) -> Iterator[Check]:
     yield from map(_short_recall, evidence.short_recall)
 
 
-def _check(
-    name: str, place: Place, outcome: Outcome, reason: str, **more: Any
-) -> Check:
+def _check(name: str, place: Place, outcome: Outcome, reason: str, **more: Any) -> Check:
     return Check(
         name=name,
         task=place.task,
@@ -325,18 +323,21 @@ def _cause(found: RecallEstimate, control: RecallEstimate, minimum: float) -> Ca
     return None
 
 
-def _more_needles(needles: Needles, found: RecallEstimate, minimum: float) -> str | None:
+def _more_needles(
+    needles: Needles, found: RecallEstimate | ShareEstimate, minimum: float
+) -> str | None:
     """Return how many whole prompts would show the minimum, and the settings for so many; None
     where none would, or the outcome is clear."""
     needed = recall.would_decide(found, minimum)
     if needed is None:
         return None
+    whole = found.whole if isinstance(found, RecallEstimate) else found.recall.whole
     settings = []
     if needed > len(needles.cells):
         settings.append(f"`samples` {ceil(needed / needles.per_sample)}")
     if needles.whole_prompts is not None and needed > needles.whole_prompts:
         settings.append(f"`whole_prompts` {needed}")
-    successes = needed - (found.whole.n - found.whole.successes)
+    successes = needed - (whole.n - whole.successes)
     how = f": {', '.join(settings)}" if settings else ""
     return f"{successes} of {needed} whole prompts would show {minimum:.0%}{how}"
 
@@ -348,7 +349,9 @@ def _recall_share(needles: Needles, minimum: float, no_score: str | None) -> Che
     if control is None or no_score is not None:
         reason = f"{words}: {no_score or 'nothing to compare it with was measured'}"
         return _check("recall_share", place, "fail", reason, threshold=minimum)
-    found = recall.share(needles.cells, control.cells, minimum)
+    found = recall.share(
+        needles.cells, recall.estimate(control.cells, None, error=recall.SHARE_ERROR), minimum
+    )
     outcome = recall.outcome(found, minimum)
     share = "no share" if found.value is None else f"{found.value:.1%}"
     words += (
@@ -364,7 +367,7 @@ def _recall_share(needles: Needles, minimum: float, no_score: str | None) -> Che
         low=found.low,
         high=found.high,
         threshold=minimum,
-        decide="more `samples`, of both" if outcome == "undecided" else None,
+        decide=_more_needles(needles, found, minimum),
     )
 
 
@@ -376,13 +379,15 @@ def _compared(reading: Reading, limit: float, no_score: str | None) -> Check:
         reason = f"{words}: {no_score or NO_SCORE}"
         return _check(reading.limit, place, "fail", reason, threshold=limit)
     is_share = reading.limit in _SHARES
-    outcome: Outcome = "undecided"
-    if low is not None and high is not None:
-        within, beyond = (low >= limit, high < limit) if is_share else (high <= limit, low > limit)
-        outcome = "pass" if within else "fail" if beyond else outcome
     form, required = (".1%", "required: at least") if is_share else (".3g", "limit:")
     words += f": {value:{form}} {reading.relation}".rstrip() + f" ({required} {limit:{form}})"
-    words += "" if low is None else f"; {low:{form}} to {high:{form}}"
+    if low is not None and high is not None:
+        words += f"; {low:{form}} to {high:{form}}"
+    if is_share:
+        passes, fails = low is not None and low >= limit, high is not None and high < limit
+    else:
+        passes, fails = high is not None and high <= limit, low is not None and low > limit
+    outcome: Outcome = "pass" if passes else "fail" if fails else "undecided"
     return _check(
         reading.limit,
         place,

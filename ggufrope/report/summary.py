@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ggufrope.evals import recall
 from ggufrope.evals.recall import RecallCell, RecallEstimate
 from ggufrope.evals.results import CellResult, Metric, estimate
-from ggufrope.evals.stats import mean, proportion
+from ggufrope.evals.stats import Proportion, mean, proportion
 from ggufrope.evals.verdict import LIMITS
 from ggufrope.report.metrics import SHARES
 
@@ -105,16 +105,18 @@ def _row(group: list[CellResult], minimum_recall: float | None) -> SummaryRow:
 
 def _recall_metrics(found: RecallEstimate) -> list[Metric]:
     """Return the recall of whole prompts, and what that estimate stands on."""
-    parts = {"spliced_recall": found.spliced, "whole_recall": found.whole}
+    n = found.whole.n or found.spliced.n
+    agreement = proportion(found.agree, found.pairs)
+    parts = {"spliced_recall": found.spliced, "whole_recall": found.whole, "agreement": agreement}
     return [
-        Metric(name="recall", value=found.value, low=found.low, high=found.high, n=found.whole.n),
-        *(
-            Metric(name=name, value=share.value, low=share.low, high=share.high, n=share.n)
-            for name, share in parts.items()
-            if share.n
-        ),
-        *([combine_share("agreement", found.agree, found.pairs)] if found.pairs else []),
+        Metric(name="recall", value=found.value, low=found.low, high=found.high, n=n),
+        *(share_metric(name, share) for name, share in parts.items() if share.n),
     ]
+
+
+def share_metric(name: str, share: Proportion) -> Metric:
+    """Return a share as a metric, with its interval."""
+    return Metric(name=name, value=share.value, low=share.low, high=share.high, n=share.n)
 
 
 def combine(name: str, results: Sequence[CellResult]) -> Metric:
@@ -125,5 +127,5 @@ def combine(name: str, results: Sequence[CellResult]) -> Metric:
         return found[0]
     values = [metric.value for metric in found if metric.value is not None]
     if name in SHARES:
-        return combine_share(name, round(sum(values)), len(values))
+        return share_metric(name, proportion(round(sum(values)), len(values)))
     return estimate(name, mean(values))

@@ -21,7 +21,7 @@ from ggufrope.backends import RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import TaskName, TaskSettings
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.verdict import LIMITS, Thresholds, without_task
 from ggufrope.patching.request import ScalingName, ScalingRequest, check_parameters
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ class RunPlan(TaskSettings):
         ]
         problems += _refusals(KvTypes.parse, self.kv)
         problems += _refusals(check_parameters, self.requests)
+        problems += self._gates_of_nothing()
         if self.tasks and "divergence" in self.tasks and self._is_base_alone():
             problems.append(
                 "divergence is from the file with an f16 cache: give another scaling or cache type"
@@ -171,6 +172,21 @@ class RunPlan(TaskSettings):
                 "are possible; give fewer contexts, depths, samples, seeds, scalings or cache types"
             )
         return problems
+
+    def _gates_of_nothing(self) -> Iterator[str]:
+        """Say which thresholds apply to nothing that the plan measures. A default is no gate."""
+        at, default = self.thresholds, Thresholds()
+        given = [name for name in LIMITS if getattr(at, name) not in (None, getattr(default, name))]
+        yield from without_task(given, self.tasks)
+        if at.recall_share is not None and not self.control:
+            yield "`recall_share` needs `control`"
+        if at.top_ranked is not None and not self.distractors and "multikey" not in self.tasks:
+            yield "`top_ranked` needs `distractors`"
+        names = {name: None for each in self.requests for name in (each.scaling, each.name)}
+        if at.require is not None and at.require not in names:
+            yield f"`require` {at.require}: no scaling of the plan; it has {', '.join(names)}"
+        if at.require is not None and not at.applied(self.tasks):
+            yield f"`require` {at.require}: no threshold applies to `tasks` {' '.join(self.tasks)}"
 
     @property
     def _cells_per_model(self) -> int:
