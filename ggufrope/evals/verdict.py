@@ -9,7 +9,7 @@ fails.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import ceil, inf
 from typing import Any, Literal, TypeAlias
@@ -281,18 +281,25 @@ def _check(name: str, place: Place, outcome: Outcome, reason: str, **more: Any) 
     )
 
 
+def recall_of(cells: Sequence[RecallCell], minimum: float | None) -> RecallEstimate:
+    """Return the recall at one length. Whole prompts beside spliced needles are asked until they
+    show the minimum, so their interval depends on it; whole prompts alone are all asked."""
+    spliced = any(cell.spliced is not None for cell in cells)
+    return recall.estimate(cells, minimum if spliced else None)
+
+
 def _recall(needles: Needles, minimum: float, no_score: str | None) -> Check:
     """Return the check of the recall, with what the unscaled model recalls beside it."""
     place, control = needles.place, needles.control
     words = place.of("recall")
     if no_score is not None:
         return _check("recall", place, "fail", f"{words}: {no_score}", threshold=minimum)
-    found = recall.estimate(needles.cells, minimum)
+    found = recall_of(needles.cells, minimum)
     outcome = recall.outcome(found, minimum)
     words += f": {found.value:.1%} (required: at least {minimum:.1%}); {found.evidence}"
     cause = None
     if control is not None:
-        known = recall.estimate(control.cells, minimum)
+        known = recall_of(control.cells, minimum)
         words += f"; {known.value:.1%} {control.words}"
         if outcome == "fail" and control.change is not None:
             cause = _cause(found, known, minimum)

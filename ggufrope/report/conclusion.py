@@ -33,10 +33,10 @@ class Reach:
     """How far one setting holds; contexts in tokens.
 
     `name` is the scaling with its factor, `span` the lengths it connects. `lengths` has the outcome
-    at each length judged. `may_hold_to` counts undecided lengths too. `found` of `asked` needles were answered exactly;
-    with `spliced_only`, no whole prompt confirmed them. `as_trained` is the model unscaled.
-    `outcome` is that of all checks of the setting, `keep` the command that writes its scaling into
-    a copy of the model, where it is the best or passes.
+    at each length judged; `may_hold_to` counts undecided ones too. `found` of `asked` needles were
+    answered exactly; with `spliced_only`, no whole prompt confirmed them. `as_trained` is the model
+    unscaled. `outcome` is that of all checks of the setting. `keep` is the command that writes its
+    scaling into a copy of the model, where it holds further than the model as it was trained.
     """
 
     model: str
