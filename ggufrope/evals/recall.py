@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
+from itertools import chain, count, islice
 from math import floor
 from typing import Literal
 
@@ -66,36 +66,6 @@ class RecallCell:
 
     spliced: bool | None
     whole: bool | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """The cells of one length, counted.
-
-    `both`, `spliced_only`, `whole_only` and `neither` count cells with two scores by which of them
-    are successes. `unpaired` counts whole prompts without a spliced score.
-    """
-
-    spliced: int = 0
-    spliced_successes: int = 0
-    both: int = 0
-    spliced_only: int = 0
-    whole_only: int = 0
-    neither: int = 0
-    unpaired: int = 0
-    unpaired_successes: int = 0
-
-    @property
-    def pairs(self) -> int:
-        return self.both + self.spliced_only + self.whole_only + self.neither
-
-    @property
-    def whole(self) -> int:
-        return self.pairs + self.unpaired
-
-    @property
-    def whole_successes(self) -> int:
-        return self.both + self.whole_only + self.unpaired_successes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,21 +116,6 @@ class ShareEstimate:
     control: RecallEstimate
 
 
-def tally(cells: Iterable[RecallCell]) -> Counts:
-    """Return the counts of the cells of one length."""
-    found = Counter((cell.spliced, cell.whole) for cell in cells)
-    return Counts(
-        spliced=sum(n for (spliced, _), n in found.items() if spliced is not None),
-        spliced_successes=sum(n for (spliced, _), n in found.items() if spliced),
-        both=found[True, True],
-        spliced_only=found[True, False],
-        whole_only=found[False, True],
-        neither=found[False, False],
-        unpaired=found[None, True] + found[None, False],
-        unpaired_successes=found[None, True],
-    )
-
-
 def estimate(
     cells: Iterable[RecallCell], minimum: float | None, *, error: float = ALPHA
 ) -> RecallEstimate:
@@ -169,32 +124,7 @@ def estimate(
     `minimum` is the recall to be shown, from which the looks follow; without one the interval is
     that of a single look. `error` is that of each bound, over all looks.
     """
-    return of_counts(tally(cells), minimum, error=error)
-
-
-@cache
-def of_counts(counts: Counts, minimum: float | None, *, error: float = ALPHA) -> RecallEstimate:
-    """Return the recall of whole prompts from counted cells; see `estimate`."""
-    spliced = proportion(counts.spliced_successes, counts.spliced)
-    whole = proportion(counts.whole_successes, counts.whole)
-    below, above = (
-        (error / 2, error / 2)
-        if minimum is None
-        else _Looks(minimum=minimum, error=error).errors(counts.whole)
-    )
-    low, high = _low(counts, below), _high(counts, above)
-    value = spliced.value if whole.value is None else whole.value
-    if spliced.value is not None and counts.pairs and not counts.unpaired:
-        value = spliced.value + (counts.whole_only - counts.spliced_only) / counts.pairs
-    return RecallEstimate(
-        value=None if value is None else min(max(value, low), high),
-        low=low,
-        high=high,
-        spliced=spliced,
-        whole=whole,
-        agree=counts.both + counts.neither,
-        pairs=counts.pairs,
-    )
+    return _estimate(_tally(cells), minimum, error=error)
 
 
 def share(cells: Iterable[RecallCell], control: RecallEstimate, minimum: float) -> ShareEstimate:
@@ -202,7 +132,7 @@ def share(cells: Iterable[RecallCell], control: RecallEstimate, minimum: float) 
 
     `minimum` is the share to be shown. The control must be estimated with `error=SHARE_ERROR`.
     """
-    return _share(tally(cells), control, minimum)
+    return _share(_tally(cells), control, minimum)
 
 
 def outcome(found: RecallEstimate | ShareEstimate, minimum: float) -> Outcome:
@@ -227,18 +157,18 @@ def next_look(
     if as few did as the lower bound allows.
     """
     cells = tuple(cells)
-    counts, end = tally(cells), min(limit, len(cells))
-    found = of_counts(counts, minimum) if control is None else _share(counts, control, minimum)
+    counts, end = _tally(cells), min(limit, len(cells))
+    found = _estimate(counts, minimum) if control is None else _share(counts, control, minimum)
     if counts.whole >= end or outcome(found, minimum) != "undecided":
         return 0
     looks = _looks(found, minimum)
     needed = would_decide(found, minimum)
     if needed is None or needed > end:
-        recall = found.recall if isinstance(found, ShareEstimate) else found
-        successes = counts.whole_successes + floor(recall.low * (end - counts.whole))
+        low = found.recall.low if isinstance(found, ShareEstimate) else found.low
+        successes = counts.whole_successes + floor(low * (end - counts.whole))
         if upper_bound(successes, end, _direct(looks.errors(end)[1])) >= looks.minimum:
             return 0
-    following = next(look for look in looks if look > counts.whole)
+    following = next(look for _, look in looks.numbered() if look > counts.whole)
     return min(following, end) - counts.whole
 
 
@@ -247,76 +177,82 @@ def would_decide(found: RecallEstimate | ShareEstimate, minimum: float) -> int |
     ones succeeded; None where it is decided already, or where no number would."""
     if outcome(found, minimum) != "undecided":
         return None
-    looks = _looks(found, minimum)
     whole = (found.recall if isinstance(found, ShareEstimate) else found).whole
-    for failures in count(whole.n - whole.successes):
-        look = looks.passing(failures)
-        if look is None or look > whole.n:
-            return look
-    return None
+    looks = islice(_looks(found, minimum).passing(), whole.n - whole.successes, None)
+    needed = next(look for look in looks if look > whole.n)
+    return needed if needed < _MOST else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Looks:
-    """The looks of one minimum. They are counted from the first that allows a pass, look 0, at
-    which no whole prompt may have failed. At each later one, one more may have. Earlier ones, each
-    at half the whole prompts of the next, can only fail."""
+class _Counts:
+    """The cells of one length, counted.
 
-    minimum: float
-    error: float
+    `both`, `spliced_only`, `whole_only` and `neither` count cells with two scores by which of them
+    are successes. `unpaired` counts whole prompts without a spliced score.
+    """
 
-    def __iter__(self) -> Iterator[int]:
-        """Yield the whole prompts of each look, in ascending order, without end."""
-        yield from reversed(self._early())
-        for failures in count():
-            yield self.passing(failures) or _MOST
+    spliced: int = 0
+    spliced_successes: int = 0
+    both: int = 0
+    spliced_only: int = 0
+    whole_only: int = 0
+    neither: int = 0
+    unpaired: int = 0
+    unpaired_successes: int = 0
 
-    def passing(self, failures: int) -> int | None:
-        """Return the fewest whole prompts that pass with so many failures; None: more than
-        `_MOST`."""
-        found = _passing(self.minimum, self.error, failures)
-        return found if found <= _MOST else None
+    @property
+    def pairs(self) -> int:
+        return self.both + self.spliced_only + self.whole_only + self.neither
 
-    def errors(self, n: int) -> tuple[float, float]:
-        """Return the error of the lower and of the upper bound at `n` whole prompts.
+    @property
+    def whole(self) -> int:
+        return self.pairs + self.unpaired
 
-        The upper bound's halves with each look before and after look 0.
-        """
-        early = self._early()
-        index = -sum(n <= look for look in early)
-        while index >= 0 and n > (self.passing(index) or _MOST) and n < _MOST:
-            index += 1
-        below = _FIRST_PASS if index <= 0 else (1 - _FIRST_PASS) / 2**index
-        return self.error * below, self.error / 3 / 2 ** abs(index)
+    @property
+    def whole_successes(self) -> int:
+        return self.both + self.whole_only + self.unpaired_successes
 
-    def _early(self) -> tuple[int, ...]:
-        """The looks before look 0, in descending order."""
-        found = []
-        n = (self.passing(0) or _MOST) // 2
-        while n >= _FEWEST:
-            found.append(n)
-            n //= 2
-        return tuple(found)
+
+def _tally(cells: Iterable[RecallCell]) -> _Counts:
+    """Return the counts of the cells of one length."""
+    found = Counter((cell.spliced, cell.whole) for cell in cells)
+    return _Counts(
+        spliced=sum(n for (spliced, _), n in found.items() if spliced is not None),
+        spliced_successes=sum(n for (spliced, _), n in found.items() if spliced),
+        both=found[True, True],
+        spliced_only=found[True, False],
+        whole_only=found[False, True],
+        neither=found[False, False],
+        unpaired=found[None, True] + found[None, False],
+        unpaired_successes=found[None, True],
+    )
 
 
 @cache
-def _passing(minimum: float, error: float, failures: int) -> int:
-    share = _FIRST_PASS if failures == 0 else (1 - _FIRST_PASS) / 2**failures
-    level = _direct(error * share)
-    before = _passing(minimum, error, failures - 1) if failures else 0
-    if before > _MOST:
-        return before
-    return 1 + largest(lambda n: at_most(failures, n, 1 - minimum) > level, before, _MOST)
+def _estimate(counts: _Counts, minimum: float | None, *, error: float = ALPHA) -> RecallEstimate:
+    """Return the recall of whole prompts from counted cells; see `estimate`."""
+    spliced = proportion(counts.spliced_successes, counts.spliced)
+    whole = proportion(counts.whole_successes, counts.whole)
+    below = above = error * _FIRST_PASS
+    if minimum is not None:
+        below, above = _Looks(minimum=minimum, error=error).errors(counts.whole)
+    low, high = _low(counts, below), _high(counts, above)
+    value = spliced.value if whole.value is None else whole.value
+    if spliced.value is not None and counts.pairs and not counts.unpaired:
+        value = spliced.value + (counts.whole_only - counts.spliced_only) / counts.pairs
+    return RecallEstimate(
+        value=None if value is None else min(max(value, low), high),
+        low=low,
+        high=high,
+        spliced=spliced,
+        whole=whole,
+        agree=counts.both + counts.neither,
+        pairs=counts.pairs,
+    )
 
 
-def _looks(found: RecallEstimate | ShareEstimate, minimum: float) -> _Looks:
-    if isinstance(found, RecallEstimate):
-        return _Looks(minimum=minimum, error=ALPHA)
-    return _Looks(minimum=min(1.0, minimum * found.control.high), error=SHARE_ERROR)
-
-
-def _share(counts: Counts, control: RecallEstimate, minimum: float) -> ShareEstimate:
-    recall = of_counts(counts, min(1.0, minimum * control.high), error=SHARE_ERROR)
+def _share(counts: _Counts, control: RecallEstimate, minimum: float) -> ShareEstimate:
+    recall = _estimate(counts, min(1.0, minimum * control.high), error=SHARE_ERROR)
     value = None
     if recall.value is not None and control.value:
         value = recall.value / control.value
@@ -329,11 +265,63 @@ def _share(counts: Counts, control: RecallEstimate, minimum: float) -> ShareEsti
     )
 
 
+def _looks(found: RecallEstimate | ShareEstimate, minimum: float) -> _Looks:
+    if isinstance(found, RecallEstimate):
+        return _Looks(minimum=minimum, error=ALPHA)
+    return _Looks(minimum=min(1.0, minimum * found.control.high), error=SHARE_ERROR)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looks:
+    """The looks of one minimum, numbered from the first that can pass: look 0.
+
+    At look k a pass allows k failures. Those before look 0 can only fail; each has half the whole
+    prompts of the next.
+    """
+
+    minimum: float
+    error: float
+
+    def passing(self) -> Iterator[int]:
+        """Yield the whole prompts of look 0 and later, in ascending order; those that would be
+        above `_MOST` are `_MOST`, again and again."""
+        look = 0
+        for failures in count():
+            level = _direct(self._pass_error(failures))
+
+            def is_short(n: int, failures: int = failures, level: float = level) -> bool:
+                return at_most(failures, n, 1 - self.minimum) > level
+
+            look = min(largest(is_short, look, _MOST) + 1, _MOST)
+            yield look
+
+    def numbered(self) -> Iterator[tuple[int, int]]:
+        """Yield the number and the whole prompts of every look, in ascending order."""
+        later = self.passing()
+        looks = [next(later)]
+        while looks[0] // 2 >= _FEWEST:
+            looks.insert(0, looks[0] // 2)
+        return enumerate(chain(looks, later), start=1 - len(looks))
+
+    def errors(self, n: int) -> tuple[float, float]:
+        """Return the error of the lower and of the upper bound at `n` whole prompts.
+
+        Between two looks they are those of the later one. The upper bound's is largest at look 0
+        and halves with each look before and after it.
+        """
+        number = next(number for number, look in self.numbered() if look >= min(n, _MOST))
+        return self._pass_error(max(number, 0)), self.error / 3 * 0.5 ** abs(number)
+
+    def _pass_error(self, number: int) -> float:
+        part = _FIRST_PASS if number == 0 else (1 - _FIRST_PASS) * 0.5**number
+        return self.error * part
+
+
 def _direct(error: float) -> float:
     return error * (1 - _TWO_PHASE)
 
 
-def _low(counts: Counts, error: float) -> float:
+def _low(counts: _Counts, error: float) -> float:
     """The better of the two lower bounds of the recall of whole prompts.
 
     The recall is at least the chance that both are answered: the spliced recall times the share of
@@ -349,9 +337,9 @@ def _low(counts: Counts, error: float) -> float:
     return max(direct, spliced * followed)
 
 
-def _high(counts: Counts, error: float) -> float:
+def _high(counts: _Counts, error: float) -> float:
     """The better of the two upper bounds: one minus the lower bound of the failures."""
-    failures = Counts(
+    failures = _Counts(
         spliced=counts.spliced,
         spliced_successes=counts.spliced - counts.spliced_successes,
         both=counts.neither,

@@ -9,7 +9,7 @@ fails.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from math import ceil, inf
 from typing import Any, Literal, TypeAlias
@@ -148,8 +148,8 @@ class Control:
 class Needles:
     """The needles of one task at one length, and those they are compared with.
 
-    `per_sample` is how many a further sample would add, `whole_prompts` how many whole prompts are
-    asked at most, None where all are.
+    `per_sample` is how many a further sample would add. `whole_prompts` is how many whole prompts
+    were asked at most, until the recall was decided; None where all were asked whatever they gave.
     """
 
     place: Place
@@ -281,25 +281,19 @@ def _check(name: str, place: Place, outcome: Outcome, reason: str, **more: Any) 
     )
 
 
-def recall_of(cells: Sequence[RecallCell], minimum: float | None) -> RecallEstimate:
-    """Return the recall at one length. Whole prompts beside spliced needles are asked until they
-    show the minimum, so their interval depends on it; whole prompts alone are all asked."""
-    spliced = any(cell.spliced is not None for cell in cells)
-    return recall.estimate(cells, minimum if spliced else None)
-
-
 def _recall(needles: Needles, minimum: float, no_score: str | None) -> Check:
     """Return the check of the recall, with what the unscaled model recalls beside it."""
     place, control = needles.place, needles.control
     words = place.of("recall")
     if no_score is not None:
         return _check("recall", place, "fail", f"{words}: {no_score}", threshold=minimum)
-    found = recall_of(needles.cells, minimum)
+    looks = None if needles.whole_prompts is None else minimum
+    found = recall.estimate(needles.cells, looks)
     outcome = recall.outcome(found, minimum)
     words += f": {found.value:.1%} (required: at least {minimum:.1%}); {found.evidence}"
     cause = None
     if control is not None:
-        known = recall_of(control.cells, minimum)
+        known = recall.estimate(control.cells, looks)
         words += f"; {known.value:.1%} {control.words}"
         if outcome == "fail" and control.change is not None:
             cause = _cause(found, known, minimum)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ggufrope.evals import recall
 from ggufrope.evals.recall import RecallCell, RecallEstimate
 from ggufrope.evals.results import CellResult, Metric, estimate
 from ggufrope.evals.stats import Proportion, mean, proportion
-from ggufrope.evals.verdict import LIMITS, recall_of
+from ggufrope.evals.verdict import LIMITS
 from ggufrope.report.metrics import SHARES
 
 
@@ -46,7 +47,8 @@ def summarize(
 ) -> tuple[SummaryRow, ...]:
     """Return the rows, in the order in which their first cells appear.
 
-    `minimum_recall` is what whole prompts have to show: the interval of a recall depends on it.
+    `minimum_recall` is what whole prompts were asked to show, until they did or did not: the
+    interval of a recall depends on it. None where all were asked.
     """
     return tuple(_row(group, minimum_recall) for group in by_row(results))
 
@@ -83,7 +85,7 @@ def _row(group: list[CellResult], minimum_recall: float | None) -> SummaryRow:
     names = dict.fromkeys(metric.name for result in once for metric in result.metrics)
     metrics = [combine(name, once) for name in names]
     if cell.task in LIMITS["recall"] and scored:
-        found = recall_of(recall_cells(scored), minimum_recall)
+        found = recall.estimate(recall_cells(scored), minimum_recall)
         metrics = [*_recall_metrics(found), *(m for m in metrics if m.name != "recall")]
     return SummaryRow(
         model=cell.model,
