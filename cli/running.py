@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +48,9 @@ _COLUMNS = (
 """The metrics that the tables show."""
 _MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "undecided": ("?", "yellow")}
 _WORDS = {
-    "pass": ("pass ", "bold green"),
-    "fail": ("FAIL ", "bold red"),
-    "undecided": ("undecided ", "bold yellow"),
+    "pass": ("pass", "bold green"),
+    "fail": ("FAIL", "bold red"),
+    "undecided": ("undecided", "bold yellow"),
 }
 _LENGTHS = 7
 """Context lengths that stand side by side in 80 columns."""
@@ -204,8 +204,11 @@ def show(report: RunReport, view: View) -> None:
         reason = view.words(problem.reason)
         out.print(f"{cells} {problem.status}: {reason} ({shown(problem.where)})", style="yellow")
     _show_checks(report, view)
-    word = _WORDS.get(conclusion.outcome or "", ("", "")) if view.gate else ("", "")
-    out.print(Text.assemble("\n", word, (view.words(conclusion.headline), "bold")))
+    out.print()
+    headline = Text(view.words(conclusion.headline), style="bold")
+    if view.gate and conclusion.outcome is not None:
+        headline = Text.assemble(_WORDS[conclusion.outcome], " ", headline)
+    out.print(headline)
     for line in conclusion.decide:
         out.print(Text.assemble(("to decide it: ", "dim"), view.words(line)))
     for reach in conclusion.best:
@@ -224,51 +227,76 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
     settings = [reach for reach in conclusion.settings if reach.lengths]
     lengths = sorted({length for reach in settings for length, _ in reach.lengths})
     models = ", ".join(one_line(model.file.name, 30) for model in report.models)
-    spans = {reach.span for reach in settings if reach.span}
-    title = [models, conclusion.judged or "no threshold applies"]
-    out.print(heading(" · ".join([*title, *(spans if len(spans) == 1 else ())])))
+    titles, span = _titles(report)
+    parts = (models, conclusion.judged or "no threshold applies", span)
+    out.print(heading(" · ".join(part for part in parts if part)))
     if len(settings) < 2 and len(lengths) < 2:
         return
-    names = _names(
+    columns = _telling_apart(
         {
-            "model": [reach.model for reach in settings],
-            "scaling": [reach.name if len(spans) == 1 else reach.title for reach in settings],
+            "model": [one_line(reach.model, 30) for reach in settings],
+            "scaling": [titles[reach.model, reach.scaling] for reach in settings],
             "KV": [reach.kv for reach in settings],
         }
     )
+    names = ["  ".join(parts) for parts in _aligned(columns.values())]
+    margin = max(map(len, names))
     for part in _side_by_side(lengths):
-        made = table(*names, *map(tokens, part), "holds to", "found", "", numeric=("found",))
-        for number, reach in enumerate(settings):
+        head = "".join(f"{tokens(n):>6}" for n in part)
+        out.print(Text(f"  {'':{margin}}{head}   holds to", style="dim"))
+        for name, reach in zip(names, settings, strict=True):
             outcomes = dict(reach.lengths)
-            row(
-                made,
-                *(column[number] for column in names.values()),
-                *(Text(*_MARKS[outcomes[n]]) if n in outcomes else "" for n in part),
-                None if reach.holds_to is None else tokens(reach.holds_to),
-                f"{reach.found} of {reach.asked}" if reach.asked else None,
-                _remark(reach),
-                style="bold" if reach.best else None,
+            marks = [_MARKS.get(outcomes.get(n, ""), ("", "")) for n in part]
+            holds_to = "–" if reach.holds_to is None else tokens(reach.holds_to)
+            out.print(
+                Text.assemble(
+                    (f"  {name:{margin}}", "bold" if reach.best else ""),
+                    *((f"{mark:>6}", style) for mark, style in marks),
+                    f"   {holds_to:8}  ",
+                    (_remark(reach), "bold" if reach.best else "dim"),
+                )
             )
-        out.print(made)
-    out.print(Text("✓ passes, ✗ fails, ? undecided; found: needles answered exactly", style="dim"))
+    words = "  ✓ passes  ✗ fails  ? undecided"
+    words += "  N/N needles answered exactly" if any(reach.asked for reach in settings) else ""
+    out.print(Text(words, style="dim"))
 
 
 def _remark(reach: Reach) -> str:
     remarks = {
-        "◀ best": reach.best,
+        f"{reach.found}/{reach.asked}": reach.asked,
         "as trained": reach.as_trained,
         "no whole prompts": reach.spliced_only,
+        "◀ best": reach.best,
     }
-    return ", ".join(remark for remark, holds in remarks.items() if holds)
+    return "  ".join(remark for remark, said in remarks.items() if said)
 
 
-def _names(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return the columns that tell rows apart; the scaling where there is a single row."""
+def _titles(report: RunReport) -> tuple[dict[tuple[str, str], str], str | None]:
+    """Return a title for each scaling of each model, and the lengths that all of them connect;
+    where these differ, each title has its own."""
+    from ggufrope.report.conclusion import scaling_title, title_parts
+
+    keys = dict.fromkeys((entry.model, entry.scaling) for entry in report.summary)
+    parts = {key: title_parts(report, *key) for key in keys}
+    spans = {span for _, span in parts.values() if span}
+    if len(spans) > 1:
+        return {key: scaling_title(report, *key) for key in keys}, None
+    return {key: name for key, (name, _) in parts.items()}, next(iter(spans), None)
+
+
+def _telling_apart(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the columns that tell rows apart, and the scaling."""
     return {
         name: column
         for name, column in columns.items()
-        if len(set(column)) > 1 or (name == "scaling" and len(column) == 1)
+        if len(set(column)) > 1 or name == "scaling"
     }
+
+
+def _aligned(columns: Iterable[list[str]]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of these columns, each cell as wide as its column."""
+    padded = ([f"{cell:{max(map(len, column))}}" for cell in column] for column in columns)
+    return zip(*padded, strict=True)
 
 
 def _side_by_side(lengths: list[int]) -> Iterator[list[int]]:
@@ -331,27 +359,27 @@ def _show_tables(report: RunReport) -> None:
 
 def _show_table(report: RunReport, task: str, rows: list[SummaryRow], metrics: list[str]) -> None:
     from ggufrope.report.charts import tokens
-    from ggufrope.report.conclusion import scaling_title
     from ggufrope.report.metrics import metric_info
 
+    titles, _ = _titles(report)
     lines: dict[tuple[str, ...], dict[int, str]] = {}
     for name in metrics:
         for entry in rows:
             if entry.metric(name) is not None:
-                scaling = scaling_title(report, entry.model, entry.scaling)
-                scaling += " (control)" if entry.control else ""
-                key = (entry.model, scaling, entry.kv, entry.part or "", metric_info(name).title)
+                title = titles[entry.model, entry.scaling] + ", control" * entry.control
+                key = (metric_info(name).title, entry.model, title, entry.kv, entry.part or "")
                 lines.setdefault(key, {})[entry.context_tokens] = _value(entry, name)
-    heads = ("model", "scaling", "KV", "part", "")
-    names = _names({head: [key[i] for key in lines] for i, head in enumerate(heads)})
-    console().print(heading(task if names.get("") else f"{task}, {metric_info(metrics[0]).title}"))
+    heads = ("metric", "model", "scaling", "KV", "part")
+    columns = _telling_apart({head: [key[i] for key in lines] for i, head in enumerate(heads)})
+    out = console()
+    out.print(heading(task if "metric" in columns else f"{task}: {metric_info(metrics[0]).title}"))
     for part in _side_by_side(sorted({entry.context_tokens for entry in rows})):
-        columns = tuple(map(tokens, part))
-        made = table(*names, *columns, numeric=columns)
+        numbers = tuple(map(tokens, part))
+        made = table(*columns, *numbers, numeric=numbers)
         for number, values in enumerate(lines.values()):
-            cells = (column[number] for column in names.values())
-            row(made, *cells, *(values.get(length, "") for length in part))
-        console().print(made)
+            names = (column[number] for column in columns.values())
+            row(made, *names, *(values.get(length, "") for length in part))
+        out.print(made)
 
 
 def _value(entry: SummaryRow, name: str) -> str:
@@ -364,20 +392,22 @@ def _value(entry: SummaryRow, name: str) -> str:
 
 def _show_checks(report: RunReport, view: View) -> None:
     """Print every check of a single setting; of several, where each begins not to pass."""
+    from rich.table import Table
     from rich.text import Text
 
-    from ggufrope.report.conclusion import scaling_title
-
     out = console()
+    titles, _ = _titles(report)
     several = len(report.verdicts) > 1
     for entry in report.verdicts:
         checks = _beginnings(entry.verdict.checks) if several else entry.verdict.checks
         if not checks:
             continue
-        title = scaling_title(report, entry.model, entry.scaling)
+        title = titles[entry.model, entry.scaling]
         out.print(heading(f"{one_line(entry.model, 30)} · {title} · {entry.kv}"))
+        made = Table.grid(padding=(0, 1))
         for check in checks:
-            out.print(Text.assemble("  ", _WORDS[check.outcome], view.words(check.reason)))
+            made.add_row("", Text(*_WORDS[check.outcome]), Text(view.words(check.reason)))
+        out.print(made)
 
 
 def _beginnings(checks: Sequence[Check]) -> list[Check]:

@@ -102,18 +102,18 @@ def conclude(report: RunReport) -> Conclusion:
         outcome=report.outcome,
         passed=report.passed,
         settings=tuple(settings),
-        decide=tuple(_decide(report)),
+        decide=tuple(_decide(report, settings)),
     )
 
 
 def scaling_title(report: RunReport, model: str, scaling: str) -> str:
     """Return a scaling of a report with its factor and the lengths in tokens that it connects, as
     "yarn ×8, 256 → 2048"."""
-    return ", ".join(part for part in _title(report, model, scaling) if part)
+    return ", ".join(part for part in title_parts(report, model, scaling) if part)
 
 
-def _title(report: RunReport, model: str, scaling: str) -> tuple[str, str | None]:
-    """Return a scaling with its factor, and the lengths that it connects."""
+def title_parts(report: RunReport, model: str, scaling: str) -> tuple[str, str | None]:
+    """Return a scaling with its factor, and the lengths that it connects, None without any."""
     request = _request(report, scaling)
     if request.scaling in _UNSCALED and request.from_config is None:
         return request.label or _UNSCALED[request.scaling], None
@@ -175,7 +175,7 @@ def _reach(
     ]
     shares = [row.metric("spliced_recall") or row.metric("whole_recall") for row in rows]
     holds_to = _holds_to(lengths, "pass")
-    name, span = _title(report, entry.model, entry.scaling)
+    name, span = title_parts(report, entry.model, entry.scaling)
     return Reach(
         model=entry.model,
         scaling=entry.scaling,
@@ -282,10 +282,16 @@ def _answer_of_checks(report: RunReport, entries: Sequence[SettingVerdict]) -> s
     return f"measured; no threshold applies{give}"
 
 
-def _decide(report: RunReport) -> Iterator[str]:
-    """Yield what would decide each setting that is undecided, at its shortest such length."""
+def _decide(report: RunReport, settings: Sequence[Reach]) -> Iterator[str]:
+    """Yield what would decide each setting that is undecided, at its shortest such length; of
+    several, those that could hold further than the best."""
     several = len(report.verdicts) > 1
+    best = {reach.model: reach.holds_to or 0 for reach in settings if reach.best}
+    open_to = {(r.model, r.scaling, r.kv): r.may_hold_to or 0 for r in settings if r.lengths}
     for entry in report.verdicts:
+        reaches = open_to.get((entry.model, entry.scaling, entry.kv))
+        if several and reaches is not None and reaches <= best.get(entry.model, 0):
+            continue
         open_ = [check for check in entry.verdict.checks if check.decide is not None]
         for check in sorted(open_, key=lambda check: check.context_tokens)[:1]:
             setting = f"{scaling_title(report, entry.model, entry.scaling)} · {entry.kv}: "

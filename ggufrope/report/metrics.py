@@ -53,7 +53,7 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
                 name="log_probability",
                 title="log-prob",
                 meaning="mean log-probability of the answer's tokens, nat per token (0: certain)",
-                format=".3g",
+                format=".2f",
                 better=1,
             ),
             MetricInfo(
