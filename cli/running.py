@@ -225,7 +225,7 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
 
     out = console()
     settings = [reach for reach in conclusion.settings if reach.lengths]
-    lengths = sorted({length for reach in settings for length, _ in reach.lengths})
+    lengths = sorted({length for reach in settings for length in reach.lengths})
     models = ", ".join(one_line(model.file.name, 30) for model in report.models)
     titles, span = _titles(report)
     parts = (models, conclusion.judged or "no threshold applies", span)
@@ -245,8 +245,7 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
         head = "".join(f"{tokens(n):>6}" for n in part)
         out.print(Text(f"  {'':{margin}}{head}   holds to", style="dim"))
         for name, reach in zip(names, settings, strict=True):
-            outcomes = dict(reach.lengths)
-            marks = [_MARKS.get(outcomes.get(n, ""), ("", "")) for n in part]
+            marks = [_MARKS.get(reach.lengths.get(n, ""), ("", "")) for n in part]
             holds_to = "–" if reach.holds_to is None else tokens(reach.holds_to)
             out.print(
                 Text.assemble(

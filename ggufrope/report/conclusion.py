@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ class Reach:
     kv: str
     name: str
     span: str | None
-    lengths: tuple[tuple[int, Outcome], ...]
+    lengths: Mapping[int, Outcome]
     holds_to: int | None
     may_hold_to: int | None
     found: int
@@ -161,11 +161,11 @@ def _reach(
     for check in entry.verdict.checks:
         if check.name in names:
             by_length.setdefault(check.context_tokens, []).append(check.outcome)
-    lengths = tuple(
-        (length, outcome)
+    lengths = {
+        length: outcome
         for length in sorted(by_length)
         if (outcome := worst(by_length[length])) is not None
-    )
+    }
     rows = [
         row
         for row in report.summary
@@ -194,10 +194,10 @@ def _reach(
     )
 
 
-def _holds_to(lengths: Iterable[tuple[int, Outcome]], *outcomes: Outcome) -> int | None:
+def _holds_to(lengths: Mapping[int, Outcome], *outcomes: Outcome) -> int | None:
     """Return the longest length up to which every one has one of these outcomes."""
     reached = None
-    for length, outcome in lengths:
+    for length, outcome in lengths.items():
         if outcome not in outcomes:
             break
         reached = length
@@ -250,13 +250,13 @@ def _answer(
     name = first.title + (f" · {first.kv}" if len({reach.kv for reach in settings}) > 1 else "")
     if first.holds_to is None and first.may_hold_to is not None:
         return f"undecided: {name} may hold to {first.may_hold_to} tokens"
-    if first.holds_to is None and several:
-        return f"none holds at {first.lengths[0][0]} tokens, the shortest length measured"
     words = f"{'best: ' if several else ''}{name}: "
     words += f"holds to {first.holds_to} tokens" if first.holds_to else ""
-    stop = next(((n, outcome) for n, outcome in first.lengths if outcome != "pass"), None)
+    stop = next(((n, outcome) for n, outcome in first.lengths.items() if outcome != "pass"), None)
     if stop is not None:
         words += f"{', ' if first.holds_to else ''}{_VERBS[stop[1]]} at {stop[0]} tokens"
+    if first.holds_to is None and several:
+        words = f"none holds at {min(first.lengths)} tokens, the shortest length measured"
     checks = [
         check
         for entry in entries
@@ -276,8 +276,12 @@ def _answer_of_checks(report: RunReport, entries: Sequence[SettingVerdict]) -> s
     if outcome is not None:
         reasons = [check.reason for check in checks if check.outcome == outcome != "pass"]
         return f"{_VERBS[outcome]}: {reasons[0]}" if reasons else "every check passes"
-    tasks = set(report.plan.tasks)
-    limits = [f"`{name}`" for name, its in LIMITS.items() if tasks & set(its)]
+    tasks, at = set(report.plan.tasks), report.plan.thresholds
+    limits = [
+        f"`{name}`"
+        for name, its in LIMITS.items()
+        if getattr(at, name) is None and tasks & set(its)
+    ]
     give = f" (give {' or '.join(limits)})" if limits else ""
     return f"measured; no threshold applies{give}"
 

@@ -61,7 +61,13 @@ def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[st
             "passed": report.passed,
             "outcome": report.outcome,
             "checks": [
-                {"model": entry.model, "scaling": entry.scaling, "kv": entry.kv, **_plain(check)}
+                {
+                    "model": entry.model,
+                    "scaling": entry.scaling,
+                    "kv": entry.kv,
+                    "passed": check.outcome == "pass",
+                    **_plain(check),
+                }
                 for entry in report.verdicts
                 for check in entry.verdict.checks
             ],
