@@ -24,7 +24,7 @@ from ggufrope.evals.needle_prompts import GridPoint, Question, grid_problems
 from ggufrope.evals.results import Cell, CellResult
 from ggufrope.evals.task import Coordinates, Lengths, Task, TaskRequest, TaskSettings
 from ggufrope.evals.texts import read_text
-from ggufrope.evals.trunk import Trunk, branch_tokens
+from ggufrope.evals.trunk import Trunk, branch_tokens, common_prefix
 from ggufrope.lm import Branch, LanguageModel
 
 DISTRACTORS = 4
@@ -251,10 +251,11 @@ def _run(request: TaskRequest) -> Iterator[CellResult]:
         GridPoint(cell.context_tokens, cell.depth_percent or 0.0, cell.sample or 0): cell
         for cell in request.todo
     }
-    left = [
+    every = (
         Crowd(trunk=crowd.trunk, questions=tuple(q for q in crowd.questions if q.point in cells))
         for crowd in crowds(request.model, plan)
-    ]
+    )
+    left = [crowd for crowd in every if crowd.questions]
     request.plan_tokens(_asking_tokens(left))
     with Trunk(request.open_context, plan.lengths[-1], progress=request.progress) as trunk:
         for crowd in left:
@@ -264,10 +265,11 @@ def _run(request: TaskRequest) -> Iterator[CellResult]:
 
 def _asking_tokens(every: Sequence[Crowd]) -> int:
     total = 0
-    for before, crowd in zip((None, *every), every, strict=False):
-        continued = before is not None and crowd.trunk[: len(before.trunk)] == before.trunk
-        total += len(crowd.trunk) - (len(before.trunk) if before and continued else 0)
+    before: Sequence[int] = ()
+    for crowd in every:
+        total += len(crowd.trunk) - common_prefix(before, crowd.trunk)
         total += branch_tokens([question.branch for question in crowd.questions])
+        before = crowd.trunk
     return total
 
 

@@ -100,10 +100,12 @@ def ask(
     """
     asker = Asker(model, plan)
     with Trunk(open_context, plan.lengths[-1], progress=progress) as trunk:
-        if method == "whole" or trunk.append_only:
-            yield from asker.whole(trunk, plan.points)
+        try:
+            spliced = method == "spliced" and trunk.append_only is None
+        except BackendError as failure:
+            yield from asker.unanswered(plan.points, str(failure))
         else:
-            yield from asker.spliced(trunk, plan.points)
+            yield from (asker.spliced if spliced else asker.whole)(trunk, plan.points)
 
 
 def asking_tokens(plan: NeedlePlan, model: LanguageModel, *, method: Method = "spliced") -> int:
@@ -138,6 +140,11 @@ class Asker:
                 yield NeedleScore(question=prompt.question, reason=str(failure))
             else:
                 yield _scored(prompt.question, answers)
+
+    def unanswered(self, points: Iterable[GridPoint], reason: str) -> Iterator[NeedleScore]:
+        """Yield scores that say why nothing could be asked."""
+        for point in points:
+            yield NeedleScore(question=self._grid.question(point), reason=reason)
 
     def spliced_tokens(self, points: Iterable[GridPoint]) -> int:
         """Return how many tokens `spliced` evaluates."""
@@ -244,19 +251,16 @@ def recall(scores: Iterable[NeedleScore]) -> Recall:
 def _places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
     """Yield a grid of needles, and the whole prompts that may be asked, each length's in the order
     in which they are drawn."""
-    contexts = sorted(lengths.contexts)
     grid = list(product(settings.depth_percents, range(settings.needle_samples)))
-    for context, (depth, sample) in product(contexts, grid):
-        yield Coordinates(
-            context_tokens=context, depth_percent=depth, sample=sample, method=settings.mode
-        )
-    if settings.mode == "spliced":
-        for context in contexts:
-            drawn = Random(f"whole/{context}").sample(grid, min(settings.whole_prompts, len(grid)))
-            for depth, sample in drawn:
-                yield Coordinates(
-                    context_tokens=context, depth_percent=depth, sample=sample, method="whole"
-                )
+    for context in sorted(lengths.contexts):
+        asked: list[tuple[Method, float, int]] = [(settings.mode, *place) for place in grid]
+        if settings.mode == "spliced":
+            rng, most = Random(f"whole/{context}"), min(settings.whole_prompts, len(grid))
+            asked += [("whole", *place) for place in rng.sample(grid, most)]
+        for method, depth, sample in asked:
+            yield Coordinates(
+                context_tokens=context, depth_percent=depth, sample=sample, method=method
+            )
 
 
 def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
@@ -376,7 +380,10 @@ class _Grid:
         pairs = [
             RecallCell(spliced=by.get("spliced"), whole=by.get("whole")) for by in found.values()
         ]
-        return next_look(pairs, self._request.recall_minimum, limit)
+        minimum = self._request.recall_minimum
+        if minimum is None:
+            return limit
+        return next_look(pairs, minimum, limit)
 
 
 def _point(cell: Cell) -> GridPoint:

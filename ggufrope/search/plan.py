@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from ggufrope.errors import RequestError
 from ggufrope.evals.needle_prompts import NeedlePlan
-from ggufrope.evals.results import Method
 from ggufrope.evals.perplexity import PerplexityPlan
+from ggufrope.evals.results import Method
 from ggufrope.evals.texts import Text, reference_text
 from ggufrope.search.evaluate import Fitness, FitnessName, NeedleFitness, PerplexityFitness
 from ggufrope.search.optimizers import OptimizerName

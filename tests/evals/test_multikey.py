@@ -36,7 +36,7 @@ def test_all_facts_stand_in_one_haystack() -> None:
     found = list(crowds(model, plan()))
     assert len(found) == len(LENGTHS)
     text = model.detokenize(found[-1].trunk)
-    assert text.count("The secret number of the") >= 2 * len(DEPTHS)
+    assert text.count("The secret number of the") >= 9
     for crowd in found:
         assert found[-1].trunk[: len(crowd.trunk)] == crowd.trunk
         assert len(crowd.questions) == len(DEPTHS)

@@ -53,16 +53,13 @@ def test_it_finds_needles_in_a_short_haystack(model: Model) -> None:
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0", "q4_0"])
 def test_spliced_needles_score_as_whole_prompts(model: Model, cache_type: str) -> None:
     spliced, whole = (
-        {
-            score.point: score
-            for score in ask(GRID, model, opener(model, cache_type), method=method)
-        }
+        {score.point: score for score in ask(GRID, model, opener(model, cache_type), method=method)}
         for method in ("spliced", "whole")
     )
     assert set(spliced) == set(whole) == set(GRID.points)
     for point, score in spliced.items():
         assert score.exact == whole[point].exact
-        assert score.log_probability == pytest.approx(whole[point].log_probability, abs=0.05)
+        assert score.log_probability == pytest.approx(whole[point].log_probability, abs=0.2)
 
 
 def test_a_quantized_cache_strays_a_little(model: Model) -> None:
