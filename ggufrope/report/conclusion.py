@@ -36,7 +36,8 @@ class Reach:
     at each length judged; `may_hold_to` counts undecided ones too. `found` of `asked` needles were
     answered exactly; with `spliced_only`, no whole prompt confirmed them. `as_trained` is the model
     unscaled. `outcome` is that of all checks of the setting. `keep` is the command that writes its
-    scaling into a copy of the model, where it holds further than the model as it was trained.
+    scaling into a copy of the model, where that is worth while: it is the best or passes, and holds
+    further than the model as it was trained.
     """
 
     model: str
@@ -92,7 +93,10 @@ def conclude(report: RunReport) -> Conclusion:
             continue
         if found[0].holds_to is not None:
             found[0] = replace(found[0], best=True)
-        settings += found
+        settings += [
+            reach if reach.best or reach.outcome == "pass" else replace(reach, keep=None)
+            for reach in found
+        ]
         answer = _answer(report, found, entries, names)
         answers.append(f"{model.file.name}: {answer}" if len(report.models) > 1 else answer)
     return Conclusion(
