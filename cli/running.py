@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +237,8 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
             "model": [one_line(reach.model, 30) for reach in settings],
             "scaling": [titles[reach.model, reach.scaling] for reach in settings],
             "KV": [reach.kv for reach in settings],
-        }
+        },
+        always="scaling",
     )
     names = ["  ".join(parts) for parts in _aligned(columns.values())]
     margin = max(map(len, names))
@@ -283,12 +284,13 @@ def _titles(report: RunReport) -> tuple[dict[tuple[str, str], str], str | None]:
     return {key: name for key, (name, _) in parts.items()}, next(iter(spans), None)
 
 
-def _telling_apart(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return the columns that tell rows apart, and the scaling."""
+def _telling_apart(columns: dict[str, list[str]], always: str) -> dict[str, list[str]]:
+    """Return the columns that tell rows apart, cache types other than f16, and the one that is
+    `always` there."""
     return {
         name: column
         for name, column in columns.items()
-        if len(set(column)) > 1 or name == "scaling"
+        if len(set(column)) > 1 or name == always or (name == "KV" and set(column) != {"f16"})
     }
 
 
@@ -351,7 +353,7 @@ def _show_tables(report: RunReport) -> None:
             _show_table(report, task, rows, chosen)
             used |= dict.fromkeys(chosen)
     words = [legend(used)] if used else []
-    if len({entry.kv for entry in report.summary}) > 1:
+    if {entry.kv for entry in report.summary} != {"f16"}:
         words.append("KV: types of the K and V cache")
     console().print(Text("; ".join(words), style="dim"))
 
@@ -366,12 +368,17 @@ def _show_table(report: RunReport, task: str, rows: list[SummaryRow], metrics: l
         for entry in rows:
             if entry.metric(name) is not None:
                 title = titles[entry.model, entry.scaling] + ", control" * entry.control
-                key = (metric_info(name).title, entry.model, title, entry.kv, entry.part or "")
+                metric = metric_info(name).title
+                if task == "divergence":
+                    metric += " from file" if entry.kv == "f16" else " from f16"
+                key = (metric, entry.model, title, entry.kv, entry.part or "")
                 lines.setdefault(key, {})[entry.context_tokens] = _value(entry, name)
     heads = ("metric", "model", "scaling", "KV", "part")
-    columns = _telling_apart({head: [key[i] for key in lines] for i, head in enumerate(heads)})
+    columns = _telling_apart(
+        {head: [key[i] for key in lines] for i, head in enumerate(heads)}, always="metric"
+    )
     out = console()
-    out.print(heading(task if "metric" in columns else f"{task}: {metric_info(metrics[0]).title}"))
+    out.print(heading(task))
     for part in _side_by_side(sorted({entry.context_tokens for entry in rows})):
         numbers = tuple(map(tokens, part))
         made = table(*columns, *numbers, numeric=numbers)
@@ -409,7 +416,7 @@ def _show_checks(report: RunReport, view: View) -> None:
         out.print(made)
 
 
-def _beginnings(checks: Sequence[Check]) -> list[Check]:
+def _beginnings(checks: Iterable[Check]) -> list[Check]:
     """Return the check at the shortest length of each kind that does not pass."""
     found: dict[tuple[str, str], Check] = {}
     for check in sorted(checks, key=lambda check: check.context_tokens):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _RECALL = ("recall", "recall_share")
 _UNSCALED: dict[str, str] = {"file": "as it stands", "none": "unscaled"}
-_VERBS: dict[Outcome, str] = {"pass": "passes", "fail": "fails", "undecided": "is undecided"}
+_VERBS: dict[Outcome, str] = {"pass": "passes", "fail": "fails", "undecided": "undecided"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,24 +251,29 @@ def _answer(
     if first is None:
         return _answer_of_checks(report, entries)
     several = len(settings) > 1
-    name = first.title + (f" · {first.kv}" if len({reach.kv for reach in settings}) > 1 else "")
-    if first.holds_to is None and first.may_hold_to is not None:
-        return f"undecided: {name} may hold to {first.may_hold_to} tokens"
-    words = f"{'best: ' if several else ''}{name}: "
-    words += f"holds to {first.holds_to} tokens" if first.holds_to else ""
-    stop = next(((n, outcome) for n, outcome in first.lengths.items() if outcome != "pass"), None)
-    if stop is not None:
-        words += f"{', ' if first.holds_to else ''}{_VERBS[stop[1]]} at {stop[0]} tokens"
-    if first.holds_to is None and several:
-        words = f"none holds at {min(first.lengths)} tokens, the shortest length measured"
     checks = [
         check
         for entry in entries
         if (entry.scaling, entry.kv) == (first.scaling, first.kv)
         for check in entry.verdict.checks
     ]
-    if stop and any(c.cause == "model" and c.context_tokens == stop[0] for c in checks):
-        words += ": the model, not the scaling"
+    name = first.title + (f" · {first.kv}" if len({reach.kv for reach in settings}) > 1 else "")
+    words = f"{'best: ' if several and first.holds_to else ''}{name}: "
+    if first.holds_to is not None:
+        words += f"holds to {first.holds_to} tokens"
+    elif first.may_hold_to is not None:
+        words += f"may hold to {first.may_hold_to} tokens"
+        words = f"none is shown to hold; {words}" if several else words
+    stop = next(((n, outcome) for n, outcome in first.lengths.items() if outcome != "pass"), None)
+    if stop is not None:
+        there = [c for c in checks if (c.context_tokens, c.outcome) == stop and c.name in names]
+        tasks = dict.fromkeys(f" {c.task}" for c in checks if c.name in names)
+        which = " and".join(dict.fromkeys(f" {c.task}" for c in there)) if len(tasks) > 1 else ""
+        words += ", " if first.may_hold_to else ""
+        words += f"{_VERBS[stop[1]]}{which} at {stop[0]} tokens"
+        if first.may_hold_to is None and several:
+            words = f"none holds at {stop[0]} tokens, the shortest length measured"
+        words += ": the model, not the scaling" if there[0].cause == "model" else ""
     others = dict.fromkeys(c.task for c in checks if c.name not in names and c.outcome == "fail")
     return words + (f"; fails {' and '.join(others)}" if others else "")
 
@@ -297,10 +302,14 @@ def _decide(report: RunReport, settings: Sequence[Reach]) -> Iterator[str]:
     best = {reach.model: reach.holds_to or 0 for reach in settings if reach.best}
     open_to = {(r.model, r.scaling, r.kv): r.may_hold_to or 0 for r in settings if r.lengths}
     for entry in report.verdicts:
-        reaches = open_to.get((entry.model, entry.scaling, entry.kv))
-        if several and reaches is not None and reaches <= best.get(entry.model, 0):
+        reach = open_to.get((entry.model, entry.scaling, entry.kv), math.inf)
+        if several and reach <= best.get(entry.model, 0):
             continue
-        open_ = [check for check in entry.verdict.checks if check.decide is not None]
+        open_ = [
+            check
+            for check in entry.verdict.checks
+            if check.decide is not None and check.context_tokens <= reach
+        ]
         for check in sorted(open_, key=lambda check: check.context_tokens)[:1]:
             setting = f"{scaling_title(report, entry.model, entry.scaling)} · {entry.kv}: "
             place = f"{check.task} at {check.context_tokens} tokens"

@@ -50,7 +50,9 @@ def test_a_single_setting_says_where_it_ends(make_report: Make) -> None:
 
 def test_what_no_needle_shows_is_undecided_with_what_would_decide_it(make_report: Make) -> None:
     found = conclude(make_report(scalings=("yarn",), tasks=("needle",), kv=("f16",)))
-    assert found.headline == "undecided: yarn ×4, 2048 → 8192 may hold to 8192 tokens"
+    assert found.headline == (
+        "yarn ×4, 2048 → 8192: may hold to 8192 tokens, undecided at 1024 tokens"
+    )
     assert found.outcome == "undecided"
     assert found.decide == (
         "needle at 1024 tokens: 35 of 35 whole prompts would show 90%: `samples` 7",
