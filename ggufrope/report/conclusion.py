@@ -209,14 +209,14 @@ def _holds_to(lengths: Mapping[int, Outcome], *outcomes: Outcome) -> int | None:
 
 
 def _rank(reach: Reach) -> tuple[float, ...]:
-    """Return the key that sorts the best setting first. Of those that hold as far, the model
-    unscaled is first: it takes no patch."""
+    """Return the key that sorts the best setting first. Of those that hold as far, the unscaled
+    model is first: it needs no patch."""
     order = {"pass": 0, "undecided": 1, None: 2, "fail": 3}
     return (
         -(reach.holds_to or 0),
         -(reach.may_hold_to or 0),
         order[reach.outcome],
-        not reach.as_trained,
+        not (reach.as_trained and reach.holds_to),
         -reach.found / (reach.asked or 1),
     )
 
@@ -301,6 +301,7 @@ def _decide(report: RunReport, settings: Sequence[Reach]) -> Iterator[str]:
     several = len(report.verdicts) > 1
     best = {reach.model: reach.holds_to or 0 for reach in settings if reach.best}
     open_to = {(r.model, r.scaling, r.kv): r.may_hold_to or 0 for r in settings if r.lengths}
+    settings_of: dict[str, list[str]] = {}
     for entry in report.verdicts:
         reach = open_to.get((entry.model, entry.scaling, entry.kv), math.inf)
         if several and reach <= best.get(entry.model, 0):
@@ -311,6 +312,8 @@ def _decide(report: RunReport, settings: Sequence[Reach]) -> Iterator[str]:
             if check.decide is not None and check.context_tokens <= reach
         ]
         for check in sorted(open_, key=lambda check: check.context_tokens)[:1]:
-            setting = f"{scaling_title(report, entry.model, entry.scaling)} · {entry.kv}: "
-            place = f"{check.task} at {check.context_tokens} tokens"
-            yield f"{setting if several else ''}{place}: {check.decide}"
+            words = f"{check.task} at {check.context_tokens} tokens: {check.decide}"
+            title, _ = title_parts(report, entry.model, entry.scaling)
+            settings_of.setdefault(words, []).append(f"{title} · {entry.kv}")
+    for words, titles in settings_of.items():
+        yield f"{', '.join(titles)}: {words}" if several else words
