@@ -149,7 +149,7 @@ class Needles:
     """The needles of one task at one length, and those they are compared with.
 
     `per_sample` is how many a further sample would add. `whole_prompts` is how many whole prompts
-    were asked at most, until the recall was decided; None where all were asked whatever they gave.
+    are asked at most, None where each needle is one.
     """
 
     place: Place
@@ -287,13 +287,12 @@ def _recall(needles: Needles, minimum: float, no_score: str | None) -> Check:
     words = place.of("recall")
     if no_score is not None:
         return _check("recall", place, "fail", f"{words}: {no_score}", threshold=minimum)
-    looks = None if needles.whole_prompts is None else minimum
-    found = recall.estimate(needles.cells, looks)
+    found = recall.estimate(needles.cells)
     outcome = recall.outcome(found, minimum)
     words += f": {found.value:.1%} (required: at least {minimum:.1%}); {found.evidence}"
     cause = None
     if control is not None:
-        known = recall.estimate(control.cells, looks)
+        known = recall.estimate(control.cells)
         words += f"; {known.value:.1%} {control.words}"
         if outcome == "fail" and control.change is not None:
             cause = _cause(found, known, minimum)
@@ -350,9 +349,8 @@ def _recall_share(needles: Needles, minimum: float, no_score: str | None) -> Che
     if control is None or no_score is not None:
         reason = f"{words}: {no_score or 'nothing to compare it with was measured'}"
         return _check("recall_share", place, "fail", reason, threshold=minimum)
-    found = recall.share(
-        needles.cells, recall.estimate(control.cells, None, error=recall.SHARE_ERROR), minimum
-    )
+    known = recall.estimate(control.cells, error=recall.SHARE_ERROR)
+    found = recall.share(needles.cells, known)
     outcome = recall.outcome(found, minimum)
     share = "no share" if found.value is None else f"{found.value:.1%}"
     words += (

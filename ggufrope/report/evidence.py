@@ -12,7 +12,7 @@ from math import ceil, fsum, hypot, log
 from typing import TYPE_CHECKING
 
 from ggufrope.evals.results import Cell, CellResult, Metric
-from ggufrope.evals.stats import ALPHA, Proportion, lower_bound, upper_bound
+from ggufrope.evals.stats import ALPHA, Proportion, exact_interval
 from ggufrope.evals.verdict import (
     LIMITS,
     Control,
@@ -250,17 +250,16 @@ def _ruler_shares(rows: Sequence[_Row], plan: RunPlan) -> Iterator[Reading]:
 def _ratio(here: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> Metric:
     """Return the mean over the tasks here, as a share of that of the base; without a value where
     the base's is 0."""
-    means, lows, highs = [], [], []
-    for tasks in (here, base):
-        total, n = fsum(map(fsum, tasks)), sum(map(len, tasks))
-        means.append(fsum(fsum(task) / len(task) for task in tasks) / max(len(tasks), 1))
-        lows.append(lower_bound(total, n, ALPHA / 4))
-        highs.append(upper_bound(total, n, ALPHA / 4))
+    value, of = (fsum(fsum(task) / len(task) for task in tasks) for tasks in (here, base))
+    (low, high), (base_low, base_high) = (
+        exact_interval(fsum(map(fsum, tasks)), sum(map(len, tasks)), ALPHA / 4)
+        for tasks in (here, base)
+    )
     return Metric(
         name="score",
-        value=means[0] / means[1] if means[1] else None,
-        low=lows[0] / highs[1],
-        high=highs[0] / lows[1] if lows[1] else None,
+        value=value / of if of else None,
+        low=low / base_high,
+        high=high / base_low if base_low else None,
     )
 
 

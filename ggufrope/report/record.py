@@ -95,7 +95,7 @@ def report_of(store: RunStore, selection: Selection | None = None) -> RunReport:
         workers=store.workers(),
         jobs=jobs,
         cells=cells,
-        summary=summarize(cells, plan.thresholds.recall if plan.mode == "spliced" else None),
+        summary=summarize(cells),
         verdicts=judge_settings(cells, plan, (model.file for model in models)),
     )
 

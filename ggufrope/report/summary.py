@@ -42,15 +42,9 @@ class SummaryRow:
         return next((metric for metric in self.metrics if metric.name == name), None)
 
 
-def summarize(
-    results: Iterable[CellResult], minimum_recall: float | None = None
-) -> tuple[SummaryRow, ...]:
-    """Return the rows, in the order in which their first cells appear.
-
-    `minimum_recall` is what whole prompts were asked to show, until they did or did not: the
-    interval of a recall depends on it. None where all were asked.
-    """
-    return tuple(_row(group, minimum_recall) for group in by_row(results))
+def summarize(results: Iterable[CellResult]) -> tuple[SummaryRow, ...]:
+    """Return the rows, in the order in which their first cells appear."""
+    return tuple(map(_row, by_row(results)))
 
 
 def by_row(results: Iterable[CellResult]) -> Iterable[list[CellResult]]:
@@ -77,7 +71,7 @@ def recall_cells(results: Iterable[CellResult]) -> tuple[RecallCell, ...]:
     )
 
 
-def _row(group: list[CellResult], minimum_recall: float | None) -> SummaryRow:
+def _row(group: list[CellResult]) -> SummaryRow:
     cell = group[0].cell
     scored = [result for result in group if result.status == "ok"]
     # A needle that is asked twice counts once: spliced, as every needle is.
@@ -85,7 +79,7 @@ def _row(group: list[CellResult], minimum_recall: float | None) -> SummaryRow:
     names = dict.fromkeys(metric.name for result in once for metric in result.metrics)
     metrics = [combine(name, once) for name in names]
     if cell.task in LIMITS["recall"] and scored:
-        found = recall.estimate(recall_cells(scored), minimum_recall)
+        found = recall.estimate(recall_cells(scored))
         metrics = [*_recall_metrics(found), *(m for m in metrics if m.name != "recall")]
     return SummaryRow(
         model=cell.model,

@@ -75,7 +75,7 @@ def test_a_row_combines_spliced_needles_and_whole_prompts() -> None:
     results = [needle(1.0, "spliced", sample=n) for n in range(44)]
     results += [needle(float(n > 0), "whole", sample=n) for n in range(20)]
     results += [needle(0.0, "whole", sample=n, status="skipped") for n in range(20, 44)]
-    (row,) = summarize(results, 0.9)
+    (row,) = summarize(results)
     assert (row.cells, row.scored, row.skipped) == (88, 64, 24)
     found = {metric.name: (metric.value, metric.n) for metric in row.metrics}
     assert found == {
