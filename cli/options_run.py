@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, ge
 import typer
 
 from ggufrope.backends import RuntimeSettings
+from ggufrope.errors import RequestError
 from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.verdict import Thresholds, without_task
 from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
@@ -42,6 +43,11 @@ def _threshold(name: str, metavar: str) -> Any:
     words = item.metadata["help"]
     help_ = f"{words[0].upper()}{words[1:]}; default: {default}."
     return option(OTHER_FLAGS[name], help_, metavar, _JUDGE)
+
+
+GridsOption = Annotated[
+    bool, typer.Option("--grids", help="Show the needles too, depth by length.")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,14 +208,25 @@ class RunOptions:
         option("--out", "Folder that keeps the results; the same command resumes.", "DIR", _HOW),
     ] = None
     min_recall: Annotated[float | None, _threshold("recall", "SHARE")] = None
+    min_recall_share: Annotated[float | None, _threshold("recall_share", "SHARE")] = None
     min_top_ranked: Annotated[float | None, _threshold("top_ranked", "SHARE")] = None
     min_ruler_share: Annotated[float | None, _threshold("ruler_share", "SHARE")] = None
     max_short_nll: Annotated[float | None, _threshold("short_context_nll", "NAT")] = None
     max_long_nll: Annotated[float | None, _threshold("long_context_nll", "NAT")] = None
     max_divergence: Annotated[float | None, _threshold("divergence", "NAT")] = None
+    allow_undecided: Annotated[
+        bool,
+        typer.Option(
+            "--allow-undecided",
+            help="Exit 0 where a check is undecided, and none fails.",
+            rich_help_panel=_JUDGE,
+        ),
+    ] = False
 
-    def plan(self, model: str, requests: tuple[ScalingRequest, ...]) -> RunPlan:
-        """Return the plan for one model under these scalings.
+    def plan(
+        self, model: str, requests: tuple[ScalingRequest, ...], *, require: str | None = None
+    ) -> RunPlan:
+        """Return the plan for one model under these scalings; `require` is the one to judge.
 
         Raises OptionError or RequestError.
         """
@@ -247,20 +264,24 @@ class RunOptions:
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),
-            thresholds=self._thresholds(),
+            thresholds=self._thresholds(words["tasks"], require),
             **words,
         )
 
-    def _thresholds(self) -> Thresholds:
-        given = {
+    def _thresholds(self, tasks: tuple[str, ...], require: str | None) -> Thresholds:
+        options = {
             "recall": self.min_recall,
+            "recall_share": self.min_recall_share,
             "top_ranked": self.min_top_ranked,
             "ruler_share": self.min_ruler_share,
             "short_context_nll": self.max_short_nll,
             "long_context_nll": self.max_long_nll,
             "divergence": self.max_divergence,
         }
-        return Thresholds(**{name: value for name, value in given.items() if value is not None})
+        given: dict[str, Any] = {n: value for n, value in options.items() if value is not None}
+        if problems := tuple(without_task(given, tasks)):
+            raise RequestError("; ".join(problems))
+        return Thresholds(allow_undecided=self.allow_undecided, require=require, **given)
 
 
 def _name(path: Path | None) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -153,6 +154,56 @@ def test_a_name_is_that_of_the_folder() -> None:
     assert plan.folder_name == "Nacht 2 · später"
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"thresholds": Thresholds(divergence=0.1)}, "`divergence` needs `tasks` divergence"),
+        (
+            {"thresholds": Thresholds(recall=0.8), "tasks": ("ruler",)},
+            "`recall` needs `tasks` needle or passkey",
+        ),
+        ({"thresholds": Thresholds(top_ranked=0.9)}, "`top_ranked` needs `distractors`"),
+        (
+            {"thresholds": Thresholds(recall_share=0.9), "control": False},
+            "`recall_share` needs `control`",
+        ),
+        (
+            {"thresholds": Thresholds(require="yarm")},
+            "`require` yarm: no scaling of the plan; it has file",
+        ),
+        (
+            {"thresholds": Thresholds(require="file"), "tasks": ("kv-cache",)},
+            "`require` file: no threshold applies to `tasks` kv-cache",
+        ),
+        (
+            {"scalings": (ScalingRequest(scaling="ntk", beta_fast=16.0),)},
+            "`beta_fast` does not apply to `scaling` ntk",
+        ),
+        (
+            {"scalings": (ScalingRequest(scaling="file", factor=2.0),)},
+            "`factor` needs `scaling`",
+        ),
+        (
+            {"scalings": (ScalingRequest(scaling="file", from_config="c.json", factor=2.0),)},
+            "`from_config` gives the scheme: leave out `factor`",
+        ),
+    ],
+)
+def test_gates_and_parameters_of_nothing_are_refused(
+    settings: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(RequestError, match=re.escape(problem)):
+        RunPlan(**{"models": ("a",), "contexts": (256,), **settings})
+
+
+def test_default_limits_of_tasks_that_do_not_run_are_no_gates() -> None:
+    for task in ("kv-cache", "ruler", "needle"):
+        RunPlan(models=("a",), contexts=(256,), tasks=(task,))  # type: ignore[arg-type]
+    RunPlan(
+        models=("a",), contexts=(256,), tasks=("multikey",), thresholds=Thresholds(top_ranked=0.9)
+    )
+
+
 def test_many_seeds_are_checked_in_no_time() -> None:
     began = time.monotonic()
     RunPlan(models=("a",), contexts=(256,), depths=1, seeds=tuple(range(100_000)))
@@ -160,7 +211,9 @@ def test_many_seeds_are_checked_in_no_time() -> None:
 
 
 def test_thresholds_without_an_end_survive_being_written() -> None:
-    plan = replace(parse_plan(NIGHT), thresholds=Thresholds(divergence=math.inf))
+    night = parse_plan(NIGHT)
+    unlimited = Thresholds(divergence=math.inf)
+    plan = replace(night, tasks=(*night.tasks, "divergence"), thresholds=unlimited)
     assert parse_plan(format_plan(plan)) == plan
 
 

@@ -70,7 +70,11 @@ def test_a_folder_holds_the_run_of_one_plan(
 
 def test_changed_thresholds_judge_anew_and_are_stored(nano: Path, tmp_path: Path) -> None:
     plan = RunPlan(
-        models=(str(nano),), contexts=(1024,), depths=2, thresholds=Thresholds(recall=0.0)
+        models=(str(nano),),
+        contexts=(1024,),
+        depths=2,
+        distractors=2,
+        thresholds=Thresholds(recall=0.0),
     )
     first = run(plan, tmp_path / "run")
     stricter = replace(plan, thresholds=Thresholds(recall=1.0, top_ranked=1.0), name="strict")
