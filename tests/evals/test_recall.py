@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from ggufrope.evals.recall import (
 )
 from ggufrope.evals.stats import ALPHA, lower_bound, shows
 
+ROOT = Path(__file__).resolve().parents[2]
 MINIMA = (0.8, 0.9, 0.95)
 
 
@@ -258,3 +261,13 @@ def test_a_control_that_finds_nothing_decides_no_share() -> None:
     found = share(cells(neither=4), control)
     assert (found.value, found.high) == (None, None)
     assert outcome(found, 0.9) == "undecided"
+
+
+def test_the_tables_of_the_page_are_those_that_were_printed() -> None:
+    def rows(path: str) -> set[str]:
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        return {line for line in lines if re.match(r"\| [\d.]+ ?[%|]", line)}
+
+    quoted = rows("docs/verdicts.md")
+    assert len(quoted) > 30
+    assert quoted <= rows("benchmarks/results/verdict_simulation.md")
