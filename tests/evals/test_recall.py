@@ -211,7 +211,8 @@ def test_undecided_ends_where_no_further_draw_could_decide() -> None:
     """With one failure 67 are needed; 9 more could not fail it either."""
     asked = cells(both=34, spliced_only=1, rest=100)
     assert next_look(asked, 0.9, 44) == 0
-    assert next_look(asked, 0.9, 67) == 67 - 35
+    assert next_look(asked, 0.9, 67) == 20
+    assert next_look((*asked, *cells(both=20)), 0.9, 67) == 67 - 35 - 20
     assert would_decide(estimate(asked), 0.9) == 67
 
 
