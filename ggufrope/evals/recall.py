@@ -169,7 +169,8 @@ def would_decide(found: RecallEstimate | ShareEstimate, minimum: float) -> int |
     if outcome(found, minimum) != "undecided":
         return None
     recall, least, error = _aim(found, minimum)
-    needed = _needed(recall.whole.n - recall.whole.successes, least, error)
+    n = recall.whole.n
+    needed = max(n + 1, _needed(n - recall.whole.successes, least, error))
     return needed if needed <= _MOST else None
 
 

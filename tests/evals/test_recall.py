@@ -55,7 +55,7 @@ counted = st.builds(
     neither=st.integers(0, 60),
     rest=st.integers(0, 100),
 )
-minima = st.sampled_from((0.0, 0.5, *MINIMA, 0.99, 1.0))
+minima = st.sampled_from((0.0, 1 / 3, 0.5, *MINIMA, 0.99, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,7 @@ def test_looks_end_within_the_limit(
 ) -> None:
     """Each further whole prompt is a success here, and all cells can be asked."""
     drawn = sum(cell.whole is not None for cell in asked)
+    assert next_look(asked, minimum, limit) >= 0
     while further := next_look(asked, minimum, limit):
         assert drawn + further <= min(limit, len(asked))
         drawn += further
