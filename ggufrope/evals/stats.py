@@ -144,6 +144,18 @@ def lower_bound(successes: int, n: int, error: float, tilt: float = 1.0) -> floa
     return largest(is_shown, 0, successes * _STEPS // n) / _STEPS
 
 
+def exact_interval(successes: float, n: int, error: float) -> tuple[float, float]:
+    """Return the bounds of a share after `n` trials that were planned, each of which errs in at
+    most `error` of all samples (Clopper and Pearson, 1934).
+
+    `successes` may be a sum of scores from 0 to 1, which vary less than successes and failures.
+    """
+    special, failures = _special(), n - successes
+    low = special.betaincinv(successes, failures + 1, error) if successes > 0 else 0.0
+    high = special.betaincinv(successes + 1, failures, 1 - error) if failures > 0 else 1.0
+    return float(low), float(high)
+
+
 def _special() -> Any:
     try:
         from scipy import special
