@@ -14,7 +14,7 @@ import typer
 from ggufrope.backends import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
-from ggufrope.evals.verdict import Thresholds, without_task
+from ggufrope.evals.thresholds import Thresholds, without_task
 from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError

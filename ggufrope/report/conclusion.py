@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ggufrope.evals.recall import Outcome
-from ggufrope.evals.verdict import LIMITS, worst
+from ggufrope.evals.thresholds import LIMITS
+from ggufrope.evals.verdict import worst
 from ggufrope.patching.command import name_beside, patch_command
 from ggufrope.patching.request import ScalingRequest
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from ggufrope.evals.results import Cell, CellResult, Metric
 from ggufrope.evals.stats import ALPHA, Proportion, exact_interval
+from ggufrope.evals.thresholds import LIMITS
 from ggufrope.evals.verdict import (
-    LIMITS,
     Control,
     Evidence,
     Needles,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ggufrope.errors import RequestError
 from ggufrope.evals.recall import RecallCell
 from ggufrope.evals.stats import proportion
+from ggufrope.evals.thresholds import LIMITS, Thresholds, without_task
 from ggufrope.evals.verdict import (
-    LIMITS,
     Check,
     Control,
     Evidence,
@@ -20,10 +20,8 @@ from ggufrope.evals.verdict import (
     Place,
     Reading,
     ShortRecall,
-    Thresholds,
     Verdict,
     judge,
-    without_task,
 )
 
 

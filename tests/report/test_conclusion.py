@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.thresholds import Thresholds
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.report.conclusion import conclude, scaling_title
 from ggufrope.report.record import RunReport
