@@ -51,6 +51,8 @@ OTHER_FLAGS = {
     "value": "--value",
     "chunks": "--chunks",
     "text": "--text",
+    "format": "--format",
+    "thinking": "--thinking",
     "gpu_layers": "--gpu-layers",
     "threads": "--threads",
     "recall": "--min-recall",

@@ -104,6 +104,10 @@ class RunOptions:
             "--haystack", "Text around the needles: noise, essay or a file.", "KIND|FILE", _WHAT
         ),
     ] = _DEFAULTS["haystack"].kind
+    needle: Annotated[
+        str,
+        option("--needle", f"Kind of needle: {', '.join(_choices('needle'))}.", "KIND", _WHAT),
+    ] = _DEFAULTS["needle"]
     value: Annotated[
         str, option("--value", f"Value of a needle: {', '.join(_choices('value'))}.", "KIND", _WHAT)
     ] = _DEFAULTS["value"]
@@ -146,6 +150,26 @@ class RunOptions:
             "--chunks", "Maximum number of context-length chunks of the text.", "N", _WHAT, min=1
         ),
     ] = _DEFAULTS["chunks"]
+    format: Annotated[
+        str,
+        option(
+            "--format",
+            "How a model is asked: chat, in the template of the file; completion; auto: chat "
+            "where there is a template.",
+            "FORMAT",
+            _WHAT,
+        ),
+    ] = _DEFAULTS["format"]
+    thinking: Annotated[
+        str | None,
+        option(
+            "--thinking",
+            "Whether a chat model thinks, on or off, where its template has the choice; "
+            "default: off.",
+            "on|off",
+            _WHAT,
+        ),
+    ] = None
     ruler_tasks: Annotated[
         str | None,
         option(
@@ -210,7 +234,10 @@ class RunOptions:
         words: dict[str, Any] = {
             "tasks": _words("tasks", self.tasks),
             "mode": _word("mode", self.mode),
+            "needle": _word("needle", self.needle),
             "value": _word("value", self.value),
+            "format": _word("format", self.format),
+            "thinking": _switch("thinking", self.thinking),
         }
         return RunPlan(
             models=(model,),
@@ -270,6 +297,13 @@ def _word(name: str, text: str) -> str:
 
 def _words(name: str, text: str) -> tuple[str, ...]:
     return tuple(_word(name, word) for word in text.split(","))
+
+
+def _switch(name: str, text: str | None) -> bool | None:
+    switches = {None: None, "on": True, "off": False}
+    if text not in switches:
+        raise OptionError(f"--{name} {text}: expected on or off")
+    return switches[text]
 
 
 def _haystack(text: str) -> Haystack:

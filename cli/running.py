@@ -81,6 +81,7 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
     from ggufrope._files import working_folder
     from ggufrope.backends import open_model
     from ggufrope.runs.driver import InlineTransport, drive, open_run
+    from ggufrope.runs.models import require_formats
 
     from .progress import RunBar
 
@@ -88,6 +89,7 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
         if out is None:
             out = cleanup.enter_context(working_folder())
         repair(plan)
+        require_formats(plan)
         store = cleanup.enter_context(open_run(plan, out))
         tell_rejudged(store)
         with answering(out, view), RunBar() as bar:
@@ -108,11 +110,13 @@ def carry_out_batch(
     On Ray, each device of the plan is one worker with a GPU that Ray assigns.
     """
     from ggufrope.runs.driver import ProcessTransport, drive, open_run
+    from ggufrope.runs.models import require_formats
     from ggufrope.runs.ray import RayTransport
 
     from .progress import CellBar
 
     repair(plan)
+    require_formats(plan)
     with open_run(plan, folder) as store:
         tell_rejudged(store)
         if retry_failed:

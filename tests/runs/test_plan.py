@@ -40,6 +40,8 @@ contexts = [8192, 4096]
 kv = ["f16", "q8_0/q4_0"]
 tasks = ["needle", "perplexity"]
 depths = 3
+samples = 1
+whole_prompts = 0
 seeds = [1, 2]
 scalings = ["file", { scaling = "yarn", factor = 4 }]
 
@@ -109,7 +111,7 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ("samples = 0", "samples 0 must be 1 or more"),
         ('haystack = { kind = "text" }', 'haystack: a haystack of kind "text" needs a file'),
         ('kv = ["f16", "f16/f16"]', "`kv` has 'f16' more than once"),
-        ("depths = 1000000000", "the plan has up to 1000000000 cells per model, at most 1000000"),
+        ("depths = 1000000000", "the plan has up to 4000000000 cells per model, at most 1000000"),
         (
             'scalings = [{ scaling = "yarn", beta_fast = inf }]',
             "scalings[0].beta_fast inf must be a finite number",
@@ -302,8 +304,8 @@ def test_the_identity_of_a_job_is_its_content_and_the_file() -> None:
     assert expand(plan, (other_file,))[0].id != first.id
     moved = ModelFile(name="a", path="elsewhere/a.gguf", file_size=1, header_sha256="a")
     assert expand(plan, (moved,))[0].id == first.id
-    isolated = parse_plan('mode = "isolated"\n' + NIGHT)
-    assert expand(isolated, models("a"))[0].id != first.id
+    whole = parse_plan('mode = "whole"\n' + NIGHT)
+    assert expand(whole, models("a"))[0].id != first.id
 
 
 def test_shards_are_disjoint_and_whole() -> None:
