@@ -54,7 +54,15 @@ GridsOption = Annotated[
 class RunOptions:
     """The values of the options; `plan` turns them into a RunPlan."""
 
-    ctx: Annotated[str, option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)]
+    ctx: Annotated[
+        str,
+        option(
+            "--ctx",
+            "Context lengths in tokens: 4096,8k,16k. Without a factor, a scaling reaches the longest.",
+            "A,B,…",
+            _WHAT,
+        ),
+    ]
     depths: Annotated[
         str,
         option(

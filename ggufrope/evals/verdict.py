@@ -254,9 +254,12 @@ def _recall_share(needles: Needles, minimum: float, no_score: str | None) -> Che
     """Return the check of the recall as a share of the unscaled model's."""
     place, control = needles.place, needles.control
     words = place.of("recall")
-    if control is None or no_score is not None:
-        reason = f"{words}: {no_score or 'nothing to compare it with was measured'}"
-        return _check("recall_share", place, "fail", reason, threshold=minimum)
+    if no_score is not None:
+        return _check("recall_share", place, "fail", f"{words}: {no_score}", threshold=minimum)
+    if control is None:
+        reason = f"{words}: no needles of the unscaled model to compare it with"
+        decide = "a run, or a share of it, that has the control"
+        return _check("recall_share", place, "undecided", reason, threshold=minimum, decide=decide)
     known = recall.estimate(control.cells, error=recall.SHARE_ERROR)
     found = recall.share(needles.cells, known)
     outcome = recall.outcome(found, minimum)

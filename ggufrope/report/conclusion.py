@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ggufrope.runs.models import ModelFile
 
 _RECALL = ("recall", "recall_share")
-_UNSCALED: dict[str, str] = {"file": "as it stands", "none": "unscaled"}
 _VERBS: dict[Outcome, str] = {"pass": "passes", "fail": "fails", "undecided": "undecided"}
 
 
@@ -102,7 +101,10 @@ def conclude(report: RunReport) -> Conclusion:
         answers.append(f"{model.file.name}: {answer}" if len(report.models) > 1 else answer)
     return Conclusion(
         headline=("" if report.complete else "the run is not complete; ")
-        + ("; ".join(answers) or "nothing was measured"),
+        + (
+            "; ".join(answers)
+            or f"{'only the control' if report.cells else 'nothing'} was measured"
+        ),
         judged=_judged(report, names),
         outcome=report.outcome,
         passed=report.passed,
@@ -120,10 +122,14 @@ def scaling_title(report: RunReport, model: str, scaling: str) -> str:
 def title_parts(report: RunReport, model: str, scaling: str) -> tuple[str, str | None]:
     """Return a scaling with its factor, and the lengths that it connects, None without any."""
     request = _request(report, scaling)
-    if request.scaling in _UNSCALED and request.from_config is None:
-        return request.label or _UNSCALED[request.scaling], None
+    file = next(m.file for m in report.models if m.file.name == model)
+    if request.is_file:
+        declared, span = _declared(file)
+        return request.label or f"as it stands{declared}", span
+    if request.scaling == "none" and request.from_config is None:
+        return request.label or "unscaled", None
     name = request.label or ("from-config" if request.from_config else request.scaling)
-    native = next((m.file.native_context for m in report.models if m.file.name == model), None)
+    native = file.native_context
     if native is None:
         return name if request.factor is None else f"{name} ×{request.factor:g}", None
     target = request.target_context
@@ -132,6 +138,20 @@ def title_parts(report: RunReport, model: str, scaling: str) -> tuple[str, str |
         target = longest if request.factor is None else math.floor(native * request.factor)
     factor = request.factor or target / native
     return f"{name} ×{factor:.4g}", f"{native} → {target}"
+
+
+def _declared(file: ModelFile) -> tuple[str, str | None]:
+    """Return the scaling that a file declares, in parentheses, and the lengths that it connects;
+    nothing where it declares none."""
+    details = dict(file.details)
+    prefix = details.get("general.architecture", "")
+    factor = float(details.get(f"{prefix}.rope.scaling.factor", 1))
+    if factor <= 1:
+        return "", None
+    kind = details.get(f"{prefix}.rope.scaling.type", "linear")
+    reach = details.get(f"{prefix}.context_length")
+    span = f"{file.native_context} → {reach}" if file.native_context and reach else None
+    return f" ({kind} ×{factor:.4g})", span
 
 
 def _request(report: RunReport, scaling: str) -> ScalingRequest:
