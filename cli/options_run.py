@@ -58,7 +58,7 @@ class RunOptions:
         str,
         option(
             "--ctx",
-            "Context lengths in tokens: 4096,8k,16k. Without a factor, a scaling reaches the longest.",
+            "Context lengths in tokens: 4096,8k,16k. A scaling reaches the longest.",
             "A,B,…",
             _WHAT,
         ),

@@ -257,7 +257,7 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
                     (f"  {name:{margin}}", "bold" if reach.best else ""),
                     *((f"{mark:>6}", style) for mark, style in marks),
                     f"   {holds_to:8}  ",
-                    (_remark(reach), "bold" if reach.best else "dim"),
+                    (_remark(reach, several=len(settings) > 1), "bold" if reach.best else "dim"),
                 )
             )
     words = "  ✓ passes  ✗ fails  ? undecided"
@@ -265,12 +265,12 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
     out.print(Text(words, style="dim"))
 
 
-def _remark(reach: Reach) -> str:
+def _remark(reach: Reach, *, several: bool) -> str:
     remarks = {
         f"{reach.found}/{reach.asked}": reach.asked,
         "as trained": reach.as_trained,
         "no whole prompts": reach.spliced_only,
-        "◀ best": reach.best,
+        "◀ best": reach.best and several,
     }
     return "  ".join(remark for remark, said in remarks.items() if said)
 

@@ -18,6 +18,7 @@ from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.task import BaseKind, Haystack
 from ggufrope.evals.thresholds import Thresholds
+from ggufrope.patching.plan import apply, plan_patch
 from ggufrope.patching.request import ScalingName, ScalingRequest
 from ggufrope.runs.jobs import Selection, base_of, expand
 from ggufrope.runs.models import ModelFile, resolve_models
@@ -386,3 +387,14 @@ def test_what_a_setting_is_compared_with(
 ) -> None:
     found = base_of(kind, ScalingRequest(scaling=scaling), KvTypes.parse(kv))
     assert (found and f"{found[0].name} · {found[1]}") == base
+
+
+def test_a_patched_model_rotates_as_trained_with_its_scaling_off(
+    nano: Path, tmp_path: Path
+) -> None:
+    (before,) = resolve_models((str(nano),))
+    assert (before.native_context, before.native_scalings) == (256, ("file", "none"))
+    longer = tmp_path / "longer.gguf"
+    apply(plan_patch(nano, ScalingRequest(scaling="yarn", target_context=1024), output=longer))
+    (after,) = resolve_models((str(longer),))
+    assert (after.native_context, after.native_scalings) == (256, ("none",))
