@@ -284,8 +284,8 @@ def _titles(report: RunReport) -> tuple[dict[tuple[str, str], str], str | None]:
     parts = {key: title_parts(report, *key) for key in keys}
     spans = {span for _, span in parts.values() if span}
     if len(spans) > 1:
-        return {key: scaling_title(report, *key) for key in keys}, None
-    return {key: name for key, (name, _) in parts.items()}, next(iter(spans), None)
+        return {key: one_line(scaling_title(report, *key)) for key in keys}, None
+    return {key: one_line(name) for key, (name, _) in parts.items()}, next(iter(spans), None)
 
 
 def _telling_apart(columns: dict[str, list[str]], always: str) -> dict[str, list[str]]:
