@@ -230,14 +230,14 @@ def _holds_to(lengths: Mapping[int, Outcome], *outcomes: Outcome) -> int | None:
 
 
 def _rank(reach: Reach) -> tuple[float, ...]:
-    """Return the key that sorts the best setting first. Of those that hold as far, the unscaled
-    model is first: it needs no patch."""
+    """Return the key that sorts the best setting first. Of those that hold as far, one that needs
+    no patch is first."""
     order = {"pass": 0, "undecided": 1, None: 2, "fail": 3}
     return (
         -(reach.holds_to or 0),
         -(reach.may_hold_to or 0),
         order[reach.outcome],
-        not (reach.as_trained and reach.holds_to),
+        not (reach.holds_to and (reach.as_trained or reach.scaling == "file")),
         -reach.found / (reach.asked or 1),
     )
 
@@ -295,8 +295,12 @@ def _answer(
         if first.may_hold_to is None and several:
             words = f"none holds at {stop[0]} tokens, the shortest length measured"
         words += ": the model, not the scaling" if there[0].cause == "model" else ""
-    others = dict.fromkeys(c.task for c in checks if c.name not in names and c.outcome == "fail")
-    return words + (f"; fails {' and '.join(others)}" if others else "")
+    for outcome, verb in (("fail", "fails"), ("undecided", "undecided in")):
+        others = dict.fromkeys(
+            c.task for c in checks if c.name not in names and c.outcome == outcome
+        )
+        words += f"; {verb} {' and '.join(others)}" if others else ""
+    return words
 
 
 def _answer_of_checks(report: RunReport, entries: Sequence[SettingVerdict]) -> str:
