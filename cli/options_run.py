@@ -14,7 +14,7 @@ import typer
 from ggufrope.backends import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
-from ggufrope.evals.verdict import Thresholds, without_task
+from ggufrope.evals.thresholds import Thresholds, without_task
 from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
@@ -54,7 +54,15 @@ GridsOption = Annotated[
 class RunOptions:
     """The values of the options; `plan` turns them into a RunPlan."""
 
-    ctx: Annotated[str, option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)]
+    ctx: Annotated[
+        str,
+        option(
+            "--ctx",
+            "Context lengths in tokens: 4096,8k,16k. A scaling reaches the longest.",
+            "A,B,…",
+            _WHAT,
+        ),
+    ]
     depths: Annotated[
         str,
         option(

@@ -12,7 +12,7 @@ from ggufrope.evals import recall
 from ggufrope.evals.recall import RecallCell, RecallEstimate
 from ggufrope.evals.results import CellResult, Metric, estimate
 from ggufrope.evals.stats import Proportion, mean, proportion
-from ggufrope.evals.verdict import LIMITS
+from ggufrope.evals.thresholds import LIMITS
 from ggufrope.report.metrics import SHARES
 
 

@@ -17,7 +17,7 @@ from ggufrope._plain import decode
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.task import BaseKind, Haystack
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.thresholds import Thresholds
 from ggufrope.patching.request import ScalingName, ScalingRequest
 from ggufrope.runs.jobs import Selection, base_of, expand
 from ggufrope.runs.models import ModelFile, resolve_models
