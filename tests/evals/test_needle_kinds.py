@@ -6,6 +6,7 @@ import hashlib
 import re
 from functools import cache
 from itertools import islice, pairwise
+from pathlib import Path
 from random import Random
 from typing import get_args
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from ggufrope.errors import RequestError
 from ggufrope.evals import corpus
 from ggufrope.evals.facts import ADJECTIVES, NOUNS, WORDS, NeedleKind, ValueKind, facts
-from ggufrope.evals.needle import NEEDLE
+from ggufrope.evals.needle import NEEDLE, ask, recall
 from ggufrope.evals.needle_kinds import (
     ORDINALS,
     STATED,
@@ -27,7 +28,10 @@ from ggufrope.evals.needle_kinds import (
 )
 from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan
 from ggufrope.evals.task import TaskSettings
+from ggufrope.runtime.context import Context
 from ggufrope.runtime.fake import FakeModel
+from ggufrope.runtime.model import Model
+from ggufrope.runtime.settings import ContextSettings
 from tests.evals.bench import Bench
 
 KINDS: tuple[NeedleKind, ...] = get_args(NeedleKind)
@@ -386,6 +390,21 @@ def test_a_model_that_copies_the_longest_match_fails_where_words_do_not_match(
     scores = Bench().ask(plan)
     assert len(scores) == 24
     assert sum(score.exact is True for score in scores) < 12
+
+
+def test_nano_mixes_up_keys_that_share_a_word(nano: Path) -> None:
+    """It finds every standard needle within its context, and half of the confusable ones."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    depths = tuple(range(0, 101, 10))
+    found = {}
+    with Model.open(nano) as model:
+        for kind in ("standard", "confusable"):
+            plan = NeedlePlan(lengths=(256,), depths=depths, samples=4, needle=kind)
+            scores = ask(plan, model, lambda n: Context(model, ContextSettings(n_ctx=n)))
+            found[kind] = recall(scores).exact
+    assert found["standard"].value == 1
+    assert found["confusable"].n == 44
+    assert found["confusable"].high < 0.8
 
 
 def test_a_length_without_room_for_four_statements_is_refused() -> None:
