@@ -79,7 +79,7 @@ class NeedleScore:
             status="ok" if self.exact is not None else "error",
             reason=self.reason,
             metrics=tuple(metrics),
-            notes=(("needle", question.needle), ("answer", question.answer)),
+            notes=(("needle", question.needle), ("answer", question.answer), *question.form),
             prompt_tokens=question.prompt_tokens,
         )
 
@@ -297,6 +297,8 @@ def _run_needle(request: TaskRequest) -> Iterator[CellResult]:
         haystack=settings.haystack.kind,
         text=None if file is None else read_text(Path(file)).content,
         distractors=settings.distractors,
+        format=settings.format,
+        thinking=settings.thinking,
     )
     return _Grid(request, plan).fill()
 
@@ -310,6 +312,8 @@ def _run_passkey(request: TaskRequest) -> Iterator[CellResult]:
         seed=request.seed,
         needle="passkey",
         distractors=settings.distractors,
+        format=settings.format,
+        thinking=settings.thinking,
     )
     return _Grid(request, plan).fill()
 

@@ -32,6 +32,10 @@ TaskName: TypeAlias = Literal[
     "short-context",
     "kv-cache",
 ]
+ASKING: frozenset[TaskName] = frozenset({"needle", "passkey", "multikey", "ruler"})
+"""The tasks whose prompts have the `format` of the settings."""
+FormatName: TypeAlias = Literal["auto", "chat", "completion"]
+"""How a model is asked: `auto` is chat where the file has a chat template."""
 SPLICED_SAMPLES = 4
 """Samples of a needle cell by default: in one prefill, each costs its needle and its question."""
 DEFAULT_DEPTHS = 11
@@ -146,6 +150,12 @@ class TaskSettings:
         metadata={"help": "at most so many contexts of text for perplexity and divergence"},
     )
     ruler: RulerSettings = RulerSettings()
+    format: FormatName = field(
+        default="auto", metadata={"help": "auto: in the chat template of the file, if it has one"}
+    )
+    thinking: bool | None = field(
+        default=None, metadata={"help": "of chat models whose template has the choice; none: off"}
+    )
 
     def __post_init__(self) -> None:
         problems = tuple(self.setting_problems())

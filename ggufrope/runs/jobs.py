@@ -208,7 +208,7 @@ def _job(
         "cells": cells,
         "how": [
             *(plan.needle, plan.value, plan.distractors, plan.haystack),
-            *(plan.text, plan.chunks, plan.ruler),
+            *(plan.text, plan.chunks, plan.ruler, plan.format, plan.thinking),
         ],
     }
     return Job(

@@ -178,6 +178,7 @@ def test_each_cell_gets_its_score() -> None:
         assert dict(result.notes) == {
             "needle": score.question.needle,
             "answer": score.question.answer,
+            "format": "completion",
         }
     assert {result.value("recall") for result in results} == {0.0, 1.0}
 
