@@ -40,7 +40,7 @@ GROUPS = latent_table().groups
 STOP_WORDS = frozenset(
     """a an the of to in on at by for from with without and or is are be was been has have had it
     its that who which what as into out up off over under through after against until whenever all
-    any each every everyone something exactly person""".split()
+    any each every everyone something exactly""".split()
 )
 
 
@@ -147,8 +147,8 @@ def test_latent_answers_follow_from_the_table() -> None:
         assert needle.statements[needle.at].count(needle.answer) == 1
         stated = [text for text in needle.statements if needle.answer in text]
         assert len(stated) == 1
-        assert needle.question == f"Who {needle.key}?"
-        assert needle.prefix == f" The person who {needle.key} is"
+        assert needle.question == f"What is the first name of the person who {needle.key}?"
+        assert needle.prefix == f" The first name of the person who {needle.key} is"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,7 +209,7 @@ def test_needles_repeat_only_when_used_up(kind: NeedleKind) -> None:
         ("standard", "4f3bdb8eddce17f4"),
         ("confusable", "4ab178f9ae7076bc"),
         ("values", "4807cd79408ddf8f"),
-        ("latent", "c9498767b9da43a1"),
+        ("latent", "d99653639b46feb2"),
         ("ordered", "0ef4a70d7e5cca6b"),
     ],
 )
@@ -269,6 +269,7 @@ def test_no_latent_wording_repeats() -> None:
 def test_a_latent_question_shares_no_content_word_with_any_statement(group: LatentGroup) -> None:
     """Not with its own, and not with the others of its theme, which would mislead by a word."""
     asked = {word for text in questions_of(group) for word in content_words(text)}
+    asked |= {"first", "name", "person"}
     stated = {word for text in statements_of(group) for word in content_words(text)}
     assert asked
     assert stated
