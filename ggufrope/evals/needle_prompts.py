@@ -231,12 +231,15 @@ class NeedleGrid:
 
     def _end(self, length: int) -> int:
         """Return how many tokens the haystack of a length has: what its longest needle, question
-        and answer leave, to the end of a sentence."""
+        and answer leave, to the end of a sentence where that is enough for the needle."""
         drafts = [draft for point, draft in self._drafts.items() if point.context_tokens == length]
         asking = max(draft.tokens for draft in drafts)
         stated = max(sum(map(len, draft.statements)) for draft in drafts)
         first, boundaries = len(self._beginning), self._filler[1]
-        end = boundaries[max(bisect_right(boundaries, length - asking) - 1, 0)]
+        room = length - asking
+        end = boundaries[max(bisect_right(boundaries, room) - 1, 0)]
+        if end - first < stated:
+            end = min(room, len(self._filler[0]))
         if end - first < stated:
             raise RequestError(
                 f"a needle length of {length} tokens is too short: a needle and its question take "
