@@ -356,8 +356,8 @@ def _show_tables(report: RunReport) -> None:
     from ggufrope.report.metrics import legend
 
     used: dict[str, None] = {}
-    for task in dict.fromkeys(entry.task for entry in report.summary):
-        rows = [entry for entry in report.summary if entry.task == task]
+    for task in dict.fromkeys(entry.title for entry in report.summary):
+        rows = [entry for entry in report.summary if entry.title == task]
         measured = {metric.name for entry in rows for metric in entry.metrics}
         chosen = [name for name in _COLUMNS if name in measured]
         if chosen:
