@@ -79,7 +79,7 @@ def test_the_page_holds_every_part(make_report: Make) -> None:
     assert ("yarn · q8_0", "20 of 20 exact") in maps
     assert ("linear · f16", "17 of 20 exact") in maps
     assert len(maps) == 6
-    described = [v for n, v in page.attributes if n == "aria-label" and "recall" in v]
+    described = [v for n, v in page.attributes if n == "aria-label" and ", depth " in v]
     assert "8192 tokens, depth 50 %: recall 0% of 1" in described
     assert len(described) == 6 * 20
 
