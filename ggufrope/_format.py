@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable, Sequence
+from html import escape
 
 _KEPT = frozenset("\n")
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -18,6 +20,23 @@ def safe(text: str) -> str:
         else character.encode("unicode_escape", "surrogatepass").decode("ascii")
         for character in text
     )
+
+
+def html_text(value: object) -> str:
+    """Return a value as text within HTML, where nothing of it is markup."""
+    return escape(safe(str(value)))
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table in HTML, each row headed by its first value."""
+    head = "".join(f'<th scope="col">{html_text(each)}</th>' for each in heads)
+    body = "".join(
+        f'<tr><th scope="row">{html_text(first)}</th>'
+        + "".join(f"<td>{html_text(each)}</td>" for each in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def byte_size(count: int) -> str:

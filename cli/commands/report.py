@@ -1,4 +1,4 @@
-"""`ggufrope report`: a stored run as tables, HTML, JUnit XML or CSV, or against another run."""
+"""`ggufrope report`: a stored run or search as tables or in files, or a run against another."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ STEPS = (0.02, 0.1, 0.3, 0.6, 0.9)
 """Limits between the colors of a heatmap, in terms of the probability of the answer."""
 WIDTH = 420
 """Of a chart without its axes, in pixels: its text is still read where a phone shrinks it."""
-_HEAT = tuple(f"var(--heat-{i})" for i in range(len(STEPS) + 1))
+HEAT = tuple(f"var(--heat-{i})" for i in range(len(STEPS) + 1))
+"""Colors of a heatmap, from a low to a high probability."""
 _ON_HEAT = tuple(f"var(--on-heat-{i})" for i in range(len(STEPS) + 1))
 _SERIES = tuple(f"var(--series-{i})" for i in range(8))
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
@@ -325,7 +326,7 @@ def _squares() -> Spec:
             "cornerRadius": 4,
         },
         "encoding": {
-            "color": _by_probability(_HEAT, otherwise="var(--void)"),
+            "color": by_probability(HEAT),
             "description": {"field": "words"},
         },
     }
@@ -336,7 +337,7 @@ def _marks() -> Spec:
         "mark": {"type": "text", "fontSize": 11, "fontWeight": 600},
         "encoding": {
             "text": {"field": "mark"},
-            "color": _by_probability(_ON_HEAT, otherwise="var(--muted)"),
+            "color": by_probability(_ON_HEAT, otherwise="var(--muted)"),
         },
     }
 
@@ -358,7 +359,8 @@ def _round_numbers(low: float, high: float) -> list[float]:
     return [number for number in numbers if low / 1.1 <= number <= high * 1.1]
 
 
-def _by_probability(colors: Sequence[str], *, otherwise: str) -> Spec:
+def by_probability(colors: Sequence[str], *, otherwise: str = "var(--void)") -> Spec:
+    """Return the color of a probability, and that of none."""
     return {
         "condition": {"test": "!isValid(datum.probability)", "value": otherwise},
         "field": "probability",

@@ -5,27 +5,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ggufrope._format import duration, safe
+from ggufrope._format import safe
 from ggufrope.errors import MissingDependencyError
-from ggufrope.patching.command import command_line, patch_command
+from ggufrope.patching.command import command_line
 from ggufrope.report import charts, views
 from ggufrope.report.metrics import format_value, legend, metric_info
+from ggufrope.report.overview import against_lead, overview
 from ggufrope.report.tables import Content, headline_metrics, ruler_details, tables
 from ggufrope.runs.plan import format_plan
 
 if TYPE_CHECKING:
     from ggufrope.evals.verdict import Check
-    from ggufrope.patching.request import ScalingRequest
     from ggufrope.report.comparison import Change, Comparison
     from ggufrope.report.record import RunReport
-    from ggufrope.runs.models import ModelFile
 
 Draw: TypeAlias = Callable[[charts.Spec, str], str]
 """A chart's specification, and its name for people who do not see it, to markup."""
@@ -83,12 +79,13 @@ def style_sheet() -> str:
 
 def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) -> Content:
     """Return the variables of the template."""
+    view = overview(report)
     return {
         "against": None if against is None else _against(against),
-        "title": views.title(report),
-        "conclusion": views.conclusion(report),
+        "title": view.title,
+        "conclusion": view.conclusion,
         "badge": _badge(report),
-        "lead": lead(report),
+        "lead": view.facts[0],
         "verdicts": _verdicts(report),
         "matrices": [_matrix(each) for each in tables(report)],
         "legend": legend(headline_metrics(report)),
@@ -101,7 +98,7 @@ def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) ->
             command_line("run", "plan.toml", "--out", "RUN"),
             command_line("report", "RUN", "--html", "report.html"),
         ),
-        "keep": _patches(report),
+        "keep": view.commands,
         "plan_text": format_plan(report.plan),
         "origins": [
             *({"title": m.file.name, "facts": _model_facts(m)} for m in report.models),
@@ -118,20 +115,6 @@ def _badge(report: RunReport) -> Content:
     if not report.complete:
         return _UNFINISHED
     return _PASS if report.passed else _FAIL
-
-
-def lead(report: RunReport) -> str:
-    """Return the models of a run and how much of it was measured, in two sentences."""
-    seconds = sum(result.elapsed_seconds or 0.0 for result in report.cells)
-    scored = sum(result.status == "ok" for result in report.cells)
-    planned = sum(len(entry.job.cells) for entry in report.jobs)
-    models = views.listed([_trained(model.file) for model in report.models])
-    return f"{models}. {scored:,} of {planned:,} cells measured in {duration(seconds)}."
-
-
-def _trained(file: ModelFile) -> str:
-    native = file.native_context
-    return file.name if native is None else f"{file.name} (native context {native:,} tokens)"
 
 
 def _verdicts(report: RunReport) -> Content:
@@ -216,14 +199,6 @@ def _against(comparison: Comparison) -> Content:
     }
 
 
-def against_lead(comparison: Comparison) -> str:
-    """Return how many values of a run differ significantly from an earlier one, in a sentence."""
-    return (
-        f"Of {len(comparison.changes)} values, {len(comparison.regressions)} are "
-        f"significantly worse and {len(comparison.improvements)} significantly better."
-    )
-
-
 def _change(change: Change) -> list[str | Content]:
     moved = f"{change.lost} lost, {change.gained} gained" if change.lost + change.gained else ""
     task = change.part or change.task
@@ -255,26 +230,6 @@ def _problems(report: RunReport) -> list[list[str | Content]]:
         [status, where, {"text": f"{cells:,}", "style": "number"}, reason]
         for status, where, cells, reason in rows
     ]
-
-
-def _patches(report: RunReport) -> list[str]:
-    """Return the commands that write each scaling that passed, other than none, into a copy."""
-    longest = max(report.plan.contexts)
-    passed = {(each.model, each.scaling) for each in report.verdicts if each.verdict.passed}
-    return [
-        _patch(request, Path(model.file.path), longest)
-        for model in report.models
-        for request in report.plan.requests
-        if request.scaling not in ("file", "none") and (model.file.name, request.name) in passed
-    ]
-
-
-def _patch(request: ScalingRequest, model: Path, longest: int) -> str:
-    """Return the command for a request that reaches `longest` tokens unless it says how far."""
-    if request.factor is None and request.target_context is None:
-        request = replace(request, target_context=longest)
-    name = re.sub(r"[^\w.-]+", "-", request.name)
-    return patch_command(request, model, model.with_suffix(f".{name}.gguf"))
 
 
 def _heat_key() -> list[str]:

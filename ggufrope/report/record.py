@@ -50,6 +50,12 @@ class RunReport:
         """Whether every job has ended, with success or not."""
         return all(job.state in ("done", "failed") for job in self.jobs)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of the report."""
+        from ggufrope.report.pictures import to_fragment
+
+        return to_fragment(self)
+
 
 def report_of(store: RunStore, selection: Selection | None = None) -> RunReport:
     """Return the report of a stored run, as far as it has come.

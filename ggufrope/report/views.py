@@ -10,10 +10,9 @@ from ggufrope.evals.kv_cache import DECODED_TOKENS, prefilled_tokens
 from ggufrope.evals.perplexity import CURVE
 from ggufrope.evals.results import CellResult, Metric
 from ggufrope.evals.ruler.specs import effective_length, effective_length_by_share
-from ggufrope.runs.plan import RunPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from ggufrope.report.record import RunReport
     from ggufrope.report.summary import SummaryRow
@@ -153,34 +152,6 @@ class Problem:
     where: str
     cells: int
     reason: str
-
-
-def title(report: RunReport) -> str:
-    """Return what was run, in words: the name of the plan, or models, scalings and caches."""
-    plan = report.plan
-    if plan.name != RunPlan.__dataclass_fields__["name"].default:
-        return plan.name
-    models = listed([model.file.name for model in report.models])
-    scalings = [request.name for request in plan.requests]
-    parts = [models if scalings == ["file"] else f"{models} under {listed(scalings)}"]
-    if len(plan.kv) > 1:
-        parts.append(f"with {listed(plan.kv)} caches")
-    return " ".join((*parts, f"up to {max(plan.contexts):,} tokens"))
-
-
-def conclusion(report: RunReport) -> tuple[str, ...]:
-    """Return what the run found, one sentence per setting."""
-    return tuple(
-        f"{entry.label}: "
-        + ("passes every check." if entry.verdict.passed else "; ".join(entry.verdict.reasons))
-        for entry in report.verdicts
-    )
-
-
-def listed(words: Sequence[str]) -> str:
-    """Return words as a sentence has them: "a, b and c"."""
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def order(report: RunReport) -> dict[str, list[str]]:
