@@ -39,6 +39,17 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def ranges(numbers: Sequence[int]) -> str:
+    """Return 0, 1, 2, 5 as "0-2, 5"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+
+
 def byte_size(count: int) -> str:
     """Return a number of bytes in the unit that suits it, as in "4.1 KiB"."""
     value = float(count)

@@ -50,6 +50,8 @@ _CONFIG: Spec = {
         "domainColor": "var(--line)",
         "tickColor": "var(--line)",
     },
+    # Text is measured in another font than the reader may have: room for a wider one.
+    "axisY": {"titlePadding": 14, "labelPadding": 8},
     "legend": {
         "orient": "bottom",
         "columns": 4,
@@ -103,9 +105,15 @@ def heatmap(view: Heatmap) -> Spec:
 
 
 def lines(
-    series: Sequence[Series], order: Order, *, x: str, y: str, ticks: Iterable[float] = ()
+    series: Sequence[Series],
+    order: Order,
+    *,
+    x: str,
+    y: str,
+    ticks: Iterable[float] = (),
+    tokens: bool = True,
 ) -> Spec:
-    """Draw one line per setting over a logarithmic axis of tokens.
+    """Draw one line per setting, over a logarithmic axis where `x` counts tokens.
 
     `ticks` are the labels of that axis, by default the places where something was measured.
     """
@@ -113,6 +121,11 @@ def lines(
     places = sorted({px for _, px, _ in points})
     shown = [tick for tick in ticks if places[0] <= tick <= places[-1]] or places
     color, shape = _channels(series, order)
+    axis: Spec = {"grid": False, "tickCount": 8, "tickMinStep": 1}
+    scale: Spec = {"nice": False, "zero": False}
+    if tokens:
+        axis = {"grid": False, "values": shown, "labelExpr": _TOKENS, "labelOverlap": "greedy"}
+        scale = {"nice": False, "type": "log", "base": 2}
     return {
         "data": {
             "values": [
@@ -126,13 +139,8 @@ def lines(
                 "field": "x",
                 "type": "quantitative",
                 "title": x,
-                "axis": {
-                    "grid": False,
-                    "values": shown,
-                    "labelExpr": _TOKENS,
-                    "labelOverlap": "greedy",
-                },
-                "scale": {"type": "log", "base": 2, "nice": False},
+                "axis": axis,
+                "scale": scale,
             },
             "y": {
                 "field": "y",

@@ -1,7 +1,7 @@
 """A run as a picture to share, PNG or SVG, and as a notebook shows it.
 
-The picture has the heat maps of recall, or for a run without needles the most telling chart, below
-the conclusion. It is drawn in the light colors of the page.
+The picture has the heat maps of recall, or for a run without needles its charts, below the
+conclusion. It is drawn in the light colors of the page.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ggufrope.report.overview import overview
 from ggufrope.report.tables import HEADLINES, task_title
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ggufrope.report.charts import Spec
     from ggufrope.report.record import RunReport
@@ -36,50 +36,48 @@ _STEP = 42
 _AXIS = 75
 
 
-def to_svg(report: RunReport) -> str:
-    """Return the picture as SVG.
-
-    Raises RequestError where nothing of the run can be drawn, MissingDependencyError without the
-    `report` extra.
-    """
-    return str(charts.library().vegalite_to_svg(picture(report)))
+def to_svg(picture: Spec) -> str:
+    """Return a picture as SVG. Raises MissingDependencyError without the `report` extra."""
+    return str(charts.library().vegalite_to_svg(picture))
 
 
-def to_png(report: RunReport, *, scale: float = 2.0) -> bytes:
-    """Return the picture as PNG, each of its pixels drawn with `scale`. Raises as `to_svg` does."""
-    return bytes(charts.library().vegalite_to_png(picture(report), scale=scale))
-
-
-def to_fragment(report: RunReport) -> str:
-    """Return the overview as a piece of HTML without script, as a notebook shows it.
-
-    It has the picture where vl-convert is installed and there is one.
-    """
-    view = overview(report)
-    picture = ""
-    with suppress(MissingDependencyError, RequestError):
-        data = b64encode(to_svg(report).encode()).decode()
-        picture = f'<img alt="{html_text(view.title)}" src="data:image/svg+xml;base64,{data}">'
-    lines = "".join(f"<li>{html_text(line)}</li>" for line in view.conclusion)
-    facts = "<br>".join(map(html_text, ("; ".join(view.legend), *view.facts)))
-    return (
-        f"<h3>{html_text(view.title)}</h3><ul>{lines}</ul>{picture}"
-        f"{html_table(view.heads, view.rows)}<p><small>{facts}</small></p>"
-    )
+def to_png(picture: Spec, *, scale: float = 2.0) -> bytes:
+    """Return a picture as PNG, with `scale` pixels for each of its own. Raises as `to_svg` does."""
+    return bytes(charts.library().vegalite_to_png(picture, scale=scale))
 
 
 def picture(report: RunReport) -> Spec:
-    """Return the specification of the picture, with its colors. Raises as `to_svg` does."""
+    """Return the picture of a run. Raises RequestError where nothing of it can be drawn."""
     view = overview(report)
     maps = sorted(views.heatmaps(report), key=lambda each: views.HEATMAP_TASKS.index(each.task))
-    drawn = [_map(each, report) for each in maps] or list(_charts(report))[:1]
+    drawn = [_map(each, report) for each in maps] or list(_charts(report))
     if not drawn:
         raise RequestError("nothing of this run can be drawn: it has no needles and no curves")
     contexts = len({square.context_tokens for each in maps for square in each.squares})
+    return framed(
+        view.title,
+        view.conclusion,
+        drawn,
+        columns=max(1, _WIDTH // (contexts * _STEP + _AXIS)) if maps else 2,
+        key=[_key()] if maps else [],
+        foot=" · ".join(view.facts[1:]),
+    )
+
+
+def framed(
+    title: str,
+    lines: Sequence[str],
+    drawn: Sequence[Spec],
+    *,
+    columns: int = 2,
+    key: Sequence[Spec] = (),
+    foot: str,
+) -> Spec:
+    """Return a picture of charts side by side: title and lines above, key and foot below."""
     spec: Spec = {
         "title": {
-            "text": _wrapped(view.title, 1.4),
-            "subtitle": [line for each in view.conclusion for line in _wrapped(each)],
+            "text": _wrapped(title, 1.4),
+            "subtitle": [part for line in lines for part in _wrapped(line)],
             "fontSize": 18,
             "subtitleFontSize": 13,
             "subtitlePadding": 8,
@@ -90,16 +88,35 @@ def picture(report: RunReport) -> Spec:
         "align": "none",
         "vconcat": [
             {
-                "concat": drawn,
-                "columns": max(1, _WIDTH // (contexts * _STEP + _AXIS)),
+                "concat": list(drawn),
+                "columns": columns,
                 "spacing": 24,
+                "resolve": {"scale": {"color": "independent", "shape": "independent"}},
             },
-            *([_key()] if maps else []),
-            _foot(" · ".join(view.facts[1:])),
+            *key,
+            _foot(foot),
         ],
     }
     colored: Spec = _colored(charts.complete(spec))
     return colored
+
+
+def to_fragment(report: RunReport) -> str:
+    """Return the overview as a piece of HTML without script, as a notebook shows it.
+
+    It has the picture where vl-convert is installed and there is one.
+    """
+    view = overview(report)
+    image = ""
+    with suppress(MissingDependencyError, RequestError):
+        data = b64encode(to_svg(picture(report)).encode()).decode()
+        image = f'<img alt="{html_text(view.title)}" src="data:image/svg+xml;base64,{data}">'
+    lines = "".join(f"<li>{html_text(line)}</li>" for line in view.conclusion)
+    facts = "<br>".join(map(html_text, ("; ".join(view.legend), *view.facts)))
+    return (
+        f"<h3>{html_text(view.title)}</h3><ul>{lines}</ul>{image}"
+        f"{html_table(view.heads, view.rows)}<p><small>{facts}</small></p>"
+    )
 
 
 def _map(view: views.Heatmap, report: RunReport) -> Spec:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from ggufrope._format import html_table, html_text
+from ggufrope._format import html_table, html_text, ranges
 from ggufrope.errors import RequestError
 from ggufrope.rope.architectures import RopeType
 from ggufrope.rope.frequencies import Floats
@@ -151,7 +151,7 @@ class EffectiveRope:
             ("layers", "rotation", "pairs", "rad/token", "attention factor"),
             (
                 (
-                    ", ".join(map(str, group.layers)),
+                    ranges(group.layers),
                     group.name,
                     len(group.inverse_frequencies),
                     " … ".join(
