@@ -14,6 +14,8 @@ from ..options import JsonOption
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from rich.text import Text
+
     from ggufrope.report.comparison import Change, Comparison
 
     Forms = Mapping[str, Callable[[], str | bytes]]
@@ -153,27 +155,25 @@ def _write(files: Mapping[str, Path], forms: Forms) -> None:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Print what changed from the earlier run to this one."""
+    """Print what differs significantly between the earlier run and this one."""
     from rich.text import Text
 
-    from ggufrope.report.metrics import legend, metric_info
+    from ggufrope.report.metrics import legend
+    from ggufrope.report.overview import against_lead
 
     from ..output import console
-    from ..tables import heading, row, shown, table
+    from ..tables import heading, shown
 
     out = console()
     for difference in comparison.differences:
         before, after = shown(difference.before), shown(difference.after)
         out.print(f"{shown(difference.name)}: {before} → {after}")
-    columns = ("setting", "metric", "context", "before", "after", "")
-    made = table(*columns, numeric=columns[2:5])
-    for change in comparison.changes:
-        setting = f"{change.scaling} · {change.kv} · {change.part or change.task}"
-        word, style = _significance(change)
-        numbers = (change.context_tokens, *_values(change))
-        row(made, setting, metric_info(change.metric).title, *numbers, word, style=style)
-    out.print(made)
-    out.print(Text(legend(change.metric for change in comparison.changes), style="dim"))
+    out.print(against_lead(comparison))
+    significant = (*comparison.regressions, *comparison.improvements)
+    for change in significant:
+        out.print(_line(change))
+    if significant:
+        out.print(Text(legend(change.metric for change in significant), style="dim"))
     if comparison.only_before or comparison.only_after:
         counts = f"{comparison.only_before} only in the earlier run, {comparison.only_after} only"
         out.print(f"Cells not compared: {counts} in this one.")
@@ -182,13 +182,18 @@ def show_comparison(comparison: Comparison) -> None:
     out.print(heading(f"{count or 'no'} {word}"))
 
 
-def _significance(change: Change) -> tuple[str, str | None]:
-    if not change.significant:
-        return "", None
-    return ("WORSE", "bold red") if change.worse else ("better", "green")
+def _line(change: Change) -> Text:
+    from rich.text import Text
 
+    from ggufrope.report.metrics import format_value, metric_info
 
-def _values(change: Change) -> tuple[str, str]:
-    from ggufrope.report.metrics import format_value
+    from ..tables import shown
 
-    return format_value(change.metric, change.before), format_value(change.metric, change.after)
+    word, style = ("WORSE ", "bold red") if change.worse else ("better", "green")
+    metric, task = change.metric, change.part or change.task
+    return Text.assemble(
+        (f"  {word} ", style),
+        f"{metric_info(metric).title} {format_value(metric, change.before)} → "
+        f"{format_value(metric, change.after)}",
+        (shown(f"  {task} at {change.context_tokens} · {change.scaling} · {change.kv}"), "dim"),
+    )
