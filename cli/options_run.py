@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, ge
 import typer
 
 from ggufrope.backends import RuntimeSettings
-from ggufrope.evals.task import Haystack, RulerSettings
+from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
 from ggufrope.evals.verdict import Thresholds
 from ggufrope.runs.plan import RunPlan
 
@@ -68,11 +68,30 @@ class RunOptions:
         str,
         option(
             "--mode",
-            "one-pass: all needles in one prefill; isolated: one prompt per needle.",
+            "spliced: all needles in one prefill, and whole prompts until they decide; "
+            "whole: one prompt per needle.",
             "MODE",
             _WHAT,
         ),
     ] = _DEFAULTS["mode"]
+    whole_prompts: Annotated[
+        int,
+        option(
+            "--whole-prompts",
+            "At most so many whole prompts at each length confirm spliced needles.",
+            "N",
+            _WHAT,
+            min=0,
+        ),
+    ] = _DEFAULTS["whole_prompts"]
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control/--no-control",
+            help="Measure the unscaled model within its native context, for comparison.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = _DEFAULTS["control"]
     haystack: Annotated[
         str,
         option(
@@ -82,10 +101,27 @@ class RunOptions:
     value: Annotated[
         str, option("--value", f"Value of a needle: {', '.join(_choices('value'))}.", "KIND", _WHAT)
     ] = _DEFAULTS["value"]
-    samples: Annotated[
+    distractors: Annotated[
         int,
-        option("--samples", "Repetitions per cell, each with a new haystack.", "N", _WHAT, min=1),
-    ] = _DEFAULTS["samples"]
+        option(
+            "--distractors",
+            "Wrong answers that a needle's answer is ranked among.",
+            "N",
+            _WHAT,
+            min=0,
+        ),
+    ] = _DEFAULTS["distractors"]
+    samples: Annotated[
+        int | None,
+        option(
+            "--samples",
+            f"Samples per cell, each with a new needle; default: {SPLICED_SAMPLES} of a needle, "
+            "1 of other tasks.",
+            "N",
+            _WHAT,
+            min=1,
+        ),
+    ] = None
     seed: Annotated[int, option("--seed", "Seed of all prompts.", "N", _WHAT)] = _DEFAULTS["seeds"][
         0
     ]
@@ -166,6 +202,9 @@ class RunOptions:
             kv=tuple(self.kv.split(",")),
             depths=_depths(self.depths),
             samples=self.samples,
+            whole_prompts=self.whole_prompts,
+            distractors=self.distractors,
+            control=self.control,
             seeds=(self.seed,),
             haystack=_haystack(self.haystack),
             text=_name(self.text),
