@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,6 +26,8 @@ STEPS = (0.02, 0.1, 0.3, 0.6, 0.9)
 """Limits between the colors of a heatmap, in terms of the probability of the answer."""
 WIDTH = 420
 """Of a chart without its axes, in pixels: its text is still read where a phone shrinks it."""
+MARKS = "× no needle answered exactly, 50% half of them"
+"""What the marks on a heatmap mean."""
 HEAT = tuple(f"var(--heat-{i})" for i in range(len(STEPS) + 1))
 """Colors of a heatmap, from a low to a high probability."""
 _ON_HEAT = tuple(f"var(--on-heat-{i})" for i in range(len(STEPS) + 1))
@@ -285,6 +288,12 @@ def complete(spec: Spec) -> Spec:
     schema = "https://vega.github.io/schema/vega-lite/v5.json"
     whole: Spec = _safe({"$schema": schema, **spec, "config": _CONFIG})
     return whole
+
+
+def heat_key() -> list[str]:
+    """Return the probability that each color of a heatmap stands for."""
+    ends = [f"{step:g}" for step in (0, *STEPS, 1)]
+    return [f"{low} – {high}" for low, high in pairwise(ends)]
 
 
 def tokens(count: int) -> str:

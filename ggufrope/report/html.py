@@ -90,7 +90,8 @@ def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) ->
         "matrices": [_matrix(each) for each in tables(report)],
         "legend": legend(headline_metrics(report)),
         "ruler": [_matrix(each) for each in ruler_details(report)],
-        "heat_key": _heat_key(),
+        "heat_key": charts.heat_key(),
+        "marks": charts.MARKS,
         "maps": _maps(report, draw),
         "sections": [s for s in _sections(report, draw) if s["charts"]],
         "problems": _problems(report),
@@ -230,12 +231,6 @@ def _problems(report: RunReport) -> list[list[str | Content]]:
         [status, where, {"text": f"{cells:,}", "style": "number"}, reason]
         for status, where, cells, reason in rows
     ]
-
-
-def _heat_key() -> list[str]:
-    low = ("0", *(f"{step:g}" for step in charts.STEPS))
-    high = (*(f"{step:g}" for step in charts.STEPS), "1")
-    return [f"{a} – {b}" for a, b in zip(low, high, strict=True)]
 
 
 def _maps(report: RunReport, draw: Draw) -> list[Content]:

@@ -149,17 +149,15 @@ def _charts(report: RunReport) -> Iterator[Spec]:
 
 def _key() -> Spec:
     """Draw the colors of the heat maps and what they mean."""
-    low = (0.0, *charts.STEPS)
-    high = (*charts.STEPS, 1.0)
     values = [
-        {"place": i, "label": f"{a:g} – {b:g}", "probability": (a + b) / 2}
-        for i, (a, b) in enumerate(zip(low, high, strict=True))
+        {"label": label, "probability": probability}
+        for label, probability in zip(charts.heat_key(), (0, *charts.STEPS), strict=True)
     ]
-    x = {"field": "place", "type": "ordinal", "axis": None}
+    x = {"field": "label", "type": "ordinal", "axis": None, "sort": None}
     return {
         "data": {"values": values},
         "title": {
-            "text": "probability of the answer; × is a needle that greedy decoding misses",
+            "text": f"probability of the answer; {charts.MARKS}",
             "fontSize": 12,
             "fontWeight": "normal",
             "color": "var(--muted)",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ggufrope.evals.kv_cache import DECODED_TOKENS, prefilled_tokens
 from ggufrope.evals.perplexity import CURVE
-from ggufrope.evals.results import CellResult, Metric
+from ggufrope.evals.results import NOT_NEEDED, CellResult, Metric
 from ggufrope.evals.ruler.specs import effective_length, effective_length_by_share
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ggufrope.report.record import RunReport
     from ggufrope.report.summary import SummaryRow
 
-HEATMAP_TASKS = ("needle", "passkey")
+HEATMAP_TASKS = ("needle", "passkey", "multikey")
 BYTES_PER_TOKEN = "cache_bytes_per_token"
 SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
 QUALITIES = (
@@ -171,11 +171,15 @@ def divergence_base(row: SummaryRow) -> str | None:
 
 
 def heatmaps(report: RunReport) -> tuple[Heatmap, ...]:
-    """Return one heatmap per model, scaling, cache type and task, in the order of the plan."""
+    """Return one heatmap per model, scaling, cache type and task, in the order of the plan.
+
+    The control has none: it has one context, which the tables show.
+    """
     groups: dict[tuple[str, str, str, str], dict[tuple[int, float], list[CellResult]]] = {}
     for result in report.cells:
         cell = result.cell
-        if cell.task in HEATMAP_TASKS and cell.depth_percent is not None:
+        drawn = cell.task in HEATMAP_TASKS and not cell.control
+        if drawn and cell.depth_percent is not None:
             key = (cell.model, cell.scaling, cell.kv, cell.task)
             place = (cell.context_tokens, cell.depth_percent)
             groups.setdefault(key, {}).setdefault(place, []).append(result)
@@ -321,7 +325,7 @@ def problems(report: RunReport) -> tuple[Problem, ...]:
     """Return the cells without a score, grouped by job and reason."""
     counts: dict[tuple[str, str, str], int] = {}
     for result in report.cells:
-        if result.status != "ok":
+        if result.status != "ok" and result.reason != NOT_NEEDED:
             cell = result.cell
             where = " · ".join((cell.model, cell.scaling, cell.kv, cell.task))
             key = (result.status, where, result.reason or "no reason recorded")
@@ -353,6 +357,8 @@ def _place(speed: Speed) -> tuple[str, str, int, str]:
 
 
 def _square(place: tuple[int, float], results: list[CellResult]) -> Square:
+    # A needle that is asked twice counts once: spliced, as every needle is.
+    results = [result for result in results if result.cell.method != "whole"] or results
     recalls = _values(results, "recall")
     log_probabilities = _values(results, "log_probability")
     reasons = [result.reason for result in results if result.reason]
