@@ -10,6 +10,7 @@ import typer
 
 from ..errors import OptionError
 from ..options import JsonOption
+from ..options_run import GridsOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,6 +46,7 @@ def command(
             help="Compare with this earlier run; exit 1 if anything is significantly worse.",
         ),
     ] = None,
+    grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
     """Show stored results, write them in other forms (- is standard output), or compare two runs.
@@ -65,11 +67,11 @@ def command(
     if holds_search(folder):
         _report_search(folder, chosen, against, json=json)
     else:
-        _report_run(folder, chosen, against, json=json)
+        _report_run(folder, chosen, against, grids=grids, json=json)
 
 
 def _report_run(
-    folder: Path, files: Mapping[str, Path], against: Path | None, *, json: bool
+    folder: Path, files: Mapping[str, Path], against: Path | None, *, grids: bool, json: bool
 ) -> None:
     from ggufrope.report.comparison import compare
     from ggufrope.report.exports import to_csv, to_jsonl, to_junit
@@ -78,7 +80,7 @@ def _report_run(
     from ggufrope.report.pictures import picture, to_png, to_svg
 
     from ..errors import CHECK_FAILED
-    from ..running import answer, stored_report
+    from ..running import View, answer, stored_report
 
     report = stored_report(folder)
     earlier = None if against is None else compare(stored_report(against), report)
@@ -95,7 +97,7 @@ def _report_run(
         },
     )
     if json or not files:
-        answer(report, against=earlier, json=json)
+        answer(report, View(json=json, grids=grids, gate=report.gates), against=earlier)
     if earlier is not None:
         if not json:
             show_comparison(earlier)

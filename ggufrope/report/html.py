@@ -11,24 +11,30 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ggufrope._format import safe
 from ggufrope.errors import MissingDependencyError
+from ggufrope.evals.verdict import worst
 from ggufrope.patching.command import command_line
 from ggufrope.report import charts, views
+from ggufrope.report.conclusion import conclude, title_parts
 from ggufrope.report.metrics import format_value, legend, metric_info
 from ggufrope.report.overview import against_lead, overview
 from ggufrope.report.tables import Content, headline_metrics, ruler_details, tables
 from ggufrope.runs.plan import format_plan
 
 if TYPE_CHECKING:
+    from ggufrope.evals.recall import Outcome
     from ggufrope.evals.verdict import Check
     from ggufrope.report.comparison import Change, Comparison
+    from ggufrope.report.conclusion import Conclusion
     from ggufrope.report.record import RunReport
 
 Draw: TypeAlias = Callable[[charts.Spec, str], str]
 """A chart's specification, and its name for people who do not see it, to markup."""
 
-_PASS = {"style": "pass", "text": "Pass"}
-_FAIL = {"style": "fail", "text": "Fail"}
-_UNFINISHED = {"style": "open", "text": "Unfinished"}
+_STYLES = {"pass": "pass", "fail": "fail", "undecided": "open", None: "open"}
+_WORDS = {"pass": "Pass", "fail": "Fail", "undecided": "Undecided", None: "Measured"}
+_MARKS = {"pass": "✓", "fail": "✗", "undecided": "?"}
+_MOST_REACHES = 6
+"""Settings that the first screen has room for."""
 _SPEED_TITLES = {
     "prefill_tokens_per_second": "Prefill speed",
     "decode_tokens_per_second": "Decode speed",
@@ -79,12 +85,12 @@ def style_sheet() -> str:
 
 def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) -> Content:
     """Return the variables of the template."""
-    view = overview(report)
+    view, conclusion = overview(report), conclude(report)
     return {
         "against": None if against is None else _against(against),
         "title": view.title,
         "conclusion": view.conclusion,
-        "badge": _badge(report),
+        "badge": _badge(report, conclusion),
         "lead": view.facts[0],
         "verdicts": _verdicts(report),
         "matrices": [_matrix(each) for each in tables(report)],
@@ -100,6 +106,7 @@ def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) ->
             command_line("report", "RUN", "--html", "report.html"),
         ),
         "keep": view.commands,
+        "reaches": _reaches(report, conclusion),
         "plan_text": format_plan(report.plan),
         "origins": [
             *({"title": m.file.name, "facts": _model_facts(m)} for m in report.models),
@@ -112,10 +119,51 @@ def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) ->
     }
 
 
-def _badge(report: RunReport) -> Content:
+def _badge(report: RunReport, conclusion: Conclusion) -> Content:
     if not report.complete:
-        return _UNFINISHED
-    return _PASS if report.passed else _FAIL
+        return {"style": "open", "text": "Unfinished"}
+    if report.gates:
+        return {"style": _STYLES[report.outcome], "text": _WORDS[report.outcome]}
+    reached = max((reach.holds_to or 0 for reach in conclusion.best), default=0)
+    if reached:
+        return {"style": "pass", "text": f"Holds to {charts.tokens(reached)}"}
+    return {"style": "open", "text": "Compared"}
+
+
+def _reaches(report: RunReport, conclusion: Conclusion) -> Content | None:
+    """Return the table of which setting holds to which length, the best first."""
+    settings = [reach for reach in conclusion.settings if reach.lengths]
+    lengths = sorted({length for reach in settings for length in reach.lengths})
+    if len(settings) < 2 and len(lengths) < 2:
+        return None
+    several = len(report.models) > 1
+    heads = [*(charts.tokens(length) for length in lengths), "holds to", "needles answered"]
+    return {
+        "heads": ["setting", *({"text": head, "style": "number"} for head in heads)],
+        "rows": [
+            [
+                f"{reach.model} · " * several + f"{reach.title} · {reach.kv}",
+                *(_reached(reach.lengths.get(length)) for length in lengths),
+                _count("–" if reach.holds_to is None else charts.tokens(reach.holds_to)),
+                _count(f"{reach.found:,} of {reach.asked:,}" if reach.asked else "–"),
+            ]
+            for reach in settings[:_MOST_REACHES]
+        ],
+        "note": f"{conclusion.judged}: ✓ passes, ✗ fails, ? undecided"
+        + f"; {len(settings) - _MOST_REACHES} more settings below"
+        * (len(settings) > _MOST_REACHES),
+    }
+
+
+def _reached(outcome: Outcome | None) -> Content:
+    return {
+        "text": "–" if outcome is None else _MARKS[outcome],
+        "style": f"number {_STYLES[outcome]}-text",
+    }
+
+
+def _count(text: str) -> Content:
+    return {"text": text, "style": "number"}
 
 
 def _verdicts(report: RunReport) -> Content:
@@ -126,8 +174,9 @@ def _verdicts(report: RunReport) -> Content:
         "heads": ["setting", "verdict", *(name.replace("_", " ") for name in names)],
         "rows": [
             [
-                entry.label if several else f"{entry.scaling} · {entry.kv}",
-                _mark(_PASS if entry.verdict.passed else _FAIL),
+                f"{entry.model} · " * several
+                + f"{title_parts(report, entry.model, entry.scaling)[0]} · {entry.kv}",
+                {"text": _WORDS[entry.verdict.outcome], "badge": _STYLES[entry.verdict.outcome]},
                 *(_tally([c for c in entry.verdict.checks if c.name == name]) for name in names),
             ]
             for entry in report.verdicts
@@ -140,21 +189,18 @@ def _verdicts(report: RunReport) -> Content:
     }
 
 
-def _mark(badge: Content) -> Content:
-    return {"text": badge["text"], "badge": badge["style"]}
-
-
 def _tally(checks: Sequence[Check]) -> Content:
-    if not checks:
+    outcome = worst(check.outcome for check in checks)
+    if outcome is None:
         return {"style": "open-text", "text": "–"}
-    failed = [check for check in checks if not check.passed]
-    contexts = ", ".join(charts.tokens(c.context_tokens) for c in failed if c.context_tokens)
-    word = "fails" if failed else "passes"
-    several = f"{len(checks) - len(failed)} of {len(checks)} pass"
+    others = [check for check in checks if check.outcome == outcome != "pass"]
+    contexts = ", ".join(charts.tokens(check.context_tokens) for check in others)
+    word = {"pass": "passes", "fail": "fails", "undecided": "undecided"}[outcome]
+    several = f"{sum(check.outcome == 'pass' for check in checks)} of {len(checks)} pass"
     return {
-        "style": "fail-text" if failed else "pass-text",
+        "style": f"{_STYLES[outcome]}-text",
         "text": several if len(checks) > 1 else word,
-        "small": f"fails at {contexts}" if contexts else "",
+        "small": f"{word} at {contexts}" if contexts else "",
     }
 
 
@@ -237,7 +283,7 @@ def _maps(report: RunReport, draw: Draw) -> list[Content]:
     groups: dict[tuple[str, str], list[Content]] = {}
     for view in views.heatmaps(report):
         drawn = {
-            "title": f"{view.scaling} · {view.kv}",
+            "title": f"{title_parts(report, view.model, view.scaling)[0]} · {view.kv}",
             "count": f"{view.exact} of {view.measured} exact" if view.measured else "not measured",
             "svg": draw(charts.heatmap(view), heatmap_label(view)),
         }

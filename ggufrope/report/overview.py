@@ -7,14 +7,13 @@ them as Markdown.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope._format import duration, safe
 from ggufrope.evals.results import NOT_NEEDED, Metric
-from ggufrope.patching.command import patch_command
 from ggufrope.report import views
+from ggufrope.report.conclusion import conclude
 from ggufrope.report.metrics import format_value, metric_info
 from ggufrope.report.tables import HEADLINES, task_title
 from ggufrope.runs.plan import RunPlan
@@ -22,7 +21,6 @@ from ggufrope.runs.plan import RunPlan
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ggufrope.patching.request import ScalingRequest
     from ggufrope.report.comparison import Comparison
     from ggufrope.report.record import RunReport
     from ggufrope.runs.models import ModelFile
@@ -58,19 +56,21 @@ def overview(report: RunReport) -> Overview:
     hidden = 0 if len(report.models) > 1 else 1
     names = ("model", "scaling", "KV cache")[hidden:]
     columns = _columns(report)
+    found = conclude(report)
     rows = []
-    for entry in report.verdicts:
-        setting = (entry.model, entry.scaling, entry.kv)
-        values = (_shown(found.get(setting)) for _, found in columns)
-        rows.append((*setting[hidden:], *values, "pass" if entry.verdict.passed else "fail"))
+    for reach in found.settings:
+        values = (_shown(of.get((reach.model, reach.scaling, reach.kv))) for _, of in columns)
+        holds_to = "–" if reach.holds_to is None else f"{reach.holds_to:,}"
+        setting = (reach.model, reach.title, reach.kv)[hidden:]
+        rows.append((*setting, *values, holds_to, reach.outcome or "–"))
     return Overview(
         title=title_of(report),
-        conclusion=conclusion(report),
-        heads=(*names, *(head for head, _ in columns), "verdict"),
+        conclusion=(found.headline, *(f"to decide it: {line}" for line in found.decide)),
+        heads=(*names, *(head for head, _ in columns), "holds to", "verdict"),
         rows=tuple(rows),
         legend=(*_bases(report), "95 % intervals in parentheses"),
         facts=(lead(report), *_origins(report)),
-        commands=keep_commands(report),
+        commands=tuple(reach.keep for reach in found.settings if reach.keep),
     )
 
 
@@ -87,15 +87,6 @@ def title_of(report: RunReport) -> str:
     return " ".join((*parts, f"up to {max(plan.contexts):,} tokens"))
 
 
-def conclusion(report: RunReport) -> tuple[str, ...]:
-    """Return what the run found, one sentence per setting."""
-    return tuple(
-        f"{entry.label}: "
-        + ("passes every check." if entry.verdict.passed else "; ".join(entry.verdict.reasons))
-        for entry in report.verdicts
-    )
-
-
 def lead(report: RunReport) -> str:
     """Return the models of a run and how much of it was measured, in two sentences."""
     seconds = sum(result.elapsed_seconds or 0.0 for result in report.cells)
@@ -104,18 +95,6 @@ def lead(report: RunReport) -> str:
     planned -= sum(result.reason == NOT_NEEDED for result in report.cells)
     models = listed([_trained(model.file) for model in report.models])
     return f"{models}. {scored:,} of {planned:,} cells measured in {duration(seconds)}."
-
-
-def keep_commands(report: RunReport) -> tuple[str, ...]:
-    """Return the commands that write each scaling that passed, other than none, into a copy."""
-    longest = max(report.plan.contexts)
-    passed = {(each.model, each.scaling) for each in report.verdicts if each.verdict.passed}
-    return tuple(
-        _patch(request, Path(model.file.path), longest)
-        for model in report.models
-        for request in report.plan.requests
-        if request.scaling not in ("file", "none") and (model.file.name, request.name) in passed
-    )
 
 
 def against_lead(comparison: Comparison) -> str:
@@ -245,14 +224,6 @@ def _origins(report: RunReport) -> tuple[str, ...]:
 def _trained(file: ModelFile) -> str:
     native = file.native_context
     return file.name if native is None else f"{file.name} (native context {native:,} tokens)"
-
-
-def _patch(request: ScalingRequest, model: Path, longest: int) -> str:
-    """Return the command for a request that reaches `longest` tokens unless it says how far."""
-    if request.factor is None and request.target_context is None:
-        request = replace(request, target_context=longest)
-    name = re.sub(r"[^\w.-]+", "-", request.name)
-    return patch_command(request, model, model.with_suffix(f".{name}.gguf"))
 
 
 def listed(words: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ggufrope._format import html_table, html_text
 from ggufrope.errors import MissingDependencyError, RequestError
 from ggufrope.report import charts, views
+from ggufrope.report.conclusion import title_parts
 from ggufrope.report.html import style_sheet
 from ggufrope.report.metrics import metric_info
 from ggufrope.report.overview import overview
@@ -122,7 +123,7 @@ def to_fragment(report: RunReport) -> str:
 def _map(view: views.Heatmap, report: RunReport) -> Spec:
     several = len(report.models) > 1
     names = [view.model] if several else []
-    names += [view.scaling, view.kv]
+    names += [title_parts(report, view.model, view.scaling)[0], view.kv]
     names += [view.task] if len({each.task for each in views.heatmaps(report)}) > 1 else []
     subtitle = f"{view.exact} of {view.measured} exact" if view.measured else "not measured"
     return {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ggufrope.evals.results import Metric
 from ggufrope.evals.ruler.specs import CHAT_THRESHOLD
 from ggufrope.report import charts, views
+from ggufrope.report.conclusion import title_parts
 from ggufrope.report.metrics import format_value, metric_info
 
 if TYPE_CHECKING:
@@ -43,12 +44,13 @@ def _matrices(report: RunReport) -> list[Content]:
     groups: dict[tuple[str, str, str, str | None], list[SummaryRow]] = {}
     for name in HEADLINES:
         for row in report.summary:
-            if row.part is None and row.metric(name) is not None:
-                key = (row.model, row.task, name, views.divergence_base(row))
+            if row.task != "ruler" and row.metric(name) is not None:
+                task = row.task if row.part is None else f"{row.task} ({row.part})"
+                key = (row.model, task, name, views.divergence_base(row))
                 groups.setdefault(key, []).append(row)
     several = len(report.models) > 1
     return [
-        _matrix(f"{model}: " if several else "", task_title(task, name, base), name, rows)
+        _matrix(report, f"{model}: " * several + task_title(task, name, base), name, rows)
         for (model, task, name, base), rows in groups.items()
     ]
 
@@ -61,12 +63,12 @@ def task_title(task: str, metric: str, base: str | None) -> str:
     return task if task == title else f"{task}, {title}"
 
 
-def _matrix(model: str, title: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
+def _matrix(report: RunReport, title: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
     contexts = sorted({(row.context_tokens, row.control) for row in rows})
     settings = dict.fromkeys((row.scaling, row.kv) for row in rows)
     at = {(row.scaling, row.kv, row.context_tokens): row.metric(metric) for row in rows}
     return {
-        "title": model + title,
+        "title": title,
         "heads": ("scaling", "KV cache"),
         "columns": [
             {"title": f"{tokens:,}" + (" (control)" if control else ""), "control": control}
@@ -74,7 +76,7 @@ def _matrix(model: str, title: str, metric: str, rows: Sequence[SummaryRow]) -> 
         ],
         "rows": [
             {
-                "names": (scaling, kv),
+                "names": (title_parts(report, rows[0].model, scaling)[0], kv),
                 "entries": [_entry(at.get((scaling, kv, tokens))) for tokens, _ in contexts],
             }
             for scaling, kv in settings

@@ -322,7 +322,7 @@ def ruler_scores(report: RunReport) -> tuple[RulerScores, ...]:
 
 
 def problems(report: RunReport) -> tuple[Problem, ...]:
-    """Return the cells without a score, grouped by job and reason."""
+    """Return the cells without a score, grouped by job and reason; not those that need none."""
     counts: dict[tuple[str, str, str], int] = {}
     for result in report.cells:
         if result.status != "ok" and result.reason != NOT_NEEDED:

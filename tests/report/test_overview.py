@@ -45,28 +45,30 @@ def test_the_title_says_what_was_run(
 def test_the_first_metric_is_shown_at_every_context_and_others_at_the_longest(
     make_report: Make,
 ) -> None:
-    view = overview(make_report(kv=("f16",)))
+    view = overview(make_report(kv=("f16",), samples=8))
     assert view.heads == (
         *("scaling", "KV cache", "needle, recall at 1,024", "2,048", "4,096", "8,192"),
-        *("perplexity at 8,192", "verdict"),
+        *("perplexity at 8,192", "holds to", "verdict"),
     )
     rows = {row[0]: row for row in view.rows}
-    assert rows["yarn"][2].startswith("100% (")
-    assert rows["linear"][5].startswith("40% (")
-    assert rows["yarn"][6] == "12 (11.6 – 12.4)"
+    yarn, linear = rows["yarn ×4, 2048 → 8192"], rows["linear ×4, 2048 → 8192"]
+    assert yarn[2].startswith("100% (")
+    assert linear[5].startswith("40% (")
+    assert yarn[6:] == ("12 (11.6 – 12.4)", "8,192", "pass")
+    assert view.conclusion == ("best: yarn ×4, 2048 → 8192: holds to 8192 tokens",)
     (command,) = view.commands
     assert "--scaling yarn" in command, "what failed is not offered to keep"
 
 
 def test_markdown_is_a_dozen_lines(make_report: Make) -> None:
-    text = to_markdown(make_report(kv=("f16",)))
+    text = to_markdown(make_report(kv=("f16",), samples=8))
     lines = [line for line in text.splitlines() if line]
     assert len(lines) <= 20
     assert lines[0].startswith("## invented-1B.Q4\\_K\\_M under file, linear and yarn")
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + 3
-    assert {line.count(" | ") for line in table} == {7}
-    assert table[1] == "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    assert {line.count(" | ") for line in table} == {8}
+    assert table[1] == "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
 
 
 def test_markdown_tells_what_changed(make_report: Make) -> None:
@@ -98,7 +100,7 @@ def test_hostile_text_is_no_markup_in_markdown(make_report: Make) -> None:
     assert not re.search(r"(?<!\\)[|`<\[*](?!!-- -->)", shown)
     assert not re.search(r"@\w|#\d|://\w|www\.\w", shown)
     label = ScalingRequest(scaling="yarn", label=HOSTILE)
-    text = to_markdown(make_report(model=HOSTILE, scalings=(label,), kv=("f16",), control=False))
+    text = to_markdown(make_report(model=HOSTILE, scalings=(label,), kv=("f16",)))
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 3
     assert not re.search(r"^(# h|\| c \|)", text, re.MULTILINE)
@@ -161,7 +163,8 @@ def test_whole_prompts_that_were_not_needed_are_no_problem(make_report: Make) ->
 
 
 def test_a_needle_asked_twice_is_one_square(make_report: Make) -> None:
-    report = make_report(scalings=("yarn",), kv=("f16",), tasks=("needle",), control=False)
+    settings = {"scalings": ("yarn",), "kv": ("f16",), "tasks": ("needle",)}
+    report = make_report(mode="spliced", samples=4, **settings)
     lost = (Metric(name="recall", value=0.0),)
     cells = [r if r.cell.method == "spliced" else replace(r, metrics=lost) for r in report.cells]
     (both,) = views.heatmaps(replace(report, cells=tuple(cells)))

@@ -30,9 +30,9 @@ def text_of(svg: str) -> str:
 
 
 def test_the_picture_has_title_conclusion_maps_and_origin(make_report: Make) -> None:
-    svg = to_svg(picture(make_report(kv=("f16",))))
+    svg = to_svg(picture(make_report(kv=("f16",), samples=8)))
     text = text_of(svg)
-    for words in ("under file, linear and yarn", "80 of 80 exact", "passes every check"):
+    for words in ("under file, linear and yarn", "160 of 160 exact", "holds to 8192"):
         assert words in text, words
     assert "0.9 – 1" in text
     assert "ab" * 32 in text
