@@ -85,14 +85,3 @@ def finding_lines(findings: Iterable[Finding]) -> Iterable[Text]:
             (f"{finding.code}  ", "dim"),
             safe(finding.message),
         )
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Return 0, 1, 2, 5 as "0-2, 5"."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and spans[-1][1] == number - 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

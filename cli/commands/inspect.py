@@ -120,8 +120,10 @@ def _title(inspection: Inspection) -> Text:
 def _show_effective(effective: EffectiveRope) -> None:
     from rich.text import Text
 
+    from ggufrope._format import ranges
+
     from ..output import console
-    from ..tables import heading, ranges, row, shown, table
+    from ..tables import heading, row, shown, table
 
     out = console()
     out.print(heading(f"what llama.cpp does in a context of {effective.context_tokens} tokens"))

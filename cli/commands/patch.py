@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufrope._format import ranges
+
 from ..options import FileArgument, JsonOption, grouped
 from ..options_scaling import ScalingOptions
 
@@ -112,7 +114,7 @@ def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
 def show_plan(plan: PatchPlan) -> None:
     """Print each edit, what of the request llama.cpp would ignore, and what it will do."""
     from ..output import console
-    from ..tables import finding_lines, heading, ranges, row, shown, table
+    from ..tables import finding_lines, heading, row, shown, table
 
     out = console()
     edits = table("change", "old", "new")
@@ -156,8 +158,6 @@ def _warning(ignored: Ignored) -> str:
 
 
 def _effect(group: LayerGroup) -> str:
-    from ..tables import ranges
-
     return (
         f"effective on layers {ranges(group.layers)} ({_KINDS.get(group.name, group.name)}): "
         f"lowest frequency {group.inverse_frequencies[-1]:.4g} rad/token, attention factor "

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufrope._format import ranges
+
 from ..options import FileArgument, JsonOption, token_option
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def payload(path: Path, measured: Probe, agreement: Agreement | None) -> dict[st
 def show(measured: Probe, predicted: EffectiveRope | None, agreement: Agreement | None) -> None:
     """Print one row for each run of layers with the same rotation, measured and predicted."""
     from ..output import console
-    from ..tables import heading, ranges, row, shown, table
+    from ..tables import heading, row, shown, table
 
     out = console()
     out.print(

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from ggufrope.backends import OpenedModel, OpenModel
     from ggufrope.container.ggml import KvTypes
-    from ggufrope.evals.verdict import Thresholds
+    from ggufrope.evals.thresholds import Thresholds
     from ggufrope.lm import LanguageContext, OpenContext, Progress
     from ggufrope.patching.request import ScalingRequest
 
