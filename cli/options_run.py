@@ -6,19 +6,21 @@ Defaults, choices and the words of the thresholds are those of the run plan.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 import typer
 
 from ggufrope.backends import RuntimeSettings
+from ggufrope.evals.ruler.specs import BY_NAME
 from ggufrope.evals.task import Haystack, RulerSettings
 from ggufrope.evals.verdict import Thresholds
 from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
 from .options import option
-from .values import layers, token_counts
+from .values import cache_type, kv_types, layers, share, token_counts, word, words
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
@@ -37,11 +39,11 @@ def _choices(name: str) -> tuple[str, ...]:
 
 def _threshold(name: str, metavar: str) -> Any:
     """Return the option of a threshold, with the help and the default that the plan has."""
-    item = _THRESHOLDS[name]
+    item, flag = _THRESHOLDS[name], OTHER_FLAGS[name]
     default = "no limit" if item.default is None else f"{item.default:g}"
     words = item.metadata["help"]
     help_ = f"{words[0].upper()}{words[1:]}; default: {default}."
-    return option(OTHER_FLAGS[name], help_, metavar, _JUDGE)
+    return option(flag, help_, metavar, _JUDGE, parser=share(flag) if metavar == "SHARE" else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +61,24 @@ class RunOptions:
         ),
     ] = str(_DEFAULTS["depths"])
     kv: Annotated[
-        str, option("--kv", "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.", "TYPES", _WHAT)
+        str,
+        option(
+            "--kv",
+            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.",
+            "TYPES",
+            _WHAT,
+            known=kv_types,
+        ),
     ] = ",".join(_DEFAULTS["kv"])
     tasks: Annotated[
-        str, option("--tasks", f"Tasks: {', '.join(_choices('tasks'))}.", "TASKS", _WHAT)
+        str,
+        option(
+            "--tasks",
+            f"Tasks: {', '.join(_choices('tasks'))}.",
+            "TASKS",
+            _WHAT,
+            known=partial(_choices, "tasks"),
+        ),
     ] = ",".join(_DEFAULTS["tasks"])
     mode: Annotated[
         str,
@@ -71,16 +87,28 @@ class RunOptions:
             "one-pass: all needles in one prefill; isolated: one prompt per needle.",
             "MODE",
             _WHAT,
+            known=partial(_choices, "mode"),
         ),
     ] = _DEFAULTS["mode"]
     haystack: Annotated[
         str,
         option(
-            "--haystack", "Text around the needles: noise, essay or a file.", "KIND|FILE", _WHAT
+            "--haystack",
+            "Text around the needles: noise, essay or a file.",
+            "KIND|FILE",
+            _WHAT,
+            known=partial(tuple, ("noise", "essay")),
         ),
     ] = _DEFAULTS["haystack"].kind
     value: Annotated[
-        str, option("--value", f"Value of a needle: {', '.join(_choices('value'))}.", "KIND", _WHAT)
+        str,
+        option(
+            "--value",
+            f"Value of a needle: {', '.join(_choices('value'))}.",
+            "KIND",
+            _WHAT,
+            known=partial(_choices, "value"),
+        ),
     ] = _DEFAULTS["value"]
     samples: Annotated[
         int,
@@ -111,6 +139,7 @@ class RunOptions:
             "Tasks by RULER's names; default: all that have their data.",
             "A,B,…",
             _WHAT,
+            known=partial(tuple, BY_NAME),
         ),
     ] = None
     squad: Annotated[
@@ -124,7 +153,14 @@ class RunOptions:
         option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
     ] = None
     gpu_layers: Annotated[
-        str, option("--gpu-layers", "Layers on the GPU: all, auto or a number.", "N", _HOW)
+        str,
+        option(
+            "--gpu-layers",
+            "Layers on the GPU: all, auto or a number.",
+            "N",
+            _HOW,
+            known=partial(tuple, ("all", "auto")),
+        ),
     ] = "all"
     threads: Annotated[
         int | None, option("--threads", "CPU threads; default: every CPU.", "N", _HOW, min=1)
@@ -153,17 +189,19 @@ class RunOptions:
 
         Raises OptionError or RequestError.
         """
-        ruler_tasks = () if self.ruler_tasks is None else tuple(self.ruler_tasks.split(","))
-        words: dict[str, Any] = {
-            "tasks": _words("tasks", self.tasks),
-            "mode": _word("mode", self.mode),
-            "value": _word("value", self.value),
+        ruler_tasks: tuple[str, ...] = ()
+        if self.ruler_tasks is not None:
+            ruler_tasks = words(self.ruler_tasks, "--ruler-tasks", tuple(BY_NAME))
+        chosen: dict[str, Any] = {
+            "tasks": words(self.tasks, "--tasks", _choices("tasks")),
+            "mode": word(self.mode, "--mode", _choices("mode")),
+            "value": word(self.value, "--value", _choices("value")),
         }
         return RunPlan(
             models=(model,),
             contexts=token_counts(self.ctx, "--ctx"),
             scalings=requests,
-            kv=tuple(self.kv.split(",")),
+            kv=tuple(cache_type(each, "--kv") for each in self.kv.split(",")),
             depths=_depths(self.depths),
             samples=self.samples,
             seeds=(self.seed,),
@@ -182,7 +220,7 @@ class RunOptions:
                 flash_attention=self.flash_attention,
             ),
             thresholds=self._thresholds(),
-            **words,
+            **chosen,
         )
 
     def _thresholds(self) -> Thresholds:
@@ -201,23 +239,12 @@ def _name(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _word(name: str, text: str) -> str:
-    """Return a word that the field `name` of the plan accepts. Raises OptionError for others."""
-    if text not in _choices(name):
-        raise OptionError(f"--{name} {text}: expected one of {', '.join(_choices(name))}")
-    return text
-
-
-def _words(name: str, text: str) -> tuple[str, ...]:
-    return tuple(_word(name, word) for word in text.split(","))
-
-
 def _haystack(text: str) -> Haystack:
-    if text in ("noise", "essay"):
-        return Haystack(kind=cast("Any", text))
-    if not Path(text).is_file():
-        raise OptionError(f"--haystack {text}: expected noise, essay or a text file")
-    return Haystack(kind="text", file=text)
+    if Path(text).is_file():
+        return Haystack(kind="text", file=text)
+    return Haystack(
+        kind=cast("Any", word(text, "--haystack", ("noise", "essay"), other="a text file"))
+    )
 
 
 def _depths(text: str) -> int | tuple[float, ...]:

@@ -28,9 +28,7 @@ EXAMPLES = {
 
 
 def register(app: typer.Typer, asked: str | None = None) -> None:
-    """Add the commands to `app`: the one that `asked` names, else all; for --version any one."""
-    if asked == "--version":
-        asked = "diff"
+    """Add the commands to `app`: the one that `asked` names, else all."""
     for name in [asked] if asked in EXAMPLES else EXAMPLES:
         command = import_module(f".{name}", __name__).command
         app.command(name, epilog=f"Example: {EXAMPLES[name]}")(command)

@@ -22,8 +22,12 @@ def command(
         int, token_option("--target-ctx", "Context length to reach, in tokens: 16384 or 16k.")
     ],
     memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory of the device, as 24GiB; says what fits it."),
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of the device, as 24GiB; says what fits it.",
+            parser=byte_count("--memory"),
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -39,7 +43,7 @@ def command(
         model.header,
         model.metadata,
         target_context=target_ctx,
-        memory_bytes=None if memory is None else byte_count(memory, "--memory"),
+        memory_bytes=memory,
         file=file,
     )
     if json:

@@ -17,12 +17,10 @@ def command(
     """Run the same tasks under several schemes: --scaling none,linear,ntk,yarn."""
     from ggufrope.patching.request import SCHEMES, Scheme
 
-    from ..errors import OptionError
     from ..running import carry_out
+    from ..values import words
 
-    names = (scaling.scaling or "none,linear,ntk,yarn").split(",")
-    if unknown := [name for name in names if name not in SCHEMES]:
-        raise OptionError(f"--scaling {unknown[0]}: expected one of {', '.join(SCHEMES)}")
+    names = words(scaling.scaling or "none,linear,ntk,yarn", "--scaling", SCHEMES)
     common = replace(scaling, scaling=None).request()
     requests = tuple(replace(common, scaling=cast("Scheme", name)) for name in names)
     carry_out(run.plan(file, requests), out=run.out, json=json)

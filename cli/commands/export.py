@@ -8,6 +8,7 @@ import typer
 
 from ..options import FileArgument, JsonOption, grouped, token_option
 from ..options_scaling import ScalingOptions
+from ..values import completion, tools
 
 
 @grouped
@@ -19,6 +20,7 @@ def command(
         typer.Option(
             "--to",
             metavar="TOOL",
+            autocompletion=completion(tools),
             help="llama-server, llama-cpp-python, huggingface, vllm, sglang, ollama, lmstudio, "
             "koboldcpp or axolotl.",
         ),
@@ -37,12 +39,13 @@ def command(
     from ggufrope.patching.exporting import export_model
 
     from ..output import console, emit_json, stderr_console
-    from ..values import model_path
+    from ..values import model_path, word
 
     request = scaling.request()
     if request.is_file and any(scaling.parameters.values()):
         raise RequestError("missing `scaling`: the other options of a scaling belong to it")
-    exported = export_model(model_path(file), cast("Any", to), request=request, context_tokens=ctx)
+    tool = cast("Any", word(to, "--to", tools()))
+    exported = export_model(model_path(file), tool, request=request, context_tokens=ctx)
     if json:
         emit_json(
             {

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import FileArgument, JsonOption, grouped
+from ..options import FileArgument, ForceOption, JsonOption, grouped
 from ..options_scaling import ScalingOptions
+from ..values import byte_count, completion, strategies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,16 +37,18 @@ def command(
         typer.Option(
             metavar="NAME",
             help="How to write: overwrite, reserve, grow, clone or stream (default: the cheapest).",
+            autocompletion=completion(strategies),
         ),
     ] = None,
     reserve: Annotated[
         int | None,
-        typer.Option(metavar="BYTES", min=0, help="Leave this much header space for later edits."),
+        typer.Option(
+            metavar="SIZE",
+            help="Leave this much header space for later edits, as 4KiB.",
+            parser=byte_count("--reserve"),
+        ),
     ] = None,
-    force: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GUARD", help="Override a guard by its name; repeatable."),
-    ] = None,
+    force: ForceOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and write nothing.")
     ] = False,
@@ -62,7 +65,7 @@ def command(
     from ..errors import OptionError
     from ..output import emit_json
     from ..progress import bytes_bar
-    from ..values import model_path, strategy_named
+    from ..values import forced, model_path, strategy_named
 
     if (output is None) is not in_place:
         raise OptionError("give either -o OUT, to write a copy, or --in-place")
@@ -71,7 +74,7 @@ def command(
         scaling.request(),
         output=output,
         strategy=strategy_named(strategy),
-        force=force or (),
+        force=forced(force),
         reserve=reserve,
     )
     if not json:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -14,7 +15,7 @@ from ggufrope._format import duration, safe
 from ..options import FileArgument, JsonOption, grouped, option, token_option
 from ..output import console, stderr_console
 from ..tables import heading, row, shown, table
-from ..values import seconds
+from ..values import cache_type, completion, kv_types, seconds, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,11 +49,18 @@ class SearchOptions:
             "longrope: every pair; longrope2: from the critical pair on; yarn: its parameters.",
             "SPACE",
             _WHAT,
+            known=partial(_choices, "space"),
         ),
     ] = "longrope"
     attention: Annotated[
         str,
-        option("--attention", "Attention factor: free, formula, or none (1).", "CHOICE", _WHAT),
+        option(
+            "--attention",
+            "Attention factor: free, formula, or none (1).",
+            "CHOICE",
+            _WHAT,
+            known=partial(_choices, "attention"),
+        ),
     ] = "free"
     shared_factors: Annotated[
         bool,
@@ -63,7 +71,14 @@ class SearchOptions:
         ),
     ] = False
     fitness: Annotated[
-        str, option("--fitness", "needle (answer tokens only) or perplexity.", "FITNESS", _HOW)
+        str,
+        option(
+            "--fitness",
+            "needle (answer tokens only) or perplexity.",
+            "FITNESS",
+            _HOW,
+            known=partial(_choices, "fitness"),
+        ),
     ] = "needle"
     text: Annotated[
         Path | None,
@@ -85,7 +100,14 @@ class SearchOptions:
         option("--holdout-samples", "Held-out samples for the winner and YaRN.", "N", _HOW),
     ] = 16
     optimizer: Annotated[
-        str, option("--optimizer", "cma, or evolution as in the paper.", "NAME", _RUN)
+        str,
+        option(
+            "--optimizer",
+            "cma, or evolution as in the paper.",
+            "NAME",
+            _RUN,
+            known=partial(_choices, "optimizer"),
+        ),
     ] = "cma"
     candidates: Annotated[
         int, option("--candidates", "Maximum number of candidates to screen.", "N", _RUN)
@@ -108,10 +130,10 @@ class SearchOptions:
         return SearchPlan(
             target_context=self.target_ctx,
             original_context=self.orig_ctx,
-            space=cast("Any", self.space),
-            attention=cast("Any", self.attention),
-            fitness=cast("Any", self.fitness),
-            optimizer=cast("Any", self.optimizer),
+            space=_chosen("space", self.space),
+            attention=_chosen("attention", self.attention),
+            fitness=_chosen("fitness", self.fitness),
+            optimizer=_chosen("optimizer", self.optimizer),
             candidates=self.candidates,
             finalists=self.finalists,
             samples=self.samples,
@@ -123,6 +145,17 @@ class SearchOptions:
             text=None if self.text is None else read_text(self.text),
             shared_factors=self.shared_factors,
         )
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    """Return the words that a field of the plan takes."""
+    from ggufrope.search.plan import SearchPlan
+
+    return get_args(get_type_hints(SearchPlan)[name])
+
+
+def _chosen(name: str, text: str) -> Any:
+    return word(text, f"--{name}", _choices(name))
 
 
 @grouped
@@ -142,7 +175,15 @@ def command(
         Path | None,
         typer.Option("--work-dir", metavar="DIR", help="Directory for temporary files."),
     ] = None,
-    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="Cache type, K or K/V.")] = "f16",
+    kv: Annotated[
+        str,
+        typer.Option(
+            "--kv",
+            metavar="TYPE",
+            help="Cache type, K or K/V.",
+            autocompletion=completion(kv_types),
+        ),
+    ] = "f16",
     gpu_layers: Annotated[
         str,
         typer.Option("--gpu-layers", metavar="N", help="Layers on the GPU: all, auto or a number."),
@@ -172,7 +213,7 @@ def command(
             plan,
             LlamaBackend(settings=settings),
             folder=folder,
-            kv=KvTypes.parse(kv),
+            kv=KvTypes.parse(cache_type(kv, "--kv")),
             working=work_dir,
             watch=board.watch,
         )
