@@ -20,6 +20,7 @@ from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
 from .options import option
+from .start import default_contexts
 from .values import cache_type, kv_types, layers, share, token_counts, word, words
 
 if TYPE_CHECKING:
@@ -50,7 +51,15 @@ def _threshold(name: str, metavar: str) -> Any:
 class RunOptions:
     """The values of the options; `plan` turns them into a RunPlan."""
 
-    ctx: Annotated[str, option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)]
+    ctx: Annotated[
+        str | None,
+        option(
+            "--ctx",
+            "Context lengths in tokens: 4096,8k,16k; default: up to the target, or the file's.",
+            "A,B,…",
+            _WHAT,
+        ),
+    ] = None
     depths: Annotated[
         str,
         option(
@@ -192,6 +201,10 @@ class RunOptions:
         ruler_tasks: tuple[str, ...] = ()
         if self.ruler_tasks is not None:
             ruler_tasks = words(self.ruler_tasks, "--ruler-tasks", tuple(BY_NAME))
+        if self.ctx is None:
+            contexts = default_contexts(model, requests)
+        else:
+            contexts = token_counts(self.ctx, "--ctx")
         chosen: dict[str, Any] = {
             "tasks": words(self.tasks, "--tasks", _choices("tasks")),
             "mode": word(self.mode, "--mode", _choices("mode")),
@@ -199,7 +212,7 @@ class RunOptions:
         }
         return RunPlan(
             models=(model,),
-            contexts=token_counts(self.ctx, "--ctx"),
+            contexts=contexts,
             scalings=requests,
             kv=tuple(cache_type(each, "--kv") for each in self.kv.split(",")),
             depths=_depths(self.depths),

@@ -44,20 +44,22 @@ _SHADES = ("#7f1d1d", "#b45309", "#a16207", "#4d7c0f", "#15803d", "#047857")
 
 
 def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
-    """Measure in this process and show the report; without `out`, the results are not kept."""
-    from ggufrope._files import working_folder
+    """Measure in this process and show the report; without `out`, in a new folder under runs/."""
     from ggufrope.backends import open_model
     from ggufrope.runs.driver import InlineTransport, drive, open_run
 
     from .progress import RunBar
+    from .start import announce, kept_results
 
     with ExitStack() as cleanup:
         if out is None:
-            out = cleanup.enter_context(working_folder())
+            out = cleanup.enter_context(kept_results(plan.models[0]))
         repair(plan)
         store = cleanup.enter_context(open_run(plan, out))
         tell_rejudged(store)
-        with answering(out, json=json, flags=True), RunBar() as bar:
+        jobs = [entry.job for entry in store.jobs() if entry.state == "pending"]
+        announce(store, jobs)
+        with answering(out, json=json, flags=True), RunBar(len(jobs)) as bar:
             drive(store, InlineTransport(open_model, on_job=bar.begin, progress=bar.advance))
 
 
@@ -78,6 +80,7 @@ def carry_out_batch(
     from ggufrope.runs.ray import RayTransport
 
     from .progress import CellBar
+    from .start import announce
 
     repair(plan)
     with open_run(plan, folder) as store:
@@ -85,6 +88,7 @@ def carry_out_batch(
         if retry_failed:
             store.retry_failed()
         jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
+        announce(store, jobs)
         left = sum(len(job.cells) - len(store.finished_cells(job)) for job in jobs)
         transport = (
             RayTransport(address=os.environ.get("RAY_ADDRESS")) if ray else ProcessTransport()

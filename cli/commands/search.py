@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from ggufrope._format import duration, safe
+from ggufrope._format import duration
 
 from ..options import FileArgument, JsonOption, grouped, option, token_option
 from ..output import console, stderr_console
+from ..progress import plain_lines
 from ..tables import heading, row, shown, table
 from ..values import cache_type, completion, kv_types, seconds, word
 
@@ -231,35 +232,35 @@ class SearchBoard:
 
         self._losses: list[float] = []
         self._stage = ""
+        self._line = "starting"
         self._live = Live(console=stderr_console(), transient=True, refresh_per_second=4)
+        self._lines = plain_lines(lambda: self._line)
 
     def __enter__(self) -> SearchBoard:
-        self._live.start()
+        if stderr_console().is_terminal:
+            self._live.start()
+        self._lines.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *raised: Any) -> None:
+        self._lines.__exit__(*raised)
         self._live.stop()
 
     def watch(self, progress: SearchProgress) -> None:
         """Show one more candidate."""
+        from rich.text import Text
+
         stage = progress.candidate.stage
         if stage != self._stage:
             self._stage, self._losses = stage, []
         self._losses.append(progress.candidate.loss)
-        self._live.update(self._shown(progress))
-
-    def _shown(self, progress: SearchProgress) -> Any:
-        from rich.text import Text
-
         best = "—" if progress.best is None else f"{progress.best:.4f}"
-        return Text(
-            safe(
-                f"{self._stage} {progress.done}/{progress.planned} · best {best} nat/token · "
-                f"{duration(progress.elapsed_seconds)} elapsed, "
-                f"{duration(progress.left_seconds)} left\n"
-                f"{sparkline(self._losses[-_WIDTH:])}"
-            )
+        self._line = (
+            f"{stage} {progress.done}/{progress.planned} · best {best} nat/token · "
+            f"{duration(progress.left_seconds)} left"
         )
+        elapsed = f" · {duration(progress.elapsed_seconds)} elapsed"
+        self._live.update(Text(f"{self._line}{elapsed}\n{sparkline(self._losses[-_WIDTH:])}"))
 
 
 def sparkline(values: list[float]) -> str:

@@ -336,7 +336,9 @@ class _Plan:
         commands: tuple[str, ...] = (candidate.command,)
         if candidate.request is not None:
             commands = (
-                validate_command(self.file, _steps(self.context, self.target), candidate.request),
+                validate_command(
+                    self.file, contexts_to_measure(self.context, self.target), candidate.request
+                ),
                 patch_command(candidate.request, self.file, self._output(candidate.request)),
             )
         return Option(
@@ -372,14 +374,17 @@ class _Plan:
         return warnings
 
 
-def _steps(original: int, target: int) -> list[int]:
-    """Return the lengths to test: the original context and its doublings up to the target."""
+def contexts_to_measure(trained: int, target: int) -> tuple[int, ...]:
+    """Return the lengths that show whether a model reaches `target` tokens: the trained context and
+    its doublings up to the target; of a target within it, a quarter, a half and the whole."""
+    if target <= trained:
+        return tuple(dict.fromkeys((max(1, target // 4), max(1, target // 2), target)))
     steps = []
-    length = original
+    length = trained
     while length < target:
         steps.append(length)
         length *= 2
-    return [*steps, target]
+    return (*steps, target)
 
 
 def _for_its_purpose(advice: Advice, header: Header, meant: Purpose) -> Advice:
