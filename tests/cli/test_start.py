@@ -92,7 +92,8 @@ def test_a_dry_run_has_the_total_first_and_says_how_to_get_the_time(
     assert without.out.startswith("2 jobs, at most ")
     assert "—" not in without.out
     assert without.out.rstrip().endswith("adds the time.")
-    assert " s on one worker;" in cli("run", plan, "--dry-run", "--speed", "1000").out.splitlines()[0]
+    known = cli("run", plan, "--dry-run", "--speed", "1000").out
+    assert " s on one worker;" in known.splitlines()[0]
 
 
 def test_work_without_a_terminal_says_how_far_it_is(capfd: pytest.CaptureFixture[str]) -> None:
