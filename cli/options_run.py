@@ -14,7 +14,7 @@ import typer
 
 from ggufrope.backends import RuntimeSettings
 from ggufrope.evals.ruler.specs import BY_NAME
-from ggufrope.evals.task import Haystack, RulerSettings
+from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
 from ggufrope.evals.verdict import Thresholds
 from ggufrope.runs.plan import RunPlan
 
@@ -93,12 +93,31 @@ class RunOptions:
         str,
         option(
             "--mode",
-            "one-pass: all needles in one prefill; isolated: one prompt per needle.",
+            "spliced: all needles in one prefill, and whole prompts until they decide; "
+            "whole: one prompt per needle.",
             "MODE",
             _WHAT,
             known=partial(_choices, "mode"),
         ),
     ] = _DEFAULTS["mode"]
+    whole_prompts: Annotated[
+        int,
+        option(
+            "--whole-prompts",
+            "At most so many whole prompts at each length confirm spliced needles.",
+            "N",
+            _WHAT,
+            min=0,
+        ),
+    ] = _DEFAULTS["whole_prompts"]
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control/--no-control",
+            help="Measure the unscaled model within its native context, for comparison.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = _DEFAULTS["control"]
     haystack: Annotated[
         str,
         option(
@@ -119,10 +138,27 @@ class RunOptions:
             known=partial(_choices, "value"),
         ),
     ] = _DEFAULTS["value"]
-    samples: Annotated[
+    distractors: Annotated[
         int,
-        option("--samples", "Repetitions per cell, each with a new haystack.", "N", _WHAT, min=1),
-    ] = _DEFAULTS["samples"]
+        option(
+            "--distractors",
+            "Wrong answers that a needle's answer is ranked among.",
+            "N",
+            _WHAT,
+            min=0,
+        ),
+    ] = _DEFAULTS["distractors"]
+    samples: Annotated[
+        int | None,
+        option(
+            "--samples",
+            f"Samples per cell, each with a new needle; default: {SPLICED_SAMPLES} of a needle, "
+            "1 of other tasks.",
+            "N",
+            _WHAT,
+            min=1,
+        ),
+    ] = None
     seed: Annotated[int, option("--seed", "Seed of all prompts.", "N", _WHAT)] = _DEFAULTS["seeds"][
         0
     ]
@@ -184,7 +220,12 @@ class RunOptions:
     ] = None
     out: Annotated[
         Path | None,
-        option("--out", "Folder that keeps the results; the same command resumes.", "DIR", _HOW),
+        option(
+            "--out",
+            "Folder that keeps the results; the same command resumes. Default: runs/NAME-1, -2, …",
+            "DIR",
+            _HOW,
+        ),
     ] = None
     min_recall: Annotated[float | None, _threshold("recall", "SHARE")] = None
     min_top_ranked: Annotated[float | None, _threshold("top_ranked", "SHARE")] = None
@@ -217,6 +258,9 @@ class RunOptions:
             kv=tuple(cache_type(each, "--kv") for each in self.kv.split(",")),
             depths=_depths(self.depths),
             samples=self.samples,
+            whole_prompts=self.whole_prompts,
+            distractors=self.distractors,
+            control=self.control,
             seeds=(self.seed,),
             haystack=_haystack(self.haystack),
             text=_name(self.text),

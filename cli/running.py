@@ -89,7 +89,7 @@ def carry_out_batch(
             store.retry_failed()
         jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
         announce(store, jobs)
-        left = sum(len(job.cells) - len(store.finished_cells(job)) for job in jobs)
+        left = sum(len(job.cells) - len(store.results_of(job)) for job in jobs)
         transport = (
             RayTransport(address=os.environ.get("RAY_ADDRESS")) if ray else ProcessTransport()
         )

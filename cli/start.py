@@ -158,7 +158,7 @@ def announce(store: RunStore, jobs: Iterable[Job]) -> None:
     if not left:
         return
     estimates = _estimates(store.plan, left, store.paths, None)
-    cells = sum(len(job.cells) - len(store.finished_cells(job)) for job in left)
+    cells = sum(len(job.cells) - len(store.results_of(job)) for job in left)
     longest = max(cell.context_tokens for job in left for cell in job.cells)
     parts = [
         f"{cells:,} cell{'s' * (cells != 1)} of up to {longest:,} tokens{_growth(store, longest)}",

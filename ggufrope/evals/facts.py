@@ -145,5 +145,9 @@ class PassKey(Fact):
 def pass_keys(rng: Random) -> Iterator[PassKey]:
     """Yield pass keys of five digits without end, none repeated until all have been used."""
     while True:
-        for number in rng.sample(range(10_000, 100_000), 90_000):
-            yield PassKey(key="pass key", value=str(number))
+        used: set[int] = set()
+        while len(used) < 90_000:
+            number = rng.randrange(10_000, 100_000)
+            if number not in used:
+                used.add(number)
+                yield PassKey(key="pass key", value=str(number))

@@ -1,7 +1,8 @@
 """Estimates from scores: every proportion and mean comes with its n and its uncertainty.
 
 Intervals are 95 %, tests are at the 5 % level, and both hold at small n: Student's t for means,
-Wilson's score interval for shares, an exact test for paired shares. Quantiles come from scipy,
+Wilson's score interval for shares, exact bounds for the shares that a verdict stands on
+(`ggufrope/evals/recall.py`), an exact test for paired shares. Quantiles come from scipy,
 which is imported when something is judged, and not before.
 """
 
@@ -105,6 +106,24 @@ def sign_test(lost: int, gained: int) -> float:
     each were equally likely to change either way (McNemar, 1947); 1 where no pair changed."""
     n = lost + gained
     return min(1.0, 2 * float(_special().bdtr(min(lost, gained), n, 0.5))) if n else 1.0
+
+
+def lower_bound(successes: int, n: int, level: float) -> float:
+    """Return the exact one-sided lower bound of a share (Clopper and Pearson, 1934): at any true
+    share it lies above that share with a probability of at most `level`; 0 without a success."""
+    if successes == 0:
+        return 0.0
+    return float(_special().betaincinv(successes, n - successes + 1, level))
+
+
+def upper_bound(successes: int, n: int, level: float) -> float:
+    """Return the exact one-sided upper bound of a share; 1 without a failure."""
+    return 1 - lower_bound(n - successes, n, level)
+
+
+def at_most(failures: int, n: int, chance: float) -> float:
+    """Return the binomial probability of at most so many failures in `n`, each with `chance`."""
+    return float(_special().bdtr(failures, n, chance))
 
 
 def _special() -> Any:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from ggufrope._files import sha256_of
+from ggufrope._files import model_status, sha256_of
 from ggufrope.container.location import locate
 from ggufrope.container.reader import read_header
 from ggufrope.container.types import Scalar
-from ggufrope.errors import RequestError, StorageError
+from ggufrope.errors import RequestError
+from ggufrope.patching.request import ScalingName
 from ggufrope.rope.keys import KEYS
-from ggufrope.rope.metadata import read_metadata
+from ggufrope.rope.metadata import RopeMetadata, read_metadata
 from ggufrope.rope.purpose import require_generation
+from ggufrope.rope.trained import declared_factor, trained_context, trained_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +25,9 @@ class ModelFile:
     """One model of a run: its name in reports, and the file behind it.
 
     `header_sha256` covers everything before the tensor data; with `file_size` it distinguishes two
-    models without reading the weights. `native_context` is the trained context in tokens, None
-    where the file does not say. `details` are the metadata that reports show.
+    models without reading the weights. `native_context` is the context in tokens that any scaling
+    of the file starts from, None where the file does not say; under one of `native_scalings` the
+    model rotates as it was trained to. `details` are the metadata that reports show.
     """
 
     name: str
@@ -32,6 +35,7 @@ class ModelFile:
     file_size: int
     header_sha256: str
     native_context: int | None = None
+    native_scalings: tuple[ScalingName, ...] = ("file",)
     details: tuple[tuple[str, str], ...] = ()
 
 
@@ -50,19 +54,30 @@ def identify(name: str, path: Path) -> ModelFile:
     header = read_header(path)
     metadata = read_metadata(header)
     require_generation(metadata, str(path))
+    trained = trained_context(trained_state(metadata))
     details = {key: header.get(key) for key in (*_DETAILS, *map(metadata.key, KEYS))}
     return ModelFile(
         name=name,
         path=str(path),
         file_size=header.file_size,
         header_sha256=sha256_of(path, header.data_offset),
-        native_context=metadata.original_context or metadata.context_length,
+        native_context=None if trained is None else trained.original,
+        native_scalings=_native_scalings(metadata),
         details=tuple(
             (key, str(value)[:_DETAIL_LENGTH])
             for key, value in details.items()
             if isinstance(value, Scalar)
         ),
     )
+
+
+def _native_scalings(metadata: RopeMetadata) -> tuple[ScalingName, ...]:
+    """Return the requests that give the rotation the model was trained with: taking an earlier
+    patch back, or leaving the file as it stands."""
+    if metadata.trained is not None:
+        return ("none",)
+    scaled = declared_factor(metadata) > 1 or metadata.factor_tensors
+    return ("file",) if scaled else ("file", "none")
 
 
 def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tuple[ModelFile, ...]:
@@ -74,8 +89,7 @@ def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tup
     paths = [found for name in names for found in _expand(name)]
     seen: dict[Path, str] = {}
     for name, path in paths:
-        if not path.is_file():
-            raise StorageError(f"{name}: no such file")
+        model_status(path)
         if earlier := seen.get(path.resolve()):
             raise RequestError(f"{name} is the same file as {earlier}; name it once")
         seen[path.resolve()] = name

@@ -178,7 +178,7 @@ class RunPlan(TaskSettings):
         """Upper limit of the cells of one model, RULER's tasks aside."""
         depths = self.depths if isinstance(self.depths, int) else len(self.depths)
         axes = (self.contexts, self.tasks, self.scalings, self.kv, self.seeds)
-        return prod(map(len, axes)) * depths * self.samples
+        return prod(map(len, axes)) * depths * self.needle_samples
 
     def _is_base_alone(self) -> bool:
         return set(map(_short_form, self.kv)) == {"f16"} and all(

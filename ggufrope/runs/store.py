@@ -215,11 +215,11 @@ class RunStore:
             )
             return tuple(_finite(_load(CellResult, body)) for (body,) in rows)
 
-    def finished_cells(self, job: Job) -> frozenset[int]:
-        """Return the numbers of the job's cells that have a result."""
+    def results_of(self, job: Job) -> tuple[CellResult, ...]:
+        """Return the results that the job's cells have, in order of the cells."""
         with self._reading():
-            rows = self._rows("SELECT number FROM cells WHERE job = ?", job.id)
-        return frozenset(number for (number,) in rows)
+            rows = self._rows("SELECT body FROM cells WHERE job = ? ORDER BY number", job.id)
+            return tuple(_finite(_load(CellResult, body)) for (body,) in rows)
 
     def workers(self) -> tuple[WorkerRecord, ...]:
         """Return every worker that took part, in order of their start."""

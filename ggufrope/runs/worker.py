@@ -53,13 +53,13 @@ END_SECONDS = 1.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """A job to carry out, except for the cells whose numbers are `done`.
+    """A job to carry out, except for the cells that have the results `done`.
 
     `pins` are the files it is measured with, which must have the content they say.
     """
 
     job: Job
-    done: tuple[int, ...] = ()
+    done: tuple[CellResult, ...] = ()
     pins: tuple[Pin, ...] = ()
 
 
@@ -174,20 +174,20 @@ class Worker:
         opened = self._load(job.model)
         contexts_of = partial(opened.contexts, largest=max(self._plan.contexts))
         contexts = _Watched(contexts_of(job.scaling, job.kv))
-        done = frozenset(assignment.done)
-        left = {cell: None for number, cell in enumerate(job.cells) if number not in done}
         task = TASKS[job.task]
         request = TaskRequest(
             settings=self._plan,
             model=opened.model,
             open_context=contexts,
             cells=job.cells,
-            todo=tuple(left),
+            done=assignment.done,
+            recall_minimum=self._plan.thresholds.recall,
             seed=job.seed,
             base=_base(task, job, contexts_of),
             planned=None if self._on_job is None else partial(self._on_job, job),
             progress=self._progress,
         )
+        left = dict.fromkeys(request.todo)
         before = time.monotonic()
         for result in task.run(request):
             now = time.monotonic()

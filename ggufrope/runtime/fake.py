@@ -18,7 +18,7 @@ import numpy as np
 
 from ggufrope.errors import DecodeError, RequestError
 from ggufrope.lm import AnswerScore, Branch, Progress, Tokens
-from ggufrope.runtime.batch import log_probabilities_of
+from ggufrope.runtime.batch import check_splices, log_probabilities_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,7 +106,7 @@ class FakeContext:
     """A trunk over a FakeModel, with the limits and the errors of the real context.
 
     The calls of `extend`, `score`, `generate` and `logits` are counted from 1; those in
-    `failing_calls` raise DecodeError and change nothing.
+    `failing_calls` raise DecodeError and change nothing. `append_only` is as in `LanguageContext`.
     """
 
     def __init__(
@@ -116,11 +116,13 @@ class FakeContext:
         n_ctx: int,
         n_batch: int = 512,
         failing_calls: Sequence[int] = (),
+        append_only: str | None = None,
     ) -> None:
         self.model = model
         self.n_ctx = n_ctx
         self.calls = 0
         self.closed = False
+        self.append_only = append_only
         self._n_batch = n_batch
         self._failing_calls = frozenset(failing_calls)
         self._trunk: list[int] = []
@@ -143,14 +145,17 @@ class FakeContext:
         """Remove the trunk's tokens from `position` on."""
         if not 0 <= position <= self.position:
             raise RequestError(f"cannot rewind to {position}: the trunk has {self.position} tokens")
+        if 0 < position < self.position and self.append_only:
+            raise DecodeError(f"cannot rewind to {position}: {self.append_only}")
         del self._trunk[position:]
 
     def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:
         """Score every answer of every branch."""
         self._count_call()
+        if self.append_only and any(branch.splices for branch in branches):
+            raise DecodeError(f"nothing can be spliced into the trunk: {self.append_only}")
         return [
-            tuple(self._score(branch.prompt, answer) for answer in branch.answers)
-            for branch in branches
+            tuple(self._score(branch, answer) for answer in branch.answers) for branch in branches
         ]
 
     def generate(self, prompt: Tokens, *, max_tokens: int) -> list[int]:
@@ -201,11 +206,15 @@ class FakeContext:
         """Set `closed`."""
         self.closed = True
 
-    def _score(self, prompt: Tokens, answer: Tokens) -> AnswerScore:
-        if not prompt or not answer:
+    def _score(self, branch: Branch, answer: Tokens) -> AnswerScore:
+        if not branch.prompt or not answer:
             raise RequestError("a prompt and each answer need at least one token")
-        self._require_room(len(prompt) + len(answer) - 1)
-        before = [*self._trunk, *prompt]
+        check_splices(branch.splices, self.position)
+        spliced = sum(len(splice.tokens) for splice in branch.splices)
+        self._require_room(spliced + len(branch.prompt) + len(answer) - 1)
+        before = [*self._trunk, *branch.prompt]
+        for splice in branch.splices:
+            before[splice.position : splice.end] = splice.tokens
         logits = np.stack(
             [self.model.next_logits([*before, *answer[:i]]) for i in range(len(answer))]
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import typer.main
 from ggufrope_cli.app import build
 from ggufrope_cli.errors import OTHER_FLAGS, with_flags
@@ -44,3 +45,38 @@ def test_a_plan_file_keeps_its_own_keys(cli: Call, tmp_path: Path) -> None:
     outcome = cli("run", plan)
     assert outcome.code == 2
     assert "`recall` must be between 0 and 1" in outcome.err
+
+
+EVERY = {
+    "inspect": (),
+    "patch": ("--in-place", "--scaling", "yarn", "--factor", "2"),
+    "undo": (),
+    "factors": (),
+    "probe": (),
+    "advise": ("--target-ctx", "1024"),
+    "export": ("--to", "ollama"),
+    "validate": ("--ctx", "256"),
+    "compare": ("--ctx", "256"),
+    "search": ("--target-ctx", "1024"),
+}
+"""Commands that take one model, with what else they need."""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("FOLDER", 3, " is a directory; expected a GGUF file"),
+        ("", 2, "the name of the model is empty; expected a path"),
+        ("absent.gguf", 3, "cannot read absent.gguf: No such file or directory"),
+        ("hf:owner/name/x y.gguf", 3, "fetch it with `hf download owner/name 'x y.gguf'`"),
+        ("https://host/x.gguf", 2, "nothing is downloaded; fetch the file and give its path"),
+    ],
+)
+@pytest.mark.parametrize("command", EVERY)
+def test_a_name_that_is_no_model_is_the_same_line_everywhere(
+    cli: Call, tmp_path: Path, command: str, name: str, code: int, said: str
+) -> None:
+    outcome = cli(command, tmp_path if name == "FOLDER" else name, *EVERY[command])
+    assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err.endswith(f"{said}\n")
+    assert outcome.err.count("\n") == 1

@@ -141,7 +141,7 @@ def answering_tokens(every: Iterable[RulerSample]) -> int:
 
 def _places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
     contexts, parts = sorted(lengths.contexts), settings.ruler.parts
-    for context, part, sample in product(contexts, parts, range(settings.samples)):
+    for context, part, sample in product(contexts, parts, range(settings.samples or 1)):
         yield Coordinates(context_tokens=context, part=part, sample=sample)
 
 

@@ -232,8 +232,7 @@ def test_same_seed_same_prompts() -> None:
 def test_finished_samples_are_not_measured_again() -> None:
     settings = RulerSettings(tasks=("vt", "fwe"))
     whole = Bench().run(RULER, contexts=(600,), samples=2, ruler=settings)
-    done = [result.cell for result in whole[:3]]
-    rest = Bench().run(RULER, contexts=(600,), samples=2, ruler=settings, done=done)
+    rest = Bench().run(RULER, contexts=(600,), samples=2, ruler=settings, done=whole[:3])
     assert [result.prompt_tokens for result in rest] == [whole[3].prompt_tokens]
     assert dict(rest[0].notes)["answers"] == dict(whole[3].notes)["answers"]
     assert [(result.cell.part, result.cell.sample) for result in rest] == [("fwe", 1)]
