@@ -22,6 +22,7 @@ from ggufrope.rope.keys import ROPE_FACTORS_LONG
 from ggufrope.rope.layers import layer_kinds
 from ggufrope.rope.llamacpp import rotary_dimensions
 from ggufrope.rope.purpose import Purpose, purpose
+from ggufrope.rope.reach import USUAL_REACH, far_warning
 from ggufrope.rope.scaling import RopeScaling
 from ggufrope.rope.trained import (
     TrainedContext,
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
     from ggufrope.rope.metadata import RopeMetadata
 
 NTK_REACH = 2.0
-YARN_REACH = 8.0
-"""How many times longer the context may become, up to which each recalls every needle measured."""
+"""How many times longer the context may become, up to which a new base recalls every needle."""
 
 MEASURED: dict[str, dict[int, float]] = {
     "as it is": {2: 0.864, 4: 0.045, 8: 0.0, 16: 0.0},
@@ -226,7 +226,7 @@ class _Plan:
             ranked = [self.linear(), self.yarn(), self.ntk()]
         if self.arch.has_long_short_factors:
             ranked.insert(1, self.keep_short_context())
-            if self.growth >= YARN_REACH and declared_scaling(self.metadata) is None:
+            if self.growth >= USUAL_REACH and declared_scaling(self.metadata) is None:
                 ranked.append(self.searched())
         return ranked
 
@@ -247,10 +247,10 @@ class _Plan:
         return scaled and self.metadata.scaling_type in (None, "linear")
 
     def yarn(self) -> _Candidate:
-        if self.growth <= YARN_REACH:
+        if self.growth <= USUAL_REACH:
             reasons = [f"{self._times} is within YaRN's usual reach"]
         else:
-            reasons = [f"{self._times} is beyond the {YARN_REACH:g} that YaRN usually holds"]
+            reasons = [f"{self._times} is beyond the {USUAL_REACH:g} that YaRN usually holds"]
         reasons += self._measured("YaRN")
         request = self._request("yarn")
         published = published_original(self.metadata)
@@ -265,7 +265,7 @@ class _Plan:
         return _Candidate(
             method="YaRN",
             reasons=tuple(reasons),
-            risk="low" if self.growth <= YARN_REACH else "moderate",
+            risk="low" if self.growth <= USUAL_REACH else "moderate",
             request=request,
         )
 
@@ -278,7 +278,7 @@ class _Plan:
                 *self._measured("NTK-aware"),
                 "one key, read for every architecture and by every runtime",
             ),
-            risk="low" if self.growth <= YARN_REACH else "moderate",
+            risk="low" if self.growth <= USUAL_REACH else "moderate",
             request=self._request("ntk"),
         )
 
@@ -358,11 +358,8 @@ class _Plan:
         warnings = []
         if self.arch.caveat is not None:
             warnings.append(f"{self.arch.name}: {self.arch.caveat}")
-        if far and self.growth > YARN_REACH:
-            warnings.append(
-                f"{self._times} is far: expect recall to fail without training, and measure every "
-                "doubling on the way"
-            )
+        if far and (warning := far_warning(self.growth)) is not None:
+            warnings.append(warning)
         scaled = declared_scaling(self.metadata)
         if scaled is not None and refused:
             warnings.append(

@@ -62,8 +62,8 @@ def check_guards(
 ) -> None:
     """Raise GuardError for the first guard that `force` does not name.
 
-    `instead` is what else the caller can do, up to the next words. Raises RequestError where `force` has a name that is
-    no guard's.
+    `instead` is what else the caller can do, in words that go before the rest. Raises RequestError
+    where `force` has a name that is no guard's.
     """
     check_names(force)
     path = Path(path)

@@ -41,9 +41,7 @@ def locate(name: str) -> Path:
     if colon and scheme == "hf":
         return _hugging_face(rest)
     if colon and scheme in ("http", "https"):
-        raise RequestError(
-            f"{name}: addresses are not fetched; download the file and give its path"
-        )
+        raise RequestError(f"{name}: nothing is downloaded; fetch the file and give its path")
     return Path(name)
 
 
