@@ -202,7 +202,6 @@ def show_receipt(receipt: PatchReceipt, *, in_place: bool) -> None:
     )
     if in_place:
         out.print(_way_back(receipt), soft_wrap=True)
-    _show_rejected(receipt.rejected)
     if receipt.weights_sha256 is not None:
         out.print(f"SHA-256 of all tensor data: {receipt.weights_sha256}", soft_wrap=True)
 

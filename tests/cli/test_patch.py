@@ -38,6 +38,7 @@ def test_a_dry_run_writes_nothing(cli: Call, llama: Path, tmp_path: Path) -> Non
     shown = cli("patch", llama, "--in-place", *YARN, "--dry-run")
     assert shown.code == 0
     assert "Nothing written." in shown.out
+    assert "cannot overwrite: the header needs" in shown.out
     assert llama.read_bytes() == before
 
 
@@ -46,7 +47,7 @@ def test_in_place_then_undo(cli: Call, llama: Path) -> None:
     patched = cli("patch", llama, "--in-place", *YARN)
     assert patched.code == 0
     assert "llama.gguf in place (strategy: grow) and verified it." in patched.out
-    assert "cannot overwrite: the header needs" in patched.out
+    assert "cannot overwrite" not in patched.out
     assert gguf.GGUFReader(llama).fields["llama.rope.scaling.type"].contents() == "yarn"
     undone = cli("undo", llama)
     assert undone.code == 0
