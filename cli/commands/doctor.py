@@ -103,33 +103,38 @@ def show(result: RuntimeReport) -> None:
 
 
 def _show_devices(result: RuntimeReport) -> None:
-    from ggufrope._format import byte_size
+    from ggufrope._format import byte_column
 
     from ..output import console
     from ..tables import row, table
 
-    devices = table("device", "kind", "description", "free", "total", numeric=["free", "total"])
+    unit, written = byte_column(device.memory_total for device in result.devices)
+    numeric = [f"free, {unit}", f"total, {unit}"]
+    devices = table("device", "kind", "description", *numeric, numeric=numeric)
     for device in result.devices:
         free = result.free_bytes.get(device.name, device.memory_free)
-        cells = (device.name, device.kind, device.description, byte_size(free))
-        row(devices, *cells, byte_size(device.memory_total))
+        cells = (device.name, device.kind, device.description, written(free))
+        row(devices, *cells, written(device.memory_total))
     console().print(devices)
     console().print(f"GPU offload: {'yes' if result.can_offload else 'no'}")
 
 
 def _show_caches(result: RuntimeReport) -> None:
-    from ggufrope._format import byte_size
+    from ggufrope._format import byte_column
 
     from ..output import console
     from ..tables import row, table
 
-    caches = table("KV cache", "per token", "runs", numeric=["per token"])
+    sizes = [each.cache.bytes_per_token for each in result.caches if each.cache is not None]
+    unit, written = byte_column(sizes)
+    column = f"{unit}/token"
+    caches = table("KV cache", column, "runs", numeric=[column])
     for support in result.caches:
         verdict = "yes" if support.refusal is None else f"no: {support.refusal}"
         if support.falls_back:
             verdict = "yes, but slow: some operations fall back to the CPU"
         cache = support.cache
-        size = None if cache is None else byte_size(round(cache.bytes_per_token))
+        size = None if cache is None else written(cache.bytes_per_token)
         row(caches, support.type_k, size, verdict)
     console().print(caches)
 

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Literal
 from ggufrope._format import byte_size
 from ggufrope.advice.memory import MemoryNeed, Risk, cache_needs, longest_context
 from ggufrope.errors import RequestError
-from ggufrope.patching.command import name_beside, patch_command, search_command, validate_command
+from ggufrope.patching.command import (
+    compare_command,
+    name_beside,
+    patch_command,
+    probe_command,
+    search_command,
+    serve_command,
+    validate_command,
+)
 from ggufrope.patching.compose import encode_request, refusal
 from ggufrope.patching.request import ScalingRequest, raises_factor
 from ggufrope.rope.architectures import Architecture, architecture
@@ -56,8 +64,11 @@ recall every needle."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One way to the target: the scaling, the reasons for its rank, the risk for prompts within
-    the original context, and the commands that try it."""
+    """One way to the target: the scaling, the reasons for its rank, and the risk for prompts within
+    the original context.
+
+    `commands` are the whole way in order: what writes it, probes it, measures it and serves it.
+    """
 
     method: str
     scaling: RopeScaling | None
@@ -72,6 +83,8 @@ class Advice:
 
     `trained` is the context that the model was trained for, and where that is from. `ratio` is the
     target over it, and `original_context` the same length, from which the scaling starts.
+    `comparison` is the command that measures the schemes before anything is written, None where
+    there is nothing to compare.
     """
 
     target_context: int
@@ -81,6 +94,7 @@ class Advice:
     options: tuple[Option, ...]
     memory: tuple[MemoryNeed, ...]
     warnings: tuple[str, ...] = ()
+    comparison: str | None = None
 
 
 def advise(
@@ -143,6 +157,7 @@ def advise(
         options=tuple(options),
         memory=memory,
         warnings=tuple(warnings),
+        comparison=plan.comparison([each for each in candidates if each.method not in refused]),
     )
     return _for_its_purpose(advice, header, purpose(metadata))
 
@@ -335,11 +350,12 @@ class _Plan:
     def option(self, candidate: _Candidate) -> Option:
         commands: tuple[str, ...] = (candidate.command,)
         if candidate.request is not None:
+            output = self._output(candidate.request)
             commands = (
-                validate_command(
-                    self.file, contexts_to_measure(self.context, self.target), candidate.request
-                ),
-                patch_command(candidate.request, self.file, self._output(candidate.request)),
+                patch_command(candidate.request, self.file, output),
+                probe_command(output),
+                validate_command(output),
+                serve_command(output, self.target),
             )
         return Option(
             method=candidate.method,
@@ -348,6 +364,14 @@ class _Plan:
             short_context_risk=candidate.risk,
             commands=commands,
         )
+
+    def comparison(self, candidates: list[_Candidate]) -> str | None:
+        """Return the command that measures the schemes of these candidates, and the plain file."""
+        requests = [each.request for each in candidates if each.request is not None]
+        schemes = dict.fromkeys(each.scaling for each in requests if each.scaling != "none")
+        if not schemes:
+            return None
+        return compare_command(self.file, ("none", *schemes), self.target)
 
     def _output(self, request: ScalingRequest) -> str:
         """The name of a new file beside the model: its own with the scheme and the context."""
@@ -410,7 +434,13 @@ def _for_its_purpose(advice: Advice, header: Header, meant: Purpose) -> Advice:
             f"llama.cpp keeps no K/V cache for it: it needs {weights} for its weights, and compute "
             "buffers that grow with the batch"
         )
-    return replace(advice, options=options, memory=memory, warnings=(*warnings, *advice.warnings))
+    return replace(
+        advice,
+        options=options,
+        memory=memory,
+        warnings=(*warnings, *advice.warnings),
+        comparison=advice.comparison if meant.generates else None,
+    )
 
 
 def _memory_warnings(
