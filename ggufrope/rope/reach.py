@@ -54,8 +54,8 @@ def far_warning(growth: float) -> str | None:
     if growth <= USUAL_REACH:
         return None
     return (
-        f"{growth:.3g} times the trained context is far: without training recall often fails there, "
-        "so measure every doubling on the way"
+        f"{growth:.3g} times the trained context is far: without training recall often fails, so "
+        "measure every doubling on the way"
     )
 
 
