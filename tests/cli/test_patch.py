@@ -308,11 +308,8 @@ def test_a_far_target_is_written_with_a_warning(cli: Call, llama: Path, tmp_path
     words = ("patch", llama, "-o", tmp_path / "out.gguf", "--scaling", "yarn", "--dry-run")
     near = cli(*words, "--target-ctx", "4k")
     far = cli(*words, "--target-ctx", "32k")
-    assert "is far: without training recall often fails" not in near.out
-    assert (
-        "warning: 64 times the trained context is far: without training recall often fails"
-        in far.out
-    )
+    assert "is far" not in near.out
+    assert "warning: 64 times the trained context is far: " in " ".join(far.out.split())
 
 
 def test_sections_of_a_config_that_no_patch_writes_are_named(
