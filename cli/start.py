@@ -130,20 +130,21 @@ def _estimates(
     plan: RunPlan, jobs: tuple[Job, ...], paths: Mapping[str, str], tokens_per_second: float | None
 ) -> tuple[JobEstimate, ...]:
     from ggufrope.advice.memory import memory_need
-    from ggufrope.patching.inspection import read_model
+    from ggufrope.patching.inspection import naming, read_model
     from ggufrope.runs.estimate import contexts_at_once, estimate
 
     models = {name: read_model(Path(path)) for name, path in paths.items()}
 
     def memory(job: Job, context_tokens: int) -> int:
         model = models[job.model]
-        need = memory_need(
-            model.header,
-            model.metadata,
-            context_tokens=context_tokens,
-            k_type=job.kv.k,
-            v_type=job.kv.v,
-        )
+        with naming(model.path):
+            need = memory_need(
+                model.header,
+                model.metadata,
+                context_tokens=context_tokens,
+                k_type=job.kv.k,
+                v_type=job.kv.v,
+            )
         return need.total_bytes + (contexts_at_once(job) - 1) * (need.kv_bytes + need.compute_bytes)
 
     return estimate(plan, jobs, memory=memory, tokens_per_second=tokens_per_second)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 EXAMPLES = {
     "inspect": "ggufrope inspect model.gguf --ctx 32768",
@@ -27,8 +29,15 @@ EXAMPLES = {
 """Each command, by the name of its module, with an example of a call."""
 
 
+class _Command(TyperCommand):
+    """A command whose usage has its arguments as they are given, without braces."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
 def register(app: typer.Typer, asked: str | None = None) -> None:
     """Add the commands to `app`: the one that `asked` names, else all."""
     for name in [asked] if asked in EXAMPLES else EXAMPLES:
         command = import_module(f".{name}", __name__).command
-        app.command(name, epilog=f"Example: {EXAMPLES[name]}")(command)
+        app.command(name, cls=_Command, epilog=f"Example: {EXAMPLES[name]}")(command)

@@ -33,19 +33,20 @@ def command(
 ) -> None:
     """Rank the ways to a target context, with reasons, memory and the commands to run next."""
     from ggufrope.advice.advise import advise
-    from ggufrope.patching.inspection import read_model
+    from ggufrope.patching.inspection import naming, read_model
 
     from ..output import emit_json
     from ..values import model_path
 
     model = read_model(model_path(file))
-    advice = advise(
-        model.header,
-        model.metadata,
-        target_context=target_ctx,
-        memory_bytes=memory,
-        file=file,
-    )
+    with naming(model.path):
+        advice = advise(
+            model.header,
+            model.metadata,
+            target_context=target_ctx,
+            memory_bytes=memory,
+            file=file,
+        )
     if json:
         emit_json(payload(advice))
     else:

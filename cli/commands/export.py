@@ -37,6 +37,7 @@ def command(
     from ggufrope._format import safe
     from ggufrope.errors import RequestError
     from ggufrope.patching.exporting import export_model
+    from ggufrope.patching.inspection import naming
 
     from ..output import console, emit_json, stderr_console
     from ..values import model_path, word
@@ -45,7 +46,9 @@ def command(
     if request.is_file and any(scaling.parameters.values()):
         raise RequestError("missing `scaling`: the other options of a scaling belong to it")
     tool = cast("Any", word(to, "--to", tools()))
-    exported = export_model(model_path(file), tool, request=request, context_tokens=ctx)
+    path = model_path(file)
+    with naming(path):
+        exported = export_model(path, tool, request=request, context_tokens=ctx)
     if json:
         emit_json(
             {

@@ -60,6 +60,7 @@ def command(
 ) -> None:
     """Write RoPE scaling into a file: to a copy, or in place."""
     from ggufrope.container.strategies import Strategy
+    from ggufrope.patching.inspection import naming
     from ggufrope.patching.plan import apply, plan_patch
 
     from ..errors import OptionError
@@ -69,14 +70,16 @@ def command(
 
     if (output is None) is not in_place:
         raise OptionError("give either -o OUT, to write a copy, or --in-place")
-    plan = plan_patch(
-        model_path(file),
-        scaling.request(),
-        output=output,
-        strategy=strategy_named(strategy),
-        force=forced(force),
-        reserve=reserve,
-    )
+    path = model_path(file)
+    with naming(path):
+        plan = plan_patch(
+            path,
+            scaling.request(),
+            output=output,
+            strategy=strategy_named(strategy),
+            force=forced(force),
+            reserve=reserve,
+        )
     if not json:
         show_plan(plan)
     receipt = None

@@ -300,7 +300,8 @@ def show(result: SearchResult, folder: Path) -> None:
         row(curves, curve.name, line, curve.factors[0], curve.factors[-1], curve.magnitude)
     out.print(curves)
     screened = [step.loss for step in result.history if step.stage == "screening"]
-    out.print(f"{len(screened)} candidates screened in {duration(result.seconds)} in all:")
+    candidates = f"{len(screened)} candidate{'s' * (len(screened) != 1)}"
+    out.print(f"{candidates} screened in {duration(result.seconds)} in all:")
     out.print(f"  {sparkline(_thinned(screened))}")
     out.print(heading("conclusion"))
     out.print(shown(result.conclusion), style="bold green" if result.won else "bold yellow")

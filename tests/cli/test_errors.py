@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from ggufrope_cli.app import build
+from ggufrope_cli.app import build as build_app
 from ggufrope_cli.errors import OTHER_FLAGS, with_flags
 
+from fixtures.make import build
 from ggufrope.patching.command import FLAGS
 from tests.cli.conftest import Call
 
 
 def test_every_flag_of_the_table_is_an_option() -> None:
-    commands = typer.main.get_command(build()).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(build_app()).commands  # type: ignore[attr-defined]
     options = {
         option
         for command in commands.values()
@@ -80,3 +81,11 @@ def test_a_name_that_is_no_model_is_the_same_line_everywhere(
     assert (outcome.code, outcome.out) == (code, "")
     assert outcome.err.endswith(f"{said}\n")
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["patch", "advise", "export", "validate"])
+def test_an_error_about_a_key_names_the_file(cli: Call, tmp_path: Path, command: str) -> None:
+    path = build("llama", tmp_path / "odd.gguf", keys={"block_count": 600})[0]
+    outcome = cli(command, path, *EVERY[command])
+    assert outcome.code == 3
+    assert outcome.err == f"ggufrope: {path}: llama.block_count is 600: expected 1 to 512 layers\n"

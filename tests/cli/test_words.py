@@ -107,6 +107,7 @@ def test_words_that_are_no_call_are_one_line(
 
 
 def test_help_is_a_command_and_no_words_show_it(cli: Call) -> None:
+    assert "Usage: ggufrope patch [OPTIONS] FILE " in cli("help", "patch").out
     assert cli("help", "patch").out == cli("patch", "--help").out
     assert cli("help").out == cli("--help").out == cli().out
     assert (cli("help").code, cli().code) == (0, 2)
