@@ -11,7 +11,7 @@ import typer
 
 from ggufrope.patching.command import command_line
 
-from .commands import EXAMPLES, register
+from .commands import COMMANDS, register
 from .errors import OptionError, run
 
 
@@ -24,7 +24,7 @@ def build(asked: str | None = None) -> typer.Typer:
     app = typer.Typer(
         name="ggufrope",
         help="Make a GGUF model reach further, prove that it did, and never break the file.",
-        add_completion=asked not in {*EXAMPLES, *_VERSION},
+        add_completion=asked not in {*COMMANDS, *_VERSION},
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -60,7 +60,7 @@ _VERSION = ("--version", "-V")
 
 def _is_model(word: str) -> bool:
     """Return whether the word where a command belongs is the name of a model instead."""
-    if word in EXAMPLES or word.startswith("-"):
+    if word in COMMANDS or word.startswith("-"):
         return False
     return word.lower().endswith(".gguf") or ":" in word or "/" in word or Path(word).exists()
 

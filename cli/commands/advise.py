@@ -31,7 +31,7 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Rank the ways to a target context, with reasons, memory and the commands to run next."""
+    """Rank the ways to a longer context, with the commands to run next."""
     from ggufrope.advice.advise import advise
     from ggufrope.patching.inspection import naming, read_model
 

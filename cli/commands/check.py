@@ -37,7 +37,10 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Check files and folders, one line per file; exit 1 on an error."""
+    """Check files and folders, one line per file.
+
+    Exit code 1: a file has an error; 3: a file cannot be read.
+    """
     from ggufrope.patching.check import check
 
     from ..errors import BAD_FILE, CHECK_FAILED

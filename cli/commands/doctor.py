@@ -19,7 +19,7 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show versions, devices, GPU offload, and the KV cache types that this build can run."""
+    """Show what is installed, and how to get what is missing."""
     from ggufrope.runtime.doctor import report
     from ggufrope.runtime.model import Model
 

@@ -33,7 +33,10 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Print RoPE settings for another tool: a file's own, or a scaling that is not in it."""
+    """Print RoPE settings for another tool.
+
+    They are the file's own, or those of a scaling that is not in it.
+    """
     from ggufrope._format import safe
     from ggufrope.errors import RequestError
     from ggufrope.patching.exporting import export_model

@@ -31,7 +31,10 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what is wrong with the RoPE of a file, what it says and does; exit 1 on an error."""
+    """Show what a file says about RoPE, and what llama.cpp does with it.
+
+    Exit code 1: a finding is an error.
+    """
     from ggufrope.patching.inspection import inspect
 
     from ..errors import CHECK_FAILED

@@ -195,7 +195,10 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Search RoPE factors, or YaRN's parameters, for a longer context; nothing is retrained."""
+    """Search factors, or YaRN's parameters, for a longer context.
+
+    Nothing is retrained.
+    """
     from ggufrope.backends import LlamaBackend, RuntimeSettings
     from ggufrope.container.ggml import KvTypes
     from ggufrope.patching.inspection import read_model

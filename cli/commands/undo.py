@@ -20,7 +20,7 @@ def command(
     force: ForceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Undo the last in-place edit of a model, bit for bit, or all of them."""
+    """Undo in-place edits of a model, bit for bit."""
     from ggufrope.container.recovery import undo
 
     from ..output import emit_json
