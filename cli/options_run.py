@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, ge
 import typer
 
 from ggufrope.backends import RuntimeSettings
+from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.specs import BY_NAME
 from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.verdict import Thresholds, without_task
 from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
@@ -45,6 +46,11 @@ def _threshold(name: str, metavar: str) -> Any:
     words = item.metadata["help"]
     help_ = f"{words[0].upper()}{words[1:]}; default: {default}."
     return option(flag, help_, metavar, _JUDGE, parser=share(flag) if metavar == "SHARE" else None)
+
+
+GridsOption = Annotated[
+    bool, typer.Option("--grids", help="Show the needles too, depth by length.")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +134,16 @@ class RunOptions:
             known=partial(tuple, ("noise", "essay")),
         ),
     ] = _DEFAULTS["haystack"].kind
+    needle: Annotated[
+        str,
+        option(
+            "--needle",
+            f"Kind of needle: {', '.join(_choices('needle'))}.",
+            "KIND",
+            _WHAT,
+            known=partial(_choices, "needle"),
+        ),
+    ] = _DEFAULTS["needle"]
     value: Annotated[
         str,
         option(
@@ -177,6 +193,28 @@ class RunOptions:
             "--chunks", "Maximum number of context-length chunks of the text.", "N", _WHAT, min=1
         ),
     ] = _DEFAULTS["chunks"]
+    format: Annotated[
+        str,
+        option(
+            "--format",
+            "How a model is asked: chat, in the template of the file; completion; auto: chat "
+            "where there is a template.",
+            "FORMAT",
+            _WHAT,
+            known=partial(_choices, "format"),
+        ),
+    ] = _DEFAULTS["format"]
+    thinking: Annotated[
+        str | None,
+        option(
+            "--thinking",
+            "Whether a chat model thinks, on or off, where its template has the choice; "
+            "default: off.",
+            "on|off",
+            _WHAT,
+            known=partial(tuple, ("on", "off")),
+        ),
+    ] = None
     ruler_tasks: Annotated[
         str | None,
         option(
@@ -228,14 +266,25 @@ class RunOptions:
         ),
     ] = None
     min_recall: Annotated[float | None, _threshold("recall", "SHARE")] = None
+    min_recall_share: Annotated[float | None, _threshold("recall_share", "SHARE")] = None
     min_top_ranked: Annotated[float | None, _threshold("top_ranked", "SHARE")] = None
     min_ruler_share: Annotated[float | None, _threshold("ruler_share", "SHARE")] = None
     max_short_nll: Annotated[float | None, _threshold("short_context_nll", "NAT")] = None
     max_long_nll: Annotated[float | None, _threshold("long_context_nll", "NAT")] = None
     max_divergence: Annotated[float | None, _threshold("divergence", "NAT")] = None
+    allow_undecided: Annotated[
+        bool,
+        typer.Option(
+            "--allow-undecided",
+            help="Exit 0 where a check is undecided, and none fails.",
+            rich_help_panel=_JUDGE,
+        ),
+    ] = False
 
-    def plan(self, model: str, requests: tuple[ScalingRequest, ...]) -> RunPlan:
-        """Return the plan for one model under these scalings.
+    def plan(
+        self, model: str, requests: tuple[ScalingRequest, ...], *, require: str | None = None
+    ) -> RunPlan:
+        """Return the plan for one model under these scalings; `require` is the one to judge.
 
         Raises OptionError or RequestError.
         """
@@ -249,7 +298,10 @@ class RunOptions:
         chosen: dict[str, Any] = {
             "tasks": words(self.tasks, "--tasks", _choices("tasks")),
             "mode": word(self.mode, "--mode", _choices("mode")),
+            "needle": word(self.needle, "--needle", _choices("needle")),
             "value": word(self.value, "--value", _choices("value")),
+            "format": word(self.format, "--format", _choices("format")),
+            "thinking": _switch(self.thinking, "--thinking"),
         }
         return RunPlan(
             models=(model,),
@@ -276,24 +328,32 @@ class RunOptions:
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),
-            thresholds=self._thresholds(),
+            thresholds=self._thresholds(chosen["tasks"], require),
             **chosen,
         )
 
-    def _thresholds(self) -> Thresholds:
-        given = {
+    def _thresholds(self, tasks: tuple[str, ...], require: str | None) -> Thresholds:
+        options = {
             "recall": self.min_recall,
+            "recall_share": self.min_recall_share,
             "top_ranked": self.min_top_ranked,
             "ruler_share": self.min_ruler_share,
             "short_context_nll": self.max_short_nll,
             "long_context_nll": self.max_long_nll,
             "divergence": self.max_divergence,
         }
-        return Thresholds(**{name: value for name, value in given.items() if value is not None})
+        given: dict[str, Any] = {n: value for n, value in options.items() if value is not None}
+        if problems := tuple(without_task(given, tasks)):
+            raise RequestError("; ".join(problems))
+        return Thresholds(allow_undecided=self.allow_undecided, require=require, **given)
 
 
 def _name(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def _switch(text: str | None, flag: str) -> bool | None:
+    return None if text is None else word(text, flag, ("on", "off")) == "on"
 
 
 def _haystack(text: str) -> Haystack:

@@ -137,14 +137,15 @@ class RunBar(_CountBar):
 
     def __init__(self, jobs: int) -> None:
         super().__init__("tokens", total=None)
-        self._jobs, self._begun = jobs, 0
+        self._jobs = jobs
+        self._begun: set[str] = set()
 
     def begin(self, job: Job, planned_tokens: int) -> None:
         """Start over for a job of `planned_tokens` tokens."""
-        self._begun += 1
+        self._begun.add(job.id)
         label = f"{job.scaling.name} · {job.kv} · {job.task}"
         if self._jobs > 1:
-            label = f"{self._begun}/{self._jobs} {label}"
+            label = f"{len(self._begun)}/{self._jobs} {label}"
         self._bar.reset(self._task, description=safe(label), total=planned_tokens, rate="")
 
     def advance(self, tokens: int) -> None:

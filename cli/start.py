@@ -93,7 +93,7 @@ def _has_results(folder: Path) -> bool:
 
     try:
         with RunStore(folder) as store:
-            return bool(store.results())
+            return any(result.status == "ok" for result in store.results())
     except StorageError:
         return False
 

@@ -10,7 +10,7 @@ see other tokens in the place of some of the trunk's: its *splices*.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -142,12 +142,24 @@ class LanguageModel(Protocol):
     @property
     def n_vocab(self) -> int: ...
 
-    def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the template for chats, as the file has it: hostile text."""
+        ...
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The texts of the tokens that templates name: `bos_token`, `eos_token`, where there
+        are."""
+        ...
+
+    def tokenize(self, text: str, *, beginning: bool = False, special: bool = False) -> list[int]:
         """Return the tokens of plain text, as it stands after other text.
 
         No space is added before it, so pieces that are tokenized separately can be joined. With
         `beginning`, the text stands at the start: BOS and a space precede it where the vocabulary
-        adds them. Of an empty text, only BOS is left.
+        adds them. Of an empty text, only BOS is left. With `special`, the texts of special tokens
+        become those tokens.
         """
         ...
 

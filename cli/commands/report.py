@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..options import JsonOption
+from ..options_run import GridsOption
 
 if TYPE_CHECKING:
     from ggufrope.report.comparison import Change, Comparison
@@ -33,6 +34,7 @@ def command(
             help="Compare with this earlier run; exit 1 if anything is significantly worse.",
         ),
     ] = None,
+    grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
     """Show the stored results of a run, write them in other formats, or compare two runs."""
@@ -42,7 +44,7 @@ def command(
     from ggufrope.report.html import to_html
 
     from ..errors import CHECK_FAILED
-    from ..running import answer, stored_report
+    from ..running import View, answer, stored_report
 
     report = stored_report(folder)
     earlier = None if against is None else compare(stored_report(against), report)
@@ -53,7 +55,9 @@ def command(
     if csv is not None:
         write_whole(csv, to_csv(report))
     if json or not (html or junit or csv):
-        answer(report, against=earlier, json=json)
+        plan = report.plan
+        gate = len(plan.scalings) == 1 or plan.thresholds.require is not None
+        answer(report, View(json=json, grids=grids, gate=gate), against=earlier)
     if earlier is not None:
         if not json:
             show_comparison(earlier)

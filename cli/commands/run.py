@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..options import JsonOption
+from ..options_run import GridsOption
 
 if TYPE_CHECKING:
     from ggufrope.runs.estimate import JobEstimate
@@ -45,13 +46,14 @@ def command(
         float | None,
         typer.Option(metavar="TOKENS/S", help="Prefill speed, for the estimate of the time."),
     ] = None,
+    grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
     """Run a plan, each job in its own process; the same command resumes it."""
     from ggufrope.runs.jobs import Selection
     from ggufrope.runs.plan import read_plan
 
-    from ..running import carry_out_batch
+    from ..running import View, carry_out_batch
     from ..start import estimate_jobs
 
     wanted = read_plan(plan)
@@ -61,7 +63,12 @@ def command(
         return
     folder = out or Path("runs") / wanted.folder_name
     carry_out_batch(
-        wanted, folder, selection=selection, retry_failed=retry_failed, ray=ray, json=json
+        wanted,
+        View(json=json, grids=grids),
+        folder=folder,
+        selection=selection,
+        retry_failed=retry_failed,
+        ray=ray,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, TypeAlias
 
+NeedleKind: TypeAlias = Literal["standard", "confusable", "values", "latent", "ordered"]
 ValueKind: TypeAlias = Literal["number", "word", "uuid"]
 
 ADJECTIVES = tuple(
@@ -57,35 +58,24 @@ class Fact:
         return f" The secret {KIND_NAMES[self.kind]} of the {self.key} is {self.value}."
 
     @property
+    def query(self) -> str:
+        """The question alone."""
+        return f"What is the secret {KIND_NAMES[self.kind]} of the {self.key}?"
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the answer, which restates the statement up to the value."""
+        return f" The secret {KIND_NAMES[self.kind]} of the {self.key} is"
+
+    @property
     def question(self) -> str:
         """The question and its answer prefix; `answer` is what should follow."""
-        name = KIND_NAMES[self.kind]
-        return (
-            f"\nQuestion: What is the secret {name} of the {self.key}?"
-            f"\nAnswer: The secret {name} of the {self.key} is"
-        )
+        return f"\nQuestion: {self.query}\nAnswer:{self.prefix}"
 
     @property
     def answer(self) -> str:
         """What should follow the question."""
         return f" {self.value}"
-
-
-def question_of(facts: Sequence[Fact]) -> str:
-    """Return the question about all of `facts` at once, and its answer prefix."""
-    if len(facts) == 1:
-        return facts[0].question
-    name = KIND_NAMES[facts[0].kind]
-    keys = listing([f"the {fact.key}" for fact in facts])
-    return (
-        f"\nQuestion: What are the secret {name}s of {keys}?"
-        f"\nAnswer: The secret {name}s of {keys} are"
-    )
-
-
-def answer_of(values: Sequence[str]) -> str:
-    """Return what should follow `question_of` facts with these values."""
-    return f" {listing(values)}"
 
 
 def listing(words: Sequence[str]) -> str:
@@ -137,9 +127,14 @@ class PassKey(Fact):
         return f" The pass key is {self.value}. Keep it in mind: {self.value} is the pass key."
 
     @property
-    def question(self) -> str:
-        """The question and its answer prefix."""
-        return "\nQuestion: What is the pass key?\nAnswer: The pass key is"
+    def query(self) -> str:
+        """The question alone."""
+        return "What is the pass key?"
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the answer."""
+        return " The pass key is"
 
 
 def pass_keys(rng: Random) -> Iterator[PassKey]:

@@ -36,7 +36,8 @@ from ggufrope.evals.trunk import Trunk, branch_tokens, common_prefix
 from ggufrope.lm import AnswerScore, LanguageModel, OpenContext, Progress
 
 QUESTION_TOKENS = 120
-"""A generous estimate of a needle and its question, with the answer."""
+HARDER_QUESTION_TOKENS = 360
+"""Generous estimates of a needle and its question, with the answers."""
 _AT_ONCE = 32
 """Questions between two results that can be kept: enough to fill batches."""
 
@@ -250,7 +251,16 @@ def recall(scores: Iterable[NeedleScore]) -> Recall:
 
 def _places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
     """Yield a grid of needles, and the whole prompts that may be asked, each length's in the order
-    in which they are drawn."""
+    in which they are drawn. Needles of a harder kind are a part of their own."""
+    part = None if settings.needle == "standard" else settings.needle
+    return _grid(settings, lengths, part)
+
+
+def _passkey_places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
+    return _grid(settings, lengths, None)
+
+
+def _grid(settings: TaskSettings, lengths: Lengths, part: str | None) -> Iterator[Coordinates]:
     grid = list(product(settings.depth_percents, range(settings.needle_samples)))
     for context in sorted(lengths.contexts):
         asked: list[tuple[Method, float, int]] = [(settings.mode, *place) for place in grid]
@@ -259,14 +269,19 @@ def _places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
             asked += [("whole", *place) for place in rng.sample(grid, most)]
         for method, depth, sample in asked:
             yield Coordinates(
-                context_tokens=context, depth_percent=depth, sample=sample, method=method
+                context_tokens=context,
+                depth_percent=depth,
+                sample=sample,
+                part=part,
+                method=method,
             )
 
 
 def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
     whole = sum(cell.context_tokens for cell in cells if cell.method == "whole")
     spliced = [cell.context_tokens for cell in cells if cell.method == "spliced"]
-    return whole + max(spliced, default=0) + QUESTION_TOKENS * len(cells)
+    asking = QUESTION_TOKENS if settings.needle == "standard" else HARDER_QUESTION_TOKENS
+    return whole + max(spliced, default=0) + asking * len(cells)
 
 
 def _run_needle(request: TaskRequest) -> Iterator[CellResult]:
@@ -277,6 +292,7 @@ def _run_needle(request: TaskRequest) -> Iterator[CellResult]:
         depths=settings.depth_percents,
         samples=settings.needle_samples,
         seed=request.seed,
+        needle=settings.needle,
         value=settings.value,
         haystack=settings.haystack.kind,
         text=None if file is None else read_text(Path(file)).content,
@@ -292,7 +308,7 @@ def _run_passkey(request: TaskRequest) -> Iterator[CellResult]:
         depths=settings.depth_percents,
         samples=settings.needle_samples,
         seed=request.seed,
-        wording="passkey",
+        needle="passkey",
         distractors=settings.distractors,
     )
     return _Grid(request, plan).fill()
@@ -397,5 +413,7 @@ def _recalled(result: CellResult) -> bool | None:
 
 NEEDLE = Task(name="needle", places=_places, tokens=_tokens, run=_run_needle, has_control=True)
 """Recall of one fact in prose, over a grid of lengths, depths and samples."""
-PASSKEY = Task(name="passkey", places=_places, tokens=_tokens, run=_run_passkey, has_control=True)
+PASSKEY = Task(
+    name="passkey", places=_passkey_places, tokens=_tokens, run=_run_passkey, has_control=True
+)
 """Recall of five digits in noise, over the same grid."""

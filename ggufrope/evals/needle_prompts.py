@@ -12,16 +12,15 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice, product
+from itertools import product
 from random import Random
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, get_args
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.facts import Fact, ValueKind, facts, pass_keys
+from ggufrope.evals.facts import NeedleKind, ValueKind
 from ggufrope.evals.haystack import Filler, HaystackKind, sentences, weave
+from ggufrope.evals.needle_kinds import Needle, PlanNeedle, needles
 from ggufrope.lm import Branch, LanguageModel, Splice
-
-Wording: TypeAlias = Literal["fact", "passkey"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +29,8 @@ class NeedlePlan:
 
     Depth 0 is the start, 100 right before the question. Lengths are kept in ascending order, each
     once. Everything is drawn from `seed`: one haystack, and a needle for each cell. An answer is
-    ranked among `distractors` wrong ones. `text` is what a haystack of kind "text" repeats.
+    ranked among `distractors` wrong ones, or among those that a needle of a harder kind suggests
+    where these are more. `text` is what a haystack of kind "text" repeats.
 
     Raises RequestError where the numbers contradict each other.
     """
@@ -39,7 +39,7 @@ class NeedlePlan:
     depths: tuple[float, ...]
     samples: int = 1
     seed: int = 0
-    wording: Wording = "fact"
+    needle: PlanNeedle = "standard"
     value: ValueKind = "number"
     haystack: HaystackKind = "essay"
     text: str | None = None
@@ -55,6 +55,11 @@ class NeedlePlan:
         yield from grid_problems(self.lengths, self.depths, self.samples)
         if self.distractors < 0:
             yield f"distractors must be 0 or more, got {self.distractors}"
+        if self.needle not in (*get_args(NeedleKind), "passkey"):
+            yield (
+                f"unknown kind of needle {self.needle!r}: "
+                f"expected passkey, {', '.join(get_args(NeedleKind))}"
+            )
         if self.value not in ("number", "word", "uuid"):
             yield f"unknown kind of value {self.value!r}: expected number, word or uuid"
 
@@ -156,61 +161,74 @@ class NeedleGrid:
     def question(self, point: GridPoint) -> Question:
         """Return the question of a cell."""
         draft, end = self._drafts[point], self._ends[point.context_tokens]
-        first, size = len(self._beginning), len(draft.statement)
-        splices: tuple[Splice, ...] = ()
-        answers = tuple(tuple(self._model.tokenize(answer)) for answer in draft.answers)
-        if point.depth_percent == 100:
-            place, prompt = end, draft.statement + draft.question
-        else:
-            place = self._place(first + (end - first) * point.depth_percent / 100, end - size)
-            prompt = draft.question
-            splices = (Splice(position=place, tokens=draft.statement),)
-        span = max(end - size - first, 1)
+        needle, first = draft.needle, len(self._beginning)
+        places = self._places_of(draft, end, point.depth_percent)
+        placed = list(zip(places, draft.statements, strict=True))
+        splices = tuple(Splice(position=at, tokens=words) for at, words in placed if at < end)
+        # A statement at the end of the haystack stands before the question, in the place of none.
+        at_end = [token for at, words in placed if at == end for token in words]
+        span = max(end - len(draft.statements[needle.at]) - first, 1)
         return Question(
             point=point,
-            branch=Branch(prompt=prompt, answers=answers, splices=splices),
-            needle=draft.key,
-            answer=draft.answers[0].strip(),
+            branch=Branch(
+                prompt=(*at_end, *draft.question), answers=draft.answers, splices=splices
+            ),
+            needle=needle.key,
+            answer=needle.answer.strip(),
             haystack_tokens=end,
-            measured_depth=min(100.0, 100 * (place - first) / span),
+            measured_depth=min(100.0, 100 * (places[needle.at] - first) / span),
         )
 
     def _draft(self, point: GridPoint) -> _Draft:
-        rng = Random(f"{self.plan.seed}/{point}")
-        source = pass_keys(rng) if self.plan.wording == "passkey" else facts(rng, self.plan.value)
-        fact: Fact
-        fact, *others = islice(source, 1 + self.plan.distractors)
+        plan = self.plan
+        rng = Random(f"{plan.seed}/{point}")
+        needle = next(needles(plan.needle, rng, plan.value, distractors=plan.distractors))
+        tokenize = self._model.tokenize
         return _Draft(
-            statement=tuple(self._model.tokenize(fact.statement)),
-            question=tuple(self._model.tokenize(fact.question)),
-            answers=(fact.answer, *(other.answer for other in others)),
-            key=fact.key,
+            needle=needle,
+            statements=tuple(tuple(tokenize(text)) for text in needle.statements),
+            question=tuple(tokenize(f"\nQuestion: {needle.question}\nAnswer:{needle.prefix}")),
+            answers=tuple(tuple(tokenize(answer)) for answer in (needle.answer, *needle.wrong)),
         )
 
     @cached_property
     def _filler(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The haystack of the longest length, and where its sentences end."""
-        kind = "noise" if self.plan.wording == "passkey" else self.plan.haystack
+        kind = "noise" if self.plan.needle == "passkey" else self.plan.haystack
         rng = Random(f"{self.plan.seed}/haystack")
         filler = Filler(self._model, sentences(kind, rng, self.plan.text))
         first = len(self._beginning)
         woven = weave(filler, (), max(self.plan.lengths[-1] - first, 0))
         return self._beginning + woven.tokens, tuple(first + end for end in woven.boundaries)
 
-    def _place(self, target: float, latest: int) -> int:
-        """Return the last place between two sentences that is not after `target` and `latest`."""
-        boundaries = self._filler[1]
-        return boundaries[bisect_right(boundaries, min(target, latest)) - 1]
+    def _places_of(self, draft: _Draft, end: int, depth: float) -> list[int]:
+        """Return where the statements of a needle go in a haystack that ends at `end`: between two
+        sentences or right behind each other, as late as possible but not after their depths and
+        with room for those that follow. The `end` itself is the place of depth 100.
+        """
+        first, boundaries = len(self._beginning), self._filler[1]
+        depths = draft.needle.depths(depth)
+        inside = [
+            (at, len(words)) for at, words in zip(depths, draft.statements, strict=True) if at < 100
+        ]
+        left = sum(size for _, size in inside)
+        places: list[int] = []
+        free = first
+        for at, size in inside:
+            target = min(first + (end - first) * at / 100, end - left)
+            places.append(max(boundaries[bisect_right(boundaries, target) - 1], free))
+            free, left = places[-1] + size, left - size
+        return places + [end] * (len(depths) - len(places))
 
     def _end(self, length: int) -> int:
         """Return how many tokens the haystack of a length has: what its longest needle, question
         and answer leave, to the end of a sentence."""
         drafts = [draft for point, draft in self._drafts.items() if point.context_tokens == length]
-        asking = max(draft.tokens(self._model) for draft in drafts)
-        statement = max(len(draft.statement) for draft in drafts)
+        asking = max(draft.tokens for draft in drafts)
+        stated = max(sum(map(len, draft.statements)) for draft in drafts)
         first, boundaries = len(self._beginning), self._filler[1]
         end = boundaries[max(bisect_right(boundaries, length - asking) - 1, 0)]
-        if end - first < statement:
+        if end - first < stated:
             raise RequestError(
                 f"a needle length of {length} tokens is too short: a needle and its question take "
                 f"{asking} with this model's tokenizer, and some filler has to stand around them"
@@ -220,14 +238,14 @@ class NeedleGrid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Draft:
-    """A needle before it has a place: tokens of its statement and question, texts of answers."""
+    """A needle in tokens, before it has a place."""
 
-    statement: tuple[int, ...]
+    needle: Needle
+    statements: tuple[tuple[int, ...], ...]
     question: tuple[int, ...]
-    answers: tuple[str, ...]
-    key: str
+    answers: tuple[tuple[int, ...], ...]
 
-    def tokens(self, model: LanguageModel) -> int:
-        """Return the most tokens that it takes beside the haystack."""
-        answer = max(len(model.tokenize(answer)) for answer in self.answers)
-        return len(self.statement) + len(self.question) + answer
+    @property
+    def tokens(self) -> int:
+        """The most tokens that it takes beside the haystack."""
+        return sum(map(len, self.statements)) + len(self.question) + max(map(len, self.answers))

@@ -6,7 +6,7 @@ random, a few at a time, until the recall of whole prompts is shown to reach the
 miss it. That recall is the share of whole prompts answered among all needles that the task could
 make at these depths, not only among those it made.
 
-*Direct bounds* count whole prompts alone: Clopper and Pearson (1934), exact at every n.
+*Direct bounds* count whole prompts alone, by a test that stakes bets on each (`stats.shows`).
 *Two-phase bounds* use every spliced cell: the spliced recall from all cells, and how often a whole
 prompt follows its spliced twin from the drawn ones (two-phase sampling, Särndal et al. 1992,
 chapter 9; prediction-powered inference, Angelopoulos et al. 2023, with exact bounds in the place
@@ -14,49 +14,39 @@ of normal ones). They assume nothing about the splice either. The better of the 
 The value is the difference estimator: the spliced recall, plus the mean of whole minus spliced over
 the drawn cells.
 
-The numbers of whole prompts at which the interval is read, the *looks*, follow from the minimum
-alone. Each bound may err in 5 % of runs. That error is divided over its looks (alpha spending, Lan
-and DeMets 1983; by a union bound, so that it holds wherever one stops) and over the two kinds of
-bounds. docs/verdicts.md has the rates; `python -m benchmarks.verdict_simulation` makes them.
+Each bound errs in at most 5 % of runs, however often it is read and whenever a run stops, so the
+interval needs no plan of looks, and any minimum may be compared with it. docs/verdicts.md has the
+rates; `python -m benchmarks.verdict_simulation` makes them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain, count, islice
 from math import floor
 from typing import Literal
 
 from ggufrope._bisect import largest
-from ggufrope.evals.stats import (
-    ALPHA,
-    Proportion,
-    at_most,
-    lower_bound,
-    proportion,
-    upper_bound,
-)
+from ggufrope.evals.stats import ALPHA, Proportion, lower_bound, proportion, shows
 
 Outcome = Literal["pass", "fail", "undecided"]
 
 SHARE_ERROR = ALPHA / 2
 """The error of the bounds of a control and of a recall whose ratio is estimated: either may err."""
 
-_TWO_PHASE = 0.1
-"""The part of a bound's error that the two-phase bounds use."""
+_DIRECT = 0.9
+"""The part of a bound's error that the direct bound uses; the two-phase bound has the rest."""
 
-_FIRST_PASS = 0.56
-"""The part of the error of passing that the first look to allow a pass uses: so much that 35
-successes of 35 show 90 %. Each later look uses half of what is left."""
+_TILT = 0.3
+"""The bets on a recall above a minimum favor those near 1: 35 successes of 35 show 90 %."""
 
-_FEWEST = 4
-"""No look comes before so many whole prompts."""
+_FEWEST = 2
+"""The first whole prompts drawn; if both fail, a recall of 90 % is excluded."""
 
 _MOST = 1_000_000
-"""No look comes after so many whole prompts."""
+"""No more whole prompts than this are ever proposed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +62,7 @@ class RecallCell:
 class RecallEstimate:
     """The recall of whole prompts at one length; `value` is None where nothing has a score.
 
-    `low` and `high` each err in at most 5 % of runs, over all looks. `agree` of `pairs` cells were
+    `low` and `high` each err in at most 5 % of runs. `agree` of `pairs` cells were
     answered alike spliced and whole.
     """
 
@@ -116,23 +106,17 @@ class ShareEstimate:
     control: RecallEstimate
 
 
-def estimate(
-    cells: Iterable[RecallCell], minimum: float | None, *, error: float = ALPHA
-) -> RecallEstimate:
-    """Return the recall of whole prompts at one length.
-
-    `minimum` is the recall to be shown, from which the looks follow; without one the interval is
-    that of a single look. `error` is that of each bound, over all looks.
-    """
-    return _estimate(_tally(cells), minimum, error=error)
+def estimate(cells: Iterable[RecallCell], *, error: float = ALPHA) -> RecallEstimate:
+    """Return the recall of whole prompts at one length; `error` is that of each bound."""
+    return _estimate(_tally(cells), error)
 
 
-def share(cells: Iterable[RecallCell], control: RecallEstimate, minimum: float) -> ShareEstimate:
+def share(cells: Iterable[RecallCell], control: RecallEstimate) -> ShareEstimate:
     """Return the recall at one length as a share of the control's.
 
-    `minimum` is the share to be shown. The control must be estimated with `error=SHARE_ERROR`.
+    The control must be estimated with `error=SHARE_ERROR`.
     """
-    return _share(_tally(cells), control, minimum)
+    return _share(_tally(cells), control)
 
 
 def outcome(found: RecallEstimate | ShareEstimate, minimum: float) -> Outcome:
@@ -154,22 +138,25 @@ def next_look(
     With a control, `minimum` is a share of its recall. At most `limit` are drawn at a length, and
     never more than there are cells. Return 0 where it is decided, where the limit is reached, and
     where no further draws within the limit would decide it: not even if all of them succeeded, nor
-    if as few did as the lower bound allows.
+    if as few did as the lower bound allows. Else the draws about double, up to the number that
+    would show the minimum, so that a clear failure takes few and few batches follow each other.
     """
     cells = tuple(cells)
     counts, end = _tally(cells), min(limit, len(cells))
-    found = _estimate(counts, minimum) if control is None else _share(counts, control, minimum)
-    if counts.whole >= end or outcome(found, minimum) != "undecided":
+    found = _estimate(counts, ALPHA) if control is None else _share(counts, control)
+    n = counts.whole
+    if n >= end or outcome(found, minimum) != "undecided":
         return 0
-    looks = _looks(found, minimum)
-    needed = would_decide(found, minimum)
-    if needed is None or needed > end:
-        low = found.recall.low if isinstance(found, ShareEstimate) else found.low
-        successes = counts.whole_successes + floor(low * (end - counts.whole))
-        if upper_bound(successes, end, _direct(looks.errors(end)[1])) >= looks.minimum:
+    look = would_decide(found, minimum)
+    if look is None or look > end:
+        look = end
+        recall, least, error = _aim(found, minimum)
+        failures = end - counts.whole_successes - floor(recall.low * (end - n))
+        if not shows(failures, end, 1 - least, error * _DIRECT):
             return 0
-    following = next(look for _, look in looks.numbered() if look > counts.whole)
-    return min(following, end) - counts.whole
+    while look // 2 > n and look // 2 >= _FEWEST:
+        look //= 2
+    return look - n
 
 
 def would_decide(found: RecallEstimate | ShareEstimate, minimum: float) -> int | None:
@@ -177,10 +164,17 @@ def would_decide(found: RecallEstimate | ShareEstimate, minimum: float) -> int |
     ones succeeded; None where it is decided already, or where no number would."""
     if outcome(found, minimum) != "undecided":
         return None
-    whole = (found.recall if isinstance(found, ShareEstimate) else found).whole
-    looks = islice(_looks(found, minimum).passing(), whole.n - whole.successes, None)
-    needed = next(look for look in looks if look > whole.n)
-    return needed if needed < _MOST else None
+    recall, least, error = _aim(found, minimum)
+    needed = _needed(recall.whole.n - recall.whole.successes, least, error)
+    return needed if needed <= _MOST else None
+
+
+@cache
+def _needed(failures: int, least: float, error: float) -> int:
+    """The fewest whole prompts that show a recall of `least` with so many failures."""
+    return 1 + largest(
+        lambda n: not shows(n - failures, n, least, error * _DIRECT, _TILT), failures, _MOST
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +206,19 @@ class _Counts:
     def whole_successes(self) -> int:
         return self.both + self.whole_only + self.unpaired_successes
 
+    def mirrored(self) -> _Counts:
+        """The counts with successes and failures exchanged."""
+        return _Counts(
+            spliced=self.spliced,
+            spliced_successes=self.spliced - self.spliced_successes,
+            both=self.neither,
+            spliced_only=self.whole_only,
+            whole_only=self.spliced_only,
+            neither=self.both,
+            unpaired=self.unpaired,
+            unpaired_successes=self.unpaired - self.unpaired_successes,
+        )
+
 
 def _tally(cells: Iterable[RecallCell]) -> _Counts:
     """Return the counts of the cells of one length."""
@@ -229,14 +236,10 @@ def _tally(cells: Iterable[RecallCell]) -> _Counts:
 
 
 @cache
-def _estimate(counts: _Counts, minimum: float | None, *, error: float = ALPHA) -> RecallEstimate:
-    """Return the recall of whole prompts from counted cells; see `estimate`."""
+def _estimate(counts: _Counts, error: float) -> RecallEstimate:
     spliced = proportion(counts.spliced_successes, counts.spliced)
     whole = proportion(counts.whole_successes, counts.whole)
-    below = above = error / 2
-    if minimum is not None:
-        below, above = _Looks(minimum=minimum, error=error).errors(counts.whole)
-    low, high = _low(counts, below), _high(counts, above)
+    low, high = _low(counts, error, _TILT), 1 - _low(counts.mirrored(), error, 1.0)
     value = spliced.value if whole.value is None else whole.value
     if spliced.value is not None and counts.pairs and not counts.unpaired:
         value = spliced.value + (counts.whole_only - counts.spliced_only) / counts.pairs
@@ -251,8 +254,25 @@ def _estimate(counts: _Counts, minimum: float | None, *, error: float = ALPHA) -
     )
 
 
-def _share(counts: _Counts, control: RecallEstimate, minimum: float) -> ShareEstimate:
-    recall = _estimate(counts, min(1.0, minimum * control.high), error=SHARE_ERROR)
+def _low(counts: _Counts, error: float, tilt: float) -> float:
+    """The better of the two lower bounds of the share of successes among whole prompts.
+
+    It is at least the chance that both needles of a cell succeed: the share of spliced successes
+    times the share of these that whole prompts follow. Each of the two is known from a sample;
+    three quarters of the error go to the second, whose sample is smaller, and which is near 1 where
+    the splice is good.
+    """
+    direct = lower_bound(counts.whole_successes, counts.whole, error * _DIRECT, tilt)
+    if counts.unpaired or not counts.both:
+        return direct
+    rest = error * (1 - _DIRECT)
+    spliced = lower_bound(counts.spliced_successes, counts.spliced, rest / 4, tilt)
+    followed = lower_bound(counts.both, counts.both + counts.spliced_only, rest * 3 / 4, _TILT)
+    return max(direct, spliced * followed)
+
+
+def _share(counts: _Counts, control: RecallEstimate) -> ShareEstimate:
+    recall = _estimate(counts, SHARE_ERROR)
     value = None
     if recall.value is not None and control.value:
         value = recall.value / control.value
@@ -265,91 +285,13 @@ def _share(counts: _Counts, control: RecallEstimate, minimum: float) -> ShareEst
     )
 
 
-def _looks(found: RecallEstimate | ShareEstimate, minimum: float) -> _Looks:
+def _aim(
+    found: RecallEstimate | ShareEstimate, minimum: float
+) -> tuple[RecallEstimate, float, float]:
+    """The recall to go on with, what it has to reach, and the error of its bounds."""
     if isinstance(found, RecallEstimate):
-        return _Looks(minimum=minimum, error=ALPHA)
-    return _Looks(minimum=min(1.0, minimum * found.control.high), error=SHARE_ERROR)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Looks:
-    """The looks of one minimum, numbered from the first that can pass: look 0.
-
-    At look k a pass allows k failures. Those before look 0 can only fail; each has half the whole
-    prompts of the next.
-    """
-
-    minimum: float
-    error: float
-
-    def passing(self) -> Iterator[int]:
-        """Yield the whole prompts of look 0 and later, in ascending order; those that would be
-        above `_MOST` are `_MOST`, again and again."""
-        look = 0
-        for failures in count():
-            level = _direct(self._pass_error(failures))
-
-            def is_short(n: int, failures: int = failures, level: float = level) -> bool:
-                return at_most(failures, n, 1 - self.minimum) > level
-
-            look = min(largest(is_short, look, _MOST) + 1, _MOST)
-            yield look
-
-    def numbered(self) -> Iterator[tuple[int, int]]:
-        """Yield the number and the whole prompts of every look, in ascending order."""
-        later = self.passing()
-        looks = [next(later)]
-        while looks[0] // 2 >= _FEWEST:
-            looks.insert(0, looks[0] // 2)
-        return enumerate(chain(looks, later), start=1 - len(looks))
-
-    def errors(self, n: int) -> tuple[float, float]:
-        """Return the error of the lower and of the upper bound at `n` whole prompts.
-
-        Between two looks they are those of the later one. The upper bound's is largest at look 0
-        and halves with each look before and after it.
-        """
-        number = next(number for number, look in self.numbered() if look >= min(n, _MOST))
-        return self._pass_error(max(number, 0)), self.error / 3 * 0.5 ** abs(number)
-
-    def _pass_error(self, number: int) -> float:
-        part = _FIRST_PASS if number == 0 else (1 - _FIRST_PASS) * 0.5**number
-        return self.error * part
-
-
-def _direct(error: float) -> float:
-    return error * (1 - _TWO_PHASE)
-
-
-def _low(counts: _Counts, error: float) -> float:
-    """The better of the two lower bounds of the recall of whole prompts.
-
-    The recall is at least the chance that both are answered: the spliced recall times the share of
-    spliced successes that whole prompts follow. Each is known from a sample, and three quarters of
-    the error go to the second, from the smaller one.
-    """
-    direct = lower_bound(counts.whole_successes, counts.whole, _direct(error))
-    if counts.unpaired:
-        return direct
-    error *= _TWO_PHASE
-    spliced = lower_bound(counts.spliced_successes, counts.spliced, error / 4)
-    followed = lower_bound(counts.both, counts.both + counts.spliced_only, error * 3 / 4)
-    return max(direct, spliced * followed)
-
-
-def _high(counts: _Counts, error: float) -> float:
-    """The better of the two upper bounds: one minus the lower bound of the failures."""
-    failures = _Counts(
-        spliced=counts.spliced,
-        spliced_successes=counts.spliced - counts.spliced_successes,
-        both=counts.neither,
-        spliced_only=counts.whole_only,
-        whole_only=counts.spliced_only,
-        neither=counts.both,
-        unpaired=counts.unpaired,
-        unpaired_successes=counts.unpaired - counts.unpaired_successes,
-    )
-    return 1 - _low(failures, error)
+        return found, minimum, ALPHA
+    return found.recall, min(1.0, minimum * found.control.high), SHARE_ERROR
 
 
 def _cut(share: float) -> str:

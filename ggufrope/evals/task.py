@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.facts import ValueKind
+from ggufrope.evals.facts import NeedleKind, ValueKind
 from ggufrope.evals.results import Method
 from ggufrope.evals.ruler.specs import BY_NAME, RULER_TASKS, RulerSpec
 
@@ -32,6 +32,10 @@ TaskName: TypeAlias = Literal[
     "short-context",
     "kv-cache",
 ]
+ASKING: frozenset[TaskName] = frozenset({"needle", "passkey", "multikey", "ruler"})
+"""The tasks whose prompts have the `format` of the settings."""
+FormatName: TypeAlias = Literal["auto", "chat", "completion"]
+"""How a model is asked: `auto` is chat where the file has a chat template."""
 SPLICED_SAMPLES = 4
 """Samples of a needle cell by default: in one prefill, each costs its needle and its question."""
 DEFAULT_DEPTHS = 11
@@ -122,6 +126,10 @@ class TaskSettings:
         default=True,
         metadata={"help": "measure the unscaled model within its native context, for comparison"},
     )
+    needle: NeedleKind = field(
+        default="standard",
+        metadata={"help": "kind: standard states one fact, the others four that are alike"},
+    )
     value: ValueKind = field(default="number", metadata={"help": "what a needle's value is"})
     samples: int | None = field(
         default=None,
@@ -142,6 +150,12 @@ class TaskSettings:
         metadata={"help": "at most so many contexts of text for perplexity and divergence"},
     )
     ruler: RulerSettings = RulerSettings()
+    format: FormatName = field(
+        default="auto", metadata={"help": "auto: in the chat template of the file, if it has one"}
+    )
+    thinking: bool | None = field(
+        default=None, metadata={"help": "of chat models whose template has the choice; none: off"}
+    )
 
     def __post_init__(self) -> None:
         problems = tuple(self.setting_problems())
@@ -159,6 +173,8 @@ class TaskSettings:
             for percent in self.depths:
                 if not 0 <= percent <= 100:
                     yield f"depth {percent:g} is not a percentage from 0 to 100"
+        if self.needle == "latent" and self.value != "number":
+            yield f"value {self.value} has no effect: the answers to latent needles are names"
         for name in ("samples", "chunks"):
             if (value := getattr(self, name)) is not None and value < 1:
                 yield f"{name} {value} must be 1 or more"

@@ -185,6 +185,20 @@ class Target:
     sliding_base: float | None = None
 
 
+def check_parameters(request: ScalingRequest) -> None:
+    """Raise RequestError where the request has a parameter that its scheme does not take: what can
+    be said of it before there is a model."""
+    if request.from_config is not None:
+        if extra := sorted(_given(request) - (_ANY_SCHEME - {"scaling"})):
+            raise RequestError(f"`from_config` gives the scheme: leave out {_names(extra)}")
+    elif request.scaling != "file":
+        if request.scaling in SCHEMES:  # `resolve` refuses the others
+            _refuse_foreign(request, request.scaling)
+    elif given := sorted(_given(request) - {"label"}):
+        need = "needs" if len(given) == 1 else "need"
+        raise RequestError(f"{_names(given)} {need} `scaling`: the model as it stands has its own")
+
+
 def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
     """Return the scheme and context length that `request` means on this model.
 
@@ -316,8 +330,7 @@ def _resolve_config(request: ScalingRequest, metadata: RopeMetadata) -> Target:
     """
     from ggufrope.patching import config_file
 
-    if extra := sorted(_given(request) - (_ANY_SCHEME - {"scaling"})):
-        raise RequestError(f"`from_config` gives the scheme: leave out {_names(extra)}")
+    check_parameters(request)
     config = config_file.read_config(Path(request.from_config or ""))
     config_file.check_model(config, metadata)
     original = request.original_context or getattr(config.scaling, "original_context", None)

@@ -5,24 +5,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ggufrope._format import duration
 from ggufrope.errors import MissingDependencyError
-from ggufrope.patching.command import command_line, patch_command
+from ggufrope.evals.verdict import worst
+from ggufrope.patching.command import command_line
 from ggufrope.report import charts, views
+from ggufrope.report.conclusion import conclude
 from ggufrope.report.metrics import format_value, legend, metric_info
 from ggufrope.report.tables import Content, headline_metrics, ruler_details, tables
 from ggufrope.runs.plan import format_plan
 
 if TYPE_CHECKING:
     from ggufrope.evals.verdict import Check
-    from ggufrope.patching.request import ScalingRequest
     from ggufrope.report.comparison import Change, Comparison
     from ggufrope.report.record import RunReport
 
@@ -32,6 +30,12 @@ Draw: TypeAlias = Callable[[charts.Spec], str]
 _PASS = {"style": "pass", "text": "Pass"}
 _FAIL = {"style": "fail", "text": "Fail"}
 _UNFINISHED = {"style": "open", "text": "Unfinished"}
+_BADGES = {
+    "pass": _PASS,
+    "fail": _FAIL,
+    "undecided": {"style": "open", "text": "Undecided"},
+    None: {"style": "open", "text": "Measured"},
+}
 _SPEED_TITLES = {
     "prefill_tokens_per_second": "Prefill speed",
     "decode_tokens_per_second": "Decode speed",
@@ -72,6 +76,7 @@ def to_html(report: RunReport, *, against: Comparison | None = None) -> str:
 
 def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) -> Content:
     """Return the variables of the template."""
+    conclusion = conclude(report)
     return {
         "against": None if against is None else _against(against),
         "plan": report.plan,
@@ -89,7 +94,8 @@ def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) ->
             command_line("run", "plan.toml", "--out", "RUN"),
             command_line("report", "RUN", "--html", "report.html"),
         ),
-        "patches": _patches(report),
+        "conclusion": conclusion,
+        "patches": [reach.keep for reach in conclusion.settings if reach.keep],
         "plan_text": format_plan(report.plan),
         "models": [{"name": m.file.name, "facts": _model_facts(m)} for m in report.models],
         "workers": [
@@ -103,7 +109,7 @@ def page(report: RunReport, *, draw: Draw, against: Comparison | None = None) ->
 def _badge(report: RunReport) -> Content:
     if not report.complete:
         return _UNFINISHED
-    return _PASS if report.passed else _FAIL
+    return _BADGES[report.outcome]
 
 
 def _lead(report: RunReport) -> str:
@@ -126,7 +132,7 @@ def _verdicts(report: RunReport) -> Content:
         "rows": [
             {
                 "setting": entry.label if several else f"{entry.scaling} · {entry.kv}",
-                "badge": _PASS if entry.verdict.passed else _FAIL,
+                "badge": _BADGES[entry.verdict.outcome],
                 "entries": [
                     _tally([c for c in entry.verdict.checks if c.name == name]) for name in names
                 ],
@@ -142,16 +148,17 @@ def _verdicts(report: RunReport) -> Content:
 
 
 def _tally(checks: Sequence[Check]) -> Content:
-    if not checks:
+    outcome = worst(check.outcome for check in checks)
+    if outcome is None:
         return {"style": "open", "text": "–", "where": ""}
-    failed = [check for check in checks if not check.passed]
-    contexts = ", ".join(charts.tokens(c.context_tokens) for c in failed if c.context_tokens)
-    word = "fails" if failed else "passes"
-    several = f"{len(checks) - len(failed)} of {len(checks)} pass"
+    others = [check for check in checks if check.outcome == outcome != "pass"]
+    contexts = ", ".join(charts.tokens(check.context_tokens) for check in others)
+    word = {"pass": "passes", "fail": "fails", "undecided": "undecided"}[outcome]
+    several = f"{sum(check.outcome == 'pass' for check in checks)} of {len(checks)} pass"
     return {
-        "style": "fail" if failed else "pass",
+        "style": "open" if outcome == "undecided" else outcome,
         "text": several if len(checks) > 1 else word,
-        "where": f"fails at {contexts}" if contexts else "",
+        "where": f"{word} at {contexts}" if contexts else "",
     }
 
 
@@ -188,25 +195,6 @@ def _slow(slow: views.Slow) -> views.Problem:
         reason=f"{speed} is {slow.share:.0%} of that with f16: this build may lack a fast kernel "
         "for this cache type",
     )
-
-
-def _patches(report: RunReport) -> list[str]:
-    """Return the commands that write each scaling of the run, other than none, into a copy."""
-    longest = max(report.plan.contexts)
-    return [
-        _patch(request, Path(model.file.path), longest)
-        for model in report.models
-        for request in report.plan.requests
-        if request.scaling not in ("file", "none")
-    ]
-
-
-def _patch(request: ScalingRequest, model: Path, longest: int) -> str:
-    """Return the command for a request that reaches `longest` tokens unless it says how far."""
-    if request.factor is None and request.target_context is None:
-        request = replace(request, target_context=longest)
-    name = re.sub(r"[^\w.-]+", "-", request.name)
-    return patch_command(request, model, model.with_suffix(f".{name}.gguf"))
 
 
 def _heat_key() -> list[str]:

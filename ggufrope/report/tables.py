@@ -43,8 +43,9 @@ def _matrices(report: RunReport) -> list[Content]:
     groups: dict[tuple[str, str, str], list[SummaryRow]] = {}
     for name in HEADLINES:
         for row in report.summary:
-            if row.part is None and row.metric(name) is not None:
-                groups.setdefault((row.model, row.task, name), []).append(row)
+            if row.task != "ruler" and row.metric(name) is not None:
+                task = row.task if row.part is None else f"{row.task} ({row.part})"
+                groups.setdefault((row.model, task, name), []).append(row)
     several = len(report.models) > 1
     return [
         _matrix(model if several else None, task, name, rows)

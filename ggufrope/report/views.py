@@ -7,7 +7,7 @@ from math import exp
 from typing import TYPE_CHECKING
 
 from ggufrope.evals.perplexity import CURVE
-from ggufrope.evals.results import CellResult, Metric
+from ggufrope.evals.results import NOT_NEEDED, CellResult, Metric
 from ggufrope.evals.ruler.specs import effective_length, effective_length_by_share
 
 if TYPE_CHECKING:
@@ -274,10 +274,10 @@ def ruler_scores(report: RunReport) -> tuple[RulerScores, ...]:
 
 
 def problems(report: RunReport) -> tuple[Problem, ...]:
-    """Return the cells without a score, grouped by job and reason."""
+    """Return the cells without a score, grouped by job and reason; not those that need none."""
     counts: dict[tuple[str, str, str], int] = {}
     for result in report.cells:
-        if result.status != "ok":
+        if result.status != "ok" and result.reason != NOT_NEEDED:
             cell = result.cell
             where = " · ".join((cell.model, cell.scaling, cell.kv, cell.task))
             key = (result.status, where, result.reason or "no reason recorded")

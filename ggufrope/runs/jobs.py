@@ -207,8 +207,8 @@ def _job(
         "seed": seed,
         "cells": cells,
         "how": [
-            *(plan.value, plan.distractors, plan.haystack),
-            *(plan.text, plan.chunks, plan.ruler),
+            *(plan.needle, plan.value, plan.distractors, plan.haystack),
+            *(plan.text, plan.chunks, plan.ruler, plan.format, plan.thinking),
         ],
     }
     return Job(

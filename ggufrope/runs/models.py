@@ -6,18 +6,23 @@ import glob
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope._files import model_status, sha256_of
 from ggufrope.container.location import locate
 from ggufrope.container.reader import read_header
 from ggufrope.container.types import Scalar
 from ggufrope.errors import RequestError
+from ggufrope.evals.formats import chat_frame
+from ggufrope.evals.task import ASKING
 from ggufrope.patching.request import ScalingName
 from ggufrope.rope.keys import KEYS
 from ggufrope.rope.metadata import RopeMetadata, read_metadata
 from ggufrope.rope.purpose import require_generation
 from ggufrope.rope.trained import declared_factor, trained_context, trained_state
+
+if TYPE_CHECKING:
+    from ggufrope.runs.plan import RunPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +100,26 @@ def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tup
         seen[path.resolve()] = name
     labels = _labels([name for name, _ in paths])
     return tuple(identify(label, path) for label, (_, path) in zip(labels, paths, strict=True))
+
+
+def require_formats(plan: RunPlan) -> None:
+    """Raise RequestError where a model cannot be asked in the format of the plan, before anything
+    is loaded: its chat template fails, or is not there, or has no switch for thinking.
+
+    Raises MissingDependencyError where a template needs jinja2, FileError as `identify` does.
+    """
+    if not ASKING & set(plan.tasks):
+        if plan.format != "auto" or plan.thinking is not None:
+            asking = ", ".join(sorted(ASKING))
+            raise RequestError(f"`format` and `thinking` are for the tasks {asking}")
+        return
+    for label, path in (found for name in plan.models for found in _expand(name)):
+        if path.is_file():
+            template = read_header(path).get("tokenizer.chat_template")
+            try:
+                chat_frame(str(template) if template else None, plan.format, plan.thinking)
+            except RequestError as error:
+                raise RequestError(f"{label}: {error}") from None
 
 
 def _expand(name: str) -> Iterator[tuple[str, Path]]:

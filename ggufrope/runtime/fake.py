@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _BEGIN, _END, _FIRST_BYTE = 0, 1, 2
 _FIRST_PIECE = _FIRST_BYTE + 256
 _SPECIAL = {_BEGIN: b"<s>", _END: b"</s>"}
+_SPECIAL_TEXT = re.compile(r"(</?s>|<\|\w+\|>)")
 _PIECE = re.compile(r" ?\d{1,3}| ?[^\W\d]+| ?[^\w\s]|\s")
 
 
@@ -37,7 +38,8 @@ class FakeModel:
     A piece gets the next free number when it is first seen, so the same calls give the same
     tokens; when `n_vocab` is used up, new pieces are spelled in bytes. `horizon` is how many
     tokens back it can look (None: any number), `shortest_match` how many tokens must repeat,
-    `confidence` the probability of a token that it recalls.
+    `confidence` the probability of a token that it recalls. `<s>`, `</s>` and anything of the form
+    `<|word|>` are special tokens.
     """
 
     def __init__(
@@ -47,19 +49,30 @@ class FakeModel:
         horizon: int | None = None,
         shortest_match: int = 3,
         confidence: float = 0.9,
+        chat_template: str | None = None,
     ) -> None:
         self.n_vocab = n_vocab
         self.horizon = horizon
         self.shortest_match = shortest_match
         self.confidence = confidence
-        self._tokens: dict[bytes, int] = {}
+        self.chat_template = chat_template
+        self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+        self._tokens: dict[bytes | str, int] = {"<s>": _BEGIN, "</s>": _END}
         self._pieces = _SPECIAL | {_FIRST_BYTE + byte: bytes([byte]) for byte in range(256)}
 
-    def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
-        """Return the tokens of the text, preceded by BOS with `beginning`."""
+    def tokenize(self, text: str, *, beginning: bool = False, special: bool = False) -> list[int]:
+        """Return the tokens of the text, preceded by BOS with `beginning`.
+
+        With `special`, the texts of special tokens become those tokens.
+        """
         tokens = [_BEGIN] if beginning else []
-        for piece in _PIECE.findall(text):
-            tokens += self._intern(piece.encode("utf-8", "surrogateescape"))
+        for number, part in enumerate(_SPECIAL_TEXT.split(text) if special else [text]):
+            if number % 2:  # what the pattern matches comes between what it does not
+                tokens += self._intern(part, part.encode())
+                continue
+            for piece in _PIECE.findall(part):
+                encoded = piece.encode("utf-8", "surrogateescape")
+                tokens += self._intern(encoded, encoded)
         return tokens
 
     def close(self) -> None:
@@ -91,13 +104,14 @@ class FakeModel:
             run, ends = run + 1, longer
         return int(tokens[ends[-1] + 1]) if run >= self.shortest_match else None
 
-    def _intern(self, piece: bytes) -> Sequence[int]:
-        token = self._tokens.get(piece)
+    def _intern(self, key: bytes | str, piece: bytes) -> Sequence[int]:
+        """Return the tokens of a piece; the key of a special one is a string."""
+        token = self._tokens.get(key)
         if token is None:
-            token = _FIRST_PIECE + len(self._tokens)
+            token = _FIRST_PIECE + len(self._tokens) - len(_SPECIAL)
             if token >= self.n_vocab:
                 return [_FIRST_BYTE + byte for byte in piece]
-            self._tokens[piece] = token
+            self._tokens[key] = token
             self._pieces[token] = piece
         return [token]
 

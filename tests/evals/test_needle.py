@@ -293,7 +293,7 @@ def test_passkey() -> None:
     bench = Bench()
     results = bench.run(PASSKEY, contexts=LENGTHS, depths=DEPTHS, samples=1, whole_prompts=0)
     assert [result.value("recall") for result in results] == [1.0] * 15
-    chosen = plan(wording="passkey")
+    chosen = plan(needle="passkey")
     grid = NeedleGrid(bench.model, chosen)
     for point in chosen.points:
         question = grid.question(point)

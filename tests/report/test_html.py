@@ -60,7 +60,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(make_report: Make) -> None:
 
 
 def test_the_page_holds_every_part(make_report: Make) -> None:
-    html = to_html(make_report(name="a night"))
+    html = to_html(make_report(name="a night", samples=8))
     page = Page(html)
     for words in (
         "a night",
@@ -70,17 +70,19 @@ def test_the_page_holds_every_part(make_report: Make) -> None:
         "commit 0c1e57098",
         "ab" * 32,
         "ggufrope run plan.toml",
-        "patch models/invented.gguf -o models/invented.yarn.gguf --scaling yarn --target-ctx 8192",
-        "recall at 8192 tokens: 0.0% (required: at least 90.0%)",
+        "best: yarn ×4, 2048 → 8192 · f16: holds to 8192 tokens",
+        "patch models/invented.gguf -o models/invented-yarn-8192.gguf --scaling yarn --target",
+        "needle recall at 8192 tokens: 0.0% (required: at least 90.0%)",
     ):
         assert words in page.text, words
-    assert "recall: share of needles answered exactly; perplexity: exp of the mean" in page.text
+    assert "--scaling linear" not in page.text, "it does not hold"
+    assert "recall: share of needles that whole prompts answer exactly; perplexity" in page.text
     maps = re.findall(r"<figcaption>(.*?)<small>(.*?)</small>", html)
-    assert ("yarn · q8_0", "20 of 20 exact") in maps
-    assert ("linear · f16", "17 of 20 exact") in maps
+    assert ("yarn · q8_0", "160 of 160 exact") in maps
+    assert ("linear · f16", "136 of 160 exact") in maps
     assert len(maps) == 6
     described = [v for n, v in page.attributes if n == "aria-label" and "recall" in v]
-    assert "8192 tokens, depth 50 %: recall 0% of 1" in described
+    assert "8192 tokens, depth 50 %: recall 0% of 8" in described
     assert len(described) == 6 * 20
 
 

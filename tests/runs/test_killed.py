@@ -61,7 +61,8 @@ def test_kills_lose_and_redo_nothing_and_leave_no_working_copy(nano: Path, tmp_p
     temporary, out, plan = tmp_path / "tmp", tmp_path / "run", tmp_path / "plan.toml"
     temporary.mkdir()
     plan.write_text(
-        f"models = [{json.dumps(str(nano))}]\ncontexts = [256, 512]\ndepths = 6\nseeds = [0, 1]\n"
+        f"models = [{json.dumps(str(nano))}]\ncontexts = [256, 512]\ndepths = 6\n"
+        "samples = 1\nwhole_prompts = 0\nseeds = [0, 1]\n"
         'scalings = [{ scaling = "yarn", factor = 8.0, bake = true }, "none"]\n'
         'control = false\nhaystack = { kind = "noise" }\n[runtime]\nthreads = 1\n'
     )

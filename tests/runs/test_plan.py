@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -39,6 +40,8 @@ contexts = [8192, 4096]
 kv = ["f16", "q8_0/q4_0"]
 tasks = ["needle", "perplexity"]
 depths = 3
+samples = 1
+whole_prompts = 0
 seeds = [1, 2]
 scalings = ["file", { scaling = "yarn", factor = 4 }]
 
@@ -108,7 +111,7 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ("samples = 0", "samples 0 must be 1 or more"),
         ('haystack = { kind = "text" }', 'haystack: a haystack of kind "text" needs a file'),
         ('kv = ["f16", "f16/f16"]', "`kv` has 'f16' more than once"),
-        ("depths = 1000000000", "the plan has up to 1000000000 cells per model, at most 1000000"),
+        ("depths = 1000000000", "the plan has up to 4000000000 cells per model, at most 1000000"),
         (
             'scalings = [{ scaling = "yarn", beta_fast = inf }]',
             "scalings[0].beta_fast inf must be a finite number",
@@ -151,6 +154,56 @@ def test_a_name_is_that_of_the_folder() -> None:
     assert plan.folder_name == "Nacht 2 · später"
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"thresholds": Thresholds(divergence=0.1)}, "`divergence` needs `tasks` divergence"),
+        (
+            {"thresholds": Thresholds(recall=0.8), "tasks": ("ruler",)},
+            "`recall` needs `tasks` needle or passkey",
+        ),
+        ({"thresholds": Thresholds(top_ranked=0.9)}, "`top_ranked` needs `distractors`"),
+        (
+            {"thresholds": Thresholds(recall_share=0.9), "control": False},
+            "`recall_share` needs `control`",
+        ),
+        (
+            {"thresholds": Thresholds(require="yarm")},
+            "`require` yarm: no scaling of the plan; it has file",
+        ),
+        (
+            {"thresholds": Thresholds(require="file"), "tasks": ("kv-cache",)},
+            "`require` file: no threshold applies to `tasks` kv-cache",
+        ),
+        (
+            {"scalings": (ScalingRequest(scaling="ntk", beta_fast=16.0),)},
+            "`beta_fast` does not apply to `scaling` ntk",
+        ),
+        (
+            {"scalings": (ScalingRequest(scaling="file", factor=2.0),)},
+            "`factor` needs `scaling`",
+        ),
+        (
+            {"scalings": (ScalingRequest(scaling="file", from_config="c.json", factor=2.0),)},
+            "`from_config` gives the scheme: leave out `factor`",
+        ),
+    ],
+)
+def test_gates_and_parameters_of_nothing_are_refused(
+    settings: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(RequestError, match=re.escape(problem)):
+        RunPlan(**{"models": ("a",), "contexts": (256,), **settings})
+
+
+def test_default_limits_of_tasks_that_do_not_run_are_no_gates() -> None:
+    for task in ("kv-cache", "ruler", "needle"):
+        RunPlan(models=("a",), contexts=(256,), tasks=(task,))  # type: ignore[arg-type]
+    RunPlan(
+        models=("a",), contexts=(256,), tasks=("multikey",), thresholds=Thresholds(top_ranked=0.9)
+    )
+
+
 def test_many_seeds_are_checked_in_no_time() -> None:
     began = time.monotonic()
     RunPlan(models=("a",), contexts=(256,), depths=1, seeds=tuple(range(100_000)))
@@ -158,7 +211,9 @@ def test_many_seeds_are_checked_in_no_time() -> None:
 
 
 def test_thresholds_without_an_end_survive_being_written() -> None:
-    plan = replace(parse_plan(NIGHT), thresholds=Thresholds(divergence=math.inf))
+    night = parse_plan(NIGHT)
+    unlimited = Thresholds(divergence=math.inf)
+    plan = replace(night, tasks=(*night.tasks, "divergence"), thresholds=unlimited)
     assert parse_plan(format_plan(plan)) == plan
 
 
@@ -249,8 +304,8 @@ def test_the_identity_of_a_job_is_its_content_and_the_file() -> None:
     assert expand(plan, (other_file,))[0].id != first.id
     moved = ModelFile(name="a", path="elsewhere/a.gguf", file_size=1, header_sha256="a")
     assert expand(plan, (moved,))[0].id == first.id
-    isolated = parse_plan('mode = "isolated"\n' + NIGHT)
-    assert expand(isolated, models("a"))[0].id != first.id
+    whole = parse_plan('mode = "whole"\n' + NIGHT)
+    assert expand(whole, models("a"))[0].id != first.id
 
 
 def test_shards_are_disjoint_and_whole() -> None:

@@ -23,7 +23,7 @@ def test_a_run_is_kept_and_found_again(nano: Path, tmp_path: Path) -> None:
     seen = []
     report = run(plan, tmp_path / "run", on_cell=seen.append)
     assert report.complete
-    assert [result.cell for result in seen] == [result.cell for result in report.cells]
+    assert {result.cell for result in seen} == {result.cell for result in report.cells}
     assert run(plan, tmp_path / "run", on_cell=seen.append).cells == report.cells
     assert len(seen) == len(report.cells)
 
@@ -33,6 +33,8 @@ def test_worker_processes_measure_what_this_process_does(nano: Path, tmp_path: P
         models=(str(nano),),
         contexts=(256,),
         depths=2,
+        samples=1,
+        whole_prompts=0,
         scalings=("file", "linear"),
         tasks=("needle", "perplexity"),
     )
@@ -68,7 +70,11 @@ def test_a_folder_holds_the_run_of_one_plan(
 
 def test_changed_thresholds_judge_anew_and_are_stored(nano: Path, tmp_path: Path) -> None:
     plan = RunPlan(
-        models=(str(nano),), contexts=(1024,), depths=2, thresholds=Thresholds(recall=0.0)
+        models=(str(nano),),
+        contexts=(1024,),
+        depths=2,
+        distractors=2,
+        thresholds=Thresholds(recall=0.0),
     )
     first = run(plan, tmp_path / "run")
     stricter = replace(plan, thresholds=Thresholds(recall=1.0, top_ranked=1.0), name="strict")
@@ -88,7 +94,14 @@ def test_changed_thresholds_judge_anew_and_are_stored(nano: Path, tmp_path: Path
 
 
 def test_a_share_of_a_run_is_judged_by_itself(nano: Path, tmp_path: Path) -> None:
-    plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1, kv=("f16", "q8_0"))
+    plan = RunPlan(
+        models=(str(nano),),
+        contexts=(256,),
+        depths=1,
+        samples=1,
+        whole_prompts=0,
+        kv=("f16", "q8_0"),
+    )
     for shard in (1, 2):
         report = run(plan, tmp_path / "run", selection=Selection(shard=shard, shards=2))
         assert report.complete
