@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from ggufrope_cli.progress import plain_lines
 
+from fixtures.make import build
 from ggufrope.runs.store import RunStore
 from tests.cli.conftest import Call
 
-QUICK = ("--depths", "2", "--haystack", "noise", "--threads", "1")
+QUICK = (
+    *("--depths", "2", "--samples", "1", "--whole-prompts", "0", "--no-control"),
+    *("--haystack", "noise", "--threads", "1", "--allow-undecided"),
+)
 
 
 def contexts(folder: Path) -> tuple[int, ...]:
@@ -78,7 +82,7 @@ def test_where_no_folder_can_be_made_the_work_is_done_all_the_same(cli: Call, na
 def test_long_work_says_first_what_it_takes(cli: Call, nano: Path) -> None:
     outcome = cli("validate", nano, "--ctx", "512", *QUICK, "--json")
     first = outcome.err.splitlines()[0]
-    assert first.startswith("4 cells of up to 512 tokens (2 times the trained context); at most ")
+    assert first.startswith("2 cells of up to 512 tokens (2 times the trained context); at most ")
     assert first.endswith(" of memory")
     assert outcome.json["cells"]
 
@@ -105,3 +109,17 @@ def test_work_without_a_terminal_says_how_far_it_is(capfd: pytest.CaptureFixture
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) >= 2
     assert all(line.endswith(r" s: half\x1b") for line in lines)
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line_and_5(cli: Call, tmp_path: Path) -> None:
+    path = build("llama", tmp_path / "big.gguf", big_endian=True)[0]
+    for words in (("validate", path), ("compare", path, "--scaling", "none,yarn")):
+        outcome = cli(*words, "--ctx", "256", *QUICK)
+        assert (outcome.code, outcome.out) == (5, "")
+        errors = [line for line in outcome.err.splitlines() if line.startswith("ggufrope: ")]
+        assert len(errors) == 1
+        assert f"{path}: llama.cpp cannot load it" in errors[0]
+        assert not Path("runs").exists()
+    answer = cli("validate", path, "--ctx", "256", *QUICK, "--json")
+    assert answer.code == 5
+    assert {cell["status"] for cell in answer.json["cells"]} == {"error"}
