@@ -15,7 +15,7 @@ from ggufrope.patching.command import FLAGS
 from ggufrope.patching.request import SCHEMES, ScalingRequest
 
 from .errors import OptionError
-from .values import completion, tokens, word
+from .values import completion, schemes, tokens, word
 
 _GROUP = "Scaling"
 _SCHEME_HELP = f"{', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}."
@@ -78,7 +78,7 @@ def _annotation(field: Field[Any], hint: Any) -> Any:
         rich_help_panel=_GROUP,
         show_default=False,
         parser=parser,
-        autocompletion=completion(lambda: SCHEMES) if field.name == "scaling" else None,
+        autocompletion=completion(schemes) if field.name == "scaling" else None,
     )
     return Annotated[kind, option]
 

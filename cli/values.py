@@ -84,6 +84,13 @@ def guards() -> tuple[str, ...]:
     return GUARDS
 
 
+def schemes() -> tuple[str, ...]:
+    """Return the scaling schemes."""
+    from ggufrope.patching.request import SCHEMES
+
+    return SCHEMES
+
+
 def forced(names: Sequence[str] | None) -> tuple[str, ...]:
     """Return the guards that --force names."""
     return tuple(word(name, "--force", guards()) for name in names or ())

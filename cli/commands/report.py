@@ -37,7 +37,7 @@ def command(
     grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Show the stored results of a run, write them in other formats, or compare two runs."""
+    """Show stored results, write them in other formats, or compare runs."""
     from ggufrope._files import write_whole
     from ggufrope.report.comparison import compare
     from ggufrope.report.exports import to_csv, to_junit

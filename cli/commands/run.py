@@ -49,7 +49,10 @@ def command(
     grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Run a plan, each job in its own process; the same command resumes it."""
+    """Run a plan of many measurements; the same command resumes it.
+
+    Each job has its own process. Exit code 1: a check fails or is undecided.
+    """
     from ggufrope.runs.jobs import Selection
     from ggufrope.runs.plan import read_plan
 
