@@ -75,7 +75,7 @@ class Selection:
             if not equals or axis not in _AXES:
                 raise RequestError(
                     f"only {term!r}: expected AXIS=PATTERN, AXIS of {', '.join(_AXES)}"
-                    f"{did_you_mean(axis, _AXES)}"
+                    f"{'' if axis in _AXES else did_you_mean(axis, _AXES)}"
                 )
 
     @classmethod
