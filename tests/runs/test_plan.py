@@ -356,7 +356,7 @@ def test_models_of_one_name_are_named_by_path(tmp_path: Path) -> None:
 def test_models_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
     name = str(tmp_path / "a.gguf")
-    with pytest.raises(StorageError, match="no such file"):
+    with pytest.raises(StorageError, match="No such file"):
         resolve_models((str(tmp_path / "b.gguf"),), _identify)
     with pytest.raises(RequestError, match="matches no file"):
         resolve_models((str(tmp_path / "*.bin"),), _identify)
