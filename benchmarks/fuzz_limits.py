@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LIMIT_MIB = 512
 SECONDS = 1.0
-BATCH = 2000
+BATCH = 5000
 
 INTEGERS = (
     *(0, 1, 2, 3, 7, 32, 127, 128, 255, 256, 1000, 65535, 65536, 100_000),
@@ -135,7 +135,7 @@ def honest(chance: random.Random, layout: Layout) -> tuple[bytes, bytes]:
         keys.append(layout.key_value("general.alignment", 4, layout.pack("I", alignment)))
     if chance.random() < 0.02:
         keys.append(chance.choice(keys))
-    if chance.random() < 0.02:
+    if chance.random() < 0.004:
         big = layout.key_value("a", 9, layout.pack("IQ", 1, 1000) + b"\x9c" * 1000)
         keys += [big] * chance.choice((100, 3000))
     tensors, data = [], b""

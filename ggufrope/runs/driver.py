@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from uuid import uuid4
 
 from ggufrope.backends import OPENER
+from ggufrope.container.pins import FileChangedError
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job, Selection, expand
 from ggufrope.runs.models import identify, resolve_models
-from ggufrope.runs.pins import FileChangedError
 from ggufrope.runs.store import RunStore
 from ggufrope.runs.worker import (
     Assignment,

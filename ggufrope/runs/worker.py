@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast, get_args
 
 from ggufrope._plain import decode, encode
 from ggufrope.backends import opener
+from ggufrope.container.pins import FileChangedError, Pin, PinChecks
 from ggufrope.errors import GgufRopeError, MissingDependencyError, UnsupportedCacheError
 from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import CellResult
 from ggufrope.evals.task import Base, Task, TaskRequest
 from ggufrope.runs.environment import environment
 from ggufrope.runs.jobs import Job, base_of
-from ggufrope.runs.pins import FileChangedError, Pin, PinChecks
 from ggufrope.runs.plan import RunPlan
 
 if TYPE_CHECKING:
