@@ -170,6 +170,20 @@ def _tell(message: str) -> None:
         print(f"ggufrope: {line}", file=sys.stderr, flush=True)
 
 
+def outlive_aborts() -> None:
+    """Let llama.cpp end the process with one line and exit code 5 where an assertion of it fails.
+
+    For the commands that load a model in this process."""
+    from ggufrope.runtime import library
+
+    library.on_abort = _tell_abort
+
+
+def _tell_abort(reason: str) -> None:
+    _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
+    os._exit(exit_code(BackendError()))
+
+
 def _tell_fault(error: Exception) -> None:
     """Say in one line that the fault is ours, where it is and how to report it."""
     import traceback
@@ -179,6 +193,6 @@ def _tell_fault(error: Exception) -> None:
     where = traceback.extract_tb(error.__traceback__)[-1]
     _tell(
         f"a fault of ggufrope, not of your request: {type(error).__name__} at "
-        f"{Path(where.filename).name}:{where.lineno}: {str(error)[:300]}; please report this line, "
-        f"the command and what `ggufrope doctor` says ({TRACEBACK}=1 shows more)"
+        f"{Path(where.filename).name}:{where.lineno}: {str(error)[:300]}; to report it, keep this "
+        f"line, the command, what it prints with {TRACEBACK}=1 set, and `ggufrope doctor --json`"
     )

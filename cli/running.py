@@ -49,8 +49,10 @@ def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
     from ggufrope.backends import open_model
     from ggufrope.runs.driver import InlineTransport, drive, open_run
 
+    from .errors import outlive_aborts
     from .progress import RunBar
 
+    outlive_aborts()
     with ExitStack() as cleanup:
         if out is None:
             out = cleanup.enter_context(working_folder())

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from ggufrope._files import storage, write_whole
 from ggufrope._plain import non_finite
-from ggufrope.container.pins import Pin, model_paths, pin, pin_model, renewed
+from ggufrope.container.pins import (
+    FileChangedError,
+    FileState,
+    Pin,
+    model_paths,
+    pin,
+    pin_model,
+    renewed,
+)
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.results import Cell, CellResult
 from ggufrope.runs.database import FORMAT, Database
@@ -87,9 +95,18 @@ class RunStore:
 
     @classmethod
     def create(
-        cls, folder: Path, plan: RunPlan, models: tuple[ModelFile, ...], jobs: tuple[Job, ...]
+        cls,
+        folder: Path,
+        plan: RunPlan,
+        models: tuple[ModelFile, ...],
+        jobs: tuple[Job, ...],
+        *,
+        states: Mapping[str, FileState] | None = None,
     ) -> RunStore:
         """Return the run of `plan` in `folder`, made there or taken up, open to be carried out.
+
+        `states` are those of model files, by their path, when their headers were read: a model that
+        is pinned first must have the same.
 
         The folder is locked until the store is closed. A plan that differs in what nothing was
         measured by takes the place of the stored one; `rejudged` then has the differences. Raises
@@ -103,6 +120,7 @@ class RunStore:
             if not (folder / _DATABASE).is_file():
                 _build(folder / _DATABASE, plan, models, jobs)
             store._open(folder, lock=lock)
+            store._states = states or {}
         except BaseException:
             lock.close()
             raise
@@ -120,6 +138,7 @@ class RunStore:
     def _open(self, folder: Path, *, lock: FolderLock | None) -> None:
         self.folder = folder
         self.rejudged: tuple[str, ...] = ()
+        self._states: Mapping[str, FileState] = {}
         self._lock = lock
         path = folder / _DATABASE
         with storage("read", path):
@@ -309,6 +328,11 @@ class RunStore:
         if record.sha256 is not None:
             return tuple(self._pin(path) for path in model_paths(record.file.path))
         pins = pin_model(record.file.path)
+        if pins[0].sha256 and pins[0].state != self._states.get(record.file.path, pins[0].state):
+            raise FileChangedError(
+                f"{record.file.path} was written to or exchanged after its header was read; give "
+                "the same command again"
+            )
         if all(found.sha256 for found in pins):
             with self._transaction():
                 for found in pins:

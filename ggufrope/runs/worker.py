@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 OnJob: TypeAlias = Callable[[Job, int], None]
 """Called with a job that begins and the tokens it will evaluate."""
 
+_MOST_ATTEMPTS = 3
+"""How often a job is begun whose files are touched meanwhile."""
+
 END_SECONDS = 1.5
 """Time that a busy worker process has to clean up when its driver is gone."""
 
@@ -135,17 +138,30 @@ class Worker:
         """Yield a job's results as they come, then Finished, or Failed where something goes wrong.
 
         MissingDependencyError is not the job's fault and is raised; so is FileChangedError, before
-        a result of other content than the run's is yielded.
+        a result of other content than the run's is yielded. A result that a file was touched under
+        is measured again.
         """
+        done = set(assignment.done)
         try:
-            self._checks.check(assignment.pins)
-            for result in self._measure(assignment):
+            for _ in range(_MOST_ATTEMPTS):
                 self._checks.check(assignment.pins)
-                # Only now: a model may be loaded when its first context is opened.
-                if self._described != self._loaded:
-                    self._described = self._loaded
-                    yield self.started()
-                yield result
+                for result in self._measure(replace(assignment, done=tuple(done))):
+                    if touched := self._checks.check(assignment.pins):
+                        self.close()
+                        break
+                    # Only now: a model may be loaded when its first context is opened.
+                    if self._described != self._loaded:
+                        self._described = self._loaded
+                        yield self.started()
+                    yield result
+                    done.add(assignment.job.cells.index(result.cell))
+                else:
+                    break
+            else:
+                raise FileChangedError(
+                    f"{touched} was touched {_MOST_ATTEMPTS} times while it was measured with; "
+                    "wait for what writes it, then give the same command again"
+                )
         except (MissingDependencyError, FileChangedError):
             raise
         except GgufRopeError as error:
