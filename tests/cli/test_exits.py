@@ -28,7 +28,8 @@ def test_a_fault_of_ours_is_one_line_and_70(
     first = capsys.readouterr().err
     assert first.startswith("ggufrope: a fault of ggufrope, not of your request: ZeroDivisionError")
     assert "test_exits.py:" in first
-    assert "please report this line" in first
+    assert "to report it, keep this line, the command" in first
+    assert "`ggufrope doctor --json`" in first
     assert first.count("\n") == 1
     assert "\x1b" not in first
     monkeypatch.setenv(TRACEBACK, "1")

@@ -181,7 +181,7 @@ def test_other_weights_are_another_search(model: Path, tmp_path: Path) -> None:
     content = bytearray(model.read_bytes())
     content[-1] ^= 1
     model.write_bytes(content)
-    with pytest.raises(RequestError, match="another search: fingerprint was"):
+    with pytest.raises(RequestError, match="another search: sha256 was"):
         searched(model, tmp_path / "out")
 
 
