@@ -39,6 +39,8 @@ NANO = ROOT / "fixtures" / "nano.gguf"
 SECONDS = 60.0
 DOCUMENTED = {0, 1, 2, 3, 4, 5, 130}
 """Exit codes but for 70, a fault of ours, and 141, which needs a reader that goes away."""
+_USAGE = ("Usage: ", "╭─ Error")
+"""How Typer begins what it says of options that it cannot read."""
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
@@ -173,7 +175,7 @@ class Outcome:
         shown = f"{arguments[0]}: exit {self.code}: {self.err.strip()[-300:]!r}"
         if self.code not in DOCUMENTED or "Traceback" in self.err or len(errors) > 1:
             return shown
-        if self.code >= 2 and len(errors) != 1 and not self.err.startswith("Usage: "):
+        if self.code >= 2 and len(errors) != 1 and not self.err.startswith(_USAGE):
             return f"no reason is given: {shown}"
         if any(c in self.out + self.err for c in "\x00\x07\x1b\x9b\u202e"):
             return f"control characters: {shown}"
@@ -199,9 +201,7 @@ class Commands:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait()
+        self._server.__exit__(None, None, None)
 
     def call(self, *arguments: object, cwd: Path, seconds: float = SECONDS) -> Outcome:
         """Run `ggufrope` with these arguments in a folder."""
