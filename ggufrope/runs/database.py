@@ -95,11 +95,11 @@ class Database:
 
     def execute(self, statement: str, *parameters: object) -> None:
         """Carry out a statement in a transaction."""
-        self._connection.execute(statement, parameters)
+        self._connection.execute(statement, tuple(map(_storable, parameters)))
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Return every row of a query."""
-        return self._connection.execute(statement, parameters).fetchall()
+        return self._connection.execute(statement, tuple(map(_storable, parameters))).fetchall()
 
     def dump(self, record: object, *, exact: bool = False) -> str:
         """Return a record as the text to store, in the transaction that stores it; `exact` also
@@ -210,6 +210,13 @@ def _remove(path: Path, *endings: str) -> None:
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
+
+
+def _storable(value: object) -> object:
+    """Return a parameter as SQLite takes it: bytes of a name that are not UTF-8 become escapes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 def _digest(body: str) -> str:

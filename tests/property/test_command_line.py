@@ -122,7 +122,7 @@ def test_any_name(name: str) -> None:
         folder = Path(parent)
         path = f"{folder}/{name}" if not name.startswith(("ollama:", "hf:")) else name
         with suppress(OSError, ValueError):
-            Path(path).write_bytes(small_model().encoded())
+            Path(folder, name).write_bytes(small_model().encoded())
         for command in file_commands(path, folder):
             check(*command)
         check("report", path, "--json")

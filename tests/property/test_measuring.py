@@ -38,27 +38,24 @@ def test_any_model(server: Commands, seed: int) -> None:
     assert exits.total() == 8
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(name=NAMES)
 def test_any_name(server: Commands, name: str) -> None:
     with TemporaryDirectory() as parent:
-        folder = Path(parent)
+        folder = Path(parent, "folder")  # so that ".." is no place of others
+        folder.mkdir()
         path = name if name.startswith(("ollama:", "hf:")) else f"{folder}/{name}"
         with suppress(OSError, ValueError):
             Path(folder, name).write_bytes(small_model().encoded())
-        quick = ("--ctx", "256", "--depths", "1")
-        calls = [
+        quick = ("--ctx", "256", "--depths", "1", "--threads", "1")
+        for arguments in (
             ("probe", path, "--json"),
             ("validate", path, *quick, "--json"),
             ("validate", str(NANO), *quick, "--out", path),
-            ("compare", path, *quick, "--scaling", "yarn"),
             ("search", path, "--target-ctx", "512"),
-            ("search", str(NANO), "--target-ctx", "512", "--candidates=8", "--out", path),
             ("report", path, "--json"),
             ("report", str(folder), "--html", path),
-            ("doctor", "--model", path, "--json"),
-        ]
-        for arguments in calls:
+        ):
             assert server.call(*arguments, cwd=folder).fault(arguments) is None
 
 

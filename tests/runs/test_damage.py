@@ -187,6 +187,25 @@ def test_a_folder_that_cannot_be_written_is_read(
     assert left == sorted(path.name for path in folder.iterdir())
 
 
+def test_names_that_are_not_utf8_are_kept(
+    start: Start, scripted: ModuleType, tmp_path: Path
+) -> None:
+    odd = tmp_path / os.fsdecode(b"odd-\xff.gguf")
+    try:
+        odd.write_text("fails 300")
+    except OSError:
+        pytest.skip("this file system takes only Unicode")
+    folder = start("", models=(str(odd),))
+    scripted.work(folder)
+    with RunStore(folder) as opened:
+        assert opened.plan.models == (str(odd),)
+        assert opened.paths == {r"odd-\udcff": str(odd)}
+    assert [result.status for result in results(folder)] == ["ok"] * 3 + ["error"] * 3
+    odd.unlink()
+    with pytest.raises(StorageError, match="odd-"):
+        scripted.work(folder)
+
+
 # What happens to it while a run goes on
 
 
