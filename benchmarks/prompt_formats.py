@@ -2,7 +2,7 @@
 
     python -m benchmarks.prompt_formats [MODEL] [--ctx 1024 2048] [--results FILE]
 
-Needles and single-answer tasks of RULER at each length. The default model is SmolLM2, which takes
+Spliced needles and some tasks of RULER at each length. The default model is SmolLM2, which takes
 some minutes on two cores.
 """
 
@@ -43,7 +43,7 @@ def measure(plan: RunPlan) -> Iterator[Measured]:
     with tempfile.TemporaryDirectory() as folder:
         report = run(plan, Path(folder) / "run")
     for row in report.summary:
-        share = row.metric("score") or row.metric("recall")
+        share = row.metric("score") or row.metric("spliced_recall")
         loss = row.metric("log_probability")
         yield Measured(
             task=row.part or row.task,
@@ -80,6 +80,7 @@ def main() -> int:
                 tasks=("needle", "ruler"),
                 samples=given.samples,
                 depths=5,
+                whole_prompts=0,
                 control=False,
                 format=name,
                 ruler=RulerSettings(tasks=RULER_TASKS),

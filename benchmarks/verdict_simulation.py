@@ -54,7 +54,6 @@ class Design:
     minimum: float = 0.9
     spliced: bool = True
     control: RecallEstimate | None = None
-    error: float = ALPHA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +156,7 @@ def read(spliced: int, *drawn: int, design: Design) -> Reading:
         cells += [RecallCell(spliced=answered if design.spliced else None, whole=whole)] * n
     further = next_look(cells, design.minimum, design.limit, control=design.control)
     if design.control is None:
-        return Reading(found=estimate(cells, error=design.error), further=further)
+        return Reading(found=estimate(cells), further=further)
     return Reading(found=share(cells, design.control), further=further)
 
 
@@ -185,19 +184,16 @@ def simulate(truth: Truth, design: Design, runs: int, seed: int) -> Rates:
 
 
 def simulate_share(truth: Truth, of: float, design: Design, runs: int, seed: int) -> Rates:
-    """Return the rates of `runs` runs of a length and a control whose recall is `of`.
-
-    The control is drawn like a length that is to show 90 %.
-    """
-    all_ends: dict[Reading, int] = {}
-    controls = play(Truth(recall=of), Design(error=SHARE_ERROR), runs, seed)
-    for index, (reading, times) in enumerate(controls.items()):
-        assert isinstance(reading.found, RecallEstimate)
-        control = reading.found
-        ends = play(truth, replace(design, control=control), times, seed + 1 + index)
-        for end, number in ends.items():
-            all_ends[end] = all_ends.get(end, 0) + number
-    return rates(all_ends, design.minimum, truth.recall / of)
+    """Return the rates of `runs` runs of a length and of a control whose recall is `of`, all
+    cells of which are asked in whole prompts."""
+    ends: dict[Reading, int] = {}
+    found = np.random.default_rng(seed).binomial(design.cells, of, runs)
+    for successes, times in zip(*np.unique(found, return_counts=True), strict=True):
+        cells = [RecallCell(spliced=None, whole=n < successes) for n in range(design.cells)]
+        against = replace(design, control=estimate(cells, error=SHARE_ERROR))
+        for end, number in play(truth, against, int(times), seed + 1 + int(successes)).items():
+            ends[end] = ends.get(end, 0) + number
+    return rates(ends, design.minimum, truth.recall / of)
 
 
 def planned(recall: float, limit: int) -> Rates:
@@ -312,7 +308,7 @@ def _planned(runs: int, seed: int) -> Iterator[str]:
 
 def _shares(runs: int, seed: int) -> Iterator[str]:
     yield from _title("A share of the control: at least 90 % of its recall")
-    yield "44 cells at the length and as many of the control, at most 44 whole prompts each."
+    yield "At most 44 whole prompts of the length, and 44 of the control."
     yield ""
     yield from _header("control's recall", "true share", "pass, %", "fail, %", "whole prompts")
     for control, part in product((1.0, 0.95, 0.5), (0.0, 0.5, 0.7, 0.8, 0.899, 0.95, 1.0)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -77,22 +78,24 @@ class View:
 
 
 def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
-    """Measure in this process and show the report; without `out`, the results are not kept."""
-    from ggufrope._files import working_folder
+    """Measure in this process and show the report; without `out`, in a new folder under runs/."""
     from ggufrope.backends import open_model
     from ggufrope.runs.driver import InlineTransport, drive, open_run
     from ggufrope.runs.models import require_formats
 
     from .progress import RunBar
+    from .start import announce, kept_results
 
     with ExitStack() as cleanup:
         if out is None:
-            out = cleanup.enter_context(working_folder())
+            out = cleanup.enter_context(kept_results(plan.models[0]))
         repair(plan)
         require_formats(plan)
         store = cleanup.enter_context(open_run(plan, out))
         tell_rejudged(store)
-        with answering(out, view), RunBar() as bar:
+        jobs = [entry.job for entry in store.jobs() if entry.state == "pending"]
+        announce(store, jobs)
+        with answering(out, view), RunBar(len(jobs)) as bar:
             drive(store, InlineTransport(open_model, on_job=bar.begin, progress=bar.advance))
 
 
@@ -114,6 +117,7 @@ def carry_out_batch(
     from ggufrope.runs.ray import RayTransport
 
     from .progress import CellBar
+    from .start import announce
 
     repair(plan)
     require_formats(plan)
@@ -122,6 +126,7 @@ def carry_out_batch(
         if retry_failed:
             store.retry_failed()
         jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
+        announce(store, jobs)
         left = sum(len(job.cells) - len(store.results_of(job)) for job in jobs)
         transport = (
             RayTransport(address=os.environ.get("RAY_ADDRESS")) if ray else ProcessTransport()
@@ -148,8 +153,13 @@ def tell_rejudged(store: RunStore) -> None:
 
 @contextmanager
 def answering(folder: Path, view: View, *, selection: Selection | None = None) -> Iterator[None]:
-    """Show the report when the block ends, interrupted or not; exit with 1 if it does not pass."""
+    """Show the report when the block ends, interrupted or not; exit with 1 if it does not pass.
+
+    Raises BackendError where every job failed: there is nothing to judge.
+    """
     import typer
+
+    from ggufrope.errors import BackendError
 
     from .errors import CHECK_FAILED
 
@@ -159,7 +169,12 @@ def answering(folder: Path, view: View, *, selection: Selection | None = None) -
         answer(stored_report(folder, selection), view)
         raise
     report = stored_report(folder, selection)
-    answer(report, view)
+    failed = [job.reason for job in report.jobs if job.state == "failed"]
+    nothing = bool(failed) and len(failed) == len(report.jobs)
+    if view.json or not nothing:
+        answer(report, view)
+    if nothing:
+        raise BackendError("; ".join(dict.fromkeys(map(str, failed))))
     if not (report.passed if view.gate else report.compared):
         raise typer.Exit(CHECK_FAILED)
 
@@ -211,7 +226,14 @@ def show(report: RunReport, view: View) -> None:
     out.print()
     headline = Text(view.words(conclusion.headline), style="bold")
     if view.gate and conclusion.outcome is not None:
-        headline = Text.assemble(_WORDS[conclusion.outcome], " ", headline)
+        outcomes = Counter(entry.verdict.outcome for entry in report.verdicts)
+        word = Text(*_WORDS[conclusion.outcome])
+        if len(report.verdicts) == 1:
+            headline = Text.assemble(word, " ", headline)
+        else:
+            counts = f"{outcomes['pass']} of {len(report.verdicts)} settings pass"
+            counts += f", {outcomes['fail']} fail, {outcomes['undecided']} undecided"
+            out.print(Text.assemble(word, " ", counts))
     out.print(headline)
     for line in conclusion.decide:
         out.print(Text.assemble(("to decide it: ", "dim"), view.words(line)))
@@ -257,7 +279,7 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
                     (f"  {name:{margin}}", "bold" if reach.best else ""),
                     *((f"{mark:>6}", style) for mark, style in marks),
                     f"   {holds_to:8}  ",
-                    (_remark(reach), "bold" if reach.best else "dim"),
+                    (_remark(reach, several=len(settings) > 1), "bold" if reach.best else "dim"),
                 )
             )
     words = "  ✓ passes  ✗ fails  ? undecided"
@@ -265,27 +287,26 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
     out.print(Text(words, style="dim"))
 
 
-def _remark(reach: Reach) -> str:
+def _remark(reach: Reach, *, several: bool) -> str:
     remarks = {
         f"{reach.found}/{reach.asked}": reach.asked,
         "as trained": reach.as_trained,
         "no whole prompts": reach.spliced_only,
-        "◀ best": reach.best,
+        "◀ best": reach.best and several,
     }
     return "  ".join(remark for remark, said in remarks.items() if said)
 
 
 def _titles(report: RunReport) -> tuple[dict[tuple[str, str], str], str | None]:
-    """Return a title for each scaling of each model, and the lengths that all of them connect;
-    where these differ, each title has its own."""
-    from ggufrope.report.conclusion import scaling_title, title_parts
+    """Return the name of each scaling of each model, with its factor, and the lengths that it
+    connects where these are the same for all."""
+    from ggufrope.report.conclusion import title_parts
 
     keys = dict.fromkeys((entry.model, entry.scaling) for entry in report.summary)
     parts = {key: title_parts(report, *key) for key in keys}
     spans = {span for _, span in parts.values() if span}
-    if len(spans) > 1:
-        return {key: scaling_title(report, *key) for key in keys}, None
-    return {key: name for key, (name, _) in parts.items()}, next(iter(spans), None)
+    names = {key: one_line(name) for key, (name, _) in parts.items()}
+    return names, spans.pop() if len(spans) == 1 else None
 
 
 def _telling_apart(columns: dict[str, list[str]], always: str) -> dict[str, list[str]]:
@@ -349,8 +370,8 @@ def _show_tables(report: RunReport) -> None:
     from ggufrope.report.metrics import legend
 
     used: dict[str, None] = {}
-    for task in dict.fromkeys(entry.task for entry in report.summary):
-        rows = [entry for entry in report.summary if entry.task == task]
+    for task in dict.fromkeys(entry.title for entry in report.summary):
+        rows = [entry for entry in report.summary if entry.title == task]
         measured = {metric.name for entry in rows for metric in entry.metrics}
         chosen = [name for name in _COLUMNS if name in measured]
         if chosen:

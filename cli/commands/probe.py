@@ -31,7 +31,10 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure the rotation of every layer; exit 1 if it is not as predicted."""
+    """Measure the rotation that llama.cpp applies in every layer.
+
+    Exit code 1: it is not as predicted.
+    """
     from ggufrope.patching.inspection import inspect
     from ggufrope.runtime import probe
     from ggufrope.runtime.model import Model

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def command(file: FileArgument, other: OtherFileArgument, json: JsonOption = False) -> None:
-    """Hash the tensors that two files share; exit 1 unless all their bytes are equal."""
+    """Say whether two files hold the same weights, by hash.
+
+    Exit code 1: a shared tensor differs, or none is shared.
+    """
     from ggufrope.container.compare import verify
 
     from ..errors import CHECK_FAILED

@@ -18,11 +18,12 @@ from random import Random
 
 from ggufrope.errors import RequestError
 from ggufrope.evals.facts import Fact, ValueKind, facts
+from ggufrope.evals.formats import prompt_format
 from ggufrope.evals.haystack import Filler, HaystackKind, Insert, sentences, weave
 from ggufrope.evals.needle import QUESTION_TOKENS, NeedleScore, score_each
 from ggufrope.evals.needle_prompts import GridPoint, Question, grid_problems
 from ggufrope.evals.results import Cell, CellResult
-from ggufrope.evals.task import Coordinates, Lengths, Task, TaskRequest, TaskSettings
+from ggufrope.evals.task import Coordinates, FormatName, Lengths, Task, TaskRequest, TaskSettings
 from ggufrope.evals.texts import read_text
 from ggufrope.evals.trunk import Trunk, branch_tokens, common_prefix
 from ggufrope.lm import Branch, LanguageModel
@@ -50,6 +51,8 @@ class MultikeyPlan:
     haystack: HaystackKind = "essay"
     text: str | None = None
     distractors: int = DISTRACTORS
+    format: FormatName = "auto"
+    thinking: bool | None = None
 
     def __post_init__(self) -> None:
         if problems := tuple(grid_problems(self.lengths, self.depths, self.samples)):
@@ -82,10 +85,10 @@ class _Builder:
         self._model = model
         self._plan = plan
         self._sample = sample
-        self._beginning = tuple(model.tokenize("", beginning=True))
+        self._format = prompt_format(model, plan.format, plan.thinking)
         self._filler = Filler(model, sentences(plan.haystack, self._rng("haystack"), plan.text))
         self._facts, self._unstated = self._draw()
-        self._statements = [tuple(model.tokenize(fact.statement)) for fact in self._facts]
+        self._statements = [self._tokens(fact.statement) for fact in self._facts]
         self._budgets = self._measure()
         self._layout = lay_out(
             self._budgets, plan.depths, fact_tokens=max(map(len, self._statements))
@@ -100,9 +103,12 @@ class _Builder:
             present = bisect_left(woven.starts, cut)
             ask = partial(self._question, length, cut=cut, starts=woven.starts[:present])
             yield Crowd(
-                trunk=self._beginning + woven.tokens[:cut],
+                trunk=self._format.beginning + woven.tokens[:cut],
                 questions=tuple(ask(depth) for depth in range(len(self._plan.depths))),
             )
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        return tuple(self._model.tokenize(text))
 
     def _rng(self, purpose: object) -> Random:
         """Return a generator for one purpose, undisturbed by what is drawn for another."""
@@ -119,10 +125,10 @@ class _Builder:
     def _measure(self) -> tuple[int, ...]:
         """Return the haystack tokens of each length: what the longest question and answer leave."""
         asking = max(
-            len(self._model.tokenize(fact.question)) + len(self._model.tokenize(fact.answer))
+            len(self._format.ending(fact.question, fact.prefix)) + len(self._tokens(fact.answer))
             for fact in (*self._facts, *self._unstated)
         )
-        around = len(self._beginning) + asking
+        around = len(self._format.beginning) + asking
         least = around + max(map(len, self._statements))
         for length in self._plan.lengths:
             if length < least:
@@ -149,12 +155,13 @@ class _Builder:
         return Question(
             point=point,
             branch=Branch(
-                prompt=tuple(self._model.tokenize(fact.question)),
-                answers=tuple(tuple(self._model.tokenize(answer)) for answer in answers),
+                prompt=self._format.ending(fact.question, fact.prefix),
+                answers=tuple(map(self._tokens, answers)),
             ),
             needle=fact.key,
             answer=fact.value,
-            haystack_tokens=len(self._beginning) + cut,
+            form=self._format.notes,
+            haystack_tokens=len(self._format.beginning) + cut,
             measured_depth=100 * starts[place] / span if span else 0.0,
         )
 
@@ -246,6 +253,8 @@ def _run(request: TaskRequest) -> Iterator[CellResult]:
         value=settings.value,
         haystack=settings.haystack.kind,
         text=None if file is None else read_text(Path(file)).content,
+        format=settings.format,
+        thinking=settings.thinking,
     )
     cells = {
         GridPoint(cell.context_tokens, cell.depth_percent or 0.0, cell.sample or 0): cell

@@ -18,8 +18,10 @@ from typing import NamedTuple, get_args
 
 from ggufrope.errors import RequestError
 from ggufrope.evals.facts import NeedleKind, ValueKind
+from ggufrope.evals.formats import prompt_format
 from ggufrope.evals.haystack import Filler, HaystackKind, sentences, weave
 from ggufrope.evals.needle_kinds import Needle, PlanNeedle, needles
+from ggufrope.evals.task import FormatName
 from ggufrope.lm import Branch, LanguageModel, Splice
 
 
@@ -30,7 +32,8 @@ class NeedlePlan:
     Depth 0 is the start, 100 right before the question. Lengths are kept in ascending order, each
     once. Everything is drawn from `seed`: one haystack, and a needle for each cell. An answer is
     ranked among `distractors` wrong ones, or among those that a needle of a harder kind suggests
-    where these are more. `text` is what a haystack of kind "text" repeats.
+    where these are more. `text` is what a haystack of kind "text" repeats. `format` and `thinking`
+    are those of `ggufrope.evals.formats.prompt_format`.
 
     Raises RequestError where the numbers contradict each other.
     """
@@ -44,6 +47,8 @@ class NeedlePlan:
     haystack: HaystackKind = "essay"
     text: str | None = None
     distractors: int = 0
+    format: FormatName = "auto"
+    thinking: bool | None = None
 
     def __post_init__(self) -> None:
         problems = tuple(self._problems())
@@ -100,14 +105,16 @@ class GridPoint(NamedTuple):
 class Question:
     """The question of one grid point; the first answer of `branch` is the true one.
 
-    `needle` names what it asks for, `answer` is what should follow. `haystack_tokens` counts the
-    plain haystack. `measured_depth` is where the needle really stands, in percent.
+    `needle` names what it asks for, `answer` is what should follow, `form` says how it is asked.
+    `haystack_tokens` counts the plain haystack. `measured_depth` is where the needle really stands,
+    in percent.
     """
 
     point: GridPoint
     branch: Branch
     needle: str
     answer: str
+    form: tuple[tuple[str, str], ...]
     haystack_tokens: int
     measured_depth: float
 
@@ -149,7 +156,8 @@ class NeedleGrid:
     def __init__(self, model: LanguageModel, plan: NeedlePlan) -> None:
         self.plan = plan
         self._model = model
-        self._beginning = tuple(model.tokenize("", beginning=True))
+        self._format = prompt_format(model, plan.format, plan.thinking)
+        self._beginning = self._format.beginning
         self._drafts = {point: self._draft(point) for point in plan.points}
         self._ends = {length: self._end(length) for length in plan.lengths}
 
@@ -175,6 +183,7 @@ class NeedleGrid:
             ),
             needle=needle.key,
             answer=needle.answer.strip(),
+            form=self._format.notes,
             haystack_tokens=end,
             measured_depth=min(100.0, 100 * (places[needle.at] - first) / span),
         )
@@ -187,7 +196,7 @@ class NeedleGrid:
         return _Draft(
             needle=needle,
             statements=tuple(tuple(tokenize(text)) for text in needle.statements),
-            question=tuple(tokenize(f"\nQuestion: {needle.question}\nAnswer:{needle.prefix}")),
+            question=self._format.ending(needle.question, needle.prefix),
             answers=tuple(tuple(tokenize(answer)) for answer in (needle.answer, *needle.wrong)),
         )
 
@@ -222,12 +231,15 @@ class NeedleGrid:
 
     def _end(self, length: int) -> int:
         """Return how many tokens the haystack of a length has: what its longest needle, question
-        and answer leave, to the end of a sentence."""
+        and answer leave, to the end of a sentence where that is enough for the needle."""
         drafts = [draft for point, draft in self._drafts.items() if point.context_tokens == length]
         asking = max(draft.tokens for draft in drafts)
         stated = max(sum(map(len, draft.statements)) for draft in drafts)
         first, boundaries = len(self._beginning), self._filler[1]
-        end = boundaries[max(bisect_right(boundaries, length - asking) - 1, 0)]
+        room = length - asking
+        end = boundaries[max(bisect_right(boundaries, room) - 1, 0)]
+        if end - first < stated:
+            end = min(room, len(self._filler[0]))
         if end - first < stated:
             raise RequestError(
                 f"a needle length of {length} tokens is too short: a needle and its question take "

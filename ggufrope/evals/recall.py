@@ -45,6 +45,9 @@ _TILT = 0.3
 _FEWEST = 2
 """The first whole prompts drawn; if both fail, a recall of 90 % is excluded."""
 
+_BATCH = 20
+"""At most so many whole prompts are drawn before the outcome is read again."""
+
 _MOST = 1_000_000
 """No more whole prompts than this are ever proposed."""
 
@@ -114,7 +117,8 @@ def estimate(cells: Iterable[RecallCell], *, error: float = ALPHA) -> RecallEsti
 def share(cells: Iterable[RecallCell], control: RecallEstimate) -> ShareEstimate:
     """Return the recall at one length as a share of the control's.
 
-    The control must be estimated with `error=SHARE_ERROR`.
+    The control must be estimated with `error=SHARE_ERROR`. Its own recall matters, not whether it
+    reaches a minimum, so draw its whole prompts to the limit.
     """
     return _share(_tally(cells), control)
 
@@ -138,8 +142,8 @@ def next_look(
     With a control, `minimum` is a share of its recall. At most `limit` are drawn at a length, and
     never more than there are cells. Return 0 where it is decided, where the limit is reached, and
     where no further draws within the limit would decide it: not even if all of them succeeded, nor
-    if as few did as the lower bound allows. Else the draws about double, up to the number that
-    would show the minimum, so that a clear failure takes few and few batches follow each other.
+    if as few did as the lower bound allows. Else the draws about double, in steps of 20 at most, up
+    to the number that would show the minimum: a clear failure takes few, and batches are few.
     """
     cells = tuple(cells)
     counts, end = _tally(cells), min(limit, len(cells))
@@ -156,7 +160,7 @@ def next_look(
             return 0
     while look // 2 > n and look // 2 >= _FEWEST:
         look //= 2
-    return look - n
+    return min(look - n, _BATCH)
 
 
 def would_decide(found: RecallEstimate | ShareEstimate, minimum: float) -> int | None:
@@ -165,7 +169,8 @@ def would_decide(found: RecallEstimate | ShareEstimate, minimum: float) -> int |
     if outcome(found, minimum) != "undecided":
         return None
     recall, least, error = _aim(found, minimum)
-    needed = _needed(recall.whole.n - recall.whole.successes, least, error)
+    n = recall.whole.n
+    needed = max(n + 1, _needed(n - recall.whole.successes, least, error))
     return needed if needed <= _MOST else None
 
 

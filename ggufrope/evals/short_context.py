@@ -60,7 +60,14 @@ def _run(request: TaskRequest) -> Iterator[CellResult]:
 def _check(request: TaskRequest, base: Base, text: Text | None, cell: Cell) -> CellResult:
     tokens = cell.context_tokens
     reading = DivergencePlan(n_ctx=tokens, text=text, chunks=1)
-    grid = NeedlePlan(lengths=(tokens,), depths=DEPTHS, samples=SPLICED_SAMPLES, seed=request.seed)
+    grid = NeedlePlan(
+        lengths=(tokens,),
+        depths=DEPTHS,
+        samples=SPLICED_SAMPLES,
+        seed=request.seed,
+        format=request.settings.format,
+        thinking=request.settings.thinking,
+    )
     model, variant = request.model, request.open_context
     request.plan_tokens(comparing_tokens(reading, model) + 2 * asking_tokens(grid, model))
 

@@ -15,7 +15,7 @@ from ggufrope.evals.results import NOT_NEEDED, Metric
 from ggufrope.report import views
 from ggufrope.report.conclusion import conclude
 from ggufrope.report.metrics import format_value, metric_info
-from ggufrope.report.tables import HEADLINES, task_name, task_title
+from ggufrope.report.tables import HEADLINES, task_title
 from ggufrope.runs.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _headlines(report: RunReport) -> dict[str, dict[Setting, dict[int, Metric]]]
             known = metric is not None and metric.value is not None
             if metric is not None and known and row.task != "ruler" and not row.control:
                 base = views.divergence_base(row)
-                title = f"cost of the {base}" if base else task_title(task_name(row), name, None)
+                title = f"cost of the {base}" if base else task_title(row.title, name, None)
                 at = found.setdefault(title, {}).setdefault((row.model, row.scaling, row.kv), {})
                 at[row.context_tokens] = metric
     for scores in views.ruler_scores(report):

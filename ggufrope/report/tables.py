@@ -45,18 +45,13 @@ def _matrices(report: RunReport) -> list[Content]:
     for name in HEADLINES:
         for row in report.summary:
             if row.task != "ruler" and row.metric(name) is not None:
-                key = (row.model, task_name(row), name, views.divergence_base(row))
+                key = (row.model, row.title, name, views.divergence_base(row))
                 groups.setdefault(key, []).append(row)
     several = len(report.models) > 1
     return [
         _matrix(report, f"{model}: " * several + task_title(task, name, base), name, rows)
         for (model, task, name, base), rows in groups.items()
     ]
-
-
-def task_name(row: SummaryRow) -> str:
-    """Return the task of a row with the part of it, as "needle (latent)"."""
-    return row.task if row.part is None else f"{row.task} ({row.part})"
 
 
 def task_title(task: str, metric: str, base: str | None) -> str:

@@ -53,6 +53,15 @@ def test_the_choice_is_in_every_record(
     }
 
 
+@pytest.mark.parametrize("task", ["needle", "passkey", "multikey"])
+def test_every_task_with_prompts_has_the_format(cli: Call, chat: MakeChat, task: str) -> None:
+    options = ("--ctx", "512", "--tasks", task, "--depths", "3", "--samples", "1", "--threads", "1")
+    cells = cli("validate", chat(CHATML), *options, "--json").json["cells"]
+    measured = [dict(cell["notes"]) for cell in cells if cell["status"] == "ok"]
+    assert measured
+    assert {notes.get("format") for notes in measured} == {"chat"}
+
+
 @pytest.mark.parametrize(
     ("template", "options", "message"),
     [
@@ -60,8 +69,8 @@ def test_the_choice_is_in_every_record(
         ("{{ 'x' * 10000000000 }}", (), "fails: MemoryError; use --format completion"),
         (CHATML, ("--thinking", "off"), "has no switch for --thinking"),
         (CHATML, ("--format", "completion", "--thinking", "on"), "--thinking is a choice of chat"),
-        (CHATML, ("--format", "prose"), "--format prose: expected one of auto, chat, completion"),
-        (CHATML, ("--thinking", "yes"), "--thinking yes: expected on or off"),
+        (CHATML, ("--format", "prose"), "--format prose: expected auto, chat, completion"),
+        (CHATML, ("--thinking", "yes"), "--thinking yes: expected on, off"),
         (
             CHATML,
             ("--tasks", "perplexity", "--format", "chat"),

@@ -178,6 +178,7 @@ def test_each_cell_gets_its_score() -> None:
         assert dict(result.notes) == {
             "needle": score.question.needle,
             "answer": score.question.answer,
+            "format": "completion",
         }
     assert {result.value("recall") for result in results} == {0.0, 1.0}
 
@@ -323,8 +324,8 @@ def test_contradictions_are_refused(settings: dict[str, object], message: str) -
 
 def test_a_length_without_room_is_refused_before_anything_runs() -> None:
     bench = Bench()
-    with pytest.raises(RequestError, match="60 tokens is too short: a needle and its question"):
-        bench.run(NEEDLE, contexts=(60, 512), depths=DEPTHS)
+    with pytest.raises(RequestError, match="50 tokens is too short: a needle and its question"):
+        bench.run(NEEDLE, contexts=(50, 512), depths=DEPTHS)
     assert not bench.contexts
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from ggufrope.evals.recall import (
 )
 from ggufrope.evals.stats import ALPHA, lower_bound, shows
 
+ROOT = Path(__file__).resolve().parents[2]
 MINIMA = (0.8, 0.9, 0.95)
 
 
@@ -52,7 +55,7 @@ counted = st.builds(
     neither=st.integers(0, 60),
     rest=st.integers(0, 100),
 )
-minima = st.sampled_from((0.0, 0.5, *MINIMA, 0.99, 1.0))
+minima = st.sampled_from((0.0, 1 / 3, 0.5, *MINIMA, 0.99, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +184,7 @@ def test_looks_end_within_the_limit(
 ) -> None:
     """Each further whole prompt is a success here, and all cells can be asked."""
     drawn = sum(cell.whole is not None for cell in asked)
+    assert next_look(asked, minimum, limit) >= 0
     while further := next_look(asked, minimum, limit):
         assert drawn + further <= min(limit, len(asked))
         drawn += further
@@ -208,7 +212,8 @@ def test_undecided_ends_where_no_further_draw_could_decide() -> None:
     """With one failure 67 are needed; 9 more could not fail it either."""
     asked = cells(both=34, spliced_only=1, rest=100)
     assert next_look(asked, 0.9, 44) == 0
-    assert next_look(asked, 0.9, 67) == 67 - 35
+    assert next_look(asked, 0.9, 67) == 20
+    assert next_look((*asked, *cells(both=20)), 0.9, 67) == 67 - 35 - 20
     assert would_decide(estimate(asked), 0.9) == 67
 
 
@@ -258,3 +263,13 @@ def test_a_control_that_finds_nothing_decides_no_share() -> None:
     found = share(cells(neither=4), control)
     assert (found.value, found.high) == (None, None)
     assert outcome(found, 0.9) == "undecided"
+
+
+def test_the_tables_of_the_page_are_those_that_were_printed() -> None:
+    def rows(path: str) -> set[str]:
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        return {line for line in lines if re.match(r"\| [\d.]+ ?[%|]", line)}
+
+    quoted = rows("docs/verdicts.md")
+    assert len(quoted) > 30
+    assert quoted <= rows("benchmarks/results/verdict_simulation.md")
