@@ -288,13 +288,7 @@ def _maps(report: RunReport, draw: Draw) -> list[Content]:
             "svg": draw(charts.heatmap(view), heatmap_label(view)),
         }
         groups.setdefault((view.model, view.task), []).append(drawn)
-    return [
-        {
-            "title": f"{model}, {task}",
-            "maps": maps,
-        }
-        for (model, task), maps in groups.items()
-    ]
+    return [{"title": f"{model}, {task}", "maps": maps} for (model, task), maps in groups.items()]
 
 
 def heatmap_label(view: views.Heatmap) -> str:
