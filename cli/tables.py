@@ -104,3 +104,14 @@ def finding_lines(findings: Iterable[Finding]) -> Iterable[Text]:
             (f"{finding.code}  ", "dim"),
             safe(finding.message),
         )
+
+
+def lost_edits(lost: int) -> str:
+    """Return that the file before the first `lost` edits cannot be restored; empty for 0."""
+    if not lost:
+        return ""
+    edits = "edit" if lost == 1 else f"{lost} edits"
+    return (
+        f"The file before the first {edits} cannot be restored: too many bytes would have to be "
+        "kept."
+    )
