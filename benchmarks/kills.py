@@ -33,6 +33,8 @@ PLAN = """
 models = [{model}]
 contexts = [256, 512]
 depths = 6
+samples = 1
+whole_prompts = 0
 seeds = [0, 1]
 scalings = [{{ scaling = "yarn", factor = 8.0, bake = true }}, "none"]
 control = false

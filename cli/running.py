@@ -8,18 +8,25 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggufrope._format import safe
+
+from .errors import with_flags
 from .output import console, one_line, stderr_console
 from .tables import heading, row, shown, table
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from ggufrope.evals.verdict import Check
     from ggufrope.report.comparison import Comparison
+    from ggufrope.report.conclusion import Conclusion, Reach
     from ggufrope.report.record import RunReport
     from ggufrope.report.summary import SummaryRow
     from ggufrope.report.views import Heatmap, Square
@@ -39,59 +46,94 @@ _COLUMNS = (
     "prefill_tokens_per_second",
     "decode_tokens_per_second",
 )
-"""The metrics that the summary shows."""
+"""The metrics that the tables show."""
+_MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "undecided": ("?", "yellow")}
+_WORDS = {
+    "pass": ("pass", "bold green"),
+    "fail": ("FAIL", "bold red"),
+    "undecided": ("undecided", "bold yellow"),
+}
+_LENGTHS = 7
+"""Context lengths that stand side by side in 80 columns."""
 _SHADES = ("#7f1d1d", "#b45309", "#a16207", "#4d7c0f", "#15803d", "#047857")
 
 
-def carry_out(plan: RunPlan, *, out: Path | None, json: bool) -> None:
-    """Measure in this process and show the report; without `out`, the results are not kept."""
-    from ggufrope._files import working_folder
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """How a report is shown.
+
+    grids: with the needles, by length and depth.
+    gate: whether the verdict decides how the command exits, and not whether all was measured.
+    flags: name the options of the command in place of the fields of a plan.
+    """
+
+    json: bool
+    grids: bool = False
+    gate: bool = True
+    flags: bool = False
+
+    def words(self, text: str) -> str:
+        """Return a text of the library as it is shown."""
+        return shown(with_flags(text) if self.flags else text)
+
+
+def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
+    """Measure in this process and show the report; without `out`, in a new folder under runs/."""
     from ggufrope.backends import open_model
     from ggufrope.runs.driver import InlineTransport, drive, open_run
+    from ggufrope.runs.models import require_formats
 
     from .errors import outlive_aborts
     from .progress import RunBar
+    from .start import announce, kept_results
 
     outlive_aborts()
     with ExitStack() as cleanup:
         if out is None:
-            out = cleanup.enter_context(working_folder())
+            out = cleanup.enter_context(kept_results(plan.models[0]))
         repair(plan)
+        require_formats(plan)
         store = cleanup.enter_context(open_run(plan, out))
         tell_rejudged(store)
-        with answering(out, json=json, flags=True), RunBar() as bar:
+        jobs = [entry.job for entry in store.jobs() if entry.state == "pending"]
+        announce(store, jobs)
+        with answering(out, view), RunBar(len(jobs)) as bar:
             drive(store, InlineTransport(open_model, on_job=bar.begin, progress=bar.advance))
 
 
 def carry_out_batch(
     plan: RunPlan,
-    folder: Path,
+    view: View,
     *,
+    folder: Path,
     selection: Selection,
     retry_failed: bool,
     ray: bool,
-    json: bool,
 ) -> None:
     """Measure in worker processes, one per device of the plan, or on Ray; then show the report.
 
     On Ray, each device of the plan is one worker with a GPU that Ray assigns.
     """
     from ggufrope.runs.driver import ProcessTransport, drive, open_run
+    from ggufrope.runs.models import require_formats
     from ggufrope.runs.ray import RayTransport
 
     from .progress import CellBar
+    from .start import announce
 
     repair(plan)
+    require_formats(plan)
     with open_run(plan, folder) as store:
         tell_rejudged(store)
         if retry_failed:
             store.retry_failed()
         jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
-        left = sum(len(job.cells) - len(store.finished_cells(job)) for job in jobs)
+        announce(store, jobs)
+        left = sum(len(job.cells) - len(store.results_of(job)) for job in jobs)
         transport = (
             RayTransport(address=os.environ.get("RAY_ADDRESS")) if ray else ProcessTransport()
         )
-        with answering(folder, selection=selection, json=json), CellBar(left) as bar:
+        with answering(folder, view, selection=selection), CellBar(left) as bar:
             drive(store, transport, selection=selection, on_cell=bar.advance)
 
 
@@ -112,25 +154,30 @@ def tell_rejudged(store: RunStore) -> None:
 
 
 @contextmanager
-def answering(
-    folder: Path, *, selection: Selection | None = None, json: bool, flags: bool = False
-) -> Iterator[None]:
-    """Show the report when the block ends, interrupted or not; exit with 1 if the verdict fails.
+def answering(folder: Path, view: View, *, selection: Selection | None = None) -> Iterator[None]:
+    """Show the report when the block ends, interrupted or not; exit with 1 if it does not pass.
 
-    With `flags`, reasons name the options of the command instead of the fields of the plan.
+    Raises BackendError where every job failed: there is nothing to judge.
     """
     import typer
+
+    from ggufrope.errors import BackendError
 
     from .errors import CHECK_FAILED
 
     try:
         yield
     except KeyboardInterrupt:
-        answer(stored_report(folder, selection), json=json, flags=flags)
+        answer(stored_report(folder, selection), view)
         raise
     report = stored_report(folder, selection)
-    answer(report, json=json, flags=flags)
-    if not report.passed:
+    failed = [job.reason for job in report.jobs if job.state == "failed"]
+    nothing = bool(failed) and len(failed) == len(report.jobs)
+    if view.json or not nothing:
+        answer(report, view)
+    if nothing:
+        raise BackendError("; ".join(dict.fromkeys(map(str, failed))))
+    if not (report.passed if view.gate else report.compared):
         raise typer.Exit(CHECK_FAILED)
 
 
@@ -149,42 +196,152 @@ def stored_report(folder: Path, selection: Selection | None = None) -> RunReport
         return report_of(store, selection)
 
 
-def answer(
-    report: RunReport, *, against: Comparison | None = None, json: bool, flags: bool = False
-) -> None:
+def answer(report: RunReport, view: View, *, against: Comparison | None = None) -> None:
     """Print the whole report, as JSON for a script or as tables for a person."""
-    if json:
+    if view.json:
         from ggufrope.report.exports import to_json
 
         sys.stdout.write(to_json(report, against=against))
     else:
-        show(report, flags=flags)
+        show(report, view)
 
 
-def show(report: RunReport, *, flags: bool = False) -> None:
-    """Print the grids, the summary with intervals, cells without a score, and the verdict."""
+def show(report: RunReport, view: View) -> None:
+    """Print the conclusion first and last; between them tables, what has no score, and checks."""
+    from rich.text import Text
+
+    from ggufrope.report.conclusion import conclude
     from ggufrope.report.views import heatmaps, problems
 
-    from .errors import with_flags
-
     out = console()
-    for heatmap in heatmaps(report):
-        _show_heatmap(heatmap)
-    for task in dict.fromkeys(entry.task for entry in report.summary):
-        _show_summary(task, [entry for entry in report.summary if entry.task == task])
+    conclusion = conclude(report)
+    _show_reaches(report, conclusion)
+    if view.grids:
+        for heatmap in heatmaps(report):
+            _show_heatmap(report, heatmap)
+    _show_tables(report)
     for problem in problems(report):
         cells = "1 cell" if problem.cells == 1 else f"{problem.cells} cells"
-        reason = shown(with_flags(problem.reason) if flags else problem.reason)
+        reason = view.words(problem.reason)
         out.print(f"{cells} {problem.status}: {reason} ({shown(problem.where)})", style="yellow")
-    _show_verdict(report)
+    _show_checks(report, view)
+    out.print()
+    headline = Text(view.words(conclusion.headline), style="bold")
+    if view.gate and conclusion.outcome is not None:
+        outcomes = Counter(entry.verdict.outcome for entry in report.verdicts)
+        word = Text(*_WORDS[conclusion.outcome])
+        if len(report.verdicts) == 1:
+            headline = Text.assemble(word, " ", headline)
+        else:
+            counts = f"{outcomes['pass']} of {len(report.verdicts)} settings pass"
+            counts += f", {outcomes['fail']} fail, {outcomes['undecided']} undecided"
+            out.print(Text.assemble(word, " ", counts))
+    out.print(headline)
+    for line in conclusion.decide:
+        out.print(Text.assemble(("to decide it: ", "dim"), view.words(line)))
+    for reach in conclusion.best:
+        if reach.keep is not None:
+            # One line, however long: it is there to be pasted.
+            out.print(Text.assemble(("to keep it: ", "dim"), safe(reach.keep)), soft_wrap=True)
 
 
-def _show_heatmap(heatmap: Heatmap) -> None:
+def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
+    """Print which setting holds to which length, the best first."""
+    from rich.text import Text
+
+    from ggufrope.report.charts import tokens
+
+    out = console()
+    settings = [reach for reach in conclusion.settings if reach.lengths]
+    lengths = sorted({length for reach in settings for length in reach.lengths})
+    models = ", ".join(one_line(model.file.name, 30) for model in report.models)
+    titles, span = _titles(report)
+    parts = (models, conclusion.judged or "no threshold applies", span)
+    out.print(heading(" · ".join(part for part in parts if part)))
+    if len(settings) < 2 and len(lengths) < 2:
+        return
+    columns = _telling_apart(
+        {
+            "model": [one_line(reach.model, 30) for reach in settings],
+            "scaling": [titles[reach.model, reach.scaling] for reach in settings],
+            "KV": [reach.kv for reach in settings],
+        },
+        always="scaling",
+    )
+    names = ["  ".join(parts) for parts in _aligned(columns.values())]
+    margin = max(map(len, names))
+    for part in _side_by_side(lengths):
+        head = "".join(f"{tokens(n):>6}" for n in part)
+        out.print(Text(f"  {'':{margin}}{head}   holds to", style="dim"))
+        for name, reach in zip(names, settings, strict=True):
+            marks = [_MARKS.get(reach.lengths.get(n, ""), ("", "")) for n in part]
+            holds_to = "–" if reach.holds_to is None else tokens(reach.holds_to)
+            out.print(
+                Text.assemble(
+                    (f"  {name:{margin}}", "bold" if reach.best else ""),
+                    *((f"{mark:>6}", style) for mark, style in marks),
+                    f"   {holds_to:8}  ",
+                    (_remark(reach, several=len(settings) > 1), "bold" if reach.best else "dim"),
+                )
+            )
+    words = "  ✓ passes  ✗ fails  ? undecided"
+    words += "  N/N needles answered exactly" if any(reach.asked for reach in settings) else ""
+    out.print(Text(words, style="dim"))
+
+
+def _remark(reach: Reach, *, several: bool) -> str:
+    remarks = {
+        f"{reach.found}/{reach.asked}": reach.asked,
+        "as trained": reach.as_trained,
+        "no whole prompts": reach.spliced_only,
+        "◀ best": reach.best and several,
+    }
+    return "  ".join(remark for remark, said in remarks.items() if said)
+
+
+def _titles(report: RunReport) -> tuple[dict[tuple[str, str], str], str | None]:
+    """Return the name of each scaling of each model, with its factor, and the lengths that it
+    connects where these are the same for all."""
+    from ggufrope.report.conclusion import title_parts
+
+    keys = dict.fromkeys((entry.model, entry.scaling) for entry in report.summary)
+    parts = {key: title_parts(report, *key) for key in keys}
+    spans = {span for _, span in parts.values() if span}
+    names = {key: one_line(name) for key, (name, _) in parts.items()}
+    return names, spans.pop() if len(spans) == 1 else None
+
+
+def _telling_apart(columns: dict[str, list[str]], always: str) -> dict[str, list[str]]:
+    """Return the columns that tell rows apart, cache types other than f16, and the one that is
+    `always` there."""
+    return {
+        name: column
+        for name, column in columns.items()
+        if len(set(column)) > 1 or name == always or (name == "KV" and set(column) != {"f16"})
+    }
+
+
+def _aligned(columns: Iterable[list[str]]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of these columns, each cell as wide as its column."""
+    padded = ([f"{cell:{max(map(len, column))}}" for cell in column] for column in columns)
+    return zip(*padded, strict=True)
+
+
+def _side_by_side(lengths: list[int]) -> Iterator[list[int]]:
+    """Yield as many lengths at a time as have room beside each other."""
+    for start in range(0, len(lengths), _LENGTHS):
+        yield lengths[start : start + _LENGTHS]
+
+
+def _show_heatmap(report: RunReport, heatmap: Heatmap) -> None:
     """Print depth × context: the probability of the answer's tokens, ✓ for an exact answer."""
     from rich.text import Text
 
+    from ggufrope.report.conclusion import scaling_title
+
     out = console()
-    title = f"{heatmap.task} · {one_line(heatmap.model, 30)} · {heatmap.scaling} · KV {heatmap.kv}"
+    scaling = scaling_title(report, heatmap.model, heatmap.scaling)
+    title = f"{heatmap.task} · {one_line(heatmap.model, 30)} · {scaling} · KV {heatmap.kv}"
     out.print(heading(f"{title} · {heatmap.exact} of {heatmap.measured} exact"))
     contexts = sorted({square.context_tokens for square in heatmap.squares})
     squares = {(s.context_tokens, s.depth_percent): s for s in heatmap.squares}
@@ -207,56 +364,89 @@ def _square(square: Square | None) -> Text:
     return Text.assemble(" ", (f" {square.probability:4.2f} {mark}", f"white on {shade}"))
 
 
-def _show_summary(task: str, rows: list[SummaryRow]) -> None:
-    """Print the rows of one task with the metrics it has, if any, and what these mean."""
+def _show_tables(report: RunReport) -> None:
+    """Print a table for each task, settings and metrics down, lengths across, and one line that
+    explains their words."""
     from rich.text import Text
 
-    from ggufrope.report.metrics import legend, metric_info
+    from ggufrope.report.metrics import legend
 
+    used: dict[str, None] = {}
+    for task in dict.fromkeys(entry.title for entry in report.summary):
+        rows = [entry for entry in report.summary if entry.title == task]
+        measured = {metric.name for entry in rows for metric in entry.metrics}
+        chosen = [name for name in _COLUMNS if name in measured]
+        if chosen:
+            _show_table(report, task, rows, chosen)
+            used |= dict.fromkeys(chosen)
+    words = [legend(used)] if used else []
+    if {entry.kv for entry in report.summary} != {"f16"}:
+        words.append("KV: types of the K and V cache")
+    console().print(Text("; ".join(words), style="dim"))
+
+
+def _show_table(report: RunReport, task: str, rows: list[SummaryRow], metrics: list[str]) -> None:
+    from ggufrope.report.charts import tokens
+    from ggufrope.report.metrics import metric_info
+
+    titles, _ = _titles(report)
+    lines: dict[tuple[str, ...], dict[int, str]] = {}
+    for name in metrics:
+        for entry in rows:
+            if entry.metric(name) is not None:
+                title = titles[entry.model, entry.scaling] + ", control" * entry.control
+                metric = metric_info(name).title
+                if task == "divergence":
+                    metric += " from file" if entry.kv == "f16" else " from f16"
+                key = (metric, entry.model, title, entry.kv, entry.part or "")
+                lines.setdefault(key, {})[entry.context_tokens] = _value(entry, name)
+    heads = ("metric", "model", "scaling", "KV", "part")
+    columns = _telling_apart(
+        {head: [key[i] for key in lines] for i, head in enumerate(heads)}, always="metric"
+    )
     out = console()
-    measured = {metric.name for entry in rows for metric in entry.metrics}
-    chosen = [name for name in _COLUMNS if name in measured]
-    if not chosen:
-        return
     out.print(heading(task))
-    parts = any(entry.part is not None for entry in rows)
-    numbers = ["context", *(metric_info(name).title for name in chosen)]
-    made = table("scaling", "KV", *(["part"] if parts else []), *numbers, numeric=numbers)
-    for entry in rows:
-        context = f"{entry.context_tokens}{' (native)' if entry.control else ''}"
-        cells = [entry.scaling, entry.kv, *([entry.part] if parts else []), context]
-        row(made, *cells, *(_metric(entry, name) for name in chosen))
-    out.print(made)
-    out.print(Text(legend(chosen), style="dim"))
+    for part in _side_by_side(sorted({entry.context_tokens for entry in rows})):
+        numbers = tuple(map(tokens, part))
+        made = table(*columns, *numbers, numeric=numbers)
+        for number, values in enumerate(lines.values()):
+            names = (column[number] for column in columns.values())
+            row(made, *names, *(values.get(length, "") for length in part))
+        out.print(made)
 
 
-def _metric(entry: SummaryRow, name: str) -> str:
-    """Return a metric of a row as text; a share with its 95 % interval."""
-    from ggufrope.report.metrics import SHARES, format_value
+def _value(entry: SummaryRow, name: str) -> str:
+    """Return a metric of a row as text."""
+    from ggufrope.report.metrics import format_value
 
     metric = entry.metric(name)
-    if metric is None or metric.value is None:
-        return "—"
-    text = format_value(name, metric.value)
-    if name in SHARES and metric.low is not None and metric.high is not None:
-        text += f" ({100 * metric.low:.0f}-{100 * metric.high:.0f})"
-    return text
+    return "—" if metric is None or metric.value is None else format_value(name, metric.value)
 
 
-def _show_verdict(report: RunReport) -> None:
-    """Print every check of every setting, and the verdict on the run last."""
+def _show_checks(report: RunReport, view: View) -> None:
+    """Print every check of a single setting; of several, where each begins not to pass."""
+    from rich.table import Table
     from rich.text import Text
 
     out = console()
-    out.print(heading("verdict"))
+    titles, _ = _titles(report)
+    several = len(report.verdicts) > 1
     for entry in report.verdicts:
-        out.print(Text(shown(entry.label), style="dim"))
-        for check in entry.verdict.checks:
-            mark = ("  pass ", "green") if check.passed else ("  FAIL ", "bold red")
-            out.print(Text.assemble(mark, shown(check.reason)))
-        if not entry.verdict.checks:
-            out.print(f"  {entry.verdict.reasons[0]}")
-    if not report.complete:
-        out.print("The run is not complete.", style="yellow")
-    word = ("pass", "bold green") if report.passed else ("FAIL", "bold red")
-    out.print(Text.assemble("\n", word))
+        checks = _beginnings(entry.verdict.checks) if several else entry.verdict.checks
+        if not checks:
+            continue
+        title = titles[entry.model, entry.scaling]
+        out.print(heading(f"{one_line(entry.model, 30)} · {title} · {entry.kv}"))
+        made = Table.grid(padding=(0, 1))
+        for check in checks:
+            made.add_row("", Text(*_WORDS[check.outcome]), Text(view.words(check.reason)))
+        out.print(made)
+
+
+def _beginnings(checks: Iterable[Check]) -> list[Check]:
+    """Return the check at the shortest length of each kind that does not pass."""
+    found: dict[tuple[str, str], Check] = {}
+    for check in sorted(checks, key=lambda check: check.context_tokens):
+        if check.outcome != "pass":
+            found.setdefault((check.task, check.name), check)
+    return list(found.values())

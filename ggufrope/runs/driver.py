@@ -193,7 +193,7 @@ class _Driver:
         self._pending.remove(job)
         assignment = Assignment(
             job=job,
-            done=tuple(sorted(self._store.finished_cells(job))),
+            done=self._store.results_of(job),
             pins=self._pins[job.model],
         )
         self._worker[place] = self._transport.send(place, assignment)

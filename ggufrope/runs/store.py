@@ -222,11 +222,15 @@ class RunStore:
             raise ValueError(f"the result of cell {number} is that of another one")
         return result
 
-    def finished_cells(self, job: Job) -> frozenset[int]:
-        """Return the numbers of the job's cells that have a result."""
+    def results_of(self, job: Job) -> tuple[CellResult, ...]:
+        """Return the results that the job's cells have, in order of the cells."""
         with self._database.reading():
-            rows = self._database.rows("SELECT number FROM cells WHERE job = ?", job.id)
-        return frozenset(number for (number,) in rows)
+            return tuple(
+                _finite(self._belonging(body, status, job.cells, number))
+                for body, status, number in self._database.rows(
+                    "SELECT body, status, number FROM cells WHERE job = ? ORDER BY number", job.id
+                )
+            )
 
     def workers(self) -> tuple[WorkerRecord, ...]:
         """Return every worker that took part, in order of their start."""

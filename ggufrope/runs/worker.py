@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from ggufrope.backends import OpenedModel, OpenModel
     from ggufrope.container.ggml import KvTypes
+    from ggufrope.evals.thresholds import Thresholds
     from ggufrope.lm import LanguageContext, OpenContext, Progress
     from ggufrope.patching.request import ScalingRequest
 
@@ -56,13 +57,13 @@ END_SECONDS = 1.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """A job to carry out, except for the cells whose numbers are `done`.
+    """A job to carry out, except for the cells that have the results `done`.
 
     `pins` are the files it is measured with, which must have the content they say.
     """
 
     job: Job
-    done: tuple[int, ...] = ()
+    done: tuple[CellResult, ...] = ()
     pins: tuple[Pin, ...] = ()
 
 
@@ -141,7 +142,7 @@ class Worker:
         a result of other content than the run's is yielded. A result that a file was touched under
         is measured again.
         """
-        done = set(assignment.done)
+        done = list(assignment.done)
         try:
             for _ in range(_MOST_ATTEMPTS):
                 self._checks.check(assignment.pins)
@@ -154,7 +155,7 @@ class Worker:
                         self._described = self._loaded
                         yield self.started()
                     yield result
-                    done.add(assignment.job.cells.index(result.cell))
+                    done.append(result)
                 else:
                     break
             else:
@@ -190,20 +191,20 @@ class Worker:
         opened = self._load(job.model)
         contexts_of = partial(opened.contexts, largest=max(self._plan.contexts))
         contexts = _Watched(contexts_of(job.scaling, job.kv))
-        done = frozenset(assignment.done)
-        left = {cell: None for number, cell in enumerate(job.cells) if number not in done}
         task = TASKS[job.task]
         request = TaskRequest(
             settings=self._plan,
             model=opened.model,
             open_context=contexts,
             cells=job.cells,
-            todo=tuple(left),
+            done=assignment.done,
+            recall_minimum=_recall_minimum(self._plan.thresholds),
             seed=job.seed,
             base=_base(task, job, contexts_of),
             planned=None if self._on_job is None else partial(self._on_job, job),
             progress=self._progress,
         )
+        left = dict.fromkeys(request.todo)
         before = time.monotonic()
         for result in task.run(request):
             now = time.monotonic()
@@ -225,6 +226,12 @@ class Worker:
             self._opened = self._open_model(Path(self._paths[name]), self._plan.runtime)
             self._loaded = name
         return self._opened
+
+
+def _recall_minimum(thresholds: Thresholds) -> float | None:
+    """Return the recall whose decision ends the whole prompts; a share of the control's recall,
+    which is measured elsewhere, takes all of them."""
+    return thresholds.recall if thresholds.recall_share is None else None
 
 
 def _base(
