@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,10 +53,19 @@ def searched(
     return run_search(read_model(model), plan, backend or StandInBackend(), folder=folder, **more)
 
 
-def comparable(result: SearchResult) -> SearchResult:
-    """A result without what the clock says."""
+def comparable(result: SearchResult) -> Any:
+    """A result without what the clock says, to five places: the fake numbers its tokens in the
+    order in which it meets them, another one where a search goes on from its record."""
     history = tuple(replace(step, seconds=0.0) for step in result.history)
-    return replace(result, history=history, seconds=0.0, overhead_share=0.0)
+    return _rounded(asdict(replace(result, history=history, seconds=0.0, overhead_share=0.0)))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def test_finds_what_beats_yarn_and_says_so(model: Path, tmp_path: Path) -> None:
@@ -208,7 +217,7 @@ def test_a_model_exchanged_in_mid_search_ends_it(model: Path, tmp_path: Path) ->
         searched(model, out)
     model.write_bytes(content)
     resumed = searched(model, out)
-    assert resumed.history[-1].loss == whole.history[-1].loss
+    assert comparable(resumed)["history"] == comparable(whole)["history"]
 
 
 def test_a_model_that_was_only_touched_ends_it_too_and_it_goes_on(
