@@ -6,6 +6,7 @@ Defaults, choices and the words of the thresholds are those of the run plan.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, get_type_hints
 
@@ -13,13 +14,15 @@ import typer
 
 from ggufrope.backends import RuntimeSettings
 from ggufrope.errors import RequestError
+from ggufrope.evals.ruler.specs import BY_NAME
 from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
 from ggufrope.evals.thresholds import Thresholds, without_task
 from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
 from .options import option
-from .values import layers, token_counts
+from .start import default_contexts
+from .values import cache_type, kv_types, layers, share, token_counts, word, words
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
@@ -38,11 +41,11 @@ def _choices(name: str) -> tuple[str, ...]:
 
 def _threshold(name: str, metavar: str) -> Any:
     """Return the option of a threshold, with the help and the default that the plan has."""
-    item = _THRESHOLDS[name]
+    item, flag = _THRESHOLDS[name], OTHER_FLAGS[name]
     default = "no limit" if item.default is None else f"{item.default:g}"
     words = item.metadata["help"]
     help_ = f"{words[0].upper()}{words[1:]}; default: {default}."
-    return option(OTHER_FLAGS[name], help_, metavar, _JUDGE)
+    return option(flag, help_, metavar, _JUDGE, parser=share(flag) if metavar == "SHARE" else None)
 
 
 GridsOption = Annotated[
@@ -55,14 +58,15 @@ class RunOptions:
     """The values of the options; `plan` turns them into a RunPlan."""
 
     ctx: Annotated[
-        str,
+        str | None,
         option(
             "--ctx",
-            "Context lengths in tokens: 4096,8k,16k. A scaling reaches the longest.",
+            "Context lengths in tokens: 4096,8k,16k. A scaling reaches the longest; default: up to "
+            "the target, or the file's.",
             "A,B,…",
             _WHAT,
         ),
-    ]
+    ] = None
     depths: Annotated[
         str,
         option(
@@ -73,10 +77,24 @@ class RunOptions:
         ),
     ] = str(_DEFAULTS["depths"])
     kv: Annotated[
-        str, option("--kv", "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.", "TYPES", _WHAT)
+        str,
+        option(
+            "--kv",
+            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.",
+            "TYPES",
+            _WHAT,
+            known=kv_types,
+        ),
     ] = ",".join(_DEFAULTS["kv"])
     tasks: Annotated[
-        str, option("--tasks", f"Tasks: {', '.join(_choices('tasks'))}.", "TASKS", _WHAT)
+        str,
+        option(
+            "--tasks",
+            f"Tasks: {', '.join(_choices('tasks'))}.",
+            "TASKS",
+            _WHAT,
+            known=partial(_choices, "tasks"),
+        ),
     ] = ",".join(_DEFAULTS["tasks"])
     mode: Annotated[
         str,
@@ -86,6 +104,7 @@ class RunOptions:
             "whole: one prompt per needle.",
             "MODE",
             _WHAT,
+            known=partial(_choices, "mode"),
         ),
     ] = _DEFAULTS["mode"]
     whole_prompts: Annotated[
@@ -109,15 +128,32 @@ class RunOptions:
     haystack: Annotated[
         str,
         option(
-            "--haystack", "Text around the needles: noise, essay or a file.", "KIND|FILE", _WHAT
+            "--haystack",
+            "Text around the needles: noise, essay or a file.",
+            "KIND|FILE",
+            _WHAT,
+            known=partial(tuple, ("noise", "essay")),
         ),
     ] = _DEFAULTS["haystack"].kind
     needle: Annotated[
         str,
-        option("--needle", f"Kind of needle: {', '.join(_choices('needle'))}.", "KIND", _WHAT),
+        option(
+            "--needle",
+            f"Kind of needle: {', '.join(_choices('needle'))}.",
+            "KIND",
+            _WHAT,
+            known=partial(_choices, "needle"),
+        ),
     ] = _DEFAULTS["needle"]
     value: Annotated[
-        str, option("--value", f"Value of a needle: {', '.join(_choices('value'))}.", "KIND", _WHAT)
+        str,
+        option(
+            "--value",
+            f"Value of a needle: {', '.join(_choices('value'))}.",
+            "KIND",
+            _WHAT,
+            known=partial(_choices, "value"),
+        ),
     ] = _DEFAULTS["value"]
     distractors: Annotated[
         int,
@@ -166,6 +202,7 @@ class RunOptions:
             "where there is a template.",
             "FORMAT",
             _WHAT,
+            known=partial(_choices, "format"),
         ),
     ] = _DEFAULTS["format"]
     thinking: Annotated[
@@ -176,6 +213,7 @@ class RunOptions:
             "default: off.",
             "on|off",
             _WHAT,
+            known=partial(tuple, ("on", "off")),
         ),
     ] = None
     ruler_tasks: Annotated[
@@ -185,6 +223,7 @@ class RunOptions:
             "Tasks by RULER's names; default: all that have their data.",
             "A,B,…",
             _WHAT,
+            known=partial(tuple, BY_NAME),
         ),
     ] = None
     squad: Annotated[
@@ -198,7 +237,14 @@ class RunOptions:
         option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
     ] = None
     gpu_layers: Annotated[
-        str, option("--gpu-layers", "Layers on the GPU: all, auto or a number.", "N", _HOW)
+        str,
+        option(
+            "--gpu-layers",
+            "Layers on the GPU: all, auto or a number.",
+            "N",
+            _HOW,
+            known=partial(tuple, ("all", "auto")),
+        ),
     ] = "all"
     threads: Annotated[
         int | None, option("--threads", "CPU threads; default: every CPU.", "N", _HOW, min=1)
@@ -213,7 +259,12 @@ class RunOptions:
     ] = None
     out: Annotated[
         Path | None,
-        option("--out", "Folder that keeps the results; the same command resumes.", "DIR", _HOW),
+        option(
+            "--out",
+            "Folder that keeps the results; the same command resumes. Default: runs/NAME-1, -2, …",
+            "DIR",
+            _HOW,
+        ),
     ] = None
     min_recall: Annotated[float | None, _threshold("recall", "SHARE")] = None
     min_recall_share: Annotated[float | None, _threshold("recall_share", "SHARE")] = None
@@ -238,20 +289,26 @@ class RunOptions:
 
         Raises OptionError or RequestError.
         """
-        ruler_tasks = () if self.ruler_tasks is None else tuple(self.ruler_tasks.split(","))
-        words: dict[str, Any] = {
-            "tasks": _words("tasks", self.tasks),
-            "mode": _word("mode", self.mode),
-            "needle": _word("needle", self.needle),
-            "value": _word("value", self.value),
-            "format": _word("format", self.format),
-            "thinking": _switch("thinking", self.thinking),
+        ruler_tasks: tuple[str, ...] = ()
+        if self.ruler_tasks is not None:
+            ruler_tasks = words(self.ruler_tasks, "--ruler-tasks", tuple(BY_NAME))
+        if self.ctx is None:
+            contexts = default_contexts(model, requests)
+        else:
+            contexts = token_counts(self.ctx, "--ctx")
+        chosen: dict[str, Any] = {
+            "tasks": words(self.tasks, "--tasks", _choices("tasks")),
+            "mode": word(self.mode, "--mode", _choices("mode")),
+            "needle": word(self.needle, "--needle", _choices("needle")),
+            "value": word(self.value, "--value", _choices("value")),
+            "format": word(self.format, "--format", _choices("format")),
+            "thinking": _switch(self.thinking, "--thinking"),
         }
         return RunPlan(
             models=(model,),
-            contexts=token_counts(self.ctx, "--ctx"),
+            contexts=contexts,
             scalings=requests,
-            kv=tuple(self.kv.split(",")),
+            kv=tuple(cache_type(each, "--kv") for each in self.kv.split(",")),
             depths=_depths(self.depths),
             samples=self.samples,
             whole_prompts=self.whole_prompts,
@@ -272,8 +329,8 @@ class RunOptions:
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),
-            thresholds=self._thresholds(words["tasks"], require),
-            **words,
+            thresholds=self._thresholds(chosen["tasks"], require),
+            **chosen,
         )
 
     def _thresholds(self, tasks: tuple[str, ...], require: str | None) -> Thresholds:
@@ -296,30 +353,16 @@ def _name(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _word(name: str, text: str) -> str:
-    """Return a word that the field `name` of the plan accepts. Raises OptionError for others."""
-    if text not in _choices(name):
-        raise OptionError(f"--{name} {text}: expected one of {', '.join(_choices(name))}")
-    return text
-
-
-def _words(name: str, text: str) -> tuple[str, ...]:
-    return tuple(_word(name, word) for word in text.split(","))
-
-
-def _switch(name: str, text: str | None) -> bool | None:
-    switches = {None: None, "on": True, "off": False}
-    if text not in switches:
-        raise OptionError(f"--{name} {text}: expected on or off")
-    return switches[text]
+def _switch(text: str | None, flag: str) -> bool | None:
+    return None if text is None else word(text, flag, ("on", "off")) == "on"
 
 
 def _haystack(text: str) -> Haystack:
-    if text in ("noise", "essay"):
-        return Haystack(kind=cast("Any", text))
-    if not Path(text).is_file():
-        raise OptionError(f"--haystack {text}: expected noise, essay or a text file")
-    return Haystack(kind="text", file=text)
+    if Path(text).is_file():
+        return Haystack(kind="text", file=text)
+    return Haystack(
+        kind=cast("Any", word(text, "--haystack", ("noise", "essay"), other="a text file"))
+    )
 
 
 def _depths(text: str) -> int | tuple[float, ...]:

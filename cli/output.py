@@ -5,6 +5,8 @@ A string of a file must not move the cursor or pose as ours: whatever is shown g
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
 from functools import cache
@@ -16,6 +18,47 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = 1
+MARKS = {
+    "✓": "+",
+    "✕": "x",
+    "✗": "x",
+    "×": "x",
+    "·": "-",
+    "–": "-",
+    "—": "-",
+    "…": "...",
+    "→": "->",
+    "±": "+/-",
+    "≥": ">=",
+    "≤": "<=",
+    "◀": "<",
+    "′": "'",
+    "²": "2",
+    "₂": "2",
+    "⌊": "[",
+    "⌋": "]",
+    **dict(zip("▁▂▃▄▅▆▇█", "_.-:=+*#", strict=True)),
+}
+"""What stands for a mark of ours where the encoding of the output lacks it."""
+
+
+def write_anything() -> None:
+    """Let the output have characters that its encoding lacks: a mark of ours by what is in MARKS,
+    any other as an escape."""
+    codecs.register_error("ggufrope", _written_otherwise)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ggufrope")
+
+
+def _written_otherwise(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    texts = (
+        MARKS.get(character) or character.encode("ascii", "backslashreplace").decode()
+        for character in error.object[error.start : error.end]
+    )
+    return "".join(texts), error.end
 
 
 @cache

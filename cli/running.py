@@ -78,22 +78,24 @@ class View:
 
 
 def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
-    """Measure in this process and show the report; without `out`, the results are not kept."""
-    from ggufrope._files import working_folder
+    """Measure in this process and show the report; without `out`, in a new folder under runs/."""
     from ggufrope.backends import open_model
     from ggufrope.runs.driver import InlineTransport, drive, open_run
     from ggufrope.runs.models import require_formats
 
     from .progress import RunBar
+    from .start import announce, kept_results
 
     with ExitStack() as cleanup:
         if out is None:
-            out = cleanup.enter_context(working_folder())
+            out = cleanup.enter_context(kept_results(plan.models[0]))
         repair(plan)
         require_formats(plan)
         store = cleanup.enter_context(open_run(plan, out))
         tell_rejudged(store)
-        with answering(out, view), RunBar() as bar:
+        jobs = [entry.job for entry in store.jobs() if entry.state == "pending"]
+        announce(store, jobs)
+        with answering(out, view), RunBar(len(jobs)) as bar:
             drive(store, InlineTransport(open_model, on_job=bar.begin, progress=bar.advance))
 
 
@@ -115,6 +117,7 @@ def carry_out_batch(
     from ggufrope.runs.ray import RayTransport
 
     from .progress import CellBar
+    from .start import announce
 
     repair(plan)
     require_formats(plan)
@@ -123,6 +126,7 @@ def carry_out_batch(
         if retry_failed:
             store.retry_failed()
         jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
+        announce(store, jobs)
         left = sum(len(job.cells) - len(store.results_of(job)) for job in jobs)
         transport = (
             RayTransport(address=os.environ.get("RAY_ADDRESS")) if ray else ProcessTransport()
@@ -149,8 +153,13 @@ def tell_rejudged(store: RunStore) -> None:
 
 @contextmanager
 def answering(folder: Path, view: View, *, selection: Selection | None = None) -> Iterator[None]:
-    """Show the report when the block ends, interrupted or not; exit with 1 if it does not pass."""
+    """Show the report when the block ends, interrupted or not; exit with 1 if it does not pass.
+
+    Raises BackendError where every job failed: there is nothing to judge.
+    """
     import typer
+
+    from ggufrope.errors import BackendError
 
     from .errors import CHECK_FAILED
 
@@ -160,7 +169,12 @@ def answering(folder: Path, view: View, *, selection: Selection | None = None) -
         answer(stored_report(folder, selection), view)
         raise
     report = stored_report(folder, selection)
-    answer(report, view)
+    failed = [job.reason for job in report.jobs if job.state == "failed"]
+    nothing = bool(failed) and len(failed) == len(report.jobs)
+    if view.json or not nothing:
+        answer(report, view)
+    if nothing:
+        raise BackendError("; ".join(dict.fromkeys(map(str, failed))))
     if not (report.passed if view.gate else report.compared):
         raise typer.Exit(CHECK_FAILED)
 
@@ -356,8 +370,8 @@ def _show_tables(report: RunReport) -> None:
     from ggufrope.report.metrics import legend
 
     used: dict[str, None] = {}
-    for task in dict.fromkeys(entry.task for entry in report.summary):
-        rows = [entry for entry in report.summary if entry.task == task]
+    for task in dict.fromkeys(entry.title for entry in report.summary):
+        rows = [entry for entry in report.summary if entry.title == task]
         measured = {metric.name for entry in rows for metric in entry.metrics}
         chosen = [name for name in _COLUMNS if name in measured]
         if chosen:

@@ -39,6 +39,19 @@ def storage(doing: str, path: Path) -> Iterator[None]:
         raise StorageError(f"cannot {doing} {path}: {error}") from error
 
 
+def model_status(path: Path) -> os.stat_result:
+    """Return what the system says of a model's file.
+
+    Raises StorageError where there is none, or no regular file.
+    """
+    with storage("read", path):
+        status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise StorageError(f"{path} is {kind}; expected a GGUF file")
+    return status
+
+
 def read_bytes(path: Path, *, most: int = MAX_READ_BYTES) -> bytes:
     """Return the content of a regular file of at most `most` bytes. Raises StorageError."""
     with storage("read", path):

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..options import JsonOption
+from ..proof import ProveOption, proof_payload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from rich.text import Text
 
     from ggufrope.patching.check import CheckReport, ConfigCheck, FileCheck
+    from ggufrope.proof import Proof
+    from ggufrope.rope.lint import Finding
 
 
 def command(
@@ -35,29 +40,59 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0 (for code scanning)."),
     ] = None,
+    prove: ProveOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Check files and folders, one line per file; exit 1 on an error."""
+    """Check files and folders, one line per file.
+
+    Exit code 1: a file has an error; 3: a file cannot be read.
+    """
     from ggufrope.patching.check import check
 
     from ..errors import BAD_FILE, CHECK_FAILED
     from ..output import emit_json
 
-    report = check(*files, config=config)
+    proofs: dict[Path, Proof] = {}
+    report = check(*files, config=config, examine=_prover(proofs) if prove else None)
     if sarif is not None:
         from ggufrope._files import write_whole
         from ggufrope.patching.sarif import sarif as to_sarif
 
         write_whole(sarif, to_sarif(report))
     if json:
-        emit_json(payload(report))
+        emit_json(payload(report, proofs))
     else:
         show(report)
+        if prove:
+            _show_proofs(proofs)
     if not report.passed:
         raise typer.Exit(BAD_FILE if report.unreadable_only else CHECK_FAILED)
 
 
-def payload(report: CheckReport) -> dict[str, Any]:
+def _prover(proofs: dict[Path, Proof]) -> Callable[[Path], Iterable[Finding]]:
+    """Return a function that proves a model, for `check`; it adds each proof to `proofs`."""
+    from ggufrope.proof import prove, witnesses
+
+    witnesses()  # before the first file is read
+
+    def findings(path: Path) -> Iterable[Finding]:
+        proofs[path] = prove(path)
+        return proofs[path].findings
+
+    return findings
+
+
+def _show_proofs(proofs: Mapping[Path, Proof]) -> None:
+    """Print how many models were proved, and by whom."""
+    from ..output import console
+
+    names = {f"{one.name} {one.version}" for proof in proofs.values() for one in proof.witnesses}
+    passed = sum(proof.passed for proof in proofs.values())
+    by = " and ".join(sorted(names)) or "nobody"
+    console().print(f"Proved: {passed} of {len(proofs)} readable, by {by}.", soft_wrap=True)
+
+
+def payload(report: CheckReport, proofs: Mapping[Path, Proof]) -> dict[str, Any]:
     """Return the JSON object of `check`."""
     return {
         "files": [
@@ -71,6 +106,7 @@ def payload(report: CheckReport) -> dict[str, Any]:
                 "worst": file.worst,
                 "findings": file.findings,
                 "config": file.config,
+                "proof": proof_payload(proofs.get(file.path)),
             }
             for file in report.files
         ],
@@ -102,41 +138,44 @@ def show(report: CheckReport) -> None:
         line = f"{name:<{width}}  " + "  ".join(
             f"{word:<{size}}" for word, size in zip(words, widths, strict=True)
         )
-        _print_line(line, _verdict(file))
+        _print_line(_mark(file), line, _message(file))
         if file.config is not None:
             _show_config(file.config)
     out.print(_summary(report))
 
 
-def _print_line(line: str, verdict: Text) -> None:
+def _print_line(*parts: Text | str) -> None:
     """Print one line of output: cut to the width of a terminal, whole where it goes elsewhere."""
     from rich.text import Text
 
     from ..output import console
 
     out = console()
-    text = Text.assemble(line, "  ", verdict)
+    text = Text("  ").join(Text(part) if isinstance(part, str) else part for part in parts if part)
+    text.rstrip()
     if out.is_terminal:
         out.print(text, no_wrap=True, overflow="ellipsis")
     else:
         out.print(text, soft_wrap=True)
 
 
-def _verdict(file: FileCheck) -> Text:
+def _mark(file: FileCheck) -> Text:
     from rich.text import Text
 
-    from ..output import one_line
     from ..tables import SEVERITY_STYLES
+
+    worst = None if file.worst is None else file.worst.severity
+    return Text(f"{worst or 'ok':<7}", style="green" if worst is None else SEVERITY_STYLES[worst])
+
+
+def _message(file: FileCheck) -> str:
+    from ..output import one_line
 
     worst = file.worst
     if worst is None:
-        return Text("ok", style="green")
+        return ""
     more = len(file.findings) - 1
-    return Text.assemble(
-        (worst.severity, SEVERITY_STYLES[worst.severity]),
-        f" {worst.code}: {one_line(worst.message, 400)}",
-        f" (and {more} more)" if more else "",
-    )
+    return f"{worst.code}: {one_line(worst.message, 400)}" + (f" (and {more} more)" if more else "")
 
 
 def _show_config(config: ConfigCheck) -> None:
@@ -155,9 +194,9 @@ def _show_config(config: ConfigCheck) -> None:
                 Text(differs, style="yellow" if config.agrees else "bold red"),
             )
     for note in config.notes:
-        _print_line(f"    {shown(note)}", Text(""))
+        _print_line(f"    {shown(note)}")
     if config.command is not None:
-        _print_line(f"    {config.command}", Text(""))
+        _print_line(f"    {config.command}")
 
 
 def _summary(report: CheckReport) -> str:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..errors import OptionError
 from ..options import FileArgument, JsonOption, grouped
 from ..options_run import GridsOption, RunOptions
 from ..options_scaling import ScalingOptions
+from ..values import completion, schemes, word, words
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingName, ScalingRequest
@@ -27,27 +27,32 @@ def command(
             metavar="SCHEME",
             help="Exit 1 unless this scheme passes every check, up to the longest context.",
             rich_help_panel="Verdict",
+            autocompletion=completion(schemes),
         ),
     ] = None,
     grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Run the same tasks under several schemes, and say which holds to which length."""
+    """Say which scheme holds to which length; nothing is written.
+
+    Exit code 1: not all could be measured, or --require is not met.
+    """
     from ..running import View, carry_out
 
+    requests = _requests(scaling)
+    if require is not None:
+        require = word(require, "--require", [request.scaling for request in requests])
     view = View(json=json, grids=grids, gate=require is not None, flags=True)
-    carry_out(run.plan(file, _requests(scaling), require=require), view, out=run.out)
+    carry_out(run.plan(file, requests, require=require), view, out=run.out)
 
 
 def _requests(scaling: ScalingOptions) -> tuple[ScalingRequest, ...]:
     """Return a request per scheme. The parameters given are those of the schemes: `none` and
     `file`, what these are compared with, have none."""
-    from ggufrope.patching.request import SCHEMES, ScalingRequest
+    from ggufrope.patching.request import ScalingRequest
 
-    names = (scaling.scaling or "none,linear,ntk,yarn").split(",")
-    known = ("file", *SCHEMES)
-    if unknown := [name for name in names if name not in known]:
-        raise OptionError(f"--scaling {unknown[0]}: expected some of {', '.join(known)}")
+    asked = scaling.scaling or "none,linear,ntk,yarn"
+    names = words(asked, "--scaling", ("file", *schemes()))
     given = replace(scaling, scaling=None).request()
     bare = set(names) & {"none", "file"} if set(names) - {"none", "file"} else set()
     return tuple(

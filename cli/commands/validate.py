@@ -16,7 +16,10 @@ def command(
     grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Measure recall, quality and cache types at target lengths; exit 1 unless all checks pass."""
+    """Measure recall, quality and cache types, and judge them.
+
+    Exit code 1: a check fails or is undecided.
+    """
     from ..running import View, carry_out
 
     if "," in (scaling.scaling or ""):

@@ -7,6 +7,7 @@ open. Each guard has a name, by which a caller forces the edit all the same.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope._files import storage
+from ggufrope._files import model_status
 from ggufrope.errors import GuardError, RequestError
 
 if TYPE_CHECKING:
@@ -51,27 +52,27 @@ def find_guards(path: str | os.PathLike[str]) -> tuple[Guard, ...]:
     this user may inspect. Raises StorageError where the file does not exist.
     """
     path = Path(path)
-    return tuple(_guards(path, _status(path), ()))
+    return tuple(_guards(path, model_status(path), ()))
 
 
-def check_guards(path: str | os.PathLike[str], force: Collection[str] = ()) -> None:
+def check_guards(
+    path: str | os.PathLike[str],
+    force: Collection[str] = (),
+    *,
+    instead: str = "write a copy (`output`), or ",
+) -> None:
     """Raise GuardError for the first guard that `force` does not name.
 
-    Raises RequestError where `force` has a name that is no guard's.
+    `instead` is what else the caller can do, in words that go before the rest. Raises RequestError
+    where `force` has a name that is no guard's.
     """
     check_names(force)
     path = Path(path)
-    for guard in _guards(path, _status(path), force):
+    for guard in _guards(path, model_status(path), force):
         raise GuardError(
-            f"{guard.message}; write a copy (`output`), or pass `force` {guard.name!r} to edit it "
-            "anyway",
+            f"{guard.message}; {instead}pass `force` {guard.name!r} to change it all the same",
             guard=guard.name,
         )
-
-
-def _status(path: Path) -> os.stat_result:
-    with storage("read", path):
-        return path.stat()
 
 
 def _guards(path: Path, status: os.stat_result, force: Collection[str]) -> Iterator[Guard]:
@@ -87,7 +88,7 @@ def _file_guards(path: Path, status: os.stat_result) -> Iterator[Guard]:
     """Yield the guards that the file itself shows."""
     real = path.resolve()
     if path.is_symlink():
-        yield Guard(name="symlink", message=f"{path} is a link to {real}")
+        yield Guard(name="symlink", message=f"{path} is a link to {real} (name that file)")
     if status.st_nlink > 1:
         yield Guard(
             name="hard-link",
@@ -117,7 +118,7 @@ def _content_store(real: Path) -> Guard | None:
 
 def _users(real: Path, status: os.stat_result) -> list[str]:
     """Return the processes that have the file open or mapped, as "PID (name)"."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or _is_free(real, status):
         return []
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     marks = (f" {device} {status.st_ino} ".encode(), f" {real}\n".encode("utf-8", "replace"))
@@ -126,6 +127,31 @@ def _users(real: Path, status: os.stat_result) -> list[str]:
         if process.name.isdigit() and (_has_open(process, status) or _has_mapped(process, marks)):
             found.append(f"{process.name} ({_name(process)})")
     return sorted(found)
+
+
+def _is_free(real: Path, status: os.stat_result) -> bool:
+    """Return whether nobody else has the file open or mapped, as far as the kernel says so at once.
+
+    It leases a file for writing to its only user. That takes no time, and a look at every process
+    does. Where no device is under the file system, another one may be, on which a mapping counts.
+    """
+    if sys.platform != "linux" or not os.major(status.st_dev):
+        return False
+    import fcntl
+
+    try:
+        descriptor = os.open(real, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Whoever opens the file meanwhile causes this signal, which nothing happens by.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)  # ends the lease
+    return True
 
 
 def _has_open(process: Path, status: os.stat_result) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, product
-from math import isfinite
+from math import ceil, isfinite
 from pathlib import Path
 from random import Random
 
@@ -38,6 +38,8 @@ from ggufrope.lm import AnswerScore, LanguageModel, OpenContext, Progress
 QUESTION_TOKENS = 120
 HARDER_QUESTION_TOKENS = 360
 """Generous estimates of a needle and its question, with the answers."""
+MOST_ROUNDS = 8
+"""Rounds of whole prompts, with as many as there are by default."""
 _AT_ONCE = 32
 """Questions between two results that can be kept: enough to fill batches."""
 
@@ -278,10 +280,16 @@ def _grid(settings: TaskSettings, lengths: Lengths, part: str | None) -> Iterato
 
 
 def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
-    whole = sum(cell.context_tokens for cell in cells if cell.method == "whole")
-    spliced = [cell.context_tokens for cell in cells if cell.method == "spliced"]
+    """Return the longest haystack once, each whole prompt from its needle on, and the questions.
+
+    A new round of whole prompts begins at its deepest needle, a haystack behind at most.
+    """
+    longest = max(cell.context_tokens for cell in cells)
+    whole = [cell for cell in cells if cell.method == "whole"]
+    behind = sum(cell.context_tokens * (1 - (cell.depth_percent or 0) / 100) for cell in whole)
+    rounds = 1 + (MOST_ROUNDS if whole else 0)
     asking = QUESTION_TOKENS if settings.needle == "standard" else HARDER_QUESTION_TOKENS
-    return whole + max(spliced, default=0) + asking * len(cells)
+    return rounds * longest + ceil(behind) + asking * len(cells)
 
 
 def _run_needle(request: TaskRequest) -> Iterator[CellResult]:

@@ -17,6 +17,7 @@ from ggufrope._files import read_bytes
 from ggufrope.errors import RequestError
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
+    MAX_FACTOR,
     DynamicNtk,
     FrequencyFactors,
     Linear,
@@ -78,6 +79,10 @@ _ANY_SCHEME = frozenset(
         "replace_scaling",
     }
 )
+
+
+_GROWING = ("linear", "ntk", "dynamic-ntk", "ntk-by-parts", "yarn", "llama3")
+"""Schemes of which nothing is left at a factor of 1."""
 
 
 def _option(help_: str, unit: str | None = None) -> Any:
@@ -376,6 +381,21 @@ def _check_target(target: int, start: Start) -> None:
         )
 
 
+def check_growth(request: ScalingRequest, metadata: RopeMetadata) -> None:
+    """Raise RequestError where a request reaches for no more tokens than the file does already.
+
+    To measure such a request is fine, to write it is not: its scheme would do nothing.
+    """
+    target, scheme = request.target_context, request.scaling
+    if target is None or request.factor is not None or scheme not in _GROWING:
+        return
+    reached = start_of(_from_original(request, metadata), metadata).reached
+    if target == reached:
+        raise RequestError(
+            f"`target_context` {target} is what the file reaches as it is: nothing to extend"
+        )
+
+
 def _factor_and_target(request: ScalingRequest, start: Start) -> tuple[float, int]:
     target, factor, context = request.target_context, request.factor, start.context
     if target is not None:
@@ -383,6 +403,11 @@ def _factor_and_target(request: ScalingRequest, start: Start) -> tuple[float, in
     if factor is None:
         if target is None:
             raise RequestError("missing `target_context` or `factor`: give how far to extend")
+        if target / context > MAX_FACTOR:
+            raise RequestError(
+                f"`target_context` {target} is more than {MAX_FACTOR:g} times the {context} tokens "
+                "that the scaling starts from: give a length in tokens that a model can reach"
+            )
         return max(target / context, start.raised), target
     Linear(factor=factor)  # refuses a factor that is no extension before it is multiplied
     reach = math.floor(context * factor)

@@ -171,7 +171,7 @@ def _judged(report: RunReport, names: Sequence[str]) -> str | None:
     """Return what a setting has to pass, in words."""
     if not names or names[0] not in _RECALL:
         return "every check" if names else None
-    tasks = [task for task in report.plan.tasks if task in LIMITS["recall"]]
+    tasks = dict.fromkeys(row.title for row in report.summary if row.task in LIMITS["recall"])
     at = report.plan.thresholds
     limits = [f"at least {at.recall:.0%}"] if at.recall is not None else []
     if at.recall_share is not None:

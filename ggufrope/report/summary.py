@@ -37,6 +37,11 @@ class SummaryRow:
     metrics: tuple[Metric, ...]
     elapsed_seconds: float
 
+    @property
+    def title(self) -> str:
+        """The task, and for needles of a harder kind which."""
+        return f"{self.task} ({self.part})" if self.part and self.task == "needle" else self.task
+
     def metric(self, name: str) -> Metric | None:
         """Return the metric of that name, or None."""
         return next((metric for metric in self.metrics if metric.name == name), None)

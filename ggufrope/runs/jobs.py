@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ggufrope._plain import encode
+from ggufrope._plain import did_you_mean, encode
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.registry import TASKS
@@ -75,11 +75,17 @@ class Selection:
             if not equals or axis not in _AXES:
                 raise RequestError(
                     f"only {term!r}: expected AXIS=PATTERN, AXIS of {', '.join(_AXES)}"
+                    f"{'' if axis in _AXES else did_you_mean(axis, _AXES)}"
                 )
 
     @classmethod
     def parse(cls, only: tuple[str, ...] = (), shard: str | None = None) -> Selection:
-        """Return the selection of `only` terms and a share written I/N. Raises RequestError."""
+        """Return the selection of `only` terms, their axes in any case, and a share written I/N.
+
+        Raises RequestError.
+        """
+        split = (term.partition("=") for term in only)
+        only = tuple(f"{axis.casefold()}{equals}{pattern}" for axis, equals, pattern in split)
         if shard is None:
             return cls(only=only)
         index, _, count = shard.partition("/")

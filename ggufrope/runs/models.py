@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ggufrope._files import sha256_of
+from ggufrope._files import model_status, sha256_of
 from ggufrope.container.location import locate
 from ggufrope.container.reader import read_header
 from ggufrope.container.types import Scalar
-from ggufrope.errors import RequestError, StorageError
+from ggufrope.errors import RequestError
 from ggufrope.evals.formats import chat_frame
 from ggufrope.evals.task import ASKING
 from ggufrope.patching.inspection import read_model
@@ -95,8 +95,7 @@ def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tup
     paths = [found for name in names for found in _expand(name)]
     seen: dict[Path, str] = {}
     for name, path in paths:
-        if not path.is_file():
-            raise StorageError(f"{name}: no such file")
+        model_status(path)
         if earlier := seen.get(path.resolve()):
             raise RequestError(f"{name} is the same file as {earlier}; name it once")
         seen[path.resolve()] = name

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from ggufrope.backends import OpenedModel, OpenModel
     from ggufrope.container.ggml import KvTypes
+    from ggufrope.evals.thresholds import Thresholds
     from ggufrope.lm import LanguageContext, OpenContext, Progress
     from ggufrope.patching.request import ScalingRequest
 
@@ -181,7 +182,7 @@ class Worker:
             open_context=contexts,
             cells=job.cells,
             done=assignment.done,
-            recall_minimum=self._plan.thresholds.recall,
+            recall_minimum=_recall_minimum(self._plan.thresholds),
             seed=job.seed,
             base=_base(task, job, contexts_of),
             planned=None if self._on_job is None else partial(self._on_job, job),
@@ -209,6 +210,12 @@ class Worker:
             self._opened = self._open_model(Path(self._paths[name]), self._plan.runtime)
             self._loaded = name
         return self._opened
+
+
+def _recall_minimum(thresholds: Thresholds) -> float | None:
+    """Return the recall whose decision ends the whole prompts; a share of the control's recall,
+    which is measured elsewhere, takes all of them."""
+    return thresholds.recall if thresholds.recall_share is None else None
 
 
 def _base(

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 INSTALL_COMMAND = 'pip install "ggufrope[llama]"'
-CUDA_INSTALL_COMMAND = (
-    'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python'
-)
 TESTED_VERSIONS = ("0.3.36", "0.3.37")
 """The first version of llama-cpp-python that ggufrope was tested with, and the first it was not.
 
@@ -160,7 +157,8 @@ def load() -> ModuleType:
         library = importlib.import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"llama-cpp-python is not installed: {INSTALL_COMMAND}"
+            f"llama-cpp-python is not installed: {INSTALL_COMMAND} (with a GPU, as `ggufrope "
+            "doctor` says)"
         ) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise MissingDependencyError(

@@ -94,8 +94,8 @@ def load(
     llama = library.load()
     if options.wants_gpu and not library.can_offload():
         raise MissingDependencyError(
-            f"this build of llama.cpp cannot use a GPU; install one that can: "
-            f"{library.CUDA_INSTALL_COMMAND}"
+            "this build of llama.cpp cannot use a GPU; `ggufrope doctor` has the command that "
+            "installs one that can"
         )
     parameters = _model_parameters(llama, options, allocate=allocate)
     with library.capture(debug=not allocate) as log:
@@ -108,6 +108,19 @@ def load(
         llama.llama_model_free(handle)
         raise
     return handle, log
+
+
+def refusal(path: Path) -> str | None:
+    """Return why llama.cpp does not load the file, None where it does; no weights are read.
+
+    Raises MissingDependencyError, and FileError where our own reader refuses the file.
+    """
+    try:
+        handle, _ = load(path, LoadOptions(gpu_layers=0), allocate=False)
+    except LoadError as error:
+        return str(error)
+    library.load().llama_model_free(handle)
+    return None
 
 
 def buffers(log: Log, what: str) -> tuple[Buffer, ...]:

@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufrope._files import storage, working_folder, write_whole
+from ggufrope._files import read_json, storage, working_folder, write_whole
+from ggufrope._plain import decode
 from ggufrope.backends import Backend, LlamaBackend, open_rotator
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
@@ -106,6 +107,26 @@ def run_search(
         )
     write_whole(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
     return result
+
+
+def holds_search(folder: Path) -> bool:
+    """Return whether a folder is that of a search, ended or not."""
+    return (folder / RECORD).is_file()
+
+
+def read_result(folder: Path) -> SearchResult:
+    """Return the result of the search in `folder`.
+
+    Raises RequestError where there is none, or none yet, StorageError where it cannot be read.
+    """
+    if not holds_search(folder):
+        raise RequestError(f"{folder} holds no search: it has no {RECORD}")
+    path = folder / RESULT
+    if not path.is_file():
+        raise RequestError(
+            f"the search in {folder} has not ended: run the same command to go on with it"
+        )
+    return decode(SearchResult, read_json(path), where=str(path))
 
 
 def write_factors(

@@ -69,8 +69,8 @@ def test_every_task_with_prompts_has_the_format(cli: Call, chat: MakeChat, task:
         ("{{ 'x' * 10000000000 }}", (), "fails: MemoryError; use --format completion"),
         (CHATML, ("--thinking", "off"), "has no switch for --thinking"),
         (CHATML, ("--format", "completion", "--thinking", "on"), "--thinking is a choice of chat"),
-        (CHATML, ("--format", "prose"), "--format prose: expected one of auto, chat, completion"),
-        (CHATML, ("--thinking", "yes"), "--thinking yes: expected on or off"),
+        (CHATML, ("--format", "prose"), "--format prose: expected auto, chat, completion"),
+        (CHATML, ("--thinking", "yes"), "--thinking yes: expected on, off"),
         (
             CHATML,
             ("--tasks", "perplexity", "--format", "chat"),

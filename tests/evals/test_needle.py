@@ -324,8 +324,8 @@ def test_contradictions_are_refused(settings: dict[str, object], message: str) -
 
 def test_a_length_without_room_is_refused_before_anything_runs() -> None:
     bench = Bench()
-    with pytest.raises(RequestError, match="60 tokens is too short: a needle and its question"):
-        bench.run(NEEDLE, contexts=(60, 512), depths=DEPTHS)
+    with pytest.raises(RequestError, match="50 tokens is too short: a needle and its question"):
+        bench.run(NEEDLE, contexts=(50, 512), depths=DEPTHS)
     assert not bench.contexts
 
 

@@ -29,8 +29,8 @@ def jobs_of(**settings: object) -> tuple[RunPlan, tuple[Job, ...]]:
     [
         ({}, 4096 + 6 * 120),
         ({"samples": 2}, 4096 + 12 * 120),
-        ({"mode": "whole"}, 3 * (1024 + 4096) + 6 * 120),
-        ({"whole_prompts": 2}, 4096 + 2 * (1024 + 4096) + 10 * 120),
+        ({"mode": "whole"}, 9 * 4096 + 1.5 * (1024 + 4096) + 6 * 120),
+        ({"whole_prompts": 3}, 9 * 4096 + 1.5 * (1024 + 4096) + 12 * 120),
         ({"tasks": ("multikey",), "samples": 2}, 2 * 4096 + 12 * 120),
         ({"tasks": ("perplexity",), "chunks": 3}, 3 * 5120),
         ({"tasks": ("divergence",), "chunks": 3, "kv": ("q8_0",)}, 6 * 5120),

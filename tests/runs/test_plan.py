@@ -18,7 +18,6 @@ from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.task import BaseKind, Haystack
 from ggufrope.evals.thresholds import Thresholds
-from ggufrope.patching.plan import apply, plan_patch
 from ggufrope.patching.request import ScalingName, ScalingRequest
 from ggufrope.runs.jobs import Selection, base_of, expand
 from ggufrope.runs.models import ModelFile, resolve_models
@@ -357,7 +356,7 @@ def test_models_of_one_name_are_named_by_path(tmp_path: Path) -> None:
 def test_models_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
     name = str(tmp_path / "a.gguf")
-    with pytest.raises(StorageError, match="no such file"):
+    with pytest.raises(StorageError, match="No such file"):
         resolve_models((str(tmp_path / "b.gguf"),), _identify)
     with pytest.raises(RequestError, match="matches no file"):
         resolve_models((str(tmp_path / "*.bin"),), _identify)
@@ -389,12 +388,50 @@ def test_what_a_setting_is_compared_with(
     assert (found and f"{found[0].name} · {found[1]}") == base
 
 
-def test_a_patched_model_rotates_as_trained_with_its_scaling_off(
-    nano: Path, tmp_path: Path
+CONTROLLED = NIGHT.replace("seeds = [1, 2]", "seeds = [1]").replace('"perplexity"', '"passkey"')
+
+
+@pytest.mark.parametrize(
+    ("native", "scalings", "change", "expected"),
+    [
+        # Beyond the native context, of a file that is not scaled: the file as it stands.
+        (2048, ("file", "none"), {"scalings": '["yarn"]'}, ("file", 2048)),
+        # Within it, at the longest context of the plan.
+        (65536, ("file", "none"), {"scalings": '["yarn"]'}, ("file", 8192)),
+        # A patched file without its scaling.
+        (2048, ("none",), {}, ("none", 2048)),
+        # Measured anyway: the file as it stands, or without a scaling, at the native context.
+        (4096, ("file", "none"), {}, None),
+        (4096, ("file", "none"), {"scalings": '["none"]'}, None),
+        (4096, ("none",), {"scalings": '["none", "yarn"]'}, None),
+        # Another cache or another scaling is not the same.
+        (4096, ("file", "none"), {"kv": '["q8_0"]'}, ("file", 4096)),
+        (4096, ("none",), {"scalings": '["file"]'}, ("none", 4096)),
+        # No control.
+        (None, ("file",), {}, None),
+        (2048, ("file",), {"control": "false"}, None),
+        (100, ("file",), {}, None),
+    ],
+)
+def test_the_control_is_the_model_within_its_native_context(
+    native: int | None,
+    scalings: tuple[ScalingName, ...],
+    change: dict[str, str],
+    expected: tuple[str, int] | None,
 ) -> None:
-    (before,) = resolve_models((str(nano),))
-    assert (before.native_context, before.native_scalings) == (256, ("file", "none"))
-    longer = tmp_path / "longer.gguf"
-    apply(plan_patch(nano, ScalingRequest(scaling="yarn", target_context=1024), output=longer))
-    (after,) = resolve_models((str(longer),))
-    assert (after.native_context, after.native_scalings) == (256, ("none",))
+    lines = [line for line in CONTROLLED.splitlines() if line.partition(" ")[0] not in change]
+    plan = parse_plan("\n".join([*(f"{key} = {value}" for key, value in change.items()), *lines]))
+    (model,) = models("a")
+    jobs = expand(plan, (replace(model, native_context=native, native_scalings=scalings),))
+    controls = [job for job in jobs if any(cell.control for cell in job.cells)]
+    if expected is None:
+        assert controls == []
+        return
+    assert [job.task for job in controls] == ["needle", "passkey"]
+    assert list(jobs[:2]) == controls
+    for job in controls:
+        assert str(job.kv) == "f16"
+        assert all(cell.control for cell in job.cells)
+        assert {(cell.scaling, cell.context_tokens) for cell in job.cells} == {expected}
+        assert len(job.cells) == 3
+    assert not any(cell.control for job in jobs[2:] for cell in job.cells)
