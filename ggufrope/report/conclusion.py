@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ggufrope.evals.recall import Outcome
+from ggufrope.evals.stats import mean
 from ggufrope.evals.thresholds import LIMITS
 from ggufrope.evals.verdict import worst
 from ggufrope.patching.command import name_beside, patch_command
@@ -34,7 +35,8 @@ class Reach:
 
     `name` is the scaling with its factor, `span` the lengths it connects. `lengths` has the outcome
     at each length judged; `may_hold_to` counts undecided ones too. `found` of `asked` needles were
-    answered exactly; with `spliced_only`, no whole prompt confirmed them. `as_trained` is the model
+    answered exactly, with this mean `log_probability` in nat per token; with `spliced_only`, no
+    whole prompt confirmed them. `as_trained` is the model
     unscaled. `outcome` is that of all checks of the setting. `keep` is the command that writes its
     scaling into a copy of the model, where that is worth while: it is the best or passes, and holds
     further than the model as it was trained.
@@ -50,6 +52,7 @@ class Reach:
     may_hold_to: int | None
     found: int
     asked: int
+    log_probability: float | None
     spliced_only: bool
     as_trained: bool
     outcome: Outcome | None
@@ -199,6 +202,7 @@ def _reach(
         and not row.control
     ]
     shares = [row.metric("spliced_recall") or row.metric("whole_recall") for row in rows]
+    log_probabilities = (row.metric("log_probability") for row in rows)
     holds_to = _holds_to(lengths, "pass")
     name, span = title_parts(report, entry.model, entry.scaling)
     return Reach(
@@ -212,6 +216,7 @@ def _reach(
         may_hold_to=_holds_to(lengths, "pass", "undecided"),
         found=sum(round((share.value or 0) * (share.n or 0)) for share in shares if share),
         asked=sum(share.n or 0 for share in shares if share),
+        log_probability=mean(m.value for m in log_probabilities if m and m.value is not None).value,
         spliced_only=any(row.scored and row.metric("whole_recall") is None for row in rows),
         as_trained=entry.scaling in model.native_scalings,
         outcome=entry.verdict.outcome,
@@ -239,6 +244,7 @@ def _rank(reach: Reach) -> tuple[float, ...]:
         order[reach.outcome],
         not (reach.holds_to and (reach.as_trained or reach.scaling == "file")),
         -reach.found / (reach.asked or 1),
+        -(reach.log_probability or 0),
     )
 
 
@@ -278,8 +284,9 @@ def _answer(
         if (entry.scaling, entry.kv) == (first.scaling, first.kv)
         for check in entry.verdict.checks
     ]
-    name = first.title + (f" · {first.kv}" if len({reach.kv for reach in settings}) > 1 else "")
-    words = f"{'best: ' if several and first.holds_to else ''}{name}: "
+    words = (
+        f"{'best: ' if several and first.holds_to else ''}{_named(first, first.title, settings)}: "
+    )
     if first.holds_to is not None:
         words += f"holds to {first.holds_to} tokens"
     elif first.may_hold_to is not None:
@@ -295,12 +302,20 @@ def _answer(
         if first.may_hold_to is None and several:
             words = f"none holds at {stop[0]} tokens, the shortest length measured"
         words += ": the model, not the scaling" if there[0].cause == "model" else ""
+    equals = [each for each in settings if each is not first and each.holds_to == first.holds_to]
+    if first.holds_to is not None and equals:
+        words += f"; as far: {', '.join(_named(each, each.name, settings) for each in equals)}"
     for outcome, verb in (("fail", "fails"), ("undecided", "undecided in")):
         others = dict.fromkeys(
             c.task for c in checks if c.name not in names and c.outcome == outcome
         )
         words += f"; {verb} {' and '.join(others)}" if others else ""
     return words
+
+
+def _named(reach: Reach, name: str, among: Sequence[Reach]) -> str:
+    """Return the name of a setting, with its cache type where there are several."""
+    return name + (f" · {reach.kv}" if len({each.kv for each in among}) > 1 else "")
 
 
 def _answer_of_checks(report: RunReport, entries: Sequence[SettingVerdict]) -> str:

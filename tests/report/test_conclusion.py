@@ -41,6 +41,15 @@ def test_settings_are_ranked_by_how_far_they_hold(make_report: Make) -> None:
     assert [each.keep for each in found.settings[1:]] == [None, None]
 
 
+def test_of_equals_the_model_without_a_patch_is_best(make_report: Make) -> None:
+    report = make_report(tasks=("needle",), kv=("f16",), samples=8, contexts=(1024, 2048))
+    found = conclude(report)
+    assert found.headline == (
+        "best: as it stands: holds to 2048 tokens; as far: linear ×1, yarn ×1"
+    )
+    assert [each.keep for each in found.settings] == [None, None, None]
+
+
 def test_a_single_setting_says_where_it_ends(make_report: Make) -> None:
     report = make_report(scalings=("linear",), tasks=("needle",), kv=("f16",), samples=8)
     assert conclude(report).headline == (
