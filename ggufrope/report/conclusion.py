@@ -148,8 +148,11 @@ def _declared(file: ModelFile) -> tuple[str, str | None]:
     nothing where it declares none."""
     details = dict(file.details)
     prefix = details.get("general.architecture", "")
-    factor = float(details.get(f"{prefix}.rope.scaling.factor", 1))
-    if factor <= 1:
+    try:
+        factor = float(details.get(f"{prefix}.rope.scaling.factor", 1))
+    except ValueError:  # a key of another type than llama.cpp reads
+        return "", None
+    if not 1 < factor < math.inf:
         return "", None
     kind = details.get(f"{prefix}.rope.scaling.type", "linear")
     reach = details.get(f"{prefix}.context_length")

@@ -145,13 +145,26 @@ def test_titles_have_the_factor_and_its_lengths(
     assert scaling_title(report, report.models[0].file.name, request_.name) == title
 
 
-def test_the_title_of_a_file_that_is_scaled_has_its_factor(make_report: Make) -> None:
+@pytest.mark.parametrize(
+    ("factor", "title"),
+    [
+        ("4.0", "as it stands (yarn ×4), 2048 → 8192"),
+        ("1.0", "as it stands"),
+        ("nan", "as it stands"),
+        ("inf", "as it stands"),
+        ("four", "as it stands"),
+    ],
+)
+def test_the_title_of_a_file_that_is_scaled_has_its_factor(
+    make_report: Make, factor: str, title: str
+) -> None:
     details = {
         "general.architecture": "llama",
         "llama.context_length": "8192",
         "llama.rope.scaling.type": "yarn",
-        "llama.rope.scaling.factor": "4.0",
+        "llama.rope.scaling.factor": factor,
     }
-    report = make_report(scalings=("file",), kv=("f16",), details=tuple(details.items()))
-    title = scaling_title(report, report.models[0].file.name, "file")
-    assert title == "as it stands (yarn ×4), 2048 → 8192"
+    report = make_report(
+        scalings=("file",), kv=("f16",), contexts=(1024,), details=tuple(details.items())
+    )
+    assert scaling_title(report, report.models[0].file.name, "file") == title
