@@ -129,10 +129,11 @@ def title_parts(report: RunReport, model: str, scaling: str) -> tuple[str, str |
     if request.is_file:
         declared, span = _declared(file)
         return request.label or f"as it stands{declared}", span
-    if request.scaling == "none" and request.from_config is None:
+    if request.scaling == "none":
         return request.label or "unscaled", None
-    name = request.label or ("from-config" if request.from_config else request.scaling)
-    native = file.native_context
+    if request.from_config is not None:
+        return request.name, None
+    name, native = request.label or request.scaling, file.native_context
     if native is None:
         return name if request.factor is None else f"{name} ×{request.factor:g}", None
     target = request.target_context
