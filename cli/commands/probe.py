@@ -39,10 +39,11 @@ def command(
     from ggufrope.runtime import probe
     from ggufrope.runtime.model import Model
 
-    from ..errors import CHECK_FAILED
+    from ..errors import CHECK_FAILED, outlive_aborts
     from ..output import emit_json
     from ..values import model_path
 
+    outlive_aborts()
     path = model_path(file)
     predicted = inspect(path, context_tokens=ctx)
     with Model.open(path, gpu_layers=0) as model:
