@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ggufrope.evals.recall import Outcome
 from ggufrope.evals.stats import mean
 from ggufrope.evals.thresholds import LIMITS
-from ggufrope.evals.verdict import worst
+from ggufrope.evals.verdict import Check, worst
 from ggufrope.patching.command import name_beside, patch_command
 from ggufrope.patching.request import ScalingRequest
 
@@ -288,24 +288,16 @@ def _answer(
         if (entry.scaling, entry.kv) == (first.scaling, first.kv)
         for check in entry.verdict.checks
     ]
-    words = (
-        f"{'best: ' if several and first.holds_to else ''}{_named(first, first.title, settings)}: "
-    )
+    words = f"{_named(first, first.title, settings)}: "
     if first.holds_to is not None:
-        words += f"holds to {first.holds_to} tokens"
+        words = f"{'best: ' if several else ''}{words}holds to {first.holds_to} tokens"
     elif first.may_hold_to is not None:
         words += f"may hold to {first.may_hold_to} tokens"
         words = f"none is shown to hold; {words}" if several else words
-    stop = next(((n, outcome) for n, outcome in first.lengths.items() if outcome != "pass"), None)
-    if stop is not None:
-        there = [c for c in checks if (c.context_tokens, c.outcome) == stop and c.name in names]
-        tasks = dict.fromkeys(f" {c.task}" for c in checks if c.name in names)
-        which = " and".join(dict.fromkeys(f" {c.task}" for c in there)) if len(tasks) > 1 else ""
-        words += ", " if first.may_hold_to else ""
-        words += f"{_VERBS[stop[1]]}{which} at {stop[0]} tokens"
+    if stop := _stop(first, [check for check in checks if check.name in names]):
+        words += f"{', ' if first.may_hold_to else ''}{stop}"
         if first.may_hold_to is None and several:
-            words = f"none holds at {stop[0]} tokens, the shortest length measured"
-        words += ": the model, not the scaling" if there[0].cause == "model" else ""
+            words = f"none holds at {min(first.lengths)} tokens, the shortest length measured"
     equals = [each for each in settings if each is not first and each.holds_to == first.holds_to]
     if first.holds_to is not None and equals:
         words += f"; as far: {', '.join(_named(each, each.name, settings) for each in equals)}"
@@ -314,6 +306,22 @@ def _answer(
             c.task for c in checks if c.name not in names and c.outcome == outcome
         )
         words += f"; {verb} {' and '.join(others)}" if others else ""
+    return words
+
+
+def _stop(reach: Reach, checks: Sequence[Check]) -> str:
+    """Return where a setting begins not to pass, in which tasks, and why; empty if it never
+    does."""
+    stop = next(((n, outcome) for n, outcome in reach.lengths.items() if outcome != "pass"), None)
+    if stop is None:
+        return ""
+    there = [check for check in checks if (check.context_tokens, check.outcome) == stop]
+    tasks = dict.fromkeys(check.task for check in there)
+    several = len({check.task for check in checks}) > 1
+    which = f" {' and '.join(tasks)}" if several else ""
+    words = f"{_VERBS[stop[1]]}{which} at {stop[0]} tokens"
+    if there[0].cause == "model":  # the end of the reason says so
+        words += f":{there[0].reason.rpartition(':')[2]}"
     return words
 
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from ggufrope.evals.results import Metric
 from ggufrope.evals.thresholds import Thresholds
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.report.conclusion import conclude, scaling_title
+from ggufrope.report.evidence import judge_settings
 from ggufrope.report.record import RunReport
 
 Make = Callable[..., RunReport]
@@ -67,6 +69,24 @@ def test_what_no_needle_shows_is_undecided_with_what_would_decide_it(make_report
         "needle at 1024 tokens: 35 of 35 whole prompts would show 90%: `samples` 7",
     )
     assert found.settings[0].keep is None
+
+
+def test_a_failure_of_the_model_is_not_the_scalings(make_report: Make) -> None:
+    plan = {"tasks": ("needle",), "kv": ("f16",), "samples": 8, "contexts": (2048, 4096)}
+    report = make_report(scalings=("file", "yarn"), **plan)
+    worse = tuple(
+        replace(r, metrics=(Metric(name="recall", value=float((r.cell.sample or 0) < 2)),))
+        for r in report.cells
+    )
+    models = tuple(model.file for model in report.models)
+    found = conclude(
+        replace(report, cells=worse, verdicts=judge_settings(worse, report.plan, models))
+    )
+    assert found.headline == "none holds at 2048 tokens, the shortest length measured"
+    alone = replace(report, verdicts=judge_settings(worse, report.plan, models)[1:])
+    assert conclude(alone).headline == (
+        "yarn ×2, 2048 → 4096: fails at 2048 tokens: the model, not the scaling"
+    )
 
 
 def test_other_checks_that_fail_are_named_and_nothing_is_kept(make_report: Make) -> None:
