@@ -80,7 +80,8 @@ def _report_run(
     from ggufrope.report.pictures import picture, to_png, to_svg
 
     from ..errors import CHECK_FAILED
-    from ..running import View, answer, stored_report
+    from ..running import stored_report
+    from ..showing import View, answer
 
     report = stored_report(folder)
     earlier = None if against is None else compare(stored_report(against), report)
