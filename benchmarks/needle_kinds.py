@@ -119,6 +119,7 @@ def main() -> int:
     parser.add_argument("--ctx", type=int, nargs="+", default=[1024, 2048])
     parser.add_argument("--kinds", nargs="+", default=get_args(NeedleKind))
     parser.add_argument("--value", choices=get_args(ValueKind), default="number")
+    parser.add_argument("--format", choices=("chat", "completion"), default="completion")
     parser.add_argument("--depths", type=float, nargs="+", default=[0, 25, 50, 75, 100])
     parser.add_argument("--whole-depths", type=float, nargs="+", default=[25, 75])
     parser.add_argument("--samples", type=int, default=3)
@@ -135,6 +136,7 @@ def main() -> int:
                 depths=tuple(given.depths),
                 samples=given.samples,
                 needle=kind,
+                format=given.format,
                 value=given.value,
             )
             for row in measure(

@@ -16,7 +16,7 @@ from ggufrope.backends import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.specs import BY_NAME
 from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
-from ggufrope.evals.verdict import Thresholds, without_task
+from ggufrope.evals.thresholds import Thresholds, without_task
 from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
@@ -61,7 +61,8 @@ class RunOptions:
         str | None,
         option(
             "--ctx",
-            "Context lengths in tokens: 4096,8k,16k; default: up to the target, or the file's.",
+            "Context lengths in tokens: 4096,8k,16k; a scaling reaches the longest. Default: up to "
+            "the target, or the file's.",
             "A,B,…",
             _WHAT,
         ),

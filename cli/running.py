@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -225,7 +226,14 @@ def show(report: RunReport, view: View) -> None:
     out.print()
     headline = Text(view.words(conclusion.headline), style="bold")
     if view.gate and conclusion.outcome is not None:
-        headline = Text.assemble(_WORDS[conclusion.outcome], " ", headline)
+        outcomes = Counter(entry.verdict.outcome for entry in report.verdicts)
+        word = Text(*_WORDS[conclusion.outcome])
+        if len(report.verdicts) == 1:
+            headline = Text.assemble(word, " ", headline)
+        else:
+            counts = f"{outcomes['pass']} of {len(report.verdicts)} settings pass"
+            counts += f", {outcomes['fail']} fail, {outcomes['undecided']} undecided"
+            out.print(Text.assemble(word, " ", counts))
     out.print(headline)
     for line in conclusion.decide:
         out.print(Text.assemble(("to decide it: ", "dim"), view.words(line)))
@@ -271,7 +279,7 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
                     (f"  {name:{margin}}", "bold" if reach.best else ""),
                     *((f"{mark:>6}", style) for mark, style in marks),
                     f"   {holds_to:8}  ",
-                    (_remark(reach), "bold" if reach.best else "dim"),
+                    (_remark(reach, several=len(settings) > 1), "bold" if reach.best else "dim"),
                 )
             )
     words = "  ✓ passes  ✗ fails  ? undecided"
@@ -279,27 +287,26 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
     out.print(Text(words, style="dim"))
 
 
-def _remark(reach: Reach) -> str:
+def _remark(reach: Reach, *, several: bool) -> str:
     remarks = {
         f"{reach.found}/{reach.asked}": reach.asked,
         "as trained": reach.as_trained,
         "no whole prompts": reach.spliced_only,
-        "◀ best": reach.best,
+        "◀ best": reach.best and several,
     }
     return "  ".join(remark for remark, said in remarks.items() if said)
 
 
 def _titles(report: RunReport) -> tuple[dict[tuple[str, str], str], str | None]:
-    """Return a title for each scaling of each model, and the lengths that all of them connect;
-    where these differ, each title has its own."""
-    from ggufrope.report.conclusion import scaling_title, title_parts
+    """Return the name of each scaling of each model, with its factor, and the lengths that it
+    connects where these are the same for all."""
+    from ggufrope.report.conclusion import title_parts
 
     keys = dict.fromkeys((entry.model, entry.scaling) for entry in report.summary)
     parts = {key: title_parts(report, *key) for key in keys}
     spans = {span for _, span in parts.values() if span}
-    if len(spans) > 1:
-        return {key: scaling_title(report, *key) for key in keys}, None
-    return {key: name for key, (name, _) in parts.items()}, next(iter(spans), None)
+    names = {key: one_line(name) for key, (name, _) in parts.items()}
+    return names, spans.pop() if len(spans) == 1 else None
 
 
 def _telling_apart(columns: dict[str, list[str]], always: str) -> dict[str, list[str]]:
@@ -363,8 +370,8 @@ def _show_tables(report: RunReport) -> None:
     from ggufrope.report.metrics import legend
 
     used: dict[str, None] = {}
-    for task in dict.fromkeys(entry.task for entry in report.summary):
-        rows = [entry for entry in report.summary if entry.task == task]
+    for task in dict.fromkeys(entry.title for entry in report.summary):
+        rows = [entry for entry in report.summary if entry.title == task]
         measured = {metric.name for entry in rows for metric in entry.metrics}
         chosen = [name for name in _COLUMNS if name in measured]
         if chosen:

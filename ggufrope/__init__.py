@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ggufrope.container.location import locate
     from ggufrope.container.recovery import undo
     from ggufrope.errors import GgufRopeError
-    from ggufrope.evals.verdict import Thresholds
+    from ggufrope.evals.thresholds import Thresholds
     from ggufrope.patching.check import check
     from ggufrope.patching.command import patch_command
     from ggufrope.patching.exporting import export_model
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ggufrope.patching.plan import apply, plan_patch
     from ggufrope.patching.request import ScalingRequest
     from ggufrope.patching.sarif import sarif
+    from ggufrope.report.conclusion import conclude
     from ggufrope.report.record import RunReport, run
     from ggufrope.rope.export import export
     from ggufrope.runs.plan import RunPlan, read_plan
@@ -41,7 +42,7 @@ _HOMES = {
     "container.location": ("locate",),
     "container.recovery": ("undo",),
     "errors": ("GgufRopeError",),
-    "evals.verdict": ("Thresholds",),
+    "evals.thresholds": ("Thresholds",),
     "patching.check": ("check",),
     "patching.command": ("patch_command",),
     "patching.exporting": ("export_model",),
@@ -49,6 +50,7 @@ _HOMES = {
     "patching.plan": ("apply", "plan_patch"),
     "patching.request": ("ScalingRequest",),
     "patching.sarif": ("sarif",),
+    "report.conclusion": ("conclude",),
     "report.record": ("RunReport", "run"),
     "rope.export": ("export",),
     "runs.plan": ("RunPlan", "read_plan"),
@@ -76,6 +78,7 @@ __all__ = [
     "advise",
     "apply",
     "check",
+    "conclude",
     "diff",
     "export",
     "export_model",

@@ -58,8 +58,8 @@ class Fact:
         return f" The secret {KIND_NAMES[self.kind]} of the {self.key} is {self.value}."
 
     @property
-    def query(self) -> str:
-        """The question alone."""
+    def question(self) -> str:
+        """What is asked."""
         return f"What is the secret {KIND_NAMES[self.kind]} of the {self.key}?"
 
     @property
@@ -68,13 +68,8 @@ class Fact:
         return f" The secret {KIND_NAMES[self.kind]} of the {self.key} is"
 
     @property
-    def question(self) -> str:
-        """The question and its answer prefix; `answer` is what should follow."""
-        return f"\nQuestion: {self.query}\nAnswer:{self.prefix}"
-
-    @property
     def answer(self) -> str:
-        """What should follow the question."""
+        """What should follow the prefix."""
         return f" {self.value}"
 
 
@@ -127,8 +122,8 @@ class PassKey(Fact):
         return f" The pass key is {self.value}. Keep it in mind: {self.value} is the pass key."
 
     @property
-    def query(self) -> str:
-        """The question alone."""
+    def question(self) -> str:
+        """What is asked."""
         return "What is the pass key?"
 
     @property

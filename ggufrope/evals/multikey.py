@@ -125,7 +125,7 @@ class _Builder:
     def _measure(self) -> tuple[int, ...]:
         """Return the haystack tokens of each length: what the longest question and answer leave."""
         asking = max(
-            len(self._format.ending(fact.query, fact.prefix)) + len(self._tokens(fact.answer))
+            len(self._format.ending(fact.question, fact.prefix)) + len(self._tokens(fact.answer))
             for fact in (*self._facts, *self._unstated)
         )
         around = len(self._format.beginning) + asking
@@ -155,7 +155,7 @@ class _Builder:
         return Question(
             point=point,
             branch=Branch(
-                prompt=self._format.ending(fact.query, fact.prefix),
+                prompt=self._format.ending(fact.question, fact.prefix),
                 answers=tuple(map(self._tokens, answers)),
             ),
             needle=fact.key,

@@ -126,7 +126,7 @@ def _asking_for(fact: Fact, stated: Sequence[Fact], values: Sequence[str]) -> Ne
         key=fact.key,
         statements=tuple(each.statement for each in stated),
         at=stated.index(fact),
-        question=fact.query,
+        question=fact.question,
         prefix=fact.prefix,
         answer=right,
         wrong=tuple(wrong),
@@ -175,8 +175,8 @@ def _ordered(fact: Fact, rng: Random, distractors: int) -> Needle:
 class LatentGroup:
     """Facts about one theme, each with its clue: what is true of nobody else in the group.
 
-    A statement has places for a `{name}` and a `{fact}`, a question, which completes "Who ...?",
-    one for a `{clue}`. A link is a fact and its clue.
+    A statement has places for a `{name}` and a `{fact}`, a question, which completes "the person
+    who ...", one for a `{clue}`. A link is a fact and its clue.
     """
 
     theme: str
@@ -228,8 +228,8 @@ def _latent(rng: Random, distractors: int) -> Iterator[Needle]:
             key=question,
             statements=tuple(stated),
             at=at,
-            question=f"Who {question}?",
-            prefix=f" The person who {question} is",
+            question=f"What is the first name of the person who {question}?",
+            prefix=f" The first name of the person who {question} is",
             answer=_answer(name),
             wrong=tuple(map(_answer, names[: max(STATED - 1, distractors)])),
         )

@@ -10,14 +10,14 @@ fails.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from math import ceil, inf
+from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, Literal, TypeAlias
 
-from ggufrope.errors import RequestError
 from ggufrope.evals import recall
 from ggufrope.evals.recall import Outcome, RecallCell, RecallEstimate, ShareEstimate
 from ggufrope.evals.stats import Proportion
+from ggufrope.evals.thresholds import SHARES, Thresholds
 
 Cause: TypeAlias = Literal["model", "setting", "both"]
 """Why recall fails: the unscaled model recalls as little within its native context, or it recalls
@@ -27,99 +27,7 @@ _CAUSES: dict[Cause, str] = {
     "setting": "the {}, not the model",
     "both": "the model, and the {} too",
 }
-_SHARES = ("recall", "recall_share", "top_ranked", "ruler_share")
-"""The limits that are a least share; the others are a most in nat."""
 NO_SCORE = "no score"
-
-
-def _limit(default: float | None, help_: str, *tasks: str) -> float | None:
-    """A threshold, and the tasks whose measurements it applies to."""
-    value: float | None = field(default=default, metadata={"help": help_, "tasks": tasks})
-    return value
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thresholds:
-    """Limits of the checks, and what the verdict of a run takes for a pass. Shares lie between 0
-    and 1, differences are in nat per token.
-
-    Raises RequestError for a number out of range.
-    """
-
-    recall: float | None = _limit(
-        0.9, "minimum share of needles answered exactly, at each length", "needle", "passkey"
-    )
-    recall_share: float | None = _limit(
-        None,
-        "minimum recall, as a share of that of the unscaled model within its native context",
-        "needle",
-        "passkey",
-    )
-    top_ranked: float | None = _limit(
-        None,
-        "minimum share of needles ranked above every distractor, at each length",
-        "needle",
-        "passkey",
-        "multikey",
-    )
-    ruler_share: float | None = _limit(
-        0.85, "minimum RULER-style mean, as a share of the mean at the shortest length", "ruler"
-    )
-    short_context_nll: float | None = _limit(
-        0.5,
-        "maximum increase of the negative log-likelihood within the original context, nat per "
-        "token",
-        "short-context",
-    )
-    long_context_nll: float | None = _limit(
-        1.0,
-        "maximum increase of the negative log-likelihood from the shortest length to any other, "
-        "nat per token",
-        "perplexity",
-    )
-    divergence: float | None = _limit(
-        None,
-        "maximum mean KL divergence from the base model or cache, nat per token",
-        "divergence",
-    )
-    allow_undecided: bool = field(
-        default=False, metadata={"help": "whether a run passes where a check is undecided"}
-    )
-    require: str | None = field(
-        default=None,
-        metadata={"help": "the scaling that has to pass; others are only compared with it"},
-    )
-
-    def __post_init__(self) -> None:
-        for name in LIMITS:
-            value = getattr(self, name)
-            share = name in _SHARES
-            if value is not None and not 0 <= value <= (1 if share else inf):
-                span = "between 0 and 1" if share else "0 or more"
-                raise RequestError(f"the threshold `{name}` must be {span}, got {value:g}")
-
-    def applied(self, tasks: Iterable[str]) -> tuple[str, ...]:
-        """Return the names of the limits that apply to what these tasks measure."""
-        measured = set(tasks)
-        return tuple(
-            name
-            for name, its in LIMITS.items()
-            if getattr(self, name) is not None and measured & set(its)
-        )
-
-
-LIMITS: Mapping[str, tuple[str, ...]] = {
-    item.name: item.metadata["tasks"] for item in fields(Thresholds) if "tasks" in item.metadata
-}
-"""The limits of `Thresholds`, each with the tasks that it applies to."""
-
-
-def without_task(limits: Iterable[str], tasks: Iterable[str]) -> Iterator[str]:
-    """Say of each of these limits that applies to none of the tasks which task it needs."""
-    measured = set(tasks)
-    for name in limits:
-        if not measured & set(LIMITS[name]):
-            yield f"`{name}` needs `tasks` {' or '.join(LIMITS[name])}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,9 +254,12 @@ def _recall_share(needles: Needles, minimum: float, no_score: str | None) -> Che
     """Return the check of the recall as a share of the unscaled model's."""
     place, control = needles.place, needles.control
     words = place.of("recall")
-    if control is None or no_score is not None:
-        reason = f"{words}: {no_score or 'nothing to compare it with was measured'}"
-        return _check("recall_share", place, "fail", reason, threshold=minimum)
+    if no_score is not None:
+        return _check("recall_share", place, "fail", f"{words}: {no_score}", threshold=minimum)
+    if control is None:
+        reason = f"{words}: no needles of the unscaled model to compare it with"
+        decide = "a run, or a share of it, that has the control"
+        return _check("recall_share", place, "undecided", reason, threshold=minimum, decide=decide)
     known = recall.estimate(control.cells, error=recall.SHARE_ERROR)
     found = recall.share(needles.cells, known)
     outcome = recall.outcome(found, minimum)
@@ -377,7 +288,7 @@ def _compared(reading: Reading, limit: float, no_score: str | None) -> Check:
     if value is None or no_score is not None:
         reason = f"{words}: {no_score or NO_SCORE}"
         return _check(reading.limit, place, "fail", reason, threshold=limit)
-    is_share = reading.limit in _SHARES
+    is_share = reading.limit in SHARES
     form, required = (".1%", "required: at least") if is_share else (".3g", "limit:")
     words += f": {value:{form}} {reading.relation}".rstrip() + f" ({required} {limit:{form}})"
     if low is not None and high is not None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ggufrope.evals.recall import Outcome
-from ggufrope.evals.verdict import LIMITS, worst
+from ggufrope.evals.thresholds import LIMITS
+from ggufrope.evals.verdict import worst
 from ggufrope.patching.command import name_beside, patch_command
 from ggufrope.patching.request import ScalingRequest
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ggufrope.runs.models import ModelFile
 
 _RECALL = ("recall", "recall_share")
-_UNSCALED: dict[str, str] = {"file": "as it stands", "none": "unscaled"}
 _VERBS: dict[Outcome, str] = {"pass": "passes", "fail": "fails", "undecided": "undecided"}
 
 
@@ -101,7 +101,10 @@ def conclude(report: RunReport) -> Conclusion:
         answers.append(f"{model.file.name}: {answer}" if len(report.models) > 1 else answer)
     return Conclusion(
         headline=("" if report.complete else "the run is not complete; ")
-        + ("; ".join(answers) or "nothing was measured"),
+        + (
+            "; ".join(answers)
+            or f"{'only the control' if report.cells else 'nothing'} was measured"
+        ),
         judged=_judged(report, names),
         outcome=report.outcome,
         passed=report.passed,
@@ -119,10 +122,14 @@ def scaling_title(report: RunReport, model: str, scaling: str) -> str:
 def title_parts(report: RunReport, model: str, scaling: str) -> tuple[str, str | None]:
     """Return a scaling with its factor, and the lengths that it connects, None without any."""
     request = _request(report, scaling)
-    if request.scaling in _UNSCALED and request.from_config is None:
-        return request.label or _UNSCALED[request.scaling], None
+    file = next(m.file for m in report.models if m.file.name == model)
+    if request.is_file:
+        declared, span = _declared(file)
+        return request.label or f"as it stands{declared}", span
+    if request.scaling == "none" and request.from_config is None:
+        return request.label or "unscaled", None
     name = request.label or ("from-config" if request.from_config else request.scaling)
-    native = next((m.file.native_context for m in report.models if m.file.name == model), None)
+    native = file.native_context
     if native is None:
         return name if request.factor is None else f"{name} ×{request.factor:g}", None
     target = request.target_context
@@ -131,6 +138,20 @@ def title_parts(report: RunReport, model: str, scaling: str) -> tuple[str, str |
         target = longest if request.factor is None else math.floor(native * request.factor)
     factor = request.factor or target / native
     return f"{name} ×{factor:.4g}", f"{native} → {target}"
+
+
+def _declared(file: ModelFile) -> tuple[str, str | None]:
+    """Return the scaling that a file declares, in parentheses, and the lengths that it connects;
+    nothing where it declares none."""
+    details = dict(file.details)
+    prefix = details.get("general.architecture", "")
+    factor = float(details.get(f"{prefix}.rope.scaling.factor", 1))
+    if factor <= 1:
+        return "", None
+    kind = details.get(f"{prefix}.rope.scaling.type", "linear")
+    reach = details.get(f"{prefix}.context_length")
+    span = f"{file.native_context} → {reach}" if file.native_context and reach else None
+    return f" ({kind} ×{factor:.4g})", span
 
 
 def _request(report: RunReport, scaling: str) -> ScalingRequest:
@@ -150,7 +171,7 @@ def _judged(report: RunReport, names: Sequence[str]) -> str | None:
     """Return what a setting has to pass, in words."""
     if not names or names[0] not in _RECALL:
         return "every check" if names else None
-    tasks = [task for task in report.plan.tasks if task in LIMITS["recall"]]
+    tasks = dict.fromkeys(row.title for row in report.summary if row.task in LIMITS["recall"])
     at = report.plan.thresholds
     limits = [f"at least {at.recall:.0%}"] if at.recall is not None else []
     if at.recall_share is not None:
@@ -209,14 +230,14 @@ def _holds_to(lengths: Mapping[int, Outcome], *outcomes: Outcome) -> int | None:
 
 
 def _rank(reach: Reach) -> tuple[float, ...]:
-    """Return the key that sorts the best setting first. Of those that hold as far, the unscaled
-    model is first: it needs no patch."""
+    """Return the key that sorts the best setting first. Of those that hold as far, one that needs
+    no patch is first."""
     order = {"pass": 0, "undecided": 1, None: 2, "fail": 3}
     return (
         -(reach.holds_to or 0),
         -(reach.may_hold_to or 0),
         order[reach.outcome],
-        not (reach.as_trained and reach.holds_to),
+        not (reach.holds_to and (reach.as_trained or reach.scaling == "file")),
         -reach.found / (reach.asked or 1),
     )
 
@@ -274,8 +295,12 @@ def _answer(
         if first.may_hold_to is None and several:
             words = f"none holds at {stop[0]} tokens, the shortest length measured"
         words += ": the model, not the scaling" if there[0].cause == "model" else ""
-    others = dict.fromkeys(c.task for c in checks if c.name not in names and c.outcome == "fail")
-    return words + (f"; fails {' and '.join(others)}" if others else "")
+    for outcome, verb in (("fail", "fails"), ("undecided", "undecided in")):
+        others = dict.fromkeys(
+            c.task for c in checks if c.name not in names and c.outcome == outcome
+        )
+        words += f"; {verb} {' and '.join(others)}" if others else ""
+    return words
 
 
 def _answer_of_checks(report: RunReport, entries: Sequence[SettingVerdict]) -> str:

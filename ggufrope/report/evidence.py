@@ -6,15 +6,15 @@ that of the control: the model as it was trained, with an f16 cache, within its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, fsum, hypot, log
 from typing import TYPE_CHECKING
 
 from ggufrope.evals.results import Cell, CellResult, Metric
 from ggufrope.evals.stats import ALPHA, Proportion, exact_interval
+from ggufrope.evals.thresholds import LIMITS
 from ggufrope.evals.verdict import (
-    LIMITS,
     Control,
     Evidence,
     Needles,
@@ -62,12 +62,13 @@ def judge_settings(
         if not row.axes.control:
             settings.setdefault((row.axes.model, row.axes.scaling, row.axes.kv), []).append(row)
     known = {model.name: model for model in models}
+    controls = _controls(rows, known)
     return tuple(
         SettingVerdict(
             model=model,
             scaling=scaling,
             kv=kv,
-            verdict=judge(_evidence(judged, rows, plan, known[model]), plan.thresholds),
+            verdict=judge(_evidence(judged, controls, plan, known[model]), plan.thresholds),
         )
         for (model, scaling, kv), judged in settings.items()
     )
@@ -100,10 +101,31 @@ class _Row:
         return combine(name, [result for result in self.results if result.status == "ok"])
 
 
+def _controls(rows: Iterable[_Row], models: Mapping[str, ModelFile]) -> dict[tuple[str, str], _Row]:
+    """Return the row that each model and task is compared with: its control cells, or the cells of
+    the plan that measure the same, at the longest length within the native context."""
+    found: dict[tuple[str, str], _Row] = {}
+    for row in rows:
+        cell, model = row.axes, models[row.axes.model]
+        if (
+            cell.kv == "f16"
+            and cell.scaling in model.native_scalings
+            and cell.context_tokens <= (model.native_context or 0)
+            and recall_cells(row.results)
+        ):
+            best = found.setdefault((cell.model, cell.task), row).axes
+            if (cell.control, cell.context_tokens) > (best.control, best.context_tokens):
+                found[cell.model, cell.task] = row
+    return found
+
+
 def _evidence(
-    judged: Sequence[_Row], rows: Sequence[_Row], plan: RunPlan, model: ModelFile
+    judged: Sequence[_Row],
+    controls: Mapping[tuple[str, str], _Row],
+    plan: RunPlan,
+    model: ModelFile,
 ) -> Evidence:
-    """Return what the rows of one setting show; `rows` are those of the whole run."""
+    """Return what the rows of one setting show."""
 
     def of(*tasks: str) -> list[_Row]:
         found = [row for row in judged if row.axes.task in tasks]
@@ -114,7 +136,7 @@ def _evidence(
             Needles(
                 place=row.place,
                 cells=recall_cells(row.results),
-                control=_control(row, rows, model),
+                control=_control(row, controls.get((model.name, row.axes.task)), model),
                 per_sample=len({(r.cell.depth_percent, r.cell.seed) for r in row.results}),
                 whole_prompts=plan.whole_prompts if plan.mode == "spliced" else None,
             )
@@ -161,25 +183,13 @@ def _unscored(rows: Iterable[_Row]) -> Iterator[tuple[Place, str]]:
             yield place, f"{len(missing)} of {len(results)} cells have no score: {reason}"
 
 
-def _control(row: _Row, rows: Iterable[_Row], model: ModelFile) -> Control | None:
-    """Return the needles that those of a row are compared with, None where there are none: the
-    control cells, or the cells of the plan at the longest length that measure the same."""
-    here, native = row.axes, model.native_scalings
-    found = [
-        other
-        for other in rows
-        if (other.axes.model, other.axes.task, other.axes.kv) == (here.model, here.task, "f16")
-        and other.axes.scaling in native
-        and other.axes.context_tokens <= (model.native_context or 0)
-        and recall_cells(other.results)
-    ]
-    if not found:
+def _control(row: _Row, control: _Row | None, model: ModelFile) -> Control | None:
+    """Return the needles that those of a row are compared with; none with themselves."""
+    if control is None or control is row:
         return None
-    control = max(found, key=lambda other: (other.axes.control, other.axes.context_tokens))
-    if control is row:
-        return None
+    here = row.axes
     changes = {
-        "scaling": (here.scaling not in native, "without the scaling"),
+        "scaling": (here.scaling not in model.native_scalings, "without the scaling"),
         "cache": (here.kv != "f16", "with an f16 cache"),
     }
     words = [words for changed, words in changes.values() if changed]

@@ -12,7 +12,7 @@ from ggufrope.evals import recall
 from ggufrope.evals.recall import RecallCell, RecallEstimate
 from ggufrope.evals.results import CellResult, Metric, estimate
 from ggufrope.evals.stats import Proportion, mean, proportion
-from ggufrope.evals.verdict import LIMITS
+from ggufrope.evals.thresholds import LIMITS
 from ggufrope.report.metrics import SHARES
 
 
@@ -36,6 +36,11 @@ class SummaryRow:
     skipped: int
     metrics: tuple[Metric, ...]
     elapsed_seconds: float
+
+    @property
+    def title(self) -> str:
+        """The task, and for needles of a harder kind which."""
+        return f"{self.task} ({self.part})" if self.part and self.task == "needle" else self.task
 
     def metric(self, name: str) -> Metric | None:
         """Return the metric of that name, or None."""

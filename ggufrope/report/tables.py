@@ -44,8 +44,7 @@ def _matrices(report: RunReport) -> list[Content]:
     for name in HEADLINES:
         for row in report.summary:
             if row.task != "ruler" and row.metric(name) is not None:
-                task = row.task if row.part is None else f"{row.task} ({row.part})"
-                groups.setdefault((row.model, task, name), []).append(row)
+                groups.setdefault((row.model, row.title, name), []).append(row)
     several = len(report.models) > 1
     return [
         _matrix(model if several else None, task, name, rows)

@@ -15,9 +15,10 @@ from ggufrope.container.types import Scalar
 from ggufrope.errors import RequestError
 from ggufrope.evals.formats import chat_frame
 from ggufrope.evals.task import ASKING
+from ggufrope.patching.inspection import read_model
 from ggufrope.patching.request import ScalingName
 from ggufrope.rope.keys import KEYS
-from ggufrope.rope.metadata import RopeMetadata, read_metadata
+from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.purpose import require_generation
 from ggufrope.rope.trained import declared_factor, trained_context, trained_state
 
@@ -57,7 +58,7 @@ def identify(name: str, path: Path) -> ModelFile:
     Raises FileError, RequestError where the model generates no text to measure.
     """
     header = read_header(path)
-    metadata = read_metadata(header)
+    metadata = read_model(path).metadata
     require_generation(metadata, str(path))
     trained = trained_context(trained_state(metadata))
     details = {key: header.get(key) for key in (*_DETAILS, *map(metadata.key, KEYS))}

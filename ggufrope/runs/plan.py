@@ -21,7 +21,7 @@ from ggufrope.backends import RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import TaskName, TaskSettings
-from ggufrope.evals.verdict import LIMITS, Thresholds, without_task
+from ggufrope.evals.thresholds import LIMITS, Thresholds, without_task
 from ggufrope.patching.request import ScalingName, ScalingRequest, check_parameters
 
 if TYPE_CHECKING:

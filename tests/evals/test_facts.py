@@ -23,7 +23,8 @@ ONE = Fact(key="quiet harbor", value="1234567")
 
 def test_the_statement_begins_as_the_question_ends() -> None:
     assert ONE.statement == " The secret number of the quiet harbor is 1234567."
-    assert ONE.statement.startswith(ONE.question.rpartition("Answer:")[2] + ONE.answer)
+    assert ONE.statement == f"{ONE.prefix}{ONE.answer}."
+    assert ONE.question == "What is the secret number of the quiet harbor?"
 
 
 def test_listing() -> None:

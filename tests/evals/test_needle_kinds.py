@@ -6,6 +6,7 @@ import hashlib
 import re
 from functools import cache
 from itertools import islice, pairwise
+from pathlib import Path
 from random import Random
 from typing import get_args
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from ggufrope.errors import RequestError
 from ggufrope.evals import corpus
 from ggufrope.evals.facts import ADJECTIVES, NOUNS, WORDS, NeedleKind, ValueKind, facts
-from ggufrope.evals.needle import NEEDLE
+from ggufrope.evals.needle import NEEDLE, ask, recall
 from ggufrope.evals.needle_kinds import (
     ORDINALS,
     STATED,
@@ -27,7 +28,10 @@ from ggufrope.evals.needle_kinds import (
 )
 from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan
 from ggufrope.evals.task import TaskSettings
+from ggufrope.runtime.context import Context
 from ggufrope.runtime.fake import FakeModel
+from ggufrope.runtime.model import Model
+from ggufrope.runtime.settings import ContextSettings
 from tests.evals.bench import Bench
 
 KINDS: tuple[NeedleKind, ...] = get_args(NeedleKind)
@@ -36,7 +40,7 @@ GROUPS = latent_table().groups
 STOP_WORDS = frozenset(
     """a an the of to in on at by for from with without and or is are be was been has have had it
     its that who which what as into out up off over under through after against until whenever all
-    any each every everyone something exactly person""".split()
+    any each every everyone something exactly""".split()
 )
 
 
@@ -143,8 +147,8 @@ def test_latent_answers_follow_from_the_table() -> None:
         assert needle.statements[needle.at].count(needle.answer) == 1
         stated = [text for text in needle.statements if needle.answer in text]
         assert len(stated) == 1
-        assert needle.question == f"Who {needle.key}?"
-        assert needle.prefix == f" The person who {needle.key} is"
+        assert needle.question == f"What is the first name of the person who {needle.key}?"
+        assert needle.prefix == f" The first name of the person who {needle.key} is"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,7 +209,7 @@ def test_needles_repeat_only_when_used_up(kind: NeedleKind) -> None:
         ("standard", "4f3bdb8eddce17f4"),
         ("confusable", "4ab178f9ae7076bc"),
         ("values", "4807cd79408ddf8f"),
-        ("latent", "c9498767b9da43a1"),
+        ("latent", "d99653639b46feb2"),
         ("ordered", "0ef4a70d7e5cca6b"),
     ],
 )
@@ -265,6 +269,7 @@ def test_no_latent_wording_repeats() -> None:
 def test_a_latent_question_shares_no_content_word_with_any_statement(group: LatentGroup) -> None:
     """Not with its own, and not with the others of its theme, which would mislead by a word."""
     asked = {word for text in questions_of(group) for word in content_words(text)}
+    asked |= {"first", "name", "person"}
     stated = {word for text in statements_of(group) for word in content_words(text)}
     assert asked
     assert stated
@@ -386,6 +391,21 @@ def test_a_model_that_copies_the_longest_match_fails_where_words_do_not_match(
     scores = Bench().ask(plan)
     assert len(scores) == 24
     assert sum(score.exact is True for score in scores) < 12
+
+
+def test_nano_mixes_up_keys_that_share_a_word(nano: Path) -> None:
+    """It finds every standard needle within its context, and half of the confusable ones."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    depths = tuple(range(0, 101, 10))
+    found = {}
+    with Model.open(nano) as model:
+        for kind in ("standard", "confusable"):
+            plan = NeedlePlan(lengths=(256,), depths=depths, samples=4, needle=kind)
+            scores = ask(plan, model, lambda n: Context(model, ContextSettings(n_ctx=n)))
+            found[kind] = recall(scores).exact
+    assert found["standard"].value == 1
+    assert found["confusable"].n == 44
+    assert found["confusable"].high < 0.8
 
 
 def test_a_length_without_room_for_four_statements_is_refused() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ggufrope.evals.divergence import DivergencePlan, compare_contexts
+from ggufrope.evals.facts import NeedleKind
 from ggufrope.evals.needle import ask, asking_tokens
 from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, perplexity_of, read_chunks
@@ -60,6 +61,17 @@ def test_spliced_needles_score_as_whole_prompts(model: Model, cache_type: str) -
     for point, score in spliced.items():
         assert score.exact == whole[point].exact
         assert score.log_probability == pytest.approx(whole[point].log_probability, abs=0.2)
+
+
+@pytest.mark.parametrize("kind", ["confusable", "values", "latent", "ordered"])
+def test_several_statements_are_spliced_as_one_is(model: Model, kind: NeedleKind) -> None:
+    plan = NeedlePlan(lengths=(400,), depths=(50,), needle=kind)
+    spliced, whole = (
+        next(ask(plan, model, opener(model), method=method)) for method in ("spliced", "whole")
+    )
+    assert spliced.point == whole.point
+    assert len(spliced.question.branch.splices) == 4
+    assert spliced.log_probability == pytest.approx(whole.log_probability, abs=0.2)
 
 
 def test_a_quantized_cache_strays_a_little(model: Model) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.thresholds import Thresholds
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.report.conclusion import conclude, scaling_title
 from ggufrope.report.record import RunReport
@@ -134,3 +134,15 @@ def test_titles_have_the_factor_and_its_lengths(
 ) -> None:
     report = make_report(tasks=("needle",), kv=("f16",), scalings=(request_,), contexts=(8192,))
     assert scaling_title(report, report.models[0].file.name, request_.name) == title
+
+
+def test_the_title_of_a_file_that_is_scaled_has_its_factor(make_report: Make) -> None:
+    details = {
+        "general.architecture": "llama",
+        "llama.context_length": "8192",
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": "4.0",
+    }
+    report = make_report(scalings=("file",), kv=("f16",), details=tuple(details.items()))
+    title = scaling_title(report, report.models[0].file.name, "file")
+    assert title == "as it stands (yarn ×4), 2048 → 8192"

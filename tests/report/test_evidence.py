@@ -9,7 +9,8 @@ import pytest
 
 from ggufrope.evals.results import Cell, CellResult, Metric
 from ggufrope.evals.ruler.specs import RULER_TASKS
-from ggufrope.evals.verdict import Check, Thresholds
+from ggufrope.evals.thresholds import Thresholds
+from ggufrope.evals.verdict import Check
 from ggufrope.report.evidence import judge_settings
 from ggufrope.runs.models import ModelFile
 from ggufrope.runs.plan import RunPlan

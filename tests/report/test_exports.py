@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ggufrope.evals.stats import proportion
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.thresholds import Thresholds
 from ggufrope.report.exports import to_csv, to_json, to_junit
 from ggufrope.report.record import RunReport
 

@@ -10,6 +10,7 @@ import pytest
 from ggufrope.evals.recall import RecallCell
 from ggufrope.evals.results import Cell, CellResult, Method, Metric, Status
 from ggufrope.evals.ruler.specs import RULER_TASKS
+from ggufrope.evals.task import TaskName
 from ggufrope.report.record import RunReport
 from ggufrope.report.summary import recall_cells, summarize
 from ggufrope.report.views import problems, ruler_scores
@@ -46,6 +47,22 @@ def test_the_mean_of_two_cells_has_the_interval_of_students_t() -> None:
     assert metric.n == 2
     # 12.7062 is the 97.5th percentile of t with one degree of freedom; 0.25 the standard error.
     assert (metric.low, metric.high) == pytest.approx((-0.75 - 3.17655, -0.75 + 3.17655), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "title"),
+    [
+        ("needle", None, "needle"),
+        ("needle", "latent", "needle (latent)"),
+        ("ruler", "vt", "ruler"),
+    ],
+)
+def test_a_row_names_the_kind_of_its_needles(task: TaskName, part: str | None, title: str) -> None:
+    cell = Cell(
+        model="m", scaling="file", kv="f16", task=task, part=part, context_tokens=4096, seed=0
+    )
+    (row,) = summarize([CellResult(cell=cell, status="ok")])
+    assert row.title == title
 
 
 def test_one_cell_has_no_interval() -> None:

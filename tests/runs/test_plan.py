@@ -17,7 +17,7 @@ from ggufrope._plain import decode
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.task import BaseKind, Haystack
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.thresholds import Thresholds
 from ggufrope.patching.request import ScalingName, ScalingRequest
 from ggufrope.runs.jobs import Selection, base_of, expand
 from ggufrope.runs.models import ModelFile, resolve_models
@@ -386,3 +386,52 @@ def test_what_a_setting_is_compared_with(
 ) -> None:
     found = base_of(kind, ScalingRequest(scaling=scaling), KvTypes.parse(kv))
     assert (found and f"{found[0].name} · {found[1]}") == base
+
+
+CONTROLLED = NIGHT.replace("seeds = [1, 2]", "seeds = [1]").replace('"perplexity"', '"passkey"')
+
+
+@pytest.mark.parametrize(
+    ("native", "scalings", "change", "expected"),
+    [
+        # Beyond the native context, of a file that is not scaled: the file as it stands.
+        (2048, ("file", "none"), {"scalings": '["yarn"]'}, ("file", 2048)),
+        # Within it, at the longest context of the plan.
+        (65536, ("file", "none"), {"scalings": '["yarn"]'}, ("file", 8192)),
+        # A patched file without its scaling.
+        (2048, ("none",), {}, ("none", 2048)),
+        # Measured anyway: the file as it stands, or without a scaling, at the native context.
+        (4096, ("file", "none"), {}, None),
+        (4096, ("file", "none"), {"scalings": '["none"]'}, None),
+        (4096, ("none",), {"scalings": '["none", "yarn"]'}, None),
+        # Another cache or another scaling is not the same.
+        (4096, ("file", "none"), {"kv": '["q8_0"]'}, ("file", 4096)),
+        (4096, ("none",), {"scalings": '["file"]'}, ("none", 4096)),
+        # No control.
+        (None, ("file",), {}, None),
+        (2048, ("file",), {"control": "false"}, None),
+        (100, ("file",), {}, None),
+    ],
+)
+def test_the_control_is_the_model_within_its_native_context(
+    native: int | None,
+    scalings: tuple[ScalingName, ...],
+    change: dict[str, str],
+    expected: tuple[str, int] | None,
+) -> None:
+    lines = [line for line in CONTROLLED.splitlines() if line.partition(" ")[0] not in change]
+    plan = parse_plan("\n".join([*(f"{key} = {value}" for key, value in change.items()), *lines]))
+    (model,) = models("a")
+    jobs = expand(plan, (replace(model, native_context=native, native_scalings=scalings),))
+    controls = [job for job in jobs if any(cell.control for cell in job.cells)]
+    if expected is None:
+        assert controls == []
+        return
+    assert [job.task for job in controls] == ["needle", "passkey"]
+    assert list(jobs[:2]) == controls
+    for job in controls:
+        assert str(job.kv) == "f16"
+        assert all(cell.control for cell in job.cells)
+        assert {(cell.scaling, cell.context_tokens) for cell in job.cells} == {expected}
+        assert len(job.cells) == 3
+    assert not any(cell.control for job in jobs[2:] for cell in job.cells)

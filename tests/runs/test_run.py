@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from ggufrope import RunPlan, Thresholds, run
+from ggufrope import RunPlan, ScalingRequest, Thresholds, apply, plan_patch, run
 from ggufrope.errors import RequestError
 from ggufrope.evals.results import CellResult
 from ggufrope.report.record import report_of
 from ggufrope.runs.driver import ProcessTransport, open_run
 from ggufrope.runs.jobs import Selection
+from ggufrope.runs.models import identify
 from ggufrope.runs.plan import read_plan
 from ggufrope.runs.store import RunStore
 
@@ -113,3 +114,15 @@ def test_a_selection_of_nothing_says_what_there_is(nano: Path, tmp_path: Path) -
     plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1)
     with pytest.raises(RequestError, match=r"no job matches kv=q4_0; there are kv=f16"):
         run(plan, tmp_path / "run", selection=Selection(only=("kv=q4_0",)))
+
+
+@pytest.mark.parametrize("scheme", ["linear", "ntk", "yarn"])
+def test_a_patched_file_knows_what_it_was_trained_for(
+    nano: Path, tmp_path: Path, scheme: str
+) -> None:
+    before = identify("nano", nano)
+    assert (before.native_context, before.native_scalings) == (256, ("file", "none"))
+    request = ScalingRequest(scaling=scheme, target_context=2048)  # type: ignore[arg-type]
+    apply(plan_patch(nano, request, output=tmp_path / "patched.gguf"))
+    after = identify("nano", tmp_path / "patched.gguf")
+    assert (after.native_context, after.native_scalings) == (256, ("none",))

@@ -15,7 +15,7 @@ import pytest
 
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.results import CellResult
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.thresholds import Thresholds
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.driver import open_run
 from ggufrope.runs.plan import RunPlan, read_plan
