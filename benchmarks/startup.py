@@ -9,6 +9,7 @@ checkout's environment, measured in turn with this one's.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -68,6 +69,8 @@ def ours(program: Path, path: Path, untouched: Path, runs: int) -> dict[str, Cos
         for beside in path.parent.glob(f".{path.name}.*"):
             beside.unlink()
         shutil.copy(untouched, path)
+        with path.open("rb") as file:  # a model on a disk has been there for a while
+            os.fsync(file.fileno())
 
     return {
         "--version": process([program, "--version"], runs=runs),

@@ -204,3 +204,17 @@ def _tell(message: str) -> None:
     line = safe(message[:_LONGEST_MESSAGE]).replace("\n", "\\n")
     with suppress(OSError):
         print(f"ggufrope: {line}", file=sys.stderr, flush=True)
+
+
+def outlive_aborts() -> None:
+    """Let llama.cpp end the process with one line and exit code 5 where an assertion of it fails.
+
+    For the commands that load a model in this process."""
+    from ggufrope.runtime import library
+
+    library.on_abort = _tell_abort
+
+
+def _tell_abort(reason: str) -> None:
+    _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
+    os._exit(exit_code(BackendError()))

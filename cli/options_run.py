@@ -61,7 +61,7 @@ class RunOptions:
         str | None,
         option(
             "--ctx",
-            "Context lengths in tokens: 4096,8k,16k; a scaling reaches the longest. Default: up to "
+            "Context lengths in tokens: 4096,8k,16k. A scaling reaches the longest; default: up to "
             "the target, or the file's.",
             "A,B,…",
             _WHAT,

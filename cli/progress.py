@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -29,8 +30,7 @@ def plain_lines(
 ) -> Iterator[None]:
     """Print the state of long work after `first` seconds and then after `each`, with the time that
     it has taken, where stderr is no terminal."""
-    console = stderr_console()
-    if console.is_terminal:
+    if sys.stderr.isatty():  # Rich takes a while to load
         yield
         return
     begun, ended = monotonic(), Event()
@@ -39,7 +39,7 @@ def plain_lines(
         wait = first
         while not ended.wait(wait):
             line = f"{duration(monotonic() - begun)}: {safe(state())}"
-            console.print(line, soft_wrap=True)
+            stderr_console().print(line, soft_wrap=True)
             wait = each
 
     thread = Thread(target=tell, daemon=True)
@@ -54,8 +54,7 @@ def plain_lines(
 @contextmanager
 def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar over bytes; yield the (done, total) callback that the library takes."""
-    console = stderr_console()
-    if not console.is_terminal:
+    if not sys.stderr.isatty():  # Rich takes a while to load
         count = [0, 0]
 
         def keep(done: int, total: int) -> None:
@@ -72,7 +71,7 @@ def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.fields[state]}", markup=False),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=stderr_console(), transient=True) as bar:
         task = bar.add_task(label, total=None, state="")
 
         def update(done: int, total: int) -> None:

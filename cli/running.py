@@ -83,9 +83,11 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
     from ggufrope.runs.driver import InlineTransport, drive, open_run
     from ggufrope.runs.models import require_formats
 
+    from .errors import outlive_aborts
     from .progress import RunBar
     from .start import announce, kept_results
 
+    outlive_aborts()
     with ExitStack() as cleanup:
         if out is None:
             out = cleanup.enter_context(kept_results(plan.models[0]))

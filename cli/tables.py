@@ -106,12 +106,12 @@ def finding_lines(findings: Iterable[Finding]) -> Iterable[Text]:
         )
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """Return 0, 1, 2, 5 as "0-2, 5"."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and spans[-1][1] == number - 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+def lost_edits(lost: int) -> str:
+    """Return that the file before the first `lost` edits cannot be restored; empty for 0."""
+    if not lost:
+        return ""
+    edits = "edit" if lost == 1 else f"{lost} edits"
+    return (
+        f"The file before the first {edits} cannot be restored: too many bytes would have to be "
+        "kept."
+    )

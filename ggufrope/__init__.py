@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ggufrope.patching.plan import apply, plan_patch
     from ggufrope.patching.request import ScalingRequest
     from ggufrope.patching.sarif import sarif
+    from ggufrope.proof import prove
     from ggufrope.report.conclusion import conclude
     from ggufrope.report.record import RunReport, run
     from ggufrope.rope.export import export
@@ -50,6 +51,7 @@ _HOMES = {
     "patching.plan": ("apply", "plan_patch"),
     "patching.request": ("ScalingRequest",),
     "patching.sarif": ("sarif",),
+    "proof": ("prove",),
     "report.conclusion": ("conclude",),
     "report.record": ("RunReport", "run"),
     "rope.export": ("export",),
@@ -87,6 +89,7 @@ __all__ = [
     "open_model",
     "patch_command",
     "plan_patch",
+    "prove",
     "read_model",
     "read_plan",
     "run",

@@ -96,11 +96,12 @@ def read_json(path: Path, *, most: int = MAX_READ_BYTES) -> Any:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file in one piece, in place of what was there: a crash leaves the old or the new.
 
-    Text is written as UTF-8, line ends as they are. Raises StorageError.
+    Text is written as UTF-8, line ends as they are, and bytes of a name that are not UTF-8 as
+    escapes. Raises StorageError.
     """
     import tempfile  # slow to import, and most commands write nothing
 
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with storage("write", path):
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
         try:

@@ -6,7 +6,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 _KEPT = frozenset("\n")
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -25,6 +25,36 @@ def safe(text: str) -> str:
 
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def html_text(value: object) -> str:
+    """Return a value as text within HTML, where nothing of it is markup."""
+    from html import escape
+
+    return escape(safe(str(value)))
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table in HTML, each row headed by its first value."""
+    head = "".join(f'<th scope="col">{html_text(each)}</th>' for each in heads)
+    body = "".join(
+        f'<tr><th scope="row">{html_text(first)}</th>'
+        + "".join(f"<td>{html_text(each)}</td>" for each in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return 0, 1, 2, 5 as "0-2, 5"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
 
 
 def byte_size(count: int) -> str:

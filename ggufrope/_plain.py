@@ -123,6 +123,8 @@ def _decode(kind: Any, plain: Plain, path: str, problems: list[str]) -> Any:
         return _decode_tuple(typing.get_args(kind), plain, path, problems)
     if origin in (Union, types.UnionType):
         return _decode_union(typing.get_args(kind), plain, path, problems)
+    if origin is dict:
+        kind = dict
     if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
         try:
             return float(plain)
@@ -248,9 +250,10 @@ def _describe(kind: Any) -> str:
         return "one of " + ", ".join(str(choice) for choice in typing.get_args(kind))
     if origin is tuple:
         return "a list"
-    if is_dataclass(kind):
+    if is_dataclass(kind) or kind is dict:
         return "a table"
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names[kind]
 
 
 def _show(plain: Plain) -> str:

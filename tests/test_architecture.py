@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"container", "rope"},
     "evals": {"container", "rope"},
     "backends": {"container", "rope", "patching", "runtime"},
+    "proof": {"container", "rope", "patching", "runtime"},
     "search": {"container", "rope", "patching", "evals", "backends"},
     "runs": {"container", "rope", "patching", "evals", "backends"},
     "__main__": set(),  # the one module that calls the command line

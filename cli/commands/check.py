@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..options import JsonOption
+from ..proof import ProveOption, proof_payload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from rich.text import Text
 
     from ggufrope.patching.check import CheckReport, ConfigCheck, FileCheck
+    from ggufrope.proof import Proof
+    from ggufrope.rope.lint import Finding
 
 
 def command(
@@ -35,6 +40,7 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0 (for code scanning)."),
     ] = None,
+    prove: ProveOption = False,
     json: JsonOption = False,
 ) -> None:
     """Check files and folders, one line per file.
@@ -46,21 +52,47 @@ def command(
     from ..errors import BAD_FILE, CHECK_FAILED
     from ..output import emit_json
 
-    report = check(*files, config=config)
+    proofs: dict[Path, Proof] = {}
+    report = check(*files, config=config, examine=_prover(proofs) if prove else None)
     if sarif is not None:
         from ggufrope._files import write_whole
         from ggufrope.patching.sarif import sarif as to_sarif
 
         write_whole(sarif, to_sarif(report))
     if json:
-        emit_json(payload(report))
+        emit_json(payload(report, proofs))
     else:
         show(report)
+        if prove:
+            _show_proofs(proofs)
     if not report.passed:
         raise typer.Exit(BAD_FILE if report.unreadable_only else CHECK_FAILED)
 
 
-def payload(report: CheckReport) -> dict[str, Any]:
+def _prover(proofs: dict[Path, Proof]) -> Callable[[Path], Iterable[Finding]]:
+    """Return a function that proves a model, for `check`; it adds each proof to `proofs`."""
+    from ggufrope.proof import prove, witnesses
+
+    witnesses()  # before the first file is read
+
+    def findings(path: Path) -> Iterable[Finding]:
+        proofs[path] = prove(path)
+        return proofs[path].findings
+
+    return findings
+
+
+def _show_proofs(proofs: Mapping[Path, Proof]) -> None:
+    """Print how many models were proved, and by whom."""
+    from ..output import console
+
+    names = {f"{one.name} {one.version}" for proof in proofs.values() for one in proof.witnesses}
+    passed = sum(proof.passed for proof in proofs.values())
+    by = " and ".join(sorted(names)) or "nobody"
+    console().print(f"Proved: {passed} of {len(proofs)} readable, by {by}.", soft_wrap=True)
+
+
+def payload(report: CheckReport, proofs: Mapping[Path, Proof]) -> dict[str, Any]:
     """Return the JSON object of `check`."""
     return {
         "files": [
@@ -74,6 +106,7 @@ def payload(report: CheckReport) -> dict[str, Any]:
                 "worst": file.worst,
                 "findings": file.findings,
                 "config": file.config,
+                "proof": proof_payload(proofs.get(file.path)),
             }
             for file in report.files
         ],

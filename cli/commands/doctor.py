@@ -23,9 +23,11 @@ def command(
     from ggufrope.runtime.doctor import report
     from ggufrope.runtime.model import Model
 
+    from ..errors import outlive_aborts
     from ..output import emit_json
     from ..values import model_path
 
+    outlive_aborts()
     if model is None:
         result = report()
     else:

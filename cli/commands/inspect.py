@@ -140,8 +140,10 @@ def _title(inspection: Inspection) -> Text:
 def _show_effective(inspection: Inspection) -> None:
     from rich.text import Text
 
+    from ggufrope._format import ranges
+
     from ..output import console
-    from ..tables import heading, print_table, ranges, row, shown, table
+    from ..tables import heading, print_table, row, shown, table
 
     effective = inspection.effective
     if effective is None:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufrope._format import ranges
+
 from ..options import FileArgument, ForceOption, JsonOption, grouped
 from ..options_scaling import ScalingOptions
+from ..proof import ProveOption, proof_payload, require_passed, show_proof
 from ..values import byte_count, completion, strategies
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from ggufrope.container.strategies import Rejection
     from ggufrope.patching.plan import PatchPlan, PatchReceipt
+    from ggufrope.proof import Proof
     from ggufrope.rope.effective import LayerGroup
     from ggufrope.rope.encode import Ignored
 
@@ -56,10 +60,10 @@ def command(
         bool,
         typer.Option("--hash-weights", help="Print the SHA-256 of all tensor data of the result."),
     ] = False,
+    prove: ProveOption = False,
     json: JsonOption = False,
 ) -> None:
     """Write RoPE scaling into a file: to a copy, or in place."""
-    from ggufrope.container.strategies import Strategy
     from ggufrope.patching.inspection import naming
     from ggufrope.patching.plan import apply, plan_patch
 
@@ -80,22 +84,33 @@ def command(
             force=forced(force),
             reserve=reserve,
         )
+    if prove:
+        from ggufrope.proof import prove as prove_model
+        from ggufrope.proof import witnesses
+
+        witnesses()  # before anything is written
     if not json:
         show_plan(plan)
-    receipt = None
+    receipt = proof = None
     if not dry_run:
         with bytes_bar("writing") as progress:
-            hashed = hash_weights or plan.strategy is Strategy.STREAM
-            receipt = apply(plan, hash_weights=hashed, progress=progress)
+            receipt = apply(plan, hash_weights=hash_weights, progress=progress)
+        if prove:
+            proof = prove_model(receipt.path, plan.stores)
     if json:
-        emit_json(payload(plan, receipt))
+        emit_json(payload(plan, receipt, proof))
     elif receipt is None:
         show_dry_run(plan)
     else:
         show_receipt(receipt, in_place=in_place)
+        if proof is not None:
+            show_proof(proof)
+    require_passed(proof)
 
 
-def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
+def payload(
+    plan: PatchPlan, receipt: PatchReceipt | None, proof: Proof | None = None
+) -> dict[str, Any]:
     """Return the JSON object of `patch`; a dry run has the same keys, and `written` false."""
     return {
         "file": str(plan.model.path),
@@ -108,6 +123,9 @@ def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
         "bytes_written": (receipt or plan).bytes_written,
         "weights_sha256": None if receipt is None else receipt.weights_sha256,
         "undo_steps": None if receipt is None else receipt.undo_steps,
+        "undone_at_once": None if receipt is None else receipt.undone_at_once,
+        "undo_lost": None if receipt is None else receipt.undo_lost,
+        "proof": proof_payload(proof),
         "ignored": plan.ignored,
         "flags": plan.flags,
         "notes": plan.notes,
@@ -118,7 +136,7 @@ def payload(plan: PatchPlan, receipt: PatchReceipt | None) -> dict[str, Any]:
 def show_plan(plan: PatchPlan) -> None:
     """Print each edit, what of the request llama.cpp would ignore, and what it will do."""
     from ..output import console
-    from ..tables import finding_lines, heading, ranges, row, shown, table
+    from ..tables import finding_lines, heading, row, shown, table
 
     out = console()
     edits = table("change", "old", "new")
@@ -162,8 +180,6 @@ def _warning(ignored: Ignored) -> str:
 
 
 def _effect(group: LayerGroup) -> str:
-    from ..tables import ranges
-
     return (
         f"effective on layers {ranges(group.layers)} ({_KINDS.get(group.name, group.name)}): "
         f"lowest frequency {group.inverse_frequencies[-1]:.4g} rad/token, attention factor "
@@ -211,17 +227,20 @@ def show_receipt(receipt: PatchReceipt, *, in_place: bool) -> None:
 
 def _way_back(receipt: PatchReceipt) -> str:
     """Return what `undo` will do now."""
-    from ..tables import shown_path
+    from ..tables import lost_edits, shown_path
 
     undo = f"`ggufrope undo {shown_path(receipt.path)}`"
     if not receipt.undo_steps:
         return "This edit cannot be undone: too many bytes would have to be kept."
     if receipt.undo_steps == 1:
         return f"{undo} restores the file to its state before this edit."
-    return (
+    said = (
         f"{undo} undoes this edit only; {receipt.undo_steps} edits can be undone, one at a time or "
         "with --all."
     )
+    if receipt.undone_at_once > 1:
+        said += f" The oldest {receipt.undone_at_once} of them are one step by now."
+    return f"{said} {lost_edits(receipt.undo_lost)}".rstrip()
 
 
 def _show_rejected(rejected: Iterable[Rejection]) -> None:

@@ -204,9 +204,11 @@ def command(
     from ggufrope.patching.inspection import read_model
     from ggufrope.search.session import run_search
 
+    from ..errors import outlive_aborts
     from ..output import emit_json
     from ..values import layers, model_path
 
+    outlive_aborts()
     model = read_model(model_path(file))
     plan = search.plan()
     settings = RuntimeSettings(gpu_layers=layers(gpu_layers), threads=threads)

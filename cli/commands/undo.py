@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..options import FileArgument, ForceOption, JsonOption
+from ..proof import ProveOption, proof_payload, require_passed, show_proof
 
 if TYPE_CHECKING:
     from ggufrope.container.recovery import UndoReceipt
@@ -18,6 +19,7 @@ def command(
         bool, typer.Option("--all", help="Undo every in-place edit on record, newest first.")
     ] = False,
     force: ForceOption = None,
+    prove: ProveOption = False,
     json: JsonOption = False,
 ) -> None:
     """Undo in-place edits of a model, bit for bit."""
@@ -27,6 +29,11 @@ def command(
     from ..progress import bytes_bar
     from ..values import forced, model_path
 
+    if prove:
+        from ggufrope.proof import prove as prove_model
+        from ggufrope.proof import witnesses
+
+        witnesses()  # before anything is restored
     with bytes_bar("restoring") as progress:
         receipt = undo(
             model_path(file),
@@ -34,6 +41,7 @@ def command(
             force=forced(force),
             progress=progress,
         )
+    proof = prove_model(receipt.path) if prove else None
     if json:
         emit_json(
             {
@@ -42,16 +50,21 @@ def command(
                 "files": receipt.files,
                 "undone": receipt.undone,
                 "left": receipt.left,
+                "lost": receipt.lost,
+                "proof": proof_payload(proof),
             }
         )
     else:
         show(receipt)
+        if proof is not None:
+            show_proof(proof)
+    require_passed(proof)
 
 
 def show(receipt: UndoReceipt) -> None:
     """Print what was restored, and what else can be undone."""
     from ..output import console
-    from ..tables import shown, shown_path
+    from ..tables import lost_edits, shown, shown_path
 
     last = "the last in-place edit"
     if receipt.undone > 1:
@@ -62,6 +75,8 @@ def show(receipt: UndoReceipt) -> None:
     if others:
         names = ", ".join(shown(name) for name in others)
         print_(f"Restored with it, as files of the same model: {names}.", soft_wrap=True)
+    if receipt.lost and not receipt.left:
+        print_(lost_edits(receipt.lost), soft_wrap=True)
     if receipt.left:
         more = "1 earlier edit" if receipt.left == 1 else f"{receipt.left} earlier edits"
         print_(f"{more} can still be undone: run undo again, or with --all.", soft_wrap=True)

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..options import FileArgument, JsonOption, OtherFileArgument
+from ..proof import ProveOption, proof_payload, require_passed, show_proof
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ggufrope.container.compare import Verification
+    from ggufrope.proof import Proof
 
 
-def command(file: FileArgument, other: OtherFileArgument, json: JsonOption = False) -> None:
+def command(
+    file: FileArgument,
+    other: OtherFileArgument,
+    prove: ProveOption = False,
+    json: JsonOption = False,
+) -> None:
     """Say whether two files hold the same weights, by hash.
 
     Exit code 1: a shared tensor differs, or none is shared.
@@ -24,17 +33,26 @@ def command(file: FileArgument, other: OtherFileArgument, json: JsonOption = Fal
     from ..progress import bytes_bar
     from ..values import model_path
 
+    paths = model_path(file), model_path(other)
+    proofs = []
+    if prove:
+        from ggufrope.proof import prove as prove_model
+
+        proofs = [prove_model(path) for path in paths]
     with bytes_bar("hashing") as progress:
-        verification = verify(model_path(file), model_path(other), progress=progress)
+        verification = verify(*paths, progress=progress)
     if json:
-        emit_json(payload(verification))
+        emit_json(payload(verification, proofs))
     else:
         show(verification)
+        for proof in proofs:
+            show_proof(proof)
+    require_passed(*proofs)
     if verification.differing or not verification.old:
         raise typer.Exit(CHECK_FAILED)
 
 
-def payload(verification: Verification) -> dict[str, Any]:
+def payload(verification: Verification, proofs: Sequence[Proof] = ()) -> dict[str, Any]:
     """Return the JSON object of `verify`."""
     return {
         "same": bool(verification.old) and not verification.differing,
@@ -42,6 +60,7 @@ def payload(verification: Verification) -> dict[str, Any]:
         "differing": verification.differing,
         "only_first": verification.only_old,
         "only_second": verification.only_new,
+        "proofs": [proof_payload(proof) for proof in proofs],
     }
 
 

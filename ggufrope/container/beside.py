@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 _LONGEST = 215
@@ -112,26 +112,37 @@ def hidden_files(folder: Path) -> tuple[HiddenFile, ...]:
 
 
 def undo_records(path: Path) -> tuple[HiddenFile, ...]:
-    """Return the undo records of the model file at `path`, oldest first."""
-    return _undo_records(path)[0]
+    """Return the undo records of the model file at `path`, oldest first.
+
+    Those that were merged into another, and are still there, are not among them.
+    """
+    found = _undo_records(path)
+    covered = {one for _, merged in _merges(found) for one in merged}
+    return tuple(one for one in found if one not in covered)
 
 
-def _undo_records(path: Path) -> tuple[tuple[HiddenFile, ...], tuple[HiddenFile, ...]]:
-    """Return the undo records of a file, oldest first, and those that were merged into them."""
+def merged_records(path: Path) -> tuple[tuple[HiddenFile, tuple[HiddenFile, ...]], ...]:
+    """Return the undo records of `path` that others were merged into, and these, where any are
+    still there."""
+    return tuple((one, covered) for one, covered in _merges(_undo_records(path)) if covered)
+
+
+def _undo_records(path: Path) -> list[HiddenFile]:
     stem = stem_of(path.name)
     found = [one for one in hidden_files(path.parent) if one.stem == stem and one.kind == "undo"]
-    merged = [one for one in found if one.merged_from]
-    covered = tuple(
-        one
-        for one in found
-        if any(
-            other.first <= one.first and one.number <= other.number
-            for other in merged
-            if other is not one
-        )
-    )
-    valid = (one for one in found if one not in covered)
-    return tuple(sorted(valid, key=lambda one: one.number)), covered
+    return sorted(found, key=lambda one: one.number)
+
+
+def _merges(found: Sequence[HiddenFile]) -> Iterator[tuple[HiddenFile, tuple[HiddenFile, ...]]]:
+    """Yield each merged record and the records of the edits that it stands for."""
+    for one in found:
+        if one.merged_from:
+            covered = (
+                other
+                for other in found
+                if other is not one and one.first <= other.first and other.number <= one.number
+            )
+            yield one, tuple(covered)
 
 
 def remains(path: Path) -> tuple[Path, ...]:
@@ -142,11 +153,6 @@ def remains(path: Path) -> tuple[Path, ...]:
         for one in hidden_files(path.parent)
         if one.stem == stem and one.kind in ("partial", "record")
     )
-
-
-def merged_records(path: Path) -> tuple[Path, ...]:
-    """Return the undo records of `path` that were merged into another, and are not needed."""
-    return tuple(one.path for one in _undo_records(path)[1])
 
 
 def orphans(folder: Path) -> tuple[HiddenFile, ...]:

@@ -3,8 +3,8 @@
 The store, the journal and the recovery touch files through a `FileLayer` alone, so that a test can
 pass one that fails, falls short or stops at the N-th operation, and see what is left on disk.
 Offsets are absolute; nothing relies on a file position. What the standard library lacks (ranges
-inserted and removed, shared blocks) is called through ctypes and `fcntl`, on the systems that have
-it: this module can be imported on all of them.
+inserted and removed, shared blocks, writing that begins early) is called through ctypes and
+`fcntl`, on the systems that have it: this module can be imported on all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Mode: TypeAlias = Literal["rb", "r+b"]
 
-COPY_CHUNK = 32 << 20
+COPY_CHUNK = 16 << 20
 """Most bytes that one call copies, so that progress is shown and an interrupt takes effect."""
 
 _BUFFER = 1 << 20
@@ -121,11 +121,12 @@ class FileLayer:
     def copy(
         self, source: BinaryIO, source_offset: int, length: int, target: BinaryIO, offset: int
     ) -> int:
-        """Copy some of `length` bytes between files, in the kernel where possible.
+        """Copy some of `length` bytes between files; at the server where a server has them.
 
-        Return how many bytes were copied; 0 only at the end of the source.
+        Return how many bytes were copied; 0 only at the end of the source. On a local disk the
+        kernel's own copy moves single pages, and large reads and writes are twice as fast.
         """
-        if hasattr(os, "copy_file_range"):
+        if sys.platform == "linux" and _file_system(target) in _COPIES_AT_THE_SERVER:
             try:
                 return os.copy_file_range(
                     source.fileno(), target.fileno(), length, source_offset, offset
@@ -133,8 +134,38 @@ class FileLayer:
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
                     raise
-        data = self.read(source, source_offset, min(length, _BUFFER))
-        return self.write(target, offset, data) if data else 0
+        buffer = memoryview(bytearray(min(length, _BUFFER)))
+        done = 0
+        while done < length:
+            source.seek(source_offset + done)
+            count = source.readinto(buffer[: length - done])  # type: ignore[attr-defined]
+            if not count:
+                break
+            done += self.write(target, offset + done, buffer[:count])
+        return done
+
+    def allocate(self, file: BinaryIO, size: int) -> None:
+        """Give a new file its size and its blocks at once, where the file system can.
+
+        Writing is faster then, and a full disk shows before anything is written.
+        """
+        if sys.platform == "linux":
+            try:
+                _fallocate(file.fileno(), 0, 0, size)
+            except OSError as error:
+                if error.errno not in {*UNSUPPORTED, errno.EINTR}:
+                    raise
+
+    def begin_writing(self, file: BinaryIO, offset: int, length: int) -> None:
+        """Let the disk take what was written while more is: `sync` then has less to wait for.
+
+        A hint; an error shows when the file is synced.
+        """
+        if sys.platform == "linux":
+            libc = ctypes.CDLL(None)
+            libc.sync_file_range(
+                file.fileno(), ctypes.c_int64(offset), ctypes.c_int64(length), _WRITE
+            )
 
     def block_size(self, path: Path) -> int:
         """Return the unit in which ranges near `path` are inserted, removed and shared."""
@@ -264,7 +295,19 @@ _INSERT_RANGE = 0x20
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _RENAME_EXCL = 4  # sys/stdio.h of macOS
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h: begin, and wait for nothing
 _FICLONERANGE = 0x4020940D  # _IOW(0x94, 13, struct file_clone_range), 32 bytes
+
+
+_COPIES_AT_THE_SERVER = frozenset({0x6969, 0xFE534D42, 0xFF534D42, 0x00C36400})
+"""NFS, SMB 2 and later, CIFS and Ceph, of linux/magic.h."""
+
+
+def _file_system(file: BinaryIO) -> int:
+    """Return the type number of the file system of an open file (Linux)."""
+    status = (ctypes.c_ulong * 32)()  # struct statfs, of at most 120 bytes; f_type comes first
+    ctypes.CDLL(None).fstatfs(file.fileno(), status)
+    return status[0] & 0xFFFFFFFF
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -1,33 +1,38 @@
 """The undo records of a model: numbered, found again after a rename, and bounded.
 
-Every edit in place leaves a record in each file that it changed. Of one file at most `KEPT_RECORDS`
-are kept, and `KEPT_BYTES` in all: beyond that the two oldest become one, which undoes both edits at
-once, so that the original can always be reached. Only where that is not possible (a split model's
-edits, or too many bytes to hold) the oldest is removed.
+Every edit in place leaves a record in each file that it changed. Of one model those of at most
+`KEPT_RECORDS` edits are kept, and `KEPT_BYTES` in all: beyond that the records of the two oldest
+become those of one edit, which undoes both at once, so that the original can be reached. Only where
+that would hold too many bytes the oldest are removed.
 """
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ggufrope._files import storage
 from ggufrope.container.beside import (
     journal_path,
+    merged_records,
     orphans,
     stem_of,
     undo_path,
     undo_records,
 )
+from ggufrope.container.filesystem import lock
 from ggufrope.container.journal import read_record, write_record
 from ggufrope.container.pieces import merged, piece_length
+from ggufrope.container.record import Group
 from ggufrope.container.restore import is_new, is_ours
 from ggufrope.container.strategies import CARRY_LIMIT
 from ggufrope.container.types import Span
 from ggufrope.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -44,19 +49,35 @@ LAST_NUMBER = 999_999
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndoStep:
-    """One edit that can be undone: its number, and the files that have a record of it."""
+    """One edit that can be undone, or several that are undone at once, from `first` to `number`.
+
+    `paths` are the files that have a record of it.
+    """
 
     number: int
+    first: int
     paths: tuple[Path, ...]
+
+    @property
+    def edits(self) -> int:
+        """How many edits it undoes."""
+        return self.number - self.first + 1
+
+    def record(self, path: Path) -> Path:
+        """Return the name of its record of the file at `path`."""
+        return undo_path(path, self.number, self.first)
 
 
 def undo_steps(paths: Iterable[Path]) -> tuple[UndoStep, ...]:
     """Return the edits of a model's files that are on record, oldest first."""
-    found: dict[int, list[Path]] = {}
+    found: dict[tuple[int, int], list[Path]] = {}
     for path in paths:
         for record in undo_records(path):
-            found.setdefault(record.number, []).append(path)
-    return tuple(UndoStep(number=n, paths=tuple(found[n])) for n in sorted(found))
+            found.setdefault((record.number, record.first), []).append(path)
+    return tuple(
+        UndoStep(number=number, first=first, paths=tuple(found[number, first]))
+        for number, first in sorted(found)
+    )
 
 
 def next_number(paths: Iterable[Path]) -> int:
@@ -126,32 +147,108 @@ def forget(files: FileLayer, path: Path) -> None:
         files.remove(one.path)
 
 
-def bound(files: FileLayer, path: Path) -> None:
-    """Keep the undo records of a file within their bounds. Raises StorageError."""
-    with storage("merge the undo records of", path):
+def bound(files: FileLayer, paths: Sequence[Path]) -> None:
+    """Keep the undo records of a model's files within their bounds. Raises StorageError.
+
+    All records of two edits are written as those of one before any of the old ones is removed, so
+    that `settle` can finish or drop what is interrupted.
+    """
+    with storage("merge the undo records of", paths[-1]), ExitStack() as stack:
+        _lock(files, paths, stack)
+        _settle(files, paths)
         while True:
-            records = undo_records(path)
-            size = sum(one.path.lstat().st_size for one in records)
-            if len(records) <= 1 or (len(records) <= KEPT_RECORDS and size <= KEPT_BYTES):
+            steps = undo_steps(paths)
+            sizes = (one.path.lstat().st_size for path in paths for one in undo_records(path))
+            if len(steps) < 2 or (len(steps) <= KEPT_RECORDS and sum(sizes) <= KEPT_BYTES):
                 return
-            oldest, next_ = records[:2]
-            both = combined(
-                read_record(files, oldest.path, path), read_record(files, next_.path, path)
-            )
-            if both is not None:
-                write_record(files, path, undo_path(path, both.number, both.first), both)
-                files.remove(next_.path)
-            files.remove(oldest.path)
+            both = combined(*(_records(files, step) for step in steps[:2]))
+            for path, record in both.items():
+                write_record(files, path, undo_path(path, record.number, record.first), record)
+            for step in steps[:2] if both else steps[:1]:
+                _remove(files, step)
 
 
-def combined(older: Record, newer: Record) -> Record | None:
-    """Return one record of two edits that followed each other, None where there can be none."""
-    held = 0
-    if older.group or newer.group or older.new_size != newer.old_size:
+def _records(files: FileLayer, step: UndoStep) -> dict[Path, Record]:
+    return {path: read_record(files, step.record(path), path) for path in step.paths}
+
+
+def _remove(files: FileLayer, step: UndoStep) -> None:
+    for path in step.paths:
+        files.remove(step.record(path))
+
+
+def settle(files: FileLayer, paths: Sequence[Path]) -> bool:
+    """Finish a merge that was interrupted, or drop it; return whether anything was removed.
+
+    It is finished where every file that has a record of one of its edits has the merged one too.
+    Nothing is removed on account of a record that cannot be used. Raises StorageError.
+    """
+    if not any(merged_records(path) for path in paths):
+        return False
+    with storage("merge the undo records of", paths[-1]), ExitStack() as stack:
+        _lock(files, paths, stack)
+        return _settle(files, paths)
+
+
+def _lock(files: FileLayer, paths: Sequence[Path], stack: ExitStack) -> None:
+    """Lock the files that have records: nobody else edits them or merges their records."""
+    for path in (path for path in paths if undo_records(path)):
+        lock(stack.enter_context(files.open(path, "rb")), path, files=files)
+
+
+def _settle(files: FileLayer, paths: Sequence[Path]) -> bool:
+    settled = False
+    for path in paths:
+        for joint, covered in merged_records(path):
+            record = read_record(files, joint.path, path)
+            if (record.number, record.first) != (joint.number, joint.first):
+                raise StorageError(f"{joint.path} is the record of another edit; remove it")
+            whole = all(_has_merged(other, joint) for other in paths if other != path)
+            for one in covered if whole else (joint,):
+                files.remove(one.path)
+                settled = True
+    return settled
+
+
+def _has_merged(path: Path, merged: HiddenFile) -> bool:
+    """Return whether a file's own records of the edits of `merged` are merged as well, if any."""
+    found = {(one.first, one.number) for one in undo_records(path)}
+    mine = {(first, n) for first, n in found if merged.first <= first and n <= merged.number}
+    return mine <= {(merged.first, merged.number)}
+
+
+def combined(older: Mapping[Path, Record], newer: Mapping[Path, Record]) -> dict[Path, Record]:
+    """Return the records of two edits that followed each other, by file, as those of one edit.
+
+    Empty where there can be none: too many bytes would have to be held.
+    """
+    paths = dict.fromkeys((*newer, *older))
+    first = next(iter(older.values())).first
+    number = next(iter(newer.values())).number
+    leader = next((path for path in paths if _leads(newer.get(path))), next(iter(paths)))
+    id_ = os.urandom(8).hex()
+    found = {}
+    for path in paths:
+        record = _joined(older.get(path), newer.get(path))
+        if record is None:
+            return {}
+        group = Group(id=id_, size=len(paths), leader=path == leader) if len(paths) > 1 else None
+        found[path] = replace(record, number=number, first=first, group=group)
+    return found
+
+
+def _leads(record: Record | None) -> bool:
+    return record is not None and record.group is not None and record.group.leader
+
+
+def _joined(older: Record | None, newer: Record | None) -> Record | None:
+    """Return the way back through two edits of one file, either of which may have left it alone."""
+    if older is None or newer is None:
+        return older or newer
+    if older.new_size != newer.old_size:
         return None
     pieces = merged(_through(older.pieces, newer.pieces))
-    held = sum(len(piece) for piece in pieces if isinstance(piece, bytes))
-    if held > CARRY_LIMIT:
+    if sum(len(piece) for piece in pieces if isinstance(piece, bytes)) > CARRY_LIMIT:
         return None
     return replace(
         newer,
@@ -161,7 +258,6 @@ def combined(older: Record, newer: Record) -> Record | None:
         insertion=None,
         pieces=pieces,
         old_checksum=older.old_checksum,
-        first=older.first,
     )
 
 

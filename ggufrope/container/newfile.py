@@ -25,7 +25,7 @@ from ggufrope.container.filesystem import (
 )
 from ggufrope.container.pieces import Composition, piece_length, place_pieces
 from ggufrope.container.reader import parse_header
-from ggufrope.container.types import PADDING_KEY, Span
+from ggufrope.container.types import PADDING_KEY, ArrayValue, Span, ValueType
 from ggufrope.errors import GgufRopeError, StorageError
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def building(build: Build, *, clone: bool) -> Iterator[Partial]:
                 _rewrite_clone(build, partial.file)
             else:
                 block = files.block_size(build.target) if clone else None
+                if not clone:
+                    files.allocate(partial.file, build.composition.size)
                 _write_pieces(build, partial.file, clone_block=block)
         except OSError as error:
             if clone and error.errno in UNSUPPORTED:
@@ -153,6 +155,7 @@ def _copy(build: Build, file: BinaryIO, span: Span, offset: int) -> None:
         copied = build.files.copy(build.source, start, min(length, COPY_CHUNK), file, offset)
         if not copied:
             raise StorageError("the source became shorter while it was copied")
+        build.files.begin_writing(file, offset, copied)
         start, offset, length = start + copied, offset + copied, length - copied
         build.report(offset)
 
@@ -183,14 +186,14 @@ def cloned_bytes(composition: Composition, block: int) -> int:
 
 
 def verify_header(file: BinaryIO, rewrite: Rewrite, composition: Composition, path: Path) -> Header:
-    """Parse the written file and return its header.
+    """Parse the written file and return its header; its bytes have been compared with the plan.
 
     Raises StorageError where keys, tensors, data offset or size differ from the plan.
     """
     size = file.seek(0, 2)
     file.seek(0)
     try:
-        header = parse_header(file, size)
+        header = parse_header(file, size, _walked(rewrite, composition))
     except GgufRopeError as error:
         raise _unverified(path, str(error)) from error
     padding = (PADDING_KEY,) if composition.padding is not None else ()
@@ -206,6 +209,26 @@ def verify_header(file: BinaryIO, rewrite: Rewrite, composition: Composition, pa
     if planned != found:
         raise _unverified(path, "its header is not as planned")
     return header
+
+
+def _walked(rewrite: Rewrite, composition: Composition) -> dict[tuple[int, int], int]:
+    """Return the bytes of each array of strings that the old file had, by its new place and count:
+    a vocabulary takes longer to walk than all else takes to parse."""
+    arrays = [
+        value
+        for key_value in rewrite.source.key_values
+        if isinstance(value := key_value.value, ArrayValue) and value.item_type is ValueType.STRING
+    ]
+    found = {}
+    offset = 0
+    for piece in composition.pieces:
+        if isinstance(piece, Span):
+            for array in arrays:
+                if piece.offset <= array.span.offset and array.span.end <= piece.end:
+                    at = offset + array.span.offset - piece.offset
+                    found[at, array.count] = array.span.length
+        offset += piece_length(piece)
+    return found
 
 
 def verify_pieces(build: Build, file: BinaryIO, *, verify_all: bool) -> None:

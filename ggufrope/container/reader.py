@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from struct import Struct
+from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from ggufrope._files import model_status, storage
@@ -32,6 +33,8 @@ from ggufrope.container.types import (
 from ggufrope.errors import MalformedError, RequestError, StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ggufrope.container.types import ByteOrder, Scalar, Value
 
 
@@ -149,9 +152,15 @@ def _is_being_edited(path: Path, last: float) -> bool:
     return not free
 
 
-def parse_header(stream: BinaryIO, file_size: int) -> Header:
-    """Read the header at the start of `stream`, of `file_size` bytes. Raises MalformedError."""
-    cursor = Cursor(stream, file_size)
+def parse_header(
+    stream: BinaryIO, file_size: int, known: Mapping[tuple[int, int], int] = MappingProxyType({})
+) -> Header:
+    """Read the header at the start of `stream`, of `file_size` bytes. Raises MalformedError.
+
+    `known` are the bytes of arrays of strings that need not be walked again, by the offset of their
+    items and the number of these.
+    """
+    cursor = Cursor(stream, file_size, known)
     version = _read_preamble(cursor)
     tensor_count = _read_count(cursor, "tensors", MAX_TENSORS)
     key_value_count = _read_count(cursor, "key-values", MAX_KEY_VALUES)
@@ -223,7 +232,7 @@ def read_span(path: str | os.PathLike[str], span: Span) -> bytes:
 class Cursor:
     """A position in a stream that moves forward, through a window, and never past the end."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
+    def __init__(self, stream: BinaryIO, size: int, known: Mapping[tuple[int, int], int]) -> None:
         self._stream = stream
         self._size = size
         self._base = 0
@@ -233,6 +242,7 @@ class Cursor:
         self._nested = 0
         self._text = 0
         self._decoded = 0
+        self._known = known
         self.use_byte_order("<")
 
     def use_byte_order(self, order: ByteOrder) -> None:
@@ -307,6 +317,9 @@ class Cursor:
     def skip_strings(self, count: int, what: str) -> None:
         """Skip `count` length-prefixed strings; the inner loop is the cost of a big vocabulary."""
         start = self.position
+        if (start, count) in self._known:
+            self.skip(self._known[start, count], what)
+            return
         unpack = self.u64.unpack_from
         while count:
             window, at = self._window, self._at

@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Literal
 from ggufrope._files import storage
 from ggufrope.container.beside import (
     journal_path,
-    merged_records,
     orphans,
     remains,
     undo_path,
-    undo_records,
 )
 from ggufrope.container.filesystem import LOCAL, FileLayer, lock
 from ggufrope.container.guards import check_guards
-from ggufrope.container.history import adopt, undo_steps
+from ggufrope.container.history import adopt, settle, undo_steps
 from ggufrope.container.journal import read_record
 from ggufrope.container.reader import parse_header
 from ggufrope.container.restore import Edited, difference, finish, is_new, is_ours, restore
@@ -57,14 +55,15 @@ class Recovery:
 class UndoReceipt:
     """The restored file; `header` is read back.
 
-    `undone` counts the edits that were undone, `left` those that still can be, and `files` are all
-    files that were restored.
+    `undone` counts the edits that were undone, `left` those that still can be, `lost` those before
+    them of which no record was kept, and `files` are all files that were restored.
     """
 
     path: Path
     header: Header
     undone: int
     left: int
+    lost: int
     files: tuple[Path, ...]
 
 
@@ -117,11 +116,11 @@ def undo(
         if shard != path.resolve():
             check_guards(names[shards.index(shard)], force, instead="")
     restored: dict[Path, None] = {}
-    undone = 0
+    undone, lost = 0, max(steps[0].first - 1, 0)
     while steps:
         _undo_step(files, steps, force, progress)
         restored |= dict.fromkeys(steps[-1].paths)
-        undone += 1
+        undone += steps[-1].edits
         steps = undo_steps(shards)
         if not everything:
             break
@@ -129,7 +128,12 @@ def undo(
     with storage("read", path), files.open(path, "rb") as file:
         header = parse_header(file, os.fstat(file.fileno()).st_size)
     return UndoReceipt(
-        path=path, header=header, undone=undone, left=len(steps), files=tuple(restored)
+        path=path,
+        header=header,
+        undone=undone,
+        left=sum(step.edits for step in steps),
+        lost=lost,
+        files=tuple(restored),
     )
 
 
@@ -145,10 +149,10 @@ def _undo_step(
         edited = []
         for path in step.paths:
             file = _open_locked(files, path, stack)
-            found = undo_records(path)[-1]
-            record = read_record(files, found.path, path)
-            if (record.number, record.first) != (found.number, found.first):
-                raise StorageError(f"{found.path} is the record of another edit; remove it")
+            name = step.record(path)
+            record = read_record(files, name, path)
+            if (record.number, record.first) != (step.number, step.first):
+                raise StorageError(f"{name} is the record of another edit; remove it")
             edited.append(Edited(path=path, file=file, record=record))
         edited.sort(key=lambda one: not (one.record.group and one.record.group.leader))
         _require_all(edited)
@@ -297,11 +301,10 @@ def _recovery(
     return Recovery(path=path, action=action, message=f"{path}: {what}")
 
 
-def _clear_remains(files: FileLayer, paths: Iterable[Path]) -> bool:
+def _clear_remains(files: FileLayer, paths: Sequence[Path]) -> bool:
     """Remove half-written files beside `paths`, unless another process is still writing them."""
     cleared = False
-    worthless = [one for path in paths for one in (*remains(path), *_merged(files, path))]
-    for remaining in worthless:
+    for remaining in (one for path in paths for one in remains(path)):
         # Not worth failing for: the directory may be read-only, or the writer alive.
         with suppress(OSError, StorageError):
             if not remaining.is_symlink() and remaining.is_file():
@@ -309,19 +312,6 @@ def _clear_remains(files: FileLayer, paths: Iterable[Path]) -> bool:
                     lock(file, remaining, files=files)
                     files.remove(remaining)
                     cleared = True
+    with suppress(OSError, StorageError):
+        cleared |= settle(files, paths)
     return cleared
-
-
-def _merged(files: FileLayer, path: Path) -> tuple[Path, ...]:
-    """Return undo records that others stand for, if those others can be used."""
-    found = merged_records(path)
-    if not found:
-        return ()
-    try:
-        for one in undo_records(path):
-            record = read_record(files, one.path, path)
-            if (record.number, record.first) != (one.number, one.first):
-                return ()
-    except StorageError:
-        return ()
-    return found

@@ -75,7 +75,8 @@ __all__ = ["StorePlan", "StoreReceipt", "execute", "execute_together", "plan_sto
 class StoreReceipt:
     """What was done; `header` is read back from the result.
 
-    `undo_steps` counts the edits of the model that can be undone now, 0 for a new file.
+    `undo_steps` counts the edits of the model that can be undone now, 0 for a new file. The oldest
+    `undone_at_once` of them are one step, and of `undo_lost` before them no record was kept.
     """
 
     path: Path
@@ -85,6 +86,8 @@ class StoreReceipt:
     rejected: tuple[Rejection, ...]
     header: Header
     undo_steps: int
+    undone_at_once: int
+    undo_lost: int
 
 
 def execute(
@@ -165,7 +168,7 @@ def _execute(
         except _RefusedPlanError as refusal:
             at = plans.index(refusal.plan)
             plans = (*plans[:at], next_plan(plans[at], str(refusal), files), *plans[at + 1 :])
-    steps = len(undo_steps(_model_files(plans[0].target))) if plans[0].in_place else 0
+    steps = undo_steps(_model_files(plans[0].target)) if plans[0].in_place else ()
     return tuple(
         StoreReceipt(
             path=plan.target,
@@ -174,7 +177,9 @@ def _execute(
             undoable=plan.undoable,
             rejected=plan.rejected,
             header=header,
-            undo_steps=steps,
+            undo_steps=sum(step.edits for step in steps),
+            undone_at_once=steps[0].edits if steps else 0,
+            undo_lost=max(steps[0].first - 1, 0) if steps else 0,
         )
         for plan, header in zip(plans, headers, strict=True)
     )
@@ -235,11 +240,10 @@ class _Attempt:
                     edits[plan.target] = self._prepare(plan, source, place, stack)
             # The leader, the file with the metadata, comes last in plans, and first in a journal.
             headers = self._change(list(reversed(edits.values())))
-        for edit in edits.values():
-            if edit.record is not None:
-                # The edit is done: what cannot be merged now is tried again after the next one.
-                with suppress(StorageError):
-                    bound(self.files, edit.path)
+        if plans[0].in_place:
+            # The edit is done: what cannot be merged now is tried again after the next one.
+            with suppress(StorageError):
+                bound(self.files, _model_files(plans[0].target))
         return tuple(headers.get(plan.target, plan.edit.rewrite.source) for plan in plans)
 
     def _open(self, plan: StorePlan, stack: ExitStack) -> BinaryIO:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -118,9 +118,14 @@ class CheckReport:
         return {severity: found[severity] for severity in SEVERITIES}
 
 
-def check(*names: Name, config: Name | None = None) -> CheckReport:
+def check(
+    *names: Name,
+    config: Name | None = None,
+    examine: Callable[[Path], Iterable[Finding]] | None = None,
+) -> CheckReport:
     """Check model files, and all those in folders; `config` is a config.json to compare each with.
 
+    `examine` yields further findings about a model that can be read, such as those of a proof.
     Raises RequestError where no name is given or the config cannot be understood, FileError where
     it cannot be read, or a folder cannot, or has no model.
     """
@@ -128,7 +133,9 @@ def check(*names: Name, config: Name | None = None) -> CheckReport:
         raise RequestError("nothing to check: name a file or a folder")
     said = None if config is None else _Config.read(Path(config))
     found = {path: name for given in names for name, path in _expand(os.fspath(given))}
-    return CheckReport(files=tuple(_check(name, path, said) for path, name in found.items()))
+    return CheckReport(
+        files=tuple(_check(name, path, said, examine) for path, name in found.items())
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +166,12 @@ def _expand(name: str) -> Iterable[tuple[str, Path]]:
     return [(os.fspath(each), each) for each in found]
 
 
-def _check(name: str, path: Path, config: _Config | None) -> FileCheck:
+def _check(
+    name: str,
+    path: Path,
+    config: _Config | None,
+    examine: Callable[[Path], Iterable[Finding]] | None,
+) -> FileCheck:
     try:
         locate(name)  # says why a store does not have it
         found = inspect(path)
@@ -172,6 +184,8 @@ def _check(name: str, path: Path, config: _Config | None) -> FileCheck:
     if config is not None and other_kind(found.model.header) is None:
         compared = _against_config(found.model, config, name)
         findings += _config_findings(compared, config)
+    if examine is not None:
+        findings += examine(path)
     metadata = found.model.metadata
     return FileCheck(
         name=name,

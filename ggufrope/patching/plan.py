@@ -101,7 +101,8 @@ class PatchReceipt:
     """What was written, as read back from the disk.
 
     `weights_sha256` is the digest of all tensor data of the result, None where not requested.
-    `undo_steps` counts the edits in place that can be undone now, this one included.
+    `undo_steps` counts the edits in place that can be undone now, this one included; the oldest
+    `undone_at_once` of them are one step, and `undo_lost` before them cannot be undone any more.
     """
 
     path: Path
@@ -111,6 +112,8 @@ class PatchReceipt:
     bytes_written: int
     weights_sha256: str | None
     undo_steps: int
+    undone_at_once: int
+    undo_lost: int
 
 
 def plan_patch(
@@ -187,6 +190,8 @@ def apply(
         bytes_written=sum(receipt.bytes_written for receipt in receipts),
         weights_sha256=weights_sha256(open_model(stored.path)) if hash_weights else None,
         undo_steps=stored.undo_steps,
+        undone_at_once=stored.undone_at_once,
+        undo_lost=stored.undo_lost,
     )
 
 

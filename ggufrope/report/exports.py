@@ -1,4 +1,4 @@
-"""A report as JSON, CSV and JUnit XML, for scripts, spreadsheets and CI systems."""
+"""A report as JSON, JSON lines, CSV and JUnit XML, for scripts, spreadsheets and CI systems."""
 
 from __future__ import annotations
 
@@ -83,6 +83,12 @@ def to_json(report: RunReport, *, against: Comparison | None = None) -> str:
     return (
         json.dumps(decodable(to_plain(report, against=against)), indent=2, allow_nan=False) + "\n"
     )
+
+
+def to_jsonl(report: RunReport) -> str:
+    """Return one JSON object per line and cell, each as in the `cells` of `to_json`."""
+    cells = (decodable(_cell_plain(result)) for result in report.cells)
+    return "".join(json.dumps(cell, allow_nan=False) + "\n" for cell in cells)
 
 
 def to_csv(report: RunReport) -> str:

@@ -72,8 +72,7 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             MetricInfo(
                 name="mean_divergence",
                 title="divergence",
-                meaning="mean Kullback-Leibler divergence (KLD) from the base, nat per token; the "
-                "base is the same scaling with an f16 cache, and for f16 the file as it is",
+                meaning="mean Kullback-Leibler divergence (KLD) from the base, nat per token",
                 format=".3g",
                 better=-1,
             ),

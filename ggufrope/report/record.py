@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 from ggufrope.evals.results import CellResult
@@ -63,6 +64,12 @@ class RunReport:
         return self.complete and self.outcome in (None, "pass", *(["undecided"] * allowed))
 
     @property
+    def gates(self) -> bool:
+        """Whether the outcome is that of the run: of several scalings the best counts, unless one
+        is required."""
+        return len(self.plan.scalings) == 1 or self.plan.thresholds.require is not None
+
+    @property
     def compared(self) -> bool:
         """Whether the run is complete and every check has a score to judge."""
         checks = (check for entry in self.verdicts for check in entry.verdict.checks)
@@ -72,6 +79,12 @@ class RunReport:
     def complete(self) -> bool:
         """Whether every job has ended, with success or not."""
         return all(job.state in ("done", "failed") for job in self.jobs)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of the report."""
+        # By its name: that module is about reports and imports this one.
+        fragment: str = import_module("ggufrope.report.pictures").to_fragment(self)
+        return fragment
 
 
 def report_of(store: RunStore, selection: Selection | None = None) -> RunReport:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources
-from types import MappingProxyType
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ggufrope.errors import FileError
 from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 RopeType: TypeAlias = Literal["none", "norm", "neox", "mrope", "imrope"]
 """How dimensions pair: norm (2j, 2j+1), neox (j, j+n_rot/2); mrope and imrope pair as neox."""
@@ -138,42 +137,46 @@ class Source:
     package: str
 
 
+@cache
 def architecture(name: str) -> Architecture:
     """Return the entry of `name` (`general.architecture`). Raises FileError where llama.cpp does
     not know it."""
-    found = _table()[1].get(name)
-    if found is None:
+    fields = _table()["architectures"].get(name)
+    if fields is None:
         raise FileError(
             f"architecture {name!r} is unknown to llama.cpp {source().commit[:9]}, which this "
             "version of ggufrope describes: it would not load there"
         )
-    return found
+    return _entry(name, **fields)
 
 
 def architectures() -> Mapping[str, Architecture]:
     """Return every architecture of the table, by name."""
-    return _table()[1]
+    return {name: architecture(name) for name in _table()["architectures"]}
 
 
 def source() -> Source:
     """Return the llama.cpp version that the table describes."""
-    return _table()[0]
+    return Source(**_table()["source"])
 
 
-@lru_cache(maxsize=1)
-def _table() -> tuple[Source, Mapping[str, Architecture]]:
-    text = resources.files(__package__).joinpath("architectures.json").read_text("utf-8")
-    data = json.loads(text)
-    entries = {name: _entry(name, fields) for name, fields in data["architectures"].items()}
-    return Source(**data["source"]), MappingProxyType(entries)
+@cache
+def _table() -> Any:
+    return json.loads(Path(__file__).with_name("architectures.json").read_text("utf-8"))
 
 
-def _entry(name: str, fields: dict[str, Any]) -> Architecture:
-    sliding = fields.pop("sliding", None)
+def _entry(
+    name: str,
+    *,
+    sliding: dict[str, Any] | None = None,
+    reads: Sequence[str] = (),
+    tensors: Sequence[str] = (),
+    **fields: Any,
+) -> Architecture:
     return Architecture(
         name=name,
-        reads=frozenset(fields.pop("reads", ())),
-        tensors=tuple(fields.pop("tensors", ())),
+        reads=frozenset(reads),
+        tensors=tuple(tensors),
         sliding=None if sliding is None else SlidingWindow(**sliding),
         **fields,
     )

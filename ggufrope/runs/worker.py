@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast, get_args
 
 from ggufrope._plain import decode, encode
 from ggufrope.backends import opener
+from ggufrope.container.pins import FileChangedError, Pin, PinChecks
 from ggufrope.errors import GgufRopeError, MissingDependencyError, UnsupportedCacheError
 from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import CellResult
 from ggufrope.evals.task import Base, Task, TaskRequest
 from ggufrope.runs.environment import environment
 from ggufrope.runs.jobs import Job, base_of
-from ggufrope.runs.pins import FileChangedError, Pin, PinChecks
 from ggufrope.runs.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -41,12 +41,15 @@ if TYPE_CHECKING:
 
     from ggufrope.backends import OpenedModel, OpenModel
     from ggufrope.container.ggml import KvTypes
-    from ggufrope.evals.verdict import Thresholds
+    from ggufrope.evals.thresholds import Thresholds
     from ggufrope.lm import LanguageContext, OpenContext, Progress
     from ggufrope.patching.request import ScalingRequest
 
 OnJob: TypeAlias = Callable[[Job, int], None]
 """Called with a job that begins and the tokens it will evaluate."""
+
+_MOST_ATTEMPTS = 3
+"""How often a job is begun whose files are touched meanwhile."""
 
 END_SECONDS = 1.5
 """Time that a busy worker process has to clean up when its driver is gone."""
@@ -136,17 +139,30 @@ class Worker:
         """Yield a job's results as they come, then Finished, or Failed where something goes wrong.
 
         MissingDependencyError is not the job's fault and is raised; so is FileChangedError, before
-        a result of other content than the run's is yielded.
+        a result of other content than the run's is yielded. A result that a file was touched under
+        is measured again.
         """
+        done = list(assignment.done)
         try:
-            self._checks.check(assignment.pins)
-            for result in self._measure(assignment):
+            for _ in range(_MOST_ATTEMPTS):
                 self._checks.check(assignment.pins)
-                # Only now: a model may be loaded when its first context is opened.
-                if self._described != self._loaded:
-                    self._described = self._loaded
-                    yield self.started()
-                yield result
+                for result in self._measure(replace(assignment, done=tuple(done))):
+                    if touched := self._checks.check(assignment.pins):
+                        self.close()
+                        break
+                    # Only now: a model may be loaded when its first context is opened.
+                    if self._described != self._loaded:
+                        self._described = self._loaded
+                        yield self.started()
+                    yield result
+                    done.append(result)
+                else:
+                    break
+            else:
+                raise FileChangedError(
+                    f"{touched} was touched {_MOST_ATTEMPTS} times while it was measured with; "
+                    "wait for what writes it, then give the same command again"
+                )
         except (MissingDependencyError, FileChangedError):
             raise
         except GgufRopeError as error:

@@ -110,6 +110,19 @@ def load(
     return handle, log
 
 
+def refusal(path: Path) -> str | None:
+    """Return why llama.cpp does not load the file, None where it does; no weights are read.
+
+    Raises MissingDependencyError, and FileError where our own reader refuses the file.
+    """
+    try:
+        handle, _ = load(path, LoadOptions(gpu_layers=0), allocate=False)
+    except LoadError as error:
+        return str(error)
+    library.load().llama_model_free(handle)
+    return None
+
+
 def buffers(log: Log, what: str) -> tuple[Buffer, ...]:
     """Return the `what` buffers ("model", "KV", "compute", "output") that a log lists."""
     lines = log.search(rf"(\S+) {what} buffer size = +([\d.]+) MiB")

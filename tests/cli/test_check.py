@@ -81,6 +81,7 @@ def test_json_has_every_finding(cli: Call, folder: Path) -> None:
         "worst": None,
         "findings": [],
         "config": None,
+        "proof": None,
     }
     inspected = cli("inspect", folder / "sub" / "warn.gguf", "--json").json
     assert by_name["warn.gguf"]["findings"] == inspected["findings"]

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ggufrope.container import history
-from ggufrope.container.history import KEPT_RECORDS, combined
-from ggufrope.container.journal import read_record
+from ggufrope.container.history import KEPT_RECORDS
 from ggufrope.container.reader import read_header
-from ggufrope.container.record import Group
 from ggufrope.container.recovery import recover, undo
 from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
@@ -161,17 +159,6 @@ def test_a_merge_that_is_interrupted_loses_nothing(
         if not files.struck:
             break
     assert struck > 10
-
-
-def test_records_of_a_split_are_not_merged(path: Path) -> None:
-    edit(path, context(3000))
-    edit(path, context(4000))
-    older, newer = (
-        read_record(CapableFiles(), path.with_name(name), path) for name in records(path)
-    )
-    assert combined(older, newer)
-    group = Group(id="a", size=2, leader=True)
-    assert combined(replace(older, group=group), newer) is None
 
 
 @pytest.mark.parametrize("tag", ["-000900", "-9999999", "-abc", "-000005-from-000001", ""])

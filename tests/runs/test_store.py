@@ -124,7 +124,7 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path, start: Start) -> None:
 def test_a_database_of_another_format_is_refused(start: Start) -> None:
     folder = start("")
     change(folder, "UPDATE run SET format = 1")
-    with pytest.raises(StorageError, match="written in format 1, this version reads 3"):
+    with pytest.raises(StorageError, match="written in format 1, this version reads 4"):
         RunStore(folder)
 
 
