@@ -69,7 +69,7 @@ def kept_results(model: str) -> Iterator[Path]:
         folder = _new_folder(name)
     except OSError as error:
         reason = f"{RUNS}: {error.strerror or error}"
-        say(f"The results are not kept ({reason}); --out keeps them elsewhere.")
+        _say(f"The results are not kept ({reason}); --out keeps them elsewhere.")
         with working_folder() as temporary:
             yield temporary
         return
@@ -78,9 +78,9 @@ def kept_results(model: str) -> Iterator[Path]:
     finally:
         if _has_results(folder):
             if isinstance(sys.exc_info()[1], KeyboardInterrupt):
-                say(f"To go on, add to the same command: --out {folder}")
+                _say(f"To go on, add to the same command: --out {folder}")
             page = f"ggufrope report {folder} --html {folder.name}.html"
-            say(f"Results: {folder} · as a page: {page}")
+            _say(f"Results: {folder} · as a page: {page}")
         else:
             shutil.rmtree(folder)
             with suppress(OSError):  # other runs are there
@@ -98,7 +98,7 @@ def _has_results(folder: Path) -> bool:
         return False
 
 
-def say(line: str) -> None:
+def _say(line: str) -> None:
     """Print a remark: whole where it goes to a file, or has something to paste."""
     out = stderr_console()
     whole = not out.is_terminal or "ggufrope " in line
@@ -171,7 +171,7 @@ def announce(store: RunStore, jobs: Iterable[Job]) -> None:
     needs = [each.memory_bytes for each in estimates if each.memory_bytes is not None]
     if needs:
         parts.append(f"{byte_size(max(needs))} of memory")
-    say("; ".join(parts))
+    _say("; ".join(parts))
 
 
 def _growth(store: RunStore, longest: int) -> str:

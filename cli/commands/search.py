@@ -15,7 +15,6 @@ from ggufrope._format import duration
 from ..options import FileArgument, JsonOption, grouped, option, token_option
 from ..output import console, stderr_console
 from ..progress import plain_lines
-from ..start import say
 from ..tables import heading, row, shown, table
 from ..values import cache_type, completion, kv_types, seconds, word
 
@@ -214,9 +213,6 @@ def command(
     plan = search.plan()
     settings = RuntimeSettings(gpu_layers=layers(gpu_layers), threads=threads)
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
-    tokens = plan.screening_context or plan.target_context
-    limit = "" if search.budget is None else f", within {search.budget}"
-    say(f"at most {plan.candidates} candidates at {tokens} tokens{limit}; all kept in {folder}")
     with SearchBoard() as board, interruption(folder):
         result = run_search(
             model,
