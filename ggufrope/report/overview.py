@@ -174,7 +174,7 @@ def _headlines(report: RunReport) -> dict[str, dict[Setting, dict[int, Metric]]]
     for name in HEADLINES:
         for row in report.summary:
             metric = row.metric(name)
-            if row.part is None and metric is not None and metric.value is not None:
+            if row.task != "ruler" and metric is not None and metric.value is not None:
                 base = views.divergence_base(row)
                 title = f"cost of the {base}" if base else task_title(row.task, name, None)
                 at = found.setdefault(title, {}).setdefault((row.model, row.scaling, row.kv), {})
