@@ -112,8 +112,9 @@ def run(command: Callable[[], object], *, flags: bool = True, traceback: bool = 
     `flags` is whether the command takes its fields as options, and not from a plan file; with
     `traceback` the line comes below the traceback.
     """
-    from .output import write_anything
+    from .output import open_streams, write_anything
 
+    open_streams()
     write_anything()
     try:
         code = _code_of(command)
