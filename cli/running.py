@@ -38,6 +38,7 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
         require_formats(plan)
         store = cleanup.enter_context(open_run(plan, out))
         tell_rejudged(store)
+        tell_too_few(plan, view)
         jobs = [entry.job for entry in store.jobs() if entry.state == "pending"]
         announce(store, jobs)
         with answering(out, view), RunBar(len(jobs)) as bar:
@@ -68,6 +69,7 @@ def carry_out_batch(
     require_formats(plan)
     with open_run(plan, folder) as store:
         tell_rejudged(store)
+        tell_too_few(plan, view)
         if retry_failed:
             store.retry_failed()
         jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
@@ -94,6 +96,14 @@ def tell_rejudged(store: RunStore) -> None:
     if store.rejudged:
         changes = ", ".join(shown(change) for change in store.rejudged)
         stderr_console().print(f"the plan has changed, judged by it now: {changes}", style="yellow")
+
+
+def tell_too_few(plan: RunPlan, view: View) -> None:
+    """Say before anything runs where no recall could pass."""
+    from ggufrope.report.evidence import too_few_needles
+
+    if words := too_few_needles(plan):
+        stderr_console().print(view.words(words), style="yellow")
 
 
 @contextmanager
