@@ -153,7 +153,7 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
         head = "".join(f"{tokens(n):>6}" for n in part)
         out.print(Text(f"  {'':{margin}}{head}   holds to", style="dim"))
         for name, reach in zip(names, settings, strict=True):
-            marks = [_MARKS[reach.lengths[n]] if n in reach.lengths else ("", "") for n in part]
+            marks = [_mark(reach, n) for n in part]
             holds_to = "–" if reach.holds_to is None else tokens(reach.holds_to)
             out.print(
                 Text.assemble(
@@ -163,9 +163,18 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
                     (_remark(reach, several=len(settings) > 1), "bold" if reach.best else "dim"),
                 )
             )
-    words = "  ✓ passes  ✗ fails  ? undecided"
+    words = "  ✓ passes  ✗ fails  N%? undecided at that recall"
     words += "  N/N needles answered exactly" if any(reach.asked for reach in settings) else ""
     out.print(Text(words, style="dim"))
+
+
+def _mark(reach: Reach, length: int) -> tuple[str, str]:
+    """Return the mark of an outcome and its style; what is undecided shows the recall measured."""
+    if length not in reach.lengths:
+        return "", ""
+    mark, style = _MARKS[reach.lengths[length]]
+    recall = reach.recalls.get(length) if reach.lengths[length] == "undecided" else None
+    return (mark if recall is None else f"{100 * recall:.0f}%{mark}"), style
 
 
 def _remark(reach: Reach, *, several: bool) -> str:

@@ -34,7 +34,8 @@ class Reach:
     """How far one setting holds; contexts in tokens.
 
     `name` is the scaling with its factor, `span` the lengths it connects. `lengths` has the outcome
-    at each length judged; `may_hold_to` counts undecided ones too. `found` of `asked` needles were
+    at each length judged, `recalls` the recall measured there, where it is that which is judged;
+    `may_hold_to` counts undecided lengths too. `found` of `asked` needles were
     answered exactly, with this mean `log_probability` in nat per token; with `spliced_only`, no
     whole prompt confirmed them. `as_trained` is the model
     unscaled. `outcome` is that of all checks of the setting. `keep` is the command that writes its
@@ -48,6 +49,7 @@ class Reach:
     name: str
     span: str | None
     lengths: Mapping[int, Outcome]
+    recalls: Mapping[int, float]
     holds_to: int | None
     may_hold_to: int | None
     found: int
@@ -216,6 +218,11 @@ def _reach(
         name=name,
         span=span,
         lengths=lengths,
+        recalls={
+            check.context_tokens: check.measured
+            for check in entry.verdict.checks
+            if check.name == "recall" and check.measured is not None
+        },
         holds_to=holds_to,
         may_hold_to=_holds_to(lengths, "pass", "undecided"),
         found=sum(round((share.value or 0) * (share.n or 0)) for share in shares if share),
@@ -293,6 +300,8 @@ def _answer(
         words = f"{'best: ' if several else ''}{words}holds to {first.holds_to} tokens"
     elif first.may_hold_to is not None:
         words += f"may hold to {first.may_hold_to} tokens"
+        if several and all(reach.spliced_only for reach in settings):
+            return _by_splices(settings, max(first.lengths))
         words = f"none is shown to hold; {words}" if several else words
     if stop := _stop(first, [check for check in checks if check.name in names]):
         words += f"{', ' if first.may_hold_to else ''}{stop}"
@@ -307,6 +316,19 @@ def _answer(
         )
         words += f"; {verb} {' and '.join(others)}" if others else ""
     return words
+
+
+def _by_splices(settings: Sequence[Reach], length: int) -> str:
+    """Return what spliced needles found at a length, where nothing else was asked."""
+    found = [
+        f"{_named(reach, reach.name, settings)} answers {reach.recalls[length]:.0%}"
+        for reach in settings
+        if length in reach.recalls
+    ]
+    return (
+        f"{settings[0].title}, by spliced needles alone: at {length} tokens "
+        f"{', '.join(found)}; whole prompts would confirm it"
+    )
 
 
 def _stop(reach: Reach, checks: Sequence[Check]) -> str:

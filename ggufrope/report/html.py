@@ -21,10 +21,9 @@ from ggufrope.report.tables import Content, headline_metrics, ruler_details, tab
 from ggufrope.runs.plan import format_plan
 
 if TYPE_CHECKING:
-    from ggufrope.evals.recall import Outcome
     from ggufrope.evals.verdict import Check
     from ggufrope.report.comparison import Change, Comparison
-    from ggufrope.report.conclusion import Conclusion
+    from ggufrope.report.conclusion import Conclusion, Reach
     from ggufrope.report.record import RunReport
 
 Draw: TypeAlias = Callable[[charts.Spec, str], str]
@@ -143,7 +142,7 @@ def _reaches(report: RunReport, conclusion: Conclusion) -> Content | None:
         "rows": [
             [
                 f"{reach.model} · " * several + f"{reach.title} · {reach.kv}",
-                *(_reached(reach.lengths.get(length)) for length in lengths),
+                *(_reached(reach, length) for length in lengths),
                 _count("–" if reach.holds_to is None else charts.tokens(reach.holds_to)),
                 _count(f"{reach.found:,} of {reach.asked:,}" if reach.asked else "–"),
             ]
@@ -155,11 +154,13 @@ def _reaches(report: RunReport, conclusion: Conclusion) -> Content | None:
     }
 
 
-def _reached(outcome: Outcome | None) -> Content:
-    return {
-        "text": "–" if outcome is None else _MARKS[outcome],
-        "style": f"number {_STYLES[outcome]}-text",
-    }
+def _reached(reach: Reach, length: int) -> Content:
+    """Return the outcome at a length; what is undecided shows the recall measured."""
+    outcome = reach.lengths.get(length)
+    text = "–" if outcome is None else _MARKS[outcome]
+    if outcome == "undecided" and length in reach.recalls:
+        text = f"{100 * reach.recalls[length]:.0f}%{text}"
+    return {"text": text, "style": f"number {_STYLES[outcome]}-text"}
 
 
 def _count(text: str) -> Content:
