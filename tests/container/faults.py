@@ -146,6 +146,10 @@ class FaultyFiles(CapableFiles):
             self._strike()
         return copied
 
+    def allocate(self, file: BinaryIO, size: int) -> None:
+        self._step()
+        super().allocate(file, size)
+
     def sync(self, file: BinaryIO) -> None:
         self._step()
         super().sync(file)
