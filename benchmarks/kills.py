@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 NANO = ROOT / "fixtures" / "nano.gguf"
-COMMAND = [sys.executable, "-c", "from ggufrope_cli.app import main; main()"]
+COMMAND = [sys.executable, "-c", "from ggufrope_cli.__main__ import start; start()"]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PLAN = """
 models = [{model}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ggufrope_cli.app import main
+from ggufrope_cli.__main__ import start
 
 if __name__ == "__main__":
-    main()
+    start()
