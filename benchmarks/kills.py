@@ -173,15 +173,15 @@ def _disturbed(
     faults = []
     kept: dict[Any, str] = {}
     for _ in range(8):
-        process = one.begin()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=chance.uniform(0.0, 0.7 * length))
-        if process.poll() is not None:
-            break
-        number = chance.choice(SIGNALS)
-        who = chance.choice(("driver", "both", "worker")) if one.kind == "run" else "driver"
-        end(process, number, workers=who != "driver", driver=who != "worker")
-        said = process.stderr.read() if process.stderr else b""
+        with one.begin() as process:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=chance.uniform(0.0, 0.7 * length))
+            if process.poll() is not None:
+                break
+            number = chance.choice(SIGNALS)
+            who = chance.choice(("driver", "both", "worker")) if one.kind == "run" else "driver"
+            end(process, number, workers=who != "driver", driver=who != "worker")
+            said = process.stderr.read() if process.stderr else b""
         happened[f"{one.kind} ended"] += 1
         happened[f"{who} by {number.name}"] += 1
         happened["working copies left for a while"] += bool(copies(one.temporary))
@@ -191,8 +191,6 @@ def _disturbed(
         if not kept.items() <= now.items():
             faults.append(f"{one.kind}: {len(kept.items() - now.items())} results lost or changed")
         kept = now
-        if process.stderr:
-            process.stderr.close()
     code, answer, said = one.finish()
     if code not in (0, 1) or (one.kind == "run" and not answer["complete"]):
         faults.append(f"{one.kind}: exit {code}: {said[-300:]}")
