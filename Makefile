@@ -17,7 +17,7 @@ setup: .venv/ready
 	@echo "setup 1/2: Python packages into .venv, about a minute"
 	$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --editable '.[report,search,cluster,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[report,prove,search,cluster,dev]'
 	@echo "setup 2/2: compiling llama.cpp, about 5 minutes on 2 cores (here: $(CMAKE_BUILD_PARALLEL_LEVEL))"
 	@$(BIN)/python -m pip install --no-binary llama-cpp-python --editable '.[llama]'
 	@touch $@

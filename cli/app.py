@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from ggufrope.patching.command import command_line
-
 from .commands import COMMANDS, register
 from .errors import OptionError, run
 
@@ -46,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if any("\0" in word for word in words):
             raise OptionError("an argument has a NUL character, which no file or value has")
         if name is not None and _is_model(name):
+            from ggufrope.patching.command import command_line
+
             meant = command_line("inspect", name)
             raise OptionError(f"{name} is no command; did you mean `{meant}`?")
         return build(name)(args=words or ["--help"], prog_name="ggufrope", standalone_mode=False)

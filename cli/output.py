@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,21 @@ MARKS = {
     **dict(zip("▁▂▃▄▅▆▇█", "_.-:=+*#", strict=True)),
 }
 """What stands for a mark of ours where the encoding of the output lacks it."""
+
+
+def open_streams() -> None:
+    """Lead the standard streams that the process was started without to nowhere.
+
+    Else a model opened later gets the number of one, and what is written to it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def write_anything() -> None:

@@ -99,7 +99,10 @@ def _has_results(folder: Path) -> bool:
 
 
 def _say(line: str) -> None:
-    stderr_console().print(shown(line), style="dim", soft_wrap=True)
+    """Print a remark: whole where it goes to a file, or has something to paste."""
+    out = stderr_console()
+    whole = not out.is_terminal or "ggufrope " in line
+    out.print(shown(line), style="dim", soft_wrap=whole)
 
 
 def _new_folder(name: str) -> Path:

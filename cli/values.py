@@ -59,7 +59,7 @@ def word(text: str, option: str, known: Sequence[str], *, other: str | None = No
         from ggufrope._plain import did_you_mean
 
         expected = ", ".join(known) if other is None else f"{', '.join(known)}, or {other}"
-        raise OptionError(f"{option} {text}: expected {expected}{did_you_mean(text, known)}")
+        raise OptionError(f"{option} {_said(text)}: expected {expected}{did_you_mean(text, known)}")
     return meant
 
 
@@ -71,6 +71,11 @@ def words(text: str, option: str, known: Sequence[str]) -> tuple[str, ...]:
 def cache_type(text: str, option: str) -> str:
     """Return a KV cache type, or a pair such as `q8_0/q4_0`, as the library writes it."""
     return "/".join(word(kind, option, kv_types()) for kind in text.split("/"))
+
+
+def _said(text: str) -> str:
+    """Return what a person gave as a message shows it, nothing as two quotes."""
+    return text.strip() or "''"
 
 
 def _folded(text: str) -> str:
@@ -144,14 +149,13 @@ def tokens(option: str) -> Callable[[str], int]:
     def parse(text: str) -> int:
         number = text.strip().lower()
         scale = {"k": 1 << 10, "m": 1 << 20}.get(number[-1:], 1)
-        whole, _, part = number.removesuffix("k").removesuffix("m").partition(".")
+        whole, _, part = (number if scale == 1 else number[:-1]).partition(".")
         if whole.isdecimal() and (whole + part).isdecimal() and len(number) <= _MOST_DIGITS:
-            count = scale * int(whole + part) / 10.0 ** len(part)
-            if count >= 1 and count.is_integer():
-                return int(count)
-        raise OptionError(
-            f"{option} {text.strip() or repr(text)}: expected tokens such as 16384, 16k or 1M"
-        )
+            unit: int = 10 ** len(part)
+            count, rest = divmod(scale * int(whole + part), unit)
+            if count and not rest:
+                return count
+        raise OptionError(f"{option} {_said(text)}: expected tokens such as 16384, 16k or 1M")
 
     return parse
 
@@ -199,11 +203,11 @@ def byte_count(option: str) -> Callable[[str], int]:
 
 def seconds(text: str, option: str) -> float:
     """Return `90s`, `45m`, `1h 30m` or a plain number as seconds; OptionError where it is none."""
-    word = text.strip().lower()
-    found = re.fullmatch(r"(?:([\d.]+)h)? ?(?:([\d.]+)m)? ?(?:([\d.]+) ?s?)?", word)
+    pattern = r"(?:([\d.]+)h)? ?(?:([\d.]+)m)? ?(?:([\d.]+) ?s?)?"
+    found = re.fullmatch(pattern, text.strip().lower())
     try:
-        parts = map(float, found.groups("0")) if found is not None else iter((0, 0, 0))
-        count = sum(part * scale for part, scale in zip(parts, (3600, 60, 1), strict=True))
+        hours, minutes, rest = map(float, found.groups("0")) if found is not None else (0, 0, 0)
+        count = 3600 * hours + 60 * minutes + rest
     except ValueError:
         count = 0.0
     if not 0 < count < 1e9:

@@ -151,12 +151,18 @@ def _print_line(*parts: Text | str) -> None:
     from ..output import console
 
     out = console()
-    text = Text("  ").join(Text(part) if isinstance(part, str) else part for part in parts if part)
-    text.rstrip()
-    if out.is_terminal:
-        out.print(text, no_wrap=True, overflow="ellipsis")
-    else:
-        out.print(text, soft_wrap=True)
+    texts = [Text(part) if isinstance(part, str) else part for part in parts if part]
+    line = Text("  ").join(texts)
+    line.rstrip()
+    if not out.is_terminal:
+        out.print(line, soft_wrap=True)
+        return
+    if line.cell_len > out.width and len(texts) > 2:  # the message has a line of its own
+        line, message = Text("  ").join(texts[:-1]), Text("         ") + texts[-1]
+        line.rstrip()
+        out.print(line, no_wrap=True, overflow="ellipsis")
+        line = message
+    out.print(line, no_wrap=True, overflow="ellipsis")
 
 
 def _mark(file: FileCheck) -> Text:

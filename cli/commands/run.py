@@ -56,7 +56,8 @@ def command(
     from ggufrope.runs.jobs import Selection
     from ggufrope.runs.plan import read_plan
 
-    from ..running import View, carry_out_batch
+    from ..running import carry_out_batch
+    from ..showing import View
     from ..start import estimate_jobs
 
     wanted = read_plan(plan)
@@ -77,7 +78,7 @@ def command(
 
 def show_jobs(jobs: tuple[JobEstimate, ...], *, json: bool) -> None:
     """Print one row per job, and the sums."""
-    from ggufrope._format import byte_size, duration
+    from ggufrope._format import byte_column, duration
 
     from ..output import console, emit_json
     from ..tables import row, table
@@ -107,10 +108,12 @@ def show_jobs(jobs: tuple[JobEstimate, ...], *, json: bool) -> None:
     total += f", {duration(sum(seconds))} on one worker" if seconds else ""
     out = console()
     out.print(f"{total}; nothing run")
-    columns = ("job", "cells", "tokens", "memory", *(("time",) if seconds else ()))
+    needs = [entry.memory_bytes for entry in jobs if entry.memory_bytes is not None]
+    unit, size = byte_column(needs)
+    columns = ("job", "cells", "tokens", f"memory, {unit}", *(("time",) if seconds else ()))
     made = table(*columns, numeric=columns[1:])
     for entry in jobs:
-        memory = None if entry.memory_bytes is None else byte_size(entry.memory_bytes)
+        memory = None if entry.memory_bytes is None else size(entry.memory_bytes)
         cells = (entry.job.label, len(entry.job.cells), f"{entry.tokens:,}", memory)
         row(made, *cells, *(() if entry.seconds is None else (duration(entry.seconds),)))
     out.print(made)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import ceil, fsum, hypot, log
 from typing import TYPE_CHECKING
 
+from ggufrope.evals.recall import estimate, would_decide
 from ggufrope.evals.results import Cell, CellResult, Metric
 from ggufrope.evals.stats import ALPHA, Proportion, exact_interval
 from ggufrope.evals.thresholds import LIMITS
@@ -71,6 +72,27 @@ def judge_settings(
             verdict=judge(_evidence(judged, controls, plan, known[model]), plan.thresholds),
         )
         for (model, scaling, kv), judged in settings.items()
+    )
+
+
+def too_few_needles(plan: RunPlan) -> str | None:
+    """Say that no recall can pass, however good, where the plan asks for too few whole prompts, and
+    how many more it takes; None where it can."""
+    minimum = plan.thresholds.recall
+    if minimum is None or not set(plan.tasks) & set(LIMITS["recall"]):
+        return None
+    needed = would_decide(estimate(()), minimum)
+    per_sample = len(plan.depth_percents)  # each seed is a job, which decides by itself
+    cells = per_sample * plan.needle_samples
+    most = plan.whole_prompts if plan.mode == "spliced" else cells
+    if needed is None or needed <= min(cells, most):
+        return None
+    more = (
+        f"`samples` {ceil(needed / per_sample)}" if needed > cells else f"`whole_prompts` {needed}"
+    )
+    return (
+        f"{min(cells, most)} whole prompts at each length cannot show a recall of {minimum:.0%}, "
+        f"only miss it: give {more}"
     )
 
 
@@ -137,7 +159,7 @@ def _evidence(
                 place=row.place,
                 cells=recall_cells(row.results),
                 control=_control(row, controls.get((model.name, row.axes.task)), model),
-                per_sample=len({(r.cell.depth_percent, r.cell.seed) for r in row.results}),
+                per_sample=len(plan.depth_percents),
                 whole_prompts=plan.whole_prompts if plan.mode == "spliced" else None,
             )
             for row in of(*LIMITS["recall"])

@@ -98,9 +98,10 @@ def _to_build(problem: str, seen: tuple[Card, ...]) -> str:
 
 
 def extras() -> dict[str, bool]:
-    """Return whether the packages of each optional part of ggufrope are installed."""
+    """Return whether the packages of each optional part of ggufrope are installed, nothing where
+    ggufrope itself runs from its source."""
     found: dict[str, bool] = {}
-    for requirement in metadata.requires("ggufrope") or ():
+    for requirement in (metadata.requires("ggufrope") or ()) if _is_installed("ggufrope") else ():
         matched = re.match(r"""([\w.-]+).*;.*extra == ["'](\w+)["']""", requirement)
         if matched is not None and matched[2] != "dev":
             found[matched[2]] = found.get(matched[2], True) and _is_installed(matched[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from ggufrope_cli.errors import run
 from ggufrope_cli.output import MARKS
 
+from ggufrope.container.reader import read_header
 from tests.cli.conftest import Call
 
 COMMAND = (sys.executable, "-c", "from ggufrope_cli.app import main; main()")
@@ -65,6 +67,22 @@ def test_a_reader_that_is_gone_is_141_and_no_word(nano: Path, form: tuple[str, .
     done = subprocess.run([*COMMAND, *words], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_process_without_standard_streams_works_and_writes_to_no_other_file(
+    nano_copy: Path, closed: str
+) -> None:
+    """A shell can start it so; the model must not be opened as number 1 or 2."""
+    inspect = f"{shlex.join([*COMMAND, 'inspect', str(nano_copy)])} {closed}"
+    patch = [*COMMAND, "patch", str(nano_copy), "--in-place", "--scaling", "yarn", "--factor", "2"]
+    for command in (inspect, f"{shlex.join(patch)} {closed}"):
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert read_header(nano_copy).get("llama.rope.scaling.factor") == 2.0
+    assert b"Wrote" not in nano_copy.read_bytes()
+    absent = f"{shlex.join([*COMMAND, 'inspect', 'absent.gguf'])} {closed}"
+    assert subprocess.run(absent, shell=True, capture_output=True).returncode == 3
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no full device")

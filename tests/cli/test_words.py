@@ -135,13 +135,15 @@ def test_tokens(text: str, count: int) -> None:
     assert tokens("--ctx")(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "0", "k", "-1", "1e3", "4kb", "1km", "1.00001k", "9" * 30])
+@pytest.mark.parametrize(
+    "text", ["", "0", "k", "-1", "1e3", "4kb", "1km", "1mk", "1.00001k", "9" * 19]
+)
 def test_what_is_no_number_of_tokens(text: str) -> None:
     with pytest.raises(OptionError, match="expected tokens such as 16384, 16k or 1M"):
         tokens("--ctx")(text)
 
 
-@given(st.integers(1, 1 << 40))
+@given(st.integers(1, 10**16))
 def test_every_number_of_tokens_is_read_back(count: int) -> None:
     assert tokens("--ctx")(str(count)) == count
     assert tokens("--ctx")(f"{count}k") == 1024 * count

@@ -11,7 +11,7 @@ from ggufrope.evals.results import Cell, CellResult, Metric
 from ggufrope.evals.ruler.specs import RULER_TASKS
 from ggufrope.evals.thresholds import Thresholds
 from ggufrope.evals.verdict import Check
-from ggufrope.report.evidence import judge_settings
+from ggufrope.report.evidence import judge_settings, too_few_needles
 from ggufrope.runs.models import ModelFile
 from ggufrope.runs.plan import RunPlan
 
@@ -135,6 +135,17 @@ def test_multikey_is_no_recall() -> None:
     assert checks(crowded, tasks=("multikey",)) == []
 
 
+def test_a_ranked_needle_counts_once() -> None:
+    ranked = [
+        result("needle", 8192, 1.0, metric="top_ranked", sample=i, method=method)
+        for i in range(20)
+        for method in ("spliced", "whole")
+    ]
+    check = checks(ranked, tasks=("multikey", "needle"), recall=None, top_ranked=0.9)[0]
+    assert (check.name, check.outcome) == ("top_ranked", "undecided")
+    assert check.low == pytest.approx(0.8389, abs=1e-4), "Wilson's interval of 20 of 20"
+
+
 def test_losses_are_compared_with_the_shortest_length() -> None:
     found = checks(
         [
@@ -225,3 +236,25 @@ def test_cells_without_a_score_fail(task: str) -> None:
     found = checks([lost, result(task, 8192, 1.0, sample=1)], tasks=(task,))
     assert {check.outcome for check in found} == {"fail"}
     assert found[0].reason.endswith(": 1 of 2 cells have no score: the context broke")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, None),
+        ({"depths": 5, "samples": 7}, None),
+        ({"depths": 5}, "20 whole prompts at each length cannot show a recall of 90%"),
+        ({"depths": 5}, "give `samples` 7"),
+        ({"depths": 5, "seeds": (0, 1)}, "give `samples` 7"),
+        ({"whole_prompts": 10}, "give `whole_prompts` 35"),
+        ({"mode": "whole", "samples": 3}, "33 whole prompts"),
+        ({"depths": 5, "thresholds": Thresholds(recall=0.5)}, None),
+        ({"depths": 5, "thresholds": Thresholds(recall=None)}, None),
+        ({"depths": 5, "tasks": ("multikey",)}, None),
+    ],
+)
+def test_a_plan_that_no_recall_can_pass_is_said(
+    settings: dict[str, Any], words: str | None
+) -> None:
+    found = too_few_needles(RunPlan(models=("m.gguf",), contexts=(2048,), **settings))
+    assert found is None if words is None else words in str(found)
