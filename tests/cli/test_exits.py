@@ -146,3 +146,16 @@ def test_json_of_a_name_that_is_not_utf8_can_be_read_strictly(
     answer = cli("inspect", path, "--json").json
     assert answer["file"].endswith(r"c\udcff.gguf")
     json.dumps(answer, ensure_ascii=False).encode()
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_is_one_line() -> None:
+    script = (
+        "import sys\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+        "from ggufrope_cli.__main__ import start; start()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "ggufrope: interrupted\n")
