@@ -197,12 +197,20 @@ def _disturbed(
     if code not in (0, 1) or (one.kind == "run" and not answer["complete"]):
         faults.append(f"{one.kind}: exit {code}: {said[-300:]}")
     elif one.outcome(answer) != expected[one.kind]:
-        faults.append(f"{one.kind}: it ended in another way than undisturbed")
+        faults.append(f"{one.kind}: {_first_difference(one.outcome(answer), expected[one.kind])}")
     if not kept.items() <= one.kept().items():
         faults.append(f"{one.kind}: results lost or changed at the end")
     if copies(one.temporary):
         faults.append(f"{one.kind}: {copies(one.temporary)} is left")
     return faults
+
+
+def _first_difference(found: list[Any], wanted: list[Any]) -> str:
+    """Say where a round ended in another way than an undisturbed one."""
+    for number, (one, other) in enumerate(zip(found, wanted, strict=False)):
+        if one != other:
+            return f"result {number} is {one}, undisturbed {other}"
+    return f"it has {len(found)} results, undisturbed {len(wanted)}"
 
 
 def main() -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ggufrope._format import safe
@@ -162,13 +163,34 @@ def _code_told(error: Exception, *, flags: bool) -> int:
     return FAULT
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does: what was begun to be written is undone.
+
+    One that is ignored, as under `nohup`, stays so.
+    """
+    numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+    before = {n: signal.getsignal(n) for n in numbers if n is not None}
+    caught = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _code_of(command: Callable[[], object]) -> int:
-    """Call `command`; return the code it leaves with. Raises BrokenPipeError as it is."""
+    """Call `command`; return the code it leaves with.
+
+    Raises BrokenPipeError and KeyboardInterrupt as they are.
+    """
     before = sys.stdout
     try:
         code = command()
     except SystemExit as leaving:
-        # Click and Rich answer a broken pipe themselves, with exit code 1.
+        # Typer and Rich answer these themselves: with exit code 1, and without a word.
         if isinstance(leaving.__context__, BrokenPipeError):
             sys.stdout = before
             raise BrokenPipeError from None

@@ -37,7 +37,8 @@ def command(
 
     Exit code 1: not all could be measured, or --require is not met.
     """
-    from ..running import View, carry_out
+    from ..running import carry_out
+    from ..showing import View
 
     requests = _requests(scaling)
     if require is not None:

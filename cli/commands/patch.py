@@ -67,7 +67,7 @@ def command(
     from ggufrope.patching.inspection import naming
     from ggufrope.patching.plan import apply, plan_patch
 
-    from ..errors import OptionError
+    from ..errors import OptionError, stoppable
     from ..output import emit_json
     from ..progress import bytes_bar
     from ..values import forced, model_path, strategy_named
@@ -93,7 +93,7 @@ def command(
         show_plan(plan)
     receipt = proof = None
     if not dry_run:
-        with bytes_bar("writing") as progress:
+        with stoppable(), bytes_bar("writing") as progress:
             receipt = apply(plan, hash_weights=hash_weights, progress=progress)
         if prove:
             proof = prove_model(receipt.path, plan.stores)

@@ -80,7 +80,8 @@ def _report_run(
     from ggufrope.report.pictures import picture, to_png, to_svg
 
     from ..errors import CHECK_FAILED
-    from ..running import View, answer, stored_report
+    from ..running import stored_report
+    from ..showing import View, answer
 
     report = stored_report(folder)
     earlier = None if against is None else compare(stored_report(against), report)
@@ -99,7 +100,7 @@ def _report_run(
     if json or not files:
         answer(report, View(json=json, grids=grids, gate=report.gates), against=earlier)
     if earlier is not None:
-        if not json:
+        if not json and Path("-") not in files.values():
             show_comparison(earlier)
         if earlier.regressions:
             raise typer.Exit(CHECK_FAILED)
@@ -148,10 +149,11 @@ def _write(files: Mapping[str, Path], forms: Forms) -> None:
         raise OptionError(f"{', '.join(missing)}: a search has no such form, only a run has")
     for name, path in files.items():
         content = forms[name]()
-        if str(path) == "-":
-            sys.stdout.write(str(content))
-            continue
         data = content.encode() if isinstance(content, str) else content
+        if str(path) == "-":
+            # UTF-8 as in a file, whatever the terminal has.
+            sys.stdout.buffer.write(data)
+            continue
         write_whole(path, data)
         stderr_console().print(f"wrote {shown(path)} ({byte_size(len(data))})", soft_wrap=True)
 

@@ -56,7 +56,8 @@ def command(
     from ggufrope.runs.jobs import Selection
     from ggufrope.runs.plan import read_plan
 
-    from ..running import View, carry_out_batch
+    from ..running import carry_out_batch
+    from ..showing import View
     from ..start import estimate_jobs
 
     wanted = read_plan(plan)

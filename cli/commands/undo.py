@@ -25,6 +25,7 @@ def command(
     """Undo in-place edits of a model, bit for bit."""
     from ggufrope.container.recovery import undo
 
+    from ..errors import stoppable
     from ..output import emit_json
     from ..progress import bytes_bar
     from ..values import forced, model_path
@@ -34,7 +35,7 @@ def command(
         from ggufrope.proof import witnesses
 
         witnesses()  # before anything is restored
-    with bytes_bar("restoring") as progress:
+    with stoppable(), bytes_bar("restoring") as progress:
         receipt = undo(
             model_path(file),
             everything=everything,

@@ -20,7 +20,8 @@ def command(
 
     Exit code 1: a check fails or is undecided.
     """
-    from ..running import View, carry_out
+    from ..running import carry_out
+    from ..showing import View
 
     if "," in (scaling.scaling or ""):
         raise OptionError(f"--scaling {scaling.scaling}: for several schemes use `compare`")

@@ -141,10 +141,10 @@ def _rename(files: FileLayer, path: Path, mine: Sequence[HiddenFile]) -> None:
         files.sync_directory(path.parent)
 
 
-def forget(files: FileLayer, path: Path) -> None:
-    """Remove all undo records of a file, which was changed in a way that cannot be undone."""
-    for one in undo_records(path):
-        files.remove(one.path)
+def forget(files: FileLayer, paths: Iterable[Path]) -> None:
+    """Remove all undo records of a model, which was changed in a way that cannot be undone."""
+    for step in undo_steps(paths):
+        _remove(files, step)
 
 
 def bound(files: FileLayer, paths: Sequence[Path]) -> None:
@@ -153,19 +153,25 @@ def bound(files: FileLayer, paths: Sequence[Path]) -> None:
     All records of two edits are written as those of one before any of the old ones is removed, so
     that `settle` can finish or drop what is interrupted.
     """
+    if not _are_too_many(paths):
+        settle(files, paths)
+        return
     with storage("merge the undo records of", paths[-1]), ExitStack() as stack:
         _lock(files, paths, stack)
         _settle(files, paths)
-        while True:
-            steps = undo_steps(paths)
-            sizes = (one.path.lstat().st_size for path in paths for one in undo_records(path))
-            if len(steps) < 2 or (len(steps) <= KEPT_RECORDS and sum(sizes) <= KEPT_BYTES):
-                return
-            both = combined(*(_records(files, step) for step in steps[:2]))
+        while _are_too_many(paths):
+            steps = undo_steps(paths)[:2]
+            both = combined(*(_records(files, step) for step in steps))
             for path, record in both.items():
                 write_record(files, path, undo_path(path, record.number, record.first), record)
-            for step in steps[:2] if both else steps[:1]:
+            for step in steps if both else steps[:1]:
                 _remove(files, step)
+
+
+def _are_too_many(paths: Sequence[Path]) -> bool:
+    count = len(undo_steps(paths))
+    sizes = (one.path.lstat().st_size for path in paths for one in undo_records(path))
+    return count > 1 and (count > KEPT_RECORDS or sum(sizes) > KEPT_BYTES)
 
 
 def _records(files: FileLayer, step: UndoStep) -> dict[Path, Record]:

@@ -95,14 +95,14 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     path = Path(path)
     start = time.monotonic()
     while True:
-        before = _identity_of(path)
+        before = _state_of(path)
         try:
             header: Header | MalformedError = _read_once(path)
         except MalformedError as error:
             header = error
         # In this order: an editor sets the time of change before it is done.
         edited = _is_being_edited(path, start + _EDIT_SECONDS)
-        changed = _identity_of(path) != before and time.monotonic() < start + _CHANGE_SECONDS
+        changed = _state_of(path) != before and time.monotonic() < start + _CHANGE_SECONDS
         if not edited and not changed:
             break
         time.sleep(_PAUSE_SECONDS)
@@ -124,9 +124,11 @@ def _read_once(path: Path) -> Header:
     return replace(header, identity=FileIdentity.of(status))
 
 
-def _identity_of(path: Path) -> FileIdentity:
+def _state_of(path: Path) -> tuple[FileIdentity, int]:
+    """Return what differs after every change: an undo restores the identity, and nobody ctime."""
     with storage("read", path):
-        return FileIdentity.of(path.stat())
+        status = path.stat()
+    return FileIdentity.of(status), status.st_ctime_ns
 
 
 def _is_being_edited(path: Path, last: float) -> bool:
@@ -212,10 +214,11 @@ def read_tensor(path: str | os.PathLike[str], header: Header, name: str) -> byte
 
 def _read_as_of(path: str | os.PathLike[str], header: Header, span: Span) -> bytes:
     """Read a span of the file that has this header. Raises StorageError where it was changed."""
+    before = _state_of(Path(path))
     try:
         return read_span(path, span)
     finally:
-        if header.identity not in (None, _identity_of(Path(path))):
+        if header.identity not in (None, before[0]) or _state_of(Path(path)) != before:
             raise StorageError(f"{path} was changed while it was read; try again")
 
 

@@ -383,7 +383,7 @@ class _Attempt:
                     files.remove(target)
                 raise
             if plan.in_place and not plan.undoable:
-                forget(files, target)  # its records belong to the file that was just replaced
+                forget(files, _model_files(target))  # they lead back from what was just replaced
         if edit.header is None:
             raise StorageError(f"{target} was not verified")
         return edit.header

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ggufrope.evals.recall import Outcome
+from ggufrope.evals.stats import mean
 from ggufrope.evals.thresholds import LIMITS
-from ggufrope.evals.verdict import worst
+from ggufrope.evals.verdict import Check, worst
 from ggufrope.patching.command import name_beside, patch_command
 from ggufrope.patching.request import ScalingRequest
 
@@ -34,7 +35,8 @@ class Reach:
 
     `name` is the scaling with its factor, `span` the lengths it connects. `lengths` has the outcome
     at each length judged; `may_hold_to` counts undecided ones too. `found` of `asked` needles were
-    answered exactly; with `spliced_only`, no whole prompt confirmed them. `as_trained` is the model
+    answered exactly, with this mean `log_probability` in nat per token; with `spliced_only`, no
+    whole prompt confirmed them. `as_trained` is the model
     unscaled. `outcome` is that of all checks of the setting. `keep` is the command that writes its
     scaling into a copy of the model, where that is worth while: it is the best or passes, and holds
     further than the model as it was trained.
@@ -50,6 +52,7 @@ class Reach:
     may_hold_to: int | None
     found: int
     asked: int
+    log_probability: float | None
     spliced_only: bool
     as_trained: bool
     outcome: Outcome | None
@@ -126,10 +129,11 @@ def title_parts(report: RunReport, model: str, scaling: str) -> tuple[str, str |
     if request.is_file:
         declared, span = _declared(file)
         return request.label or f"as it stands{declared}", span
-    if request.scaling == "none" and request.from_config is None:
+    if request.scaling == "none":
         return request.label or "unscaled", None
-    name = request.label or ("from-config" if request.from_config else request.scaling)
-    native = file.native_context
+    if request.from_config is not None:
+        return request.name, None
+    name, native = request.label or request.scaling, file.native_context
     if native is None:
         return name if request.factor is None else f"{name} ×{request.factor:g}", None
     target = request.target_context
@@ -145,8 +149,11 @@ def _declared(file: ModelFile) -> tuple[str, str | None]:
     nothing where it declares none."""
     details = dict(file.details)
     prefix = details.get("general.architecture", "")
-    factor = float(details.get(f"{prefix}.rope.scaling.factor", 1))
-    if factor <= 1:
+    try:
+        factor = float(details.get(f"{prefix}.rope.scaling.factor", 1))
+    except ValueError:  # a key of another type than llama.cpp reads
+        return "", None
+    if not 1 < factor < math.inf:
         return "", None
     kind = details.get(f"{prefix}.rope.scaling.type", "linear")
     reach = details.get(f"{prefix}.context_length")
@@ -199,6 +206,7 @@ def _reach(
         and not row.control
     ]
     shares = [row.metric("spliced_recall") or row.metric("whole_recall") for row in rows]
+    log_probabilities = (row.metric("log_probability") for row in rows)
     holds_to = _holds_to(lengths, "pass")
     name, span = title_parts(report, entry.model, entry.scaling)
     return Reach(
@@ -212,6 +220,7 @@ def _reach(
         may_hold_to=_holds_to(lengths, "pass", "undecided"),
         found=sum(round((share.value or 0) * (share.n or 0)) for share in shares if share),
         asked=sum(share.n or 0 for share in shares if share),
+        log_probability=mean(m.value for m in log_probabilities if m and m.value is not None).value,
         spliced_only=any(row.scored and row.metric("whole_recall") is None for row in rows),
         as_trained=entry.scaling in model.native_scalings,
         outcome=entry.verdict.outcome,
@@ -239,6 +248,7 @@ def _rank(reach: Reach) -> tuple[float, ...]:
         order[reach.outcome],
         not (reach.holds_to and (reach.as_trained or reach.scaling == "file")),
         -reach.found / (reach.asked or 1),
+        -(reach.log_probability or 0),
     )
 
 
@@ -278,29 +288,46 @@ def _answer(
         if (entry.scaling, entry.kv) == (first.scaling, first.kv)
         for check in entry.verdict.checks
     ]
-    name = first.title + (f" · {first.kv}" if len({reach.kv for reach in settings}) > 1 else "")
-    words = f"{'best: ' if several and first.holds_to else ''}{name}: "
+    words = f"{_named(first, first.title, settings)}: "
     if first.holds_to is not None:
-        words += f"holds to {first.holds_to} tokens"
+        words = f"{'best: ' if several else ''}{words}holds to {first.holds_to} tokens"
     elif first.may_hold_to is not None:
         words += f"may hold to {first.may_hold_to} tokens"
         words = f"none is shown to hold; {words}" if several else words
-    stop = next(((n, outcome) for n, outcome in first.lengths.items() if outcome != "pass"), None)
-    if stop is not None:
-        there = [c for c in checks if (c.context_tokens, c.outcome) == stop and c.name in names]
-        tasks = dict.fromkeys(f" {c.task}" for c in checks if c.name in names)
-        which = " and".join(dict.fromkeys(f" {c.task}" for c in there)) if len(tasks) > 1 else ""
-        words += ", " if first.may_hold_to else ""
-        words += f"{_VERBS[stop[1]]}{which} at {stop[0]} tokens"
+    if stop := _stop(first, [check for check in checks if check.name in names]):
+        words += f"{', ' if first.may_hold_to else ''}{stop}"
         if first.may_hold_to is None and several:
-            words = f"none holds at {stop[0]} tokens, the shortest length measured"
-        words += ": the model, not the scaling" if there[0].cause == "model" else ""
+            words = f"none holds at {min(first.lengths)} tokens, the shortest length measured"
+    equals = [each for each in settings if each is not first and each.holds_to == first.holds_to]
+    if first.holds_to is not None and equals:
+        words += f"; as far: {', '.join(_named(each, each.name, settings) for each in equals)}"
     for outcome, verb in (("fail", "fails"), ("undecided", "undecided in")):
         others = dict.fromkeys(
             c.task for c in checks if c.name not in names and c.outcome == outcome
         )
         words += f"; {verb} {' and '.join(others)}" if others else ""
     return words
+
+
+def _stop(reach: Reach, checks: Sequence[Check]) -> str:
+    """Return where a setting begins not to pass, in which tasks, and why; empty if it never
+    does."""
+    stop = next(((n, outcome) for n, outcome in reach.lengths.items() if outcome != "pass"), None)
+    if stop is None:
+        return ""
+    there = [check for check in checks if (check.context_tokens, check.outcome) == stop]
+    tasks = dict.fromkeys(check.task for check in there)
+    several = len({check.task for check in checks}) > 1
+    which = f" {' and '.join(tasks)}" if several else ""
+    words = f"{_VERBS[stop[1]]}{which} at {stop[0]} tokens"
+    if there[0].cause == "model":  # the end of the reason says so
+        words += f":{there[0].reason.rpartition(':')[2]}"
+    return words
+
+
+def _named(reach: Reach, name: str, among: Sequence[Reach]) -> str:
+    """Return the name of a setting, with its cache type where there are several."""
+    return name + (f" · {reach.kv}" if len({each.kv for each in among}) > 1 else "")
 
 
 def _answer_of_checks(report: RunReport, entries: Sequence[SettingVerdict]) -> str:

@@ -285,19 +285,13 @@ def _maps(report: RunReport, draw: Draw) -> list[Content]:
         drawn = {
             "title": f"{title_parts(report, view.model, view.scaling)[0]} · {view.kv}",
             "count": f"{view.exact} of {view.measured} exact" if view.measured else "not measured",
-            "svg": draw(charts.heatmap(view), heatmap_label(view)),
+            "svg": draw(charts.heatmap(view), _heatmap_label(view)),
         }
         groups.setdefault((view.model, view.task), []).append(drawn)
-    return [
-        {
-            "title": f"{model}, {task}",
-            "maps": maps,
-        }
-        for (model, task), maps in groups.items()
-    ]
+    return [{"title": f"{model}, {task}", "maps": maps} for (model, task), maps in groups.items()]
 
 
-def heatmap_label(view: views.Heatmap) -> str:
+def _heatmap_label(view: views.Heatmap) -> str:
     """Return what a heat map shows, for people who do not see it."""
     return (
         f"Heat map of {view.task} recall by context and depth: {view.model} under {view.scaling} "

@@ -65,7 +65,9 @@ def overview(report: RunReport) -> Overview:
         rows.append((*setting, *values, holds_to, reach.outcome or "–"))
     return Overview(
         title=title_of(report),
-        conclusion=(found.headline, *(f"to decide it: {line}" for line in found.decide)),
+        conclusion=tuple(
+            map(_words, (found.headline, *(f"to decide it: {d}" for d in found.decide)))
+        ),
         heads=(*names, *(head for head, _ in columns), "holds to", "verdict"),
         rows=tuple(rows),
         legend=(*_bases(report), "95 % intervals in parentheses"),
@@ -174,9 +176,10 @@ def _headlines(report: RunReport) -> dict[str, dict[Setting, dict[int, Metric]]]
     for name in HEADLINES:
         for row in report.summary:
             metric = row.metric(name)
-            if row.task != "ruler" and metric is not None and metric.value is not None:
+            known = metric is not None and metric.value is not None
+            if metric is not None and known and row.task != "ruler" and not row.control:
                 base = views.divergence_base(row)
-                title = f"cost of the {base}" if base else task_title(row.task, name, None)
+                title = f"cost of the {base}" if base else task_title(row.title, name, None)
                 at = found.setdefault(title, {}).setdefault((row.model, row.scaling, row.kv), {})
                 at[row.context_tokens] = metric
     for scores in views.ruler_scores(report):
@@ -224,6 +227,11 @@ def _origins(report: RunReport) -> tuple[str, ...]:
 def _trained(file: ModelFile) -> str:
     native = file.native_context
     return file.name if native is None else f"{file.name} (native context {native:,} tokens)"
+
+
+def _words(text: str) -> str:
+    """Return a sentence with the fields that it names in backquotes as plain words."""
+    return re.sub(r"`(\w+)`", r"\1", text)
 
 
 def listed(words: Sequence[str]) -> str:

@@ -133,19 +133,28 @@ def _map(view: views.Heatmap, report: RunReport) -> Spec:
 
 
 def _charts(report: RunReport) -> Iterator[Spec]:
-    """Yield charts of a run without needles, the most telling first."""
+    """Yield charts of a run without needles, the most telling first, one per model."""
     order = views.order(report)
+    measured = dict.fromkeys((r.task, views.divergence_base(r)) for r in report.summary)
     for name in HEADLINES:
-        bases = dict.fromkeys((r.task, views.divergence_base(r)) for r in report.summary)
-        for task, base in bases:
+        for task, base in measured:
             series = views.by_context(report, task, name, base=base)
-            if any(len(each.points) > 1 for each in series):
-                chart = charts.lines(series, order, x="context, tokens", y=metric_info(name).title)
-                yield {**chart, "title": task_title(task, name, base)}
+            for model, lines in _of_each_model(report, series):
+                if any(len(line.points) > 1 for line in lines):
+                    title = metric_info(name).title
+                    chart = charts.lines(lines, order, x="context, tokens", y=title)
+                    yield {**chart, "title": model + task_title(task, name, base)}
     for name in views.SPEEDS:
         speeds = views.at_longest(s for s in views.speeds(report) if s.metric == name)
-        if speeds:
-            yield {**charts.bars(speeds, order), "title": metric_info(name).title}
+        for model, bars in _of_each_model(report, speeds):
+            yield {**charts.bars(bars, order), "title": model + metric_info(name).title}
+
+
+def _of_each_model(report: RunReport, items: Sequence[Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the items of each model that has some, after its name where a title needs that."""
+    for model in dict.fromkeys(item.model for item in items):
+        name = f"{model}: " if len(report.models) > 1 else ""
+        yield name, [item for item in items if item.model == model]
 
 
 def _key() -> Spec:

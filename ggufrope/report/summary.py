@@ -79,10 +79,8 @@ def recall_cells(results: Iterable[CellResult]) -> tuple[RecallCell, ...]:
 def _row(group: list[CellResult]) -> SummaryRow:
     cell = group[0].cell
     scored = [result for result in group if result.status == "ok"]
-    # A needle that is asked twice counts once: spliced, as every needle is.
-    once = [result for result in scored if result.cell.method != "whole"] or scored
-    names = dict.fromkeys(metric.name for result in once for metric in result.metrics)
-    metrics = [combine(name, once) for name in names]
+    names = dict.fromkeys(metric.name for result in scored for metric in result.metrics)
+    metrics = [combine(name, scored) for name in names]
     if cell.task in LIMITS["recall"] and scored:
         found = recall.estimate(recall_cells(scored))
         metrics = [*_recall_metrics(found), *(m for m in metrics if m.name != "recall")]
@@ -119,9 +117,10 @@ def share_metric(name: str, share: Proportion) -> Metric:
 
 
 def combine(name: str, results: Sequence[CellResult]) -> Metric:
-    """Combine a metric over cells: a single estimate stays as it is, others become a share or a
-    mean with its interval."""
-    found = [metric for result in results if (metric := result.metric(name)) is not None]
+    """Combine a metric over the scored cells of a row: a single estimate stays as it is, others
+    become a share or a mean with its interval. A needle that was asked twice counts as spliced."""
+    once = [result for result in results if result.cell.method != "whole"] or results
+    found = [metric for result in once if (metric := result.metric(name)) is not None]
     if len(found) == 1 and (name not in SHARES or found[0].n is not None):
         return found[0]
     values = [metric.value for metric in found if metric.value is not None]

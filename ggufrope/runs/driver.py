@@ -31,12 +31,14 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 from uuid import uuid4
 
+from ggufrope._plain import decode, encode
 from ggufrope.backends import OPENER
 from ggufrope.container.pins import FileChangedError, FileState, file_state
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job, Selection, expand
 from ggufrope.runs.models import identify, resolve_models
+from ggufrope.runs.plan import RunPlan
 from ggufrope.runs.store import RunStore
 from ggufrope.runs.worker import (
     Assignment,
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
     from ggufrope.backends import OpenModel
     from ggufrope.lm import Progress
     from ggufrope.runs.models import Identify, ModelFile
-    from ggufrope.runs.plan import RunPlan
     from ggufrope.runs.worker import OnJob
 
 OnCell: TypeAlias = Callable[[CellResult], None]
@@ -109,6 +110,8 @@ def open_run(plan: RunPlan, folder: Path, *, identify: Identify = identify) -> R
     where a model or another file of the plan is missing or has changed, or another process is
     running the folder.
     """
+    # A plan made in Python may have values that none read from a file could have.
+    plan = decode(RunPlan, encode(plan, exact=True))
     for name in plan.files:
         if not Path(name).is_file():
             raise StorageError(f"{name}: no such file, though the plan names it")

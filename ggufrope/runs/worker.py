@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -145,19 +145,22 @@ class Worker:
         done = list(assignment.done)
         try:
             for _ in range(_MOST_ATTEMPTS):
+                touched = None
                 self._checks.check(assignment.pins)
-                for result in self._measure(replace(assignment, done=tuple(done))):
-                    if touched := self._checks.check(assignment.pins):
-                        self.close()
-                        break
-                    # Only now: a model may be loaded when its first context is opened.
-                    if self._described != self._loaded:
-                        self._described = self._loaded
-                        yield self.started()
-                    yield result
-                    done.append(result)
-                else:
+                with closing(self._measure(replace(assignment, done=tuple(done)))) as measured:
+                    for result in measured:
+                        if touched := self._checks.check(assignment.pins):
+                            break
+                        # Only now: a model may be loaded when its first context is opened.
+                        if self._described != self._loaded:
+                            self._described = self._loaded
+                            yield self.started()
+                        yield result
+                        done.append(result)
+                if not touched:
                     break
+                # What is loaded may be of another content. Its contexts are closed by now.
+                self.close()
             else:
                 raise FileChangedError(
                     f"{touched} was touched {_MOST_ATTEMPTS} times while it was measured with; "
@@ -181,7 +184,7 @@ class Worker:
         details = {} if self._opened is None else self._opened.details
         return Started(environment=tuple((environment() | details).items()))
 
-    def _measure(self, assignment: Assignment) -> Iterator[CellResult]:
+    def _measure(self, assignment: Assignment) -> Generator[CellResult]:
         """Yield the results of the cells to do as they finish.
 
         A cache type that this build cannot run makes its cells "unsupported"; a cell that the task

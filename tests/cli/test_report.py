@@ -62,6 +62,10 @@ def test_a_dash_is_standard_output(cli: Call, run: Path) -> None:
         outcome = cli("report", run, f"--{name}", "-")
         assert (outcome.code, outcome.err) == (0, "")
         assert outcome.out.encode().startswith(BEGINS[name])
+    compared = cli("report", run, "--md", "-", "--against", run)
+    assert compared.code == 0
+    assert "significantly worse" in compared.out
+    assert "no regressions" not in compared.out
     for words in (("--png", "-"), ("--md", "-", "--json"), ("--md", "-", "--csv", "-")):
         outcome = cli("report", run, *words)
         assert (outcome.code, outcome.out) == (2, "")

@@ -22,7 +22,7 @@ from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits
 from ggufrope.container.writer import plan_rewrite
 from tests.container.edits import CASES, SCALING, Case, plan, prepare
-from tests.container.writer import Model, Tensor
+from tests.container.writer import Model, Tensor, small_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,3 +100,58 @@ def test_a_clone_takes_no_space(path: Path) -> None:
     rewrite = plan_rewrite(read_header(path), Edits(set=SCALING))
     execute(plan_store(path, rewrite))
     assert output.read_bytes()[-size:] == data
+
+
+OVERLAY = """
+import sys
+from pathlib import Path
+from ggufrope.container.reader import read_header
+from ggufrope.container.recovery import undo
+from ggufrope.container.store import execute, plan_store
+from ggufrope.container.strategies import Strategy
+from ggufrope.container.types import Edits
+from ggufrope.container.writer import plan_rewrite
+from tests.container.edits import SCALING
+
+path = Path(sys.argv[1])
+old = path.read_bytes()
+edits = Edits(set=SCALING)
+for strategy in (None, Strategy.STREAM, None):
+    rewrite = plan_rewrite(read_header(path), edits)
+    receipt = execute(plan_store(path, rewrite, strategy=strategy, force={"in-use"}))
+    assert read_header(path) == receipt.header
+    undo(path, force={"in-use"})
+    assert path.read_bytes() == old
+rewrite = plan_rewrite(read_header(path), edits)
+execute(plan_store(path, rewrite, output=path.with_name("o.gguf")))
+print(*sorted(one.name for one in path.parent.iterdir()))
+"""
+
+
+@pytest.mark.parametrize("upper", ["the same", "another"])
+def test_a_file_of_a_lower_layer(tmp_path: Path, root: Path, upper: str) -> None:
+    """On overlayfs, as in containers, opening a file of an image for writing copies it up first:
+    it may become another file on another disk. Mounted in a namespace of this user."""
+    for name in ("top", "bottom", "merged"):
+        (tmp_path / name).mkdir()
+    below = tmp_path / "bottom" if upper == "another" else tmp_path / "top"
+    model = tmp_path / "model"
+    model.write_bytes(small_model().encoded())
+    script = f"""
+        mount -t tmpfs none {tmp_path / "top"} && mount -t tmpfs none {tmp_path / "bottom"} &&
+        mkdir {tmp_path / "top"}/u {tmp_path / "top"}/w {below}/l && cp {model} {below}/l/m.gguf &&
+        mount -t overlay none {tmp_path / "merged"} -o \
+            lowerdir={below}/l,upperdir={tmp_path / "top"}/u,workdir={tmp_path / "top"}/w || exit 77
+        exec "$0" -c "$1" {tmp_path / "merged"}/m.gguf
+    """
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    try:
+        done = subprocess.run(
+            [*words, sys.executable, OVERLAY], capture_output=True, text=True, cwd=root
+        )
+    except FileNotFoundError:
+        pytest.skip("overlayfs is not tried: unshare is not installed")
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"overlayfs is not tried: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["m.gguf", "o.gguf"]

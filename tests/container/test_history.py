@@ -349,3 +349,20 @@ def test_readers_see_the_old_or_the_new_header(path: Path) -> None:
     assert not wrong
     assert seen <= {None, *("x" * size for size in (3000, 10, 9000))}
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize("strategy", [None, Strategy.STREAM])
+@pytest.mark.parametrize("ahead", [3600, 10 * 365 * 86_400])
+def test_a_clock_that_goes_backwards(path: Path, strategy: Strategy | None, ahead: int) -> None:
+    """The file was changed in what is now the future: each edit is later still, and can be undone
+    by the times that it left."""
+    future = time.time_ns() + ahead * 10**9
+    os.utime(path, ns=(future, future))
+    states = [(path.read_bytes(), path.stat().st_mtime_ns)]
+    for tokens in (3000, 4000):
+        edit(path, context(tokens), strategy)
+        assert path.stat().st_mtime_ns > states[-1][1]
+        states.append((path.read_bytes(), path.stat().st_mtime_ns))
+    for state in reversed(states[:-1]):
+        back(path)
+        assert (path.read_bytes(), path.stat().st_mtime_ns) == state

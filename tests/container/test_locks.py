@@ -7,18 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
+from ggufrope.container import reader
 from ggufrope.container.filesystem import lock
-from ggufrope.container.reader import read_header
+from ggufrope.container.reader import parse_header, read_header
 from ggufrope.container.recovery import recover, undo
 from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
-from ggufrope.container.types import Edits
+from ggufrope.container.types import Edits, Header
 from ggufrope.container.writer import plan_rewrite
-from ggufrope.errors import StorageError
+from ggufrope.errors import MalformedError, StorageError
 from tests.container.edits import u32
 from tests.container.faults import CapableFiles
 from tests.container.writer import small_model
@@ -129,3 +130,23 @@ def test_the_package_is_imported_where_there_is_no_fcntl(path: Path) -> None:
         [sys.executable, "-c", code, path, *names], capture_output=True, text=True, check=False
     )
     assert done.stdout == "locked\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no time of the last change")
+def test_a_reader_sees_an_edit_that_was_undone_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Size and time of the file are restored, and what was read of it may be of in between."""
+    wanted, torn = read_header(path), []
+
+    def parse(*arguments: Any) -> Header:
+        if not torn:
+            torn.append(True)
+            execute(plan_store(path, plan_rewrite(read_header(path), EDITS), force={"in-use"}))
+            undo(path, force={"in-use"})
+            raise MalformedError("bytes of two states")
+        return parse_header(*arguments)
+
+    monkeypatch.setattr(reader, "parse_header", parse)
+    assert read_header(path) == wanted
+    assert torn

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from ggufrope.evals.results import Metric
 from ggufrope.evals.thresholds import Thresholds
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.report.conclusion import conclude, scaling_title
+from ggufrope.report.evidence import judge_settings
 from ggufrope.report.record import RunReport
 
 Make = Callable[..., RunReport]
@@ -41,6 +43,15 @@ def test_settings_are_ranked_by_how_far_they_hold(make_report: Make) -> None:
     assert [each.keep for each in found.settings[1:]] == [None, None]
 
 
+def test_of_equals_the_model_without_a_patch_is_best(make_report: Make) -> None:
+    report = make_report(tasks=("needle",), kv=("f16",), samples=8, contexts=(1024, 2048))
+    found = conclude(report)
+    assert found.headline == (
+        "best: as it stands: holds to 2048 tokens; as far: linear ×1, yarn ×1"
+    )
+    assert [each.keep for each in found.settings] == [None, None, None]
+
+
 def test_a_single_setting_says_where_it_ends(make_report: Make) -> None:
     report = make_report(scalings=("linear",), tasks=("needle",), kv=("f16",), samples=8)
     assert conclude(report).headline == (
@@ -58,6 +69,24 @@ def test_what_no_needle_shows_is_undecided_with_what_would_decide_it(make_report
         "needle at 1024 tokens: 35 of 35 whole prompts would show 90%: `samples` 7",
     )
     assert found.settings[0].keep is None
+
+
+def test_a_failure_of_the_model_is_not_the_scalings(make_report: Make) -> None:
+    plan = {"tasks": ("needle",), "kv": ("f16",), "samples": 8, "contexts": (2048, 4096)}
+    report = make_report(scalings=("file", "yarn"), **plan)
+    worse = tuple(
+        replace(r, metrics=(Metric(name="recall", value=float((r.cell.sample or 0) < 2)),))
+        for r in report.cells
+    )
+    models = tuple(model.file for model in report.models)
+    found = conclude(
+        replace(report, cells=worse, verdicts=judge_settings(worse, report.plan, models))
+    )
+    assert found.headline == "none holds at 2048 tokens, the shortest length measured"
+    alone = replace(report, verdicts=judge_settings(worse, report.plan, models)[1:])
+    assert conclude(alone).headline == (
+        "yarn ×2, 2048 → 4096: fails at 2048 tokens: the model, not the scaling"
+    )
 
 
 def test_other_checks_that_fail_are_named_and_nothing_is_kept(make_report: Make) -> None:
@@ -136,13 +165,26 @@ def test_titles_have_the_factor_and_its_lengths(
     assert scaling_title(report, report.models[0].file.name, request_.name) == title
 
 
-def test_the_title_of_a_file_that_is_scaled_has_its_factor(make_report: Make) -> None:
+@pytest.mark.parametrize(
+    ("factor", "title"),
+    [
+        ("4.0", "as it stands (yarn ×4), 2048 → 8192"),
+        ("1.0", "as it stands"),
+        ("nan", "as it stands"),
+        ("inf", "as it stands"),
+        ("four", "as it stands"),
+    ],
+)
+def test_the_title_of_a_file_that_is_scaled_has_its_factor(
+    make_report: Make, factor: str, title: str
+) -> None:
     details = {
         "general.architecture": "llama",
         "llama.context_length": "8192",
         "llama.rope.scaling.type": "yarn",
-        "llama.rope.scaling.factor": "4.0",
+        "llama.rope.scaling.factor": factor,
     }
-    report = make_report(scalings=("file",), kv=("f16",), details=tuple(details.items()))
-    title = scaling_title(report, report.models[0].file.name, "file")
-    assert title == "as it stands (yarn ×4), 2048 → 8192"
+    report = make_report(
+        scalings=("file",), kv=("f16",), contexts=(1024,), details=tuple(details.items())
+    )
+    assert scaling_title(report, report.models[0].file.name, "file") == title

@@ -135,6 +135,17 @@ def test_multikey_is_no_recall() -> None:
     assert checks(crowded, tasks=("multikey",)) == []
 
 
+def test_a_ranked_needle_counts_once() -> None:
+    ranked = [
+        result("needle", 8192, 1.0, metric="top_ranked", sample=i, method=method)
+        for i in range(20)
+        for method in ("spliced", "whole")
+    ]
+    check = checks(ranked, tasks=("multikey", "needle"), recall=None, top_ranked=0.9)[0]
+    assert (check.name, check.outcome) == ("top_ranked", "undecided")
+    assert check.low == pytest.approx(0.8389, abs=1e-4), "Wilson's interval of 20 of 20"
+
+
 def test_losses_are_compared_with_the_shortest_length() -> None:
     found = checks(
         [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,8 +12,10 @@ import pytest
 from ggufrope.errors import RequestError
 from ggufrope.patching.inspection import inspect
 from ggufrope.patching.request import ScalingRequest
+from ggufrope.report import charts
 from ggufrope.report.pictures import picture, to_png, to_svg
 from ggufrope.report.record import RunReport
+from ggufrope.report.views import Series
 
 pytest.importorskip("vl_convert", reason="charts need vl-convert-python, of the extra 'report'")
 
@@ -72,10 +73,42 @@ def test_hostile_text_is_text_in_a_picture(make_report: Make) -> None:
     assert "\\x1b\\x07 var(--nothing)" in text_of(svg)
 
 
-def test_all_colors_of_a_setting_are_the_same_in_every_chart(make_report: Make) -> None:
-    report = make_report(tasks=("perplexity", "kv-cache"), scalings=("yarn",), kv=("q8_0", "f16"))
-    found = json.dumps(picture(report))
-    assert found.count('"domain": ["q8_0", "f16"]') > 0
+def series(kv: str, *values: float) -> Series:
+    points = tuple(zip((1024.0, 2048.0, 6144.0), values, strict=True))
+    return Series(model="m", scaling="yarn", kv=kv, points=points)
+
+
+def looks(spec: charts.Spec, channel: str) -> dict[str, str]:
+    """The look of each name in a channel of a chart."""
+    layers = [spec, *spec["layer"]]
+    (found,) = [e[channel] for each in layers if channel in (e := each["encoding"])]
+    return dict(zip(found["scale"]["domain"], found["scale"]["range"], strict=True))
+
+
+def test_a_cache_looks_the_same_in_every_chart() -> None:
+    """One scaling: color and shape are the cache type, also where another one is missing."""
+    order = {"scaling": ["yarn"], "kv": ["f16", "q8_0", "q4_0"]}
+    three = [series(kv, 1, 2, 3) for kv in order["kv"]]
+    for channel in ("color", "shape"):
+        all_ = looks(charts.lines(three, order, x="x", y="y"), channel)
+        some = looks(charts.lines(three[1:], order, x="x", y="y"), channel)
+        assert len(set(all_.values())) == 3
+        assert some == {kv: all_[kv] for kv in ("q8_0", "q4_0")}
+
+
+def test_lines_are_straight_with_ticks_at_the_measured_lengths() -> None:
+    order = {"scaling": ["none", "yarn"], "kv": ["f16"]}
+    spec = charts.lines([series("f16", 0.001, 0.1, 3.0)], order, x="x", y="y")
+    line, point = (layer["mark"] for layer in spec["layer"])
+    assert (line["type"], point["type"]) == ("line", "point")
+    assert "interpolate" not in line
+    x, y = spec["encoding"]["x"], spec["encoding"]["y"]
+    assert x["axis"]["values"] == [1024, 2048, 6144]
+    assert (x["scale"]["type"], x["scale"]["base"]) == ("log", 2)
+    assert y["scale"]["type"] == "log"
+    narrow = charts.lines([series("f16", 5.2, 6.0, 9.0)], order, x="x", y="y")
+    assert "type" not in narrow["encoding"]["y"]["scale"], "a narrow span has no round numbers"
+    assert set(looks(spec, "color")) == {"yarn"}
 
 
 def test_a_notebook_shows_a_report_and_a_rotation(make_report: Make, nano: Path) -> None:

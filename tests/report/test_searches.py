@@ -63,6 +63,10 @@ def test_a_folder_without_a_result_is_refused(folder: Path, tmp_path: Path) -> N
     (tmp_path / RESULT).write_text('{"schema": 1}')
     with pytest.raises(RequestError, match="file is missing"):
         read_result(tmp_path)
+    broken = json.loads((folder / RESULT).read_text()) | {"search": []}
+    (tmp_path / RESULT).write_text(json.dumps(broken))
+    with pytest.raises(RequestError, match=r"search must be a table, found \[\]"):
+        read_result(tmp_path)
 
 
 def test_page_and_markdown_end_with_the_command_to_go_on(result: SearchResult) -> None:

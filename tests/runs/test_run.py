@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,33 @@ def test_a_folder_holds_the_run_of_one_plan(
     with pytest.raises(RequestError, match=f"holds the run of another plan: {difference};"):
         run(replace(plan, **change), tmp_path / "run")
     assert run(plan, tmp_path / "run") == before
+
+
+def test_a_plan_with_a_value_that_no_file_can_have_is_refused(nano: Path, tmp_path: Path) -> None:
+    wrong: Any = {"mode": "isolated"}
+    plan = RunPlan(models=(str(nano),), contexts=(256,), **wrong)
+    with pytest.raises(RequestError, match="mode must be one of"):
+        run(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_touched_is_loaded_again(nano_copy: Path, tmp_path: Path) -> None:
+    plan = RunPlan(
+        models=(str(nano_copy),), contexts=(256, 512), depths=2, mode="whole", control=False
+    )
+    undisturbed = run(plan, tmp_path / "undisturbed")
+    seen: list[CellResult] = []
+
+    def on_cell(result: CellResult) -> None:
+        seen.append(result)
+        if len(seen) == 2:
+            os.utime(nano_copy)
+
+    report = run(plan, tmp_path / "run", on_cell=on_cell)
+    assert len(seen) == len(report.cells) == len(undisturbed.cells) > 3
+    assert [(r.cell, r.metrics) for r in report.cells] == [
+        (r.cell, r.metrics) for r in undisturbed.cells
+    ]
 
 
 def test_changed_thresholds_judge_anew_and_are_stored(nano: Path, tmp_path: Path) -> None:
