@@ -3,8 +3,8 @@
     python tools/demo.py MODEL.gguf
 
 First the nano model of fixtures/, trained at 256 tokens: which of four schemes holds to 2048. Then
-a real model, with YaRN and without, at the context it was trained for and beyond. Nothing is written
-to either file. Results, a page and a picture of each go to a new folder runs/demo-N.
+a real model, with YaRN and without, at the context it was trained for and beyond. No model is
+changed. Results, a page and a picture of each go to a new folder runs/demo-N.
 """
 
 from __future__ import annotations
