@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := .models/SmolLM2-135M-Instruct.Q4_1.gguf
-# `make demo FULL=1` goes to the full 16384 tokens.
-FULL ?=
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -28,7 +26,7 @@ $(SMOLLM2): tools/fetch_smollm2.py | .venv/ready
 	@$(BIN)/python tools/fetch_smollm2.py $@
 
 demo: .venv/ready $(SMOLLM2)
-	$(BIN)/python tools/demo.py $(SMOLLM2) $(if $(FULL),--full)
+	$(BIN)/python tools/demo.py $(SMOLLM2)
 
 test: .venv/ready $(SMOLLM2)
 	$(BIN)/python -m pytest

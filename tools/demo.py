@@ -1,11 +1,11 @@
-"""Show what ggufrope is for, command by command, as a person would type it.
+"""The demonstration of `make demo`: which scaling makes a model reach further, and by how much.
 
-    python tools/demo.py MODEL.gguf [--full]
+    python tools/demo.py MODEL.gguf
 
-First the nano model, trained at 256 tokens, under four schemes up to 2048: seconds. Then a real
-model, SmolLM2, unscaled and under YaRN on both sides of the 8192 tokens that it was trained for:
-about two minutes on two cores. With --full, its needles are confirmed by whole prompts, and the
-comparison goes up to 16384 tokens, which takes hours. Nothing is written to either file.
+First the nano model of fixtures/, trained at 256 tokens: which of four schemes holds to 2048. Then
+a real model, SmolLM2, with YaRN and without, on both sides of the 8192 tokens that it was trained
+for, by spliced needles alone. No model is changed. Results, a page (demo.html) and a picture go to
+a new folder runs/demo-N.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 NANO = Path("fixtures/nano.gguf")
-SPLICED = ("--ctx", "4k,12k", "--samples", "1", "--whole-prompts", "0", "--no-control")
-FULL = ("--ctx", "4k,8k,12k,16k")
+NANO_OPTIONS = ("--target-ctx", "2048", "--haystack", "noise")
+REAL_OPTIONS = (
+    *("--scaling", "none,yarn", "--ctx", "4096,12288"),
+    *("--samples", "1", "--whole-prompts", "0", "--no-control"),
+)
 
 
-def step(*arguments: str) -> None:
-    """Print and run one ggufrope command; leave where it fails."""
-    print(f"\n$ ggufrope {shlex.join(arguments)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "ggufrope", *arguments]).returncode
-    if code:
+def step(*arguments: object) -> None:
+    """Print and run one ggufrope command; leave with its exit code where it is not 0."""
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ ggufrope {shlex.join(words)}", flush=True)
+    if code := subprocess.run([sys.executable, "-m", "ggufrope", *words]).returncode:
         sys.exit(code)
 
 
-def demo(model: Path, real: tuple[str, ...]) -> None:
-    begun = time.monotonic()
-    lengths = "256,512,768,1024,1536,2048"
-    step("compare", str(NANO), "--ctx", lengths, "--haystack", "noise", "--out", "runs/demo-nano")
-    step("compare", str(model), "--scaling", "none,yarn", *real, "--out", "runs/demo")
-    step("report", "runs/demo", "--html", "demo.html", "--png", "demo.png")
-    print(
-        f"\n{time.monotonic() - begun:.0f} seconds. Open demo.html (the page) or demo.png (the "
-        "picture);\nthe nano model: ggufrope report runs/demo-nano --html nano.html"
-    )
+def demo(model: Path, folder: Path) -> None:
+    """Compare schemes on both models, and write a page and a picture of each comparison."""
+    for name, path, options in (("nano", NANO, NANO_OPTIONS), ("demo", model, REAL_OPTIONS)):
+        run = folder / name
+        step("compare", path, *options, "--out", run)
+        step("report", run, "--html", f"{run}.html", "--png", f"{run}.png")
 
 
 if __name__ == "__main__":
-    arguments = [argument for argument in sys.argv[1:] if argument != "--full"]
-    if len(arguments) != 1:
-        sys.exit("usage: demo.py MODEL.gguf [--full]")
-    demo(Path(arguments[0]), FULL if "--full" in sys.argv else SPLICED)
+    if len(sys.argv) != 2:
+        sys.exit("usage: demo.py MODEL.gguf")
+    number = 1
+    while (folder := Path(f"runs/demo-{number}")).exists():
+        number += 1
+    demo(Path(sys.argv[1]), folder)
