@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := .models/SmolLM2-135M-Instruct.Q4_1.gguf
-# `make demo FULL=1` goes to the full 16384 tokens.
-FULL ?=
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -11,18 +9,24 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 
 setup: .venv/ready
 
-# llama-cpp-python comes as source and is compiled here: about five minutes on two cores.
+# llama-cpp-python comes as source and is compiled here. The last step is not quiet: pip says each
+# minute that it is still building.
 .venv/ready: pyproject.toml
+	@echo "setup 1/2: Python packages into .venv, about a minute"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-binary llama-cpp-python --editable '.[llama,report,search,cluster,dev]'
-	touch $@
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[report,prove,search,cluster,dev]'
+	@echo "setup 2/2: compiling llama.cpp, about 5 minutes on 2 cores (here: $(CMAKE_BUILD_PARALLEL_LEVEL))"
+	@$(BIN)/python -m pip install --no-binary llama-cpp-python --editable '.[llama]'
+	@touch $@
+	@echo "setup done: $(BIN)/ggufrope --help"
 
 $(SMOLLM2): tools/fetch_smollm2.py | .venv/ready
-	$(BIN)/python tools/fetch_smollm2.py $@
+	@echo "fetching SmolLM2-135M-Instruct, 94 MiB, for the demo and the tests"
+	@$(BIN)/python tools/fetch_smollm2.py $@
 
 demo: .venv/ready $(SMOLLM2)
-	$(BIN)/python tools/demo.py $(SMOLLM2) $(if $(FULL),--full)
+	$(BIN)/python tools/demo.py $(SMOLLM2)
 
 test: .venv/ready $(SMOLLM2)
 	$(BIN)/python -m pytest

@@ -3,8 +3,9 @@
     python -m benchmarks.evaluation_cost MODEL.gguf
 
 Compare perplexity with a bare loop over the same tokens and logits, the divergence of a q8_0 cache
-with two such loops, and the one-pass needle grid with the same questions about the same haystacks,
-one prompt per cell. With --isolated, measure isolated mode too, with a single fact per haystack.
+with two such loops, and a grid of spliced needles with a bare prefill of its longest length and
+with the same needles in whole prompts, each in a context of its own. Then say what a further sample
+costs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -22,10 +23,11 @@ from typing import TypeAlias, TypeVar
 from ggufrope.backends import RuntimeSettings, open_model
 from ggufrope.container.ggml import KvTypes
 from ggufrope.evals.divergence import DivergencePlan, compare_contexts
-from ggufrope.evals.needle import ask
-from ggufrope.evals.needle_prompts import GridPoint, NeedlePlan, prompts
+from ggufrope.evals.needle import Asker, NeedleScore, ask, asking_tokens, recall
+from ggufrope.evals.needle_prompts import GridPoint, NeedleGrid, NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, read_chunks
 from ggufrope.evals.texts import reference_text, windows_of
+from ggufrope.evals.trunk import Trunk
 from ggufrope.lm import LanguageModel, OpenContext
 from ggufrope.patching.request import ScalingRequest
 
@@ -50,36 +52,25 @@ def bare(
                 pass
 
 
-@dataclass(frozen=True)
-class Found:
-    """The result of a cell: whether the answer is exact, and its mean log-probability."""
-
-    exact: bool
-    log_probability: float
+Scores: TypeAlias = dict[GridPoint, NeedleScore]
 
 
-Cells: TypeAlias = dict[GridPoint, Found]
+def spliced(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Scores:
+    """Measure the grid as the needle task does."""
+    return {score.point: score for score in ask(plan, model, open_context)}
 
 
-def in_one_pass(model: LanguageModel, open_context: OpenContext, plan: NeedlePlan) -> Cells:
-    """Measure the grid as the needle task does, in the mode of the plan."""
-    return {
-        score.point: Found(score.exact is True, score.log_probability or 0.0)
-        for score in ask(plan, model, open_context)
-    }
-
-
-def one_prompt_per_cell(
-    model: LanguageModel, open_context: OpenContext, plan: NeedlePlan, sampled: int | None = None
-) -> Cells:
-    """Measure every question with its whole prompt, in a context of its own."""
-    found: Cells = {}
-    for prompt in prompts(model, plan):
-        for question in prompt.questions[:sampled]:
-            with closing(open_context(question.point.context_tokens)) as context:
-                context.extend(prompt.trunk)
-                ((answer, *_),) = context.score([question.branch])
-                found[question.point] = Found(answer.greedy, answer.mean_log_probability)
+def one_by_one(
+    model: LanguageModel, open_context: OpenContext, plan: NeedlePlan, sampled: int | None
+) -> Scores:
+    """Ask every needle in its whole prompt, in a context of its own."""
+    asker = Asker(model, plan)
+    found: Scores = {}
+    depths = plan.depths if sampled is None else plan.depths[:: -(-len(plan.depths) // sampled)]
+    for point in plan.points:
+        if point.depth_percent in depths and point.sample == 0:
+            with Trunk(open_context, point.context_tokens) as trunk:
+                found |= {score.point: score for score in asker.whole(trunk, [point])}
     return found
 
 
@@ -99,9 +90,8 @@ def main() -> int:
     parser.add_argument(
         "--sampled",
         type=int,
-        help="one prompt per cell at this many depths only; prompts of a length are equally long",
+        help="whole prompts at this many depths only; prompts of a length are equally long",
     )
-    parser.add_argument("--isolated", action="store_true", help="measure isolated mode too")
     options = parser.parse_args()
     n_ctx, chunks, longest = options.ctx, options.chunks, max(options.lengths)
     with closing(open_model(options.model, RuntimeSettings(threads=options.threads))) as subject:
@@ -125,40 +115,49 @@ def main() -> int:
 
         depths = tuple(100 * i / (options.depths - 1) for i in range(options.depths))
         plan = NeedlePlan(lengths=tuple(options.lengths), depths=depths)
-        compare_grids(model, plain, plan, sampled=options.sampled, apart=options.isolated)
+        compare_grids(model, plain, plan, sampled=options.sampled)
     return 0
 
 
 def compare_grids(
-    model: LanguageModel,
-    open_context: OpenContext,
-    plan: NeedlePlan,
-    *,
-    sampled: int | None,
-    apart: bool,
+    model: LanguageModel, open_context: OpenContext, plan: NeedlePlan, *, sampled: int | None
 ) -> None:
     """Measure the same grid in several ways, and print how they compare."""
-    grid, together = timed(lambda: in_one_pass(model, open_context, plan))
-    show("in one pass", grid)
-    alone, took = timed(lambda: one_prompt_per_cell(model, open_context, plan, sampled))
+    longest = plan.lengths[-1]
+    haystack = NeedleGrid(model, plan).haystack(longest)
+
+    def prefill() -> None:
+        with closing(open_context(longest)) as context:
+            context.extend(haystack)
+
+    prefill()
+    _, bare_prefill = timed(prefill)
+    grid, together = timed(lambda: spliced(model, open_context, plan))
+    more, samples = timed(lambda: spliced(model, open_context, replace(plan, samples=2)))
+    report("spliced grid : bare prefill", together, bare_prefill)
+    show("spliced", grid)
+    tokens = asking_tokens(plan, model) - len(haystack)
+    print(f"  a needle with its question: {tokens / len(grid):.0f} tokens")
+    extra = (samples - together) / (len(more) - len(grid))
+    print(f"  a further sample of a cell: {1000 * extra:.0f} ms")
+    alone, took = timed(lambda: one_by_one(model, open_context, plan, sampled))
     if sampled is not None:
         print(f"  {len(alone)} of {len(grid)} prompts took {took:.1f} s; the others take as long")
-    report("one prompt per cell : in one pass", took * len(grid) / len(alone), together)
-    show("one prompt per cell", alone)
-    show("the same cells in one pass", {key: grid[key] for key in alone})
-    difference = max(abs(grid[key].log_probability - alone[key].log_probability) for key in alone)
+    report("whole prompts : spliced grid", took * len(grid) / len(alone), together)
+    show("whole prompts", alone)
+    show("the same cells, spliced", {key: grid[key] for key in alone})
+    difference = max(
+        abs((grid[key].log_probability or 0) - (alone[key].log_probability or 0)) for key in alone
+    )
     print(f"  within {difference:.4f} nat of each other")
-    if apart:
-        isolated = replace(plan, mode="isolated")
-        facts, took = timed(lambda: in_one_pass(model, open_context, isolated))
-        report("isolated mode : in one pass", took, together)
-        show("isolated mode", facts)
 
 
-def show(name: str, cells: Cells) -> None:
-    exact = sum(cell.exact for cell in cells.values())
-    mean = sum(cell.log_probability for cell in cells.values()) / len(cells)
-    print(f"  {name}: {exact}/{len(cells)} exact, {mean:.3f} nat")
+def show(name: str, scores: Scores) -> None:
+    found = recall(scores.values())
+    print(
+        f"  {name}: {found.exact.successes}/{len(scores)} exact, "
+        f"{found.log_probability.value:.3f} nat"
+    )
 
 
 if __name__ == "__main__":

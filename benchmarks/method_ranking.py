@@ -150,7 +150,7 @@ def main() -> int:
         models=(str(given.model),),
         contexts=(native,),
         control=False,
-        mode="isolated",
+        mode="whole",
         depths=given.depths,
         samples=given.samples,
         haystack=Haystack(kind=given.haystack),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 
 def start() -> None:
@@ -12,8 +13,11 @@ def start() -> None:
     searches would take a fifth of the time of a short command.
     """
     gc.set_threshold(50_000)
-    from .app import main
-
+    try:
+        from .app import main
+    except KeyboardInterrupt:  # before there is anything else that answers it
+        print("ggufrope: interrupted", file=sys.stderr)
+        sys.exit(130)
     try:
         main()
     finally:

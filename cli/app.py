@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .commands import EXAMPLES, register
+from .commands import COMMANDS, register
 from .errors import OptionError, run
 
 
@@ -21,28 +22,47 @@ def build(asked: str | None = None) -> typer.Typer:
     app = typer.Typer(
         name="ggufrope",
         help="Make a GGUF model reach further, prove that it did, and never break the file.",
-        no_args_is_help=True,
-        add_completion=asked not in {*EXAMPLES, "--version"},
+        add_completion=asked not in {*COMMANDS, *_VERSION},
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    register(app, asked)
+    register(app, asked if asked not in _VERSION else "diff")
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    words = [word for word in given if word != _TRACEBACK]
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     name = words[0] if words else None
 
-    def call() -> None:
+    def call() -> object:
         if any("\0" in word for word in words):
             raise OptionError("an argument has a NUL character, which no file or value has")
-        build(name)(args=words, prog_name="ggufrope", standalone_mode=True)
+        if name is not None and _is_model(name):
+            from ggufrope.patching.command import command_line
 
-    sys.exit(run(call, flags=name != "run"))
+            meant = command_line("inspect", name)
+            raise OptionError(f"{name} is no command; did you mean `{meant}`?")
+        return build(name)(args=words or ["--help"], prog_name="ggufrope", standalone_mode=False)
+
+    code = run(call, flags=name != "run", traceback=_TRACEBACK in given)
+    sys.exit(code if words else code or 2)
+
+
+_TRACEBACK = "--traceback"
+_VERSION = ("--version", "-V")
+
+
+def _is_model(word: str) -> bool:
+    """Return whether the word where a command belongs is the name of a model instead."""
+    if word in COMMANDS or word.startswith("-"):
+        return False
+    return word.lower().endswith(".gguf") or ":" in word or "/" in word or Path(word).exists()
 
 
 def _version(asked: bool) -> None:
@@ -55,7 +75,11 @@ def _version(asked: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(*_VERSION, callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option(_TRACEBACK, help="Show where an error is from; goes with any command.")
     ] = False,
 ) -> None:
     """Make a GGUF model reach further, prove that it did, and never break the file."""

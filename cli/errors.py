@@ -9,7 +9,6 @@ The library names fields in backquotes, as `target_context`; a person who gave o
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import signal
@@ -44,19 +43,26 @@ OTHER_FLAGS = {
     "mode": "--mode",
     "depths": "--depths",
     "samples": "--samples",
+    "whole_prompts": "--whole-prompts",
+    "distractors": "--distractors",
+    "control": "--control",
     "seeds": "--seed",
     "haystack": "--haystack",
     "value": "--value",
     "chunks": "--chunks",
     "text": "--text",
+    "format": "--format",
+    "thinking": "--thinking",
     "gpu_layers": "--gpu-layers",
     "threads": "--threads",
     "recall": "--min-recall",
+    "recall_share": "--min-recall-share",
     "top_ranked": "--min-top-ranked",
     "ruler_share": "--min-ruler-share",
     "short_context_nll": "--max-short-nll",
     "long_context_nll": "--max-long-nll",
     "divergence": "--max-divergence",
+    "require": "--require",
     "space": "--space",
     "attention": "--attention",
     "fitness": "--fitness",
@@ -76,9 +82,8 @@ BAD_FILE = 3
 FAULT = 70
 INTERRUPTED = 130
 OUTPUT_GONE = 141
-TRACEBACK = "GGUFROPE_TRACEBACK"
-"""Set in the environment, it shows where a fault of ours is."""
 _LONGEST_MESSAGE = 4000
+_PLAIN_TYPES = {"int range": "a whole number", "int": "a whole number", "float": "a number"}
 _CODES: tuple[tuple[type[GgufRopeError], int], ...] = (
     (OptionError, 2),
     (RequestError, 2),
@@ -101,37 +106,61 @@ def with_flags(message: str) -> str:
     return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
 
 
-def run(command: Callable[[], object], *, flags: bool = True) -> int:
+def run(command: Callable[[], object], *, flags: bool = True, traceback: bool = False) -> int:
     """Call `command`; whatever goes wrong becomes one line on stderr and an exit code.
 
-    `flags` is whether the command takes its fields as options, and not from a plan file.
+    `flags` is whether the command takes its fields as options, and not from a plan file; with
+    `traceback` the line comes below the traceback.
     """
-    _write_anything()
+    from .output import open_streams, write_anything
+
+    open_streams()
+    write_anything()
     try:
         code = _code_of(command)
         sys.stdout.flush()
-    except GgufRopeError as error:
-        _tell(with_flags(str(error)) if flags else str(error))
-        return exit_code(error)
     except KeyboardInterrupt:
         _tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
         return OUTPUT_GONE
-    except OSError as error:
+    except Exception as error:
+        if traceback:
+            from traceback import print_exception
+
+            with suppress(OSError):
+                print_exception(error)
+        return _code_told(error, flags=flags)
+    return code
+
+
+def _code_told(error: Exception, *, flags: bool) -> int:
+    """Say in one line what went wrong; return the exit code."""
+    if isinstance(error, GgufRopeError):
+        _tell(with_flags(str(error)) if flags else str(error))
+        return exit_code(error)
+    if hasattr(error, "format_message"):  # Typer's: words that are no call of a command
+        _tell(_usage(error))
+        return 2
+    if isinstance(error, OSError):
         place = "the output" if error.filename is None else error.filename
         _tell(f"{place}: {error.strerror or error}")
         if error.filename is None:  # the output itself, perhaps: what is left of it has no place
             _drop_output()
         return BAD_FILE
-    except MemoryError:
+    if isinstance(error, MemoryError):
         _tell("out of memory")
         return exit_code(BackendError())
-    except Exception as error:
-        _tell_fault(error)
-        return FAULT
-    return code
+    from traceback import extract_tb
+
+    where = extract_tb(error.__traceback__)[-1]
+    _tell(
+        f"a fault of ggufrope, not of your request: {type(error).__name__} at "
+        f"{Path(where.filename).name}:{where.lineno}: {str(error)[:300]}; for a report, keep what "
+        "the same command prints with --traceback, and what `ggufrope doctor --json` prints"
+    )
+    return FAULT
 
 
 @contextmanager
@@ -159,23 +188,29 @@ def _code_of(command: Callable[[], object]) -> int:
     """
     before = sys.stdout
     try:
-        command()
+        code = command()
     except SystemExit as leaving:
         # Typer and Rich answer these themselves: with exit code 1, and without a word.
         if isinstance(leaving.__context__, BrokenPipeError):
             sys.stdout = before
             raise BrokenPipeError from None
-        if leaving.code == INTERRUPTED:
-            raise KeyboardInterrupt from None
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    return 0
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
 
 
-def _write_anything() -> None:
-    """Let the output have characters that its encoding lacks, each as a question mark."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+def _usage(error: Exception) -> str:
+    """Return what Typer says of words that are no call of a command, in one line."""
+    message: str = error.format_message()  # type: ignore[attr-defined]
+    for typed, plain in _PLAIN_TYPES.items():
+        message = message.replace(f"not a valid {typed}.", f"not {plain}")
+    message = message[:1].lower() + message[1:].removesuffix(".")
+    if message.endswith("?"):  # did you mean …?
+        return message
+    context = getattr(error, "ctx", None)
+    path = "ggufrope" if context is None else context.command_path
+    return f"{message}; see `{path} --help`"
 
 
 def _drop_output() -> None:
@@ -194,15 +229,15 @@ def _tell(message: str) -> None:
         print(f"ggufrope: {line}", file=sys.stderr, flush=True)
 
 
-def _tell_fault(error: Exception) -> None:
-    """Say in one line that the fault is ours, where it is and how to report it."""
-    import traceback
+def outlive_aborts() -> None:
+    """Let llama.cpp end the process with one line and exit code 5 where an assertion of it fails.
 
-    if os.environ.get(TRACEBACK):
-        traceback.print_exception(error)
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    _tell(
-        f"a fault of ggufrope, not of your request: {type(error).__name__} at "
-        f"{Path(where.filename).name}:{where.lineno}: {str(error)[:300]}; please report this line, "
-        f"the command and what `ggufrope doctor` says ({TRACEBACK}=1 shows more)"
-    )
+    For the commands that load a model in this process."""
+    from ggufrope.runtime import library
+
+    library.on_abort = _tell_abort
+
+
+def _tell_abort(reason: str) -> None:
+    _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
+    os._exit(exit_code(BackendError()))

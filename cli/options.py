@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from .values import tokens
+from .values import completion, guards, tokens
 
 FileArgument = Annotated[
     str,
@@ -28,11 +28,30 @@ FileArgument = Annotated[
 OtherFileArgument = Annotated[
     str, typer.Argument(metavar="OTHER", help="The file to compare with.", show_default=False)
 ]
+ForceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--force",
+        metavar="GUARD",
+        help="Override a guard by its name; repeatable.",
+        autocompletion=completion(guards),
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def option(name: str, help_: str, metavar: str, panel: str, **more: Any) -> Any:
-    """Return an option shown in a panel of the help."""
+def option(
+    name: str,
+    help_: str,
+    metavar: str,
+    panel: str,
+    *,
+    known: Callable[[], Iterable[str]] | None = None,
+    **more: Any,
+) -> Any:
+    """Return an option shown in a panel of the help; shells complete it to the `known` words."""
+    if known is not None:
+        more["autocompletion"] = completion(known)
     return typer.Option(name, metavar=metavar, help=help_, rich_help_panel=panel, **more)
 
 

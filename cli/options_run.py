@@ -6,19 +6,23 @@ Defaults, choices and the words of the thresholds are those of the run plan.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 import typer
 
 from ggufrope.backends import RuntimeSettings
-from ggufrope.evals.task import Haystack, RulerSettings
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.errors import RequestError
+from ggufrope.evals.ruler.specs import BY_NAME
+from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
+from ggufrope.evals.thresholds import Thresholds, without_task
 from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
 from .options import option
-from .values import layers, token_counts
+from .start import default_contexts
+from .values import cache_type, kv_types, layers, share, token_counts, word, words
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
@@ -37,18 +41,32 @@ def _choices(name: str) -> tuple[str, ...]:
 
 def _threshold(name: str, metavar: str) -> Any:
     """Return the option of a threshold, with the help and the default that the plan has."""
-    item = _THRESHOLDS[name]
+    item, flag = _THRESHOLDS[name], OTHER_FLAGS[name]
     default = "no limit" if item.default is None else f"{item.default:g}"
     words = item.metadata["help"]
     help_ = f"{words[0].upper()}{words[1:]}; default: {default}."
-    return option(OTHER_FLAGS[name], help_, metavar, _JUDGE)
+    return option(flag, help_, metavar, _JUDGE, parser=share(flag) if metavar == "SHARE" else None)
+
+
+GridsOption = Annotated[
+    bool, typer.Option("--grids", help="Show the needles too, depth by length.")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """The values of the options; `plan` turns them into a RunPlan."""
 
-    ctx: Annotated[str, option("--ctx", "Context lengths in tokens: 4096,8k,16k.", "A,B,…", _WHAT)]
+    ctx: Annotated[
+        str | None,
+        option(
+            "--ctx",
+            "Context lengths in tokens: 4096,8k,16k. A scaling reaches the longest; default: up to "
+            "the target, or the file's.",
+            "A,B,…",
+            _WHAT,
+        ),
+    ] = None
     depths: Annotated[
         str,
         option(
@@ -59,33 +77,105 @@ class RunOptions:
         ),
     ] = str(_DEFAULTS["depths"])
     kv: Annotated[
-        str, option("--kv", "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.", "TYPES", _WHAT)
+        str,
+        option(
+            "--kv",
+            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.",
+            "TYPES",
+            _WHAT,
+            known=kv_types,
+        ),
     ] = ",".join(_DEFAULTS["kv"])
     tasks: Annotated[
-        str, option("--tasks", f"Tasks: {', '.join(_choices('tasks'))}.", "TASKS", _WHAT)
+        str,
+        option(
+            "--tasks",
+            f"Tasks: {', '.join(_choices('tasks'))}.",
+            "TASKS",
+            _WHAT,
+            known=partial(_choices, "tasks"),
+        ),
     ] = ",".join(_DEFAULTS["tasks"])
     mode: Annotated[
         str,
         option(
             "--mode",
-            "one-pass: all needles in one prefill; isolated: one prompt per needle.",
+            "spliced: all needles in one prefill, and whole prompts until they decide; "
+            "whole: one prompt per needle.",
             "MODE",
             _WHAT,
+            known=partial(_choices, "mode"),
         ),
     ] = _DEFAULTS["mode"]
+    whole_prompts: Annotated[
+        int,
+        option(
+            "--whole-prompts",
+            "At most so many whole prompts at each length confirm spliced needles.",
+            "N",
+            _WHAT,
+            min=0,
+        ),
+    ] = _DEFAULTS["whole_prompts"]
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control/--no-control",
+            help="Measure the unscaled model within its native context, for comparison.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = _DEFAULTS["control"]
     haystack: Annotated[
         str,
         option(
-            "--haystack", "Text around the needles: noise, essay or a file.", "KIND|FILE", _WHAT
+            "--haystack",
+            "Text around the needles: noise, essay or a file.",
+            "KIND|FILE",
+            _WHAT,
+            known=partial(tuple, ("noise", "essay")),
         ),
     ] = _DEFAULTS["haystack"].kind
+    needle: Annotated[
+        str,
+        option(
+            "--needle",
+            f"Kind of needle: {', '.join(_choices('needle'))}.",
+            "KIND",
+            _WHAT,
+            known=partial(_choices, "needle"),
+        ),
+    ] = _DEFAULTS["needle"]
     value: Annotated[
-        str, option("--value", f"Value of a needle: {', '.join(_choices('value'))}.", "KIND", _WHAT)
+        str,
+        option(
+            "--value",
+            f"Value of a needle: {', '.join(_choices('value'))}.",
+            "KIND",
+            _WHAT,
+            known=partial(_choices, "value"),
+        ),
     ] = _DEFAULTS["value"]
-    samples: Annotated[
+    distractors: Annotated[
         int,
-        option("--samples", "Repetitions per cell, each with a new haystack.", "N", _WHAT, min=1),
-    ] = _DEFAULTS["samples"]
+        option(
+            "--distractors",
+            "Wrong answers that a needle's answer is ranked among.",
+            "N",
+            _WHAT,
+            min=0,
+        ),
+    ] = _DEFAULTS["distractors"]
+    samples: Annotated[
+        int | None,
+        option(
+            "--samples",
+            f"Samples per cell, each with a new needle; default: {SPLICED_SAMPLES} of a needle, "
+            "1 of other tasks.",
+            "N",
+            _WHAT,
+            min=1,
+        ),
+    ] = None
     seed: Annotated[int, option("--seed", "Seed of all prompts.", "N", _WHAT)] = _DEFAULTS["seeds"][
         0
     ]
@@ -104,6 +194,28 @@ class RunOptions:
             "--chunks", "Maximum number of context-length chunks of the text.", "N", _WHAT, min=1
         ),
     ] = _DEFAULTS["chunks"]
+    format: Annotated[
+        str,
+        option(
+            "--format",
+            "How a model is asked: chat, in the template of the file; completion; auto: chat "
+            "where there is a template.",
+            "FORMAT",
+            _WHAT,
+            known=partial(_choices, "format"),
+        ),
+    ] = _DEFAULTS["format"]
+    thinking: Annotated[
+        str | None,
+        option(
+            "--thinking",
+            "Whether a chat model thinks, on or off, where its template has the choice; "
+            "default: off.",
+            "on|off",
+            _WHAT,
+            known=partial(tuple, ("on", "off")),
+        ),
+    ] = None
     ruler_tasks: Annotated[
         str | None,
         option(
@@ -111,6 +223,7 @@ class RunOptions:
             "Tasks by RULER's names; default: all that have their data.",
             "A,B,…",
             _WHAT,
+            known=partial(tuple, BY_NAME),
         ),
     ] = None
     squad: Annotated[
@@ -124,7 +237,14 @@ class RunOptions:
         option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
     ] = None
     gpu_layers: Annotated[
-        str, option("--gpu-layers", "Layers on the GPU: all, auto or a number.", "N", _HOW)
+        str,
+        option(
+            "--gpu-layers",
+            "Layers on the GPU: all, auto or a number.",
+            "N",
+            _HOW,
+            known=partial(tuple, ("all", "auto")),
+        ),
     ] = "all"
     threads: Annotated[
         int | None, option("--threads", "CPU threads; default: every CPU.", "N", _HOW, min=1)
@@ -139,33 +259,61 @@ class RunOptions:
     ] = None
     out: Annotated[
         Path | None,
-        option("--out", "Folder that keeps the results; the same command resumes.", "DIR", _HOW),
+        option(
+            "--out",
+            "Folder that keeps the results; the same command resumes. Default: runs/NAME-1, -2, …",
+            "DIR",
+            _HOW,
+        ),
     ] = None
     min_recall: Annotated[float | None, _threshold("recall", "SHARE")] = None
+    min_recall_share: Annotated[float | None, _threshold("recall_share", "SHARE")] = None
     min_top_ranked: Annotated[float | None, _threshold("top_ranked", "SHARE")] = None
     min_ruler_share: Annotated[float | None, _threshold("ruler_share", "SHARE")] = None
     max_short_nll: Annotated[float | None, _threshold("short_context_nll", "NAT")] = None
     max_long_nll: Annotated[float | None, _threshold("long_context_nll", "NAT")] = None
     max_divergence: Annotated[float | None, _threshold("divergence", "NAT")] = None
+    allow_undecided: Annotated[
+        bool,
+        typer.Option(
+            "--allow-undecided",
+            help="Exit 0 where a check is undecided, and none fails.",
+            rich_help_panel=_JUDGE,
+        ),
+    ] = False
 
-    def plan(self, model: str, requests: tuple[ScalingRequest, ...]) -> RunPlan:
-        """Return the plan for one model under these scalings.
+    def plan(
+        self, model: str, requests: tuple[ScalingRequest, ...], *, require: str | None = None
+    ) -> RunPlan:
+        """Return the plan for one model under these scalings; `require` is the one to judge.
 
         Raises OptionError or RequestError.
         """
-        ruler_tasks = () if self.ruler_tasks is None else tuple(self.ruler_tasks.split(","))
-        words: dict[str, Any] = {
-            "tasks": _words("tasks", self.tasks),
-            "mode": _word("mode", self.mode),
-            "value": _word("value", self.value),
+        ruler_tasks: tuple[str, ...] = ()
+        if self.ruler_tasks is not None:
+            ruler_tasks = words(self.ruler_tasks, "--ruler-tasks", tuple(BY_NAME))
+        if self.ctx is None:
+            contexts = default_contexts(model, requests)
+        else:
+            contexts = token_counts(self.ctx, "--ctx")
+        chosen: dict[str, Any] = {
+            "tasks": words(self.tasks, "--tasks", _choices("tasks")),
+            "mode": word(self.mode, "--mode", _choices("mode")),
+            "needle": word(self.needle, "--needle", _choices("needle")),
+            "value": word(self.value, "--value", _choices("value")),
+            "format": word(self.format, "--format", _choices("format")),
+            "thinking": _switch(self.thinking, "--thinking"),
         }
         return RunPlan(
             models=(model,),
-            contexts=token_counts(self.ctx, "--ctx"),
+            contexts=contexts,
             scalings=requests,
-            kv=tuple(self.kv.split(",")),
+            kv=tuple(cache_type(each, "--kv") for each in self.kv.split(",")),
             depths=_depths(self.depths),
             samples=self.samples,
+            whole_prompts=self.whole_prompts,
+            distractors=self.distractors,
+            control=self.control,
             seeds=(self.seed,),
             haystack=_haystack(self.haystack),
             text=_name(self.text),
@@ -181,43 +329,40 @@ class RunOptions:
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),
-            thresholds=self._thresholds(),
-            **words,
+            thresholds=self._thresholds(chosen["tasks"], require),
+            **chosen,
         )
 
-    def _thresholds(self) -> Thresholds:
-        given = {
+    def _thresholds(self, tasks: tuple[str, ...], require: str | None) -> Thresholds:
+        options = {
             "recall": self.min_recall,
+            "recall_share": self.min_recall_share,
             "top_ranked": self.min_top_ranked,
             "ruler_share": self.min_ruler_share,
             "short_context_nll": self.max_short_nll,
             "long_context_nll": self.max_long_nll,
             "divergence": self.max_divergence,
         }
-        return Thresholds(**{name: value for name, value in given.items() if value is not None})
+        given: dict[str, Any] = {n: value for n, value in options.items() if value is not None}
+        if problems := tuple(without_task(given, tasks)):
+            raise RequestError("; ".join(problems))
+        return Thresholds(allow_undecided=self.allow_undecided, require=require, **given)
 
 
 def _name(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _word(name: str, text: str) -> str:
-    """Return a word that the field `name` of the plan accepts. Raises OptionError for others."""
-    if text not in _choices(name):
-        raise OptionError(f"--{name} {text}: expected one of {', '.join(_choices(name))}")
-    return text
-
-
-def _words(name: str, text: str) -> tuple[str, ...]:
-    return tuple(_word(name, word) for word in text.split(","))
+def _switch(text: str | None, flag: str) -> bool | None:
+    return None if text is None else word(text, flag, ("on", "off")) == "on"
 
 
 def _haystack(text: str) -> Haystack:
-    if text in ("noise", "essay"):
-        return Haystack(kind=cast("Any", text))
-    if not Path(text).is_file():
-        raise OptionError(f"--haystack {text}: expected noise, essay or a text file")
-    return Haystack(kind="text", file=text)
+    if Path(text).is_file():
+        return Haystack(kind="text", file=text)
+    return Haystack(
+        kind=cast("Any", word(text, "--haystack", ("noise", "essay"), other="a text file"))
+    )
 
 
 def _depths(text: str) -> int | tuple[float, ...]:

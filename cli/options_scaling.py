@@ -15,7 +15,7 @@ from ggufrope.patching.command import FLAGS
 from ggufrope.patching.request import SCHEMES, ScalingRequest
 
 from .errors import OptionError
-from .values import tokens
+from .values import completion, schemes, tokens, word
 
 _GROUP = "Scaling"
 _SCHEME_HELP = f"{', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}."
@@ -52,9 +52,10 @@ class ScalingOptions:
 
     def request(self) -> ScalingRequest:
         """Return the request: the model as it stands where no scheme is given."""
-        if self.scaling is not None and self.scaling not in SCHEMES:
-            raise OptionError(f"--scaling {self.scaling}: expected one of {', '.join(SCHEMES)}")
-        return ScalingRequest(scaling=self.scaling or "file", **self.parameters)
+        scaling: Any = "file"
+        if self.scaling is not None:
+            scaling = word(self.scaling, "--scaling", SCHEMES)
+        return ScalingRequest(scaling=scaling, **self.parameters)
 
 
 def _annotation(field: Field[Any], hint: Any) -> Any:
@@ -77,6 +78,7 @@ def _annotation(field: Field[Any], hint: Any) -> Any:
         rich_help_panel=_GROUP,
         show_default=False,
         parser=parser,
+        autocompletion=completion(schemes) if field.name == "scaling" else None,
     )
     return Annotated[kind, option]
 

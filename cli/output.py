@@ -5,7 +5,10 @@ A string of a file must not move the cursor or pose as ours: whatever is shown g
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+import os
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,62 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = 1
+MARKS = {
+    "✓": "+",
+    "✕": "x",
+    "✗": "x",
+    "×": "x",
+    "·": "-",
+    "–": "-",
+    "—": "-",
+    "…": "...",
+    "→": "->",
+    "±": "+/-",
+    "≥": ">=",
+    "≤": "<=",
+    "◀": "<",
+    "′": "'",
+    "²": "2",
+    "₂": "2",
+    "⌊": "[",
+    "⌋": "]",
+    **dict(zip("▁▂▃▄▅▆▇█", "_.-:=+*#", strict=True)),
+}
+"""What stands for a mark of ours where the encoding of the output lacks it."""
+
+
+def open_streams() -> None:
+    """Lead the standard streams that the process was started without to nowhere.
+
+    Else a model opened later gets the number of one, and what is written to it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def write_anything() -> None:
+    """Let the output have characters that its encoding lacks: a mark of ours by what is in MARKS,
+    any other as an escape."""
+    codecs.register_error("ggufrope", _written_otherwise)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ggufrope")
+
+
+def _written_otherwise(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    texts = (
+        MARKS.get(character) or character.encode("ascii", "backslashreplace").decode()
+        for character in error.object[error.start : error.end]
+    )
+    return "".join(texts), error.end
 
 
 @cache

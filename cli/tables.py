@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from ggufrope.rope.lint import Finding
 
+_TABLE_WIDTH = 60
+"""Columns of a terminal, below which a table would fold its words to letters."""
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
@@ -47,6 +49,23 @@ def row(made: Table, *cells: object, style: str | None = None) -> None:
     made.add_row(
         *(cell if isinstance(cell, Text) else Text(shown(cell)) for cell in cells), style=style
     )
+
+
+def print_table(made: Table) -> None:
+    """Print a table; where the terminal is too narrow for its columns, a line for each row."""
+    from rich.text import Text
+
+    from .output import console
+
+    out = console()
+    if out.width >= _TABLE_WIDTH:
+        out.print(made)
+        return
+    names = [str(column.header) for column in made.columns]
+    out.print()
+    for cells in zip(*(column.cells for column in made.columns), strict=True):
+        pairs = (f"{name} {cell}" for name, cell in zip(names[1:], cells[1:], strict=True))
+        out.print(Text.assemble((str(cells[0]), "bold"), f": {', '.join(pairs)}"))
 
 
 def shown(value: object) -> str:
@@ -85,17 +104,6 @@ def finding_lines(findings: Iterable[Finding]) -> Iterable[Text]:
             (f"{finding.code}  ", "dim"),
             safe(finding.message),
         )
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Return 0, 1, 2, 5 as "0-2, 5"."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and spans[-1][1] == number - 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
 
 
 def lost_edits(lost: int) -> str:

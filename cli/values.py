@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from .errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from ggufrope.container.strategies import Strategy
 
@@ -48,32 +49,113 @@ def write_new(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def strategy_named(word: str | None) -> Strategy | None:
-    """Return the store strategy called `word`; OptionError where there is none."""
+def word(text: str, option: str, known: Sequence[str], *, other: str | None = None) -> str:
+    """Return the known word that `text` is, in any case; OptionError names the nearest one.
+
+    `other` is what the message says the option takes besides.
+    """
+    meant = {_folded(each): each for each in known}.get(_folded(text))
+    if meant is None:
+        from ggufrope._plain import did_you_mean
+
+        expected = ", ".join(known) if other is None else f"{', '.join(known)}, or {other}"
+        raise OptionError(f"{option} {_said(text)}: expected {expected}{did_you_mean(text, known)}")
+    return meant
+
+
+def words(text: str, option: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the known words in a list such as `yarn,ntk`."""
+    return tuple(word(each, option, known) for each in text.split(","))
+
+
+def cache_type(text: str, option: str) -> str:
+    """Return a KV cache type, or a pair such as `q8_0/q4_0`, as the library writes it."""
+    return "/".join(word(kind, option, kv_types()) for kind in text.split("/"))
+
+
+def _said(text: str) -> str:
+    """Return what a person gave as a message shows it, nothing as two quotes."""
+    return text.strip() or "''"
+
+
+def _folded(text: str) -> str:
+    return text.strip().casefold().replace("_", "-")
+
+
+def guards() -> tuple[str, ...]:
+    """Return the names that --force takes."""
+    from ggufrope.container.guards import GUARDS
+
+    return GUARDS
+
+
+def schemes() -> tuple[str, ...]:
+    """Return the scaling schemes."""
+    from ggufrope.patching.request import SCHEMES
+
+    return SCHEMES
+
+
+def forced(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the guards that --force names."""
+    return tuple(word(name, "--force", guards()) for name in names or ())
+
+
+def strategies() -> tuple[str, ...]:
+    """Return the names that --strategy takes."""
     from ggufrope.container.strategies import Strategy
 
-    if word is None:
-        return None
-    try:
-        return Strategy(word)
-    except ValueError:
-        known = ", ".join(strategy.value for strategy in Strategy)
-        raise OptionError(f"--strategy {word}: expected one of {known}") from None
+    return tuple(strategy.value for strategy in Strategy)
+
+
+def tools() -> tuple[str, ...]:
+    """Return the names of the tools that settings are exported for."""
+    from ggufrope.rope.export import Tool
+
+    return get_args(Tool)
+
+
+def kv_types() -> tuple[str, ...]:
+    """Return the KV cache types."""
+    from ggufrope.container.ggml import CACHE_TYPES
+
+    return tuple(CACHE_TYPES)
+
+
+def completion(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return what completes the last word of a list in the shell; `known` is not called before."""
+
+    def complete(incomplete: str) -> list[str]:
+        start = max(incomplete.rfind(","), incomplete.rfind("/")) + 1
+        last = _folded(incomplete[start:])
+        return [incomplete[:start] + each for each in known() if _folded(each).startswith(last)]
+
+    return complete
+
+
+def strategy_named(text: str | None) -> Strategy | None:
+    """Return the store strategy called `text`; OptionError where there is none."""
+    from ggufrope.container.strategies import Strategy
+
+    return None if text is None else Strategy(word(text, "--strategy", strategies()))
 
 
 def tokens(option: str) -> Callable[[str], int]:
-    """Return the parser of `option`, a number of tokens: `4096`, or `4k` for 4 times 1024.
+    """Return the parser of `option`, a number of tokens: `4096`, or `4k`, `1M` by powers of 1024.
 
     The parser raises OptionError where the text is none.
     """
 
     def parse(text: str) -> int:
-        digits, scale = text.strip().lower(), 1
-        if digits.endswith("k"):
-            digits, scale = digits[:-1], 1024
-        if not digits.isdecimal() or len(digits) > _MOST_DIGITS or int(digits) == 0:
-            raise OptionError(f"{option} {text.strip()}: expected tokens such as 16384 or 16k")
-        return int(digits) * scale
+        number = text.strip().lower()
+        scale = {"k": 1 << 10, "m": 1 << 20}.get(number[-1:], 1)
+        whole, _, part = (number if scale == 1 else number[:-1]).partition(".")
+        if whole.isdecimal() and (whole + part).isdecimal() and len(number) <= _MOST_DIGITS:
+            unit: int = 10 ** len(part)
+            count, rest = divmod(scale * int(whole + part), unit)
+            if count and not rest:
+                return count
+        raise OptionError(f"{option} {_said(text)}: expected tokens such as 16384, 16k or 1M")
 
     return parse
 
@@ -83,39 +165,60 @@ def token_counts(text: str, option: str) -> tuple[int, ...]:
     return tuple(map(tokens(option), text.split(",")))
 
 
-def byte_count(text: str, option: str) -> int:
-    """Return `24GiB`, `512 MiB`, `8GB` or a plain number as bytes; OptionError where it is none."""
+def share(option: str) -> Callable[[str], float]:
+    """Return the parser of `option`, a share: `0.9` or `90%`. It raises OptionError."""
+
+    def parse(text: str) -> float:
+        number, percent, rest = text.strip().partition("%")
+        try:
+            if rest:
+                raise ValueError(rest)
+            return float(number) / (100 if percent else 1)
+        except ValueError:
+            raise OptionError(f"{option} {text}: expected a share such as 0.9 or 90%") from None
+
+    return parse
+
+
+def byte_count(option: str) -> Callable[[str], int]:
+    """Return the parser of `option`, a size: `24GiB`, `512 MiB`, `8GB` or a number of bytes.
+
+    The parser raises OptionError where the text is none.
+    """
     units = {"": 1, "b": 1}
     for power, letter in enumerate("kmgt", start=1):
         units |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
-    word = text.strip().lower()
-    digits = word.rstrip("kmgtib ")
-    try:
-        count = float(digits) * units[word[len(digits) :].strip()]
-    except (ValueError, KeyError):
-        raise OptionError(f"{option} {text}: expected a size such as 24GiB or 512MiB") from None
-    if not 0 < count < 2**63:
-        raise OptionError(f"{option} {text}: expected a size above zero")
-    return int(count)
+
+    def parse(text: str) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", text.strip().lower())
+        if found is None or found[2] not in units:
+            raise OptionError(f"{option} {text}: expected a size such as 24GiB or 512MiB")
+        count = float(found[1]) * units[found[2]]
+        if count >= 2**63:
+            raise OptionError(f"{option} {text}: expected a size that a machine can have")
+        return int(count)
+
+    return parse
 
 
 def seconds(text: str, option: str) -> float:
-    """Return `90s`, `45m`, `3h` or a plain number as seconds; OptionError where it is none."""
-    word = text.strip().lower()
-    scale = {"s": 1, "m": 60, "h": 3600}.get(word[-1:], 0)
+    """Return `90s`, `45m`, `1h 30m` or a plain number as seconds; OptionError where it is none."""
+    pattern = r"(?:([\d.]+)h)? ?(?:([\d.]+)m)? ?(?:([\d.]+) ?s?)?"
+    found = re.fullmatch(pattern, text.strip().lower())
     try:
-        count = float(word[:-1]) * scale if scale else float(word)
+        hours, minutes, rest = map(float, found.groups("0")) if found is not None else (0, 0, 0)
+        count = 3600 * hours + 60 * minutes + rest
     except ValueError:
         count = 0.0
     if not 0 < count < 1e9:
-        raise OptionError(f"{option} {text}: expected a time such as 90s, 45m or 3h")
+        raise OptionError(f"{option} {text}: expected a time such as 90s, 45m or 1h 30m")
     return count
 
 
 def layers(text: str) -> int | Literal["all", "auto"]:
     """Return `all`, `auto` (as many as fit) or a number of layers; OptionError for others."""
-    if text in ("all", "auto"):
-        return cast("Literal['all', 'auto']", text)
+    if text.lower() in ("all", "auto"):
+        return cast("Literal['all', 'auto']", text.lower())
     if not text.isdecimal() or len(text) > _MOST_DIGITS:
         raise OptionError(f"--gpu-layers {text}: expected all, auto or a number")
     return int(text)

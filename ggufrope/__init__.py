@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ggufrope.container.location import locate
     from ggufrope.container.recovery import undo
     from ggufrope.errors import GgufRopeError
-    from ggufrope.evals.verdict import Thresholds
+    from ggufrope.evals.thresholds import Thresholds
     from ggufrope.patching.check import check
     from ggufrope.patching.command import patch_command
     from ggufrope.patching.exporting import export_model
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
     from ggufrope.patching.sarif import sarif
     from ggufrope.proof import prove
+    from ggufrope.report.conclusion import conclude
     from ggufrope.report.record import RunReport, run
     from ggufrope.rope.export import export
     from ggufrope.runs.plan import RunPlan, read_plan
@@ -42,7 +43,7 @@ _HOMES = {
     "container.location": ("locate",),
     "container.recovery": ("undo",),
     "errors": ("GgufRopeError",),
-    "evals.verdict": ("Thresholds",),
+    "evals.thresholds": ("Thresholds",),
     "patching.check": ("check",),
     "patching.command": ("patch_command",),
     "patching.exporting": ("export_model",),
@@ -51,6 +52,7 @@ _HOMES = {
     "patching.request": ("ScalingRequest",),
     "patching.sarif": ("sarif",),
     "proof": ("prove",),
+    "report.conclusion": ("conclude",),
     "report.record": ("RunReport", "run"),
     "rope.export": ("export",),
     "runs.plan": ("RunPlan", "read_plan"),
@@ -78,6 +80,7 @@ __all__ = [
     "advise",
     "apply",
     "check",
+    "conclude",
     "diff",
     "export",
     "export_model",

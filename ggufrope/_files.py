@@ -39,6 +39,19 @@ def storage(doing: str, path: Path) -> Iterator[None]:
         raise StorageError(f"cannot {doing} {path}: {error}") from error
 
 
+def model_status(path: Path) -> os.stat_result:
+    """Return what the system says of a model's file.
+
+    Raises StorageError where there is none, or no regular file.
+    """
+    with storage("read", path):
+        status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise StorageError(f"{path} is {kind}; expected a GGUF file")
+    return status
+
+
 def read_bytes(path: Path, *, most: int = MAX_READ_BYTES) -> bytes:
     """Return the content of a regular file of at most `most` bytes. Raises StorageError."""
     with storage("read", path):
@@ -83,11 +96,12 @@ def read_json(path: Path, *, most: int = MAX_READ_BYTES) -> Any:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file in one piece, in place of what was there: a crash leaves the old or the new.
 
-    Text is written as UTF-8, line ends as they are. Raises StorageError.
+    Text is written as UTF-8, line ends as they are, and bytes of a name that are not UTF-8 as
+    escapes. Raises StorageError.
     """
     import tempfile  # slow to import, and most commands write nothing
 
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with storage("write", path):
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
         try:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
 
 _KEPT = frozenset("\n")
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -20,14 +24,55 @@ def safe(text: str) -> str:
     )
 
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def html_text(value: object) -> str:
+    """Return a value as text within HTML, where nothing of it is markup."""
+    from html import escape
+
+    return escape(safe(str(value)))
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table in HTML, each row headed by its first value."""
+    head = "".join(f'<th scope="col">{html_text(each)}</th>' for each in heads)
+    body = "".join(
+        f'<tr><th scope="row">{html_text(first)}</th>'
+        + "".join(f"<td>{html_text(each)}</td>" for each in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return 0, 1, 2, 5 as "0-2, 5"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+
+
 def byte_size(count: int) -> str:
     """Return a number of bytes in the unit that suits it, as in "4.1 KiB"."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+    value, power = float(count), 0
+    while abs(value) >= 1024 and power < len(_UNITS) - 1:
+        value, power = value / 1024, power + 1
+    return f"{value:.{min(power, 1)}f} {_UNITS[power]}"
+
+
+def byte_column(counts: Iterable[float]) -> tuple[str, Callable[[float], str]]:
+    """Return the unit that suits the largest of some numbers of bytes, and what writes each of them
+    in that unit, for a column to compare."""
+    largest, power = max((abs(count) for count in counts), default=0.0), 0
+    while largest >= 1024 ** (power + 1) and power < len(_UNITS) - 1:
+        power += 1
+    scale = 1024**power
+    return _UNITS[power], lambda count: f"{count / scale:.{2 if power else 0}f}"
 
 
 def duration(seconds: float) -> str:

@@ -123,6 +123,8 @@ def _decode(kind: Any, plain: Plain, path: str, problems: list[str]) -> Any:
         return _decode_tuple(typing.get_args(kind), plain, path, problems)
     if origin in (Union, types.UnionType):
         return _decode_union(typing.get_args(kind), plain, path, problems)
+    if origin is dict:
+        kind = dict
     if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
         try:
             return float(plain)
@@ -137,7 +139,7 @@ def _decode(kind: Any, plain: Plain, path: str, problems: list[str]) -> Any:
     if not accepted:
         problems.append(f"{path or 'the value'} must be {_describe(kind)}, found {_show(plain)}")
         if origin is Literal and isinstance(plain, str):
-            problems[-1] += _did_you_mean(plain, typing.get_args(kind))
+            problems[-1] += did_you_mean(plain, typing.get_args(kind))
     return plain
 
 
@@ -149,7 +151,7 @@ def _decode_record(record: type, plain: Plain, path: str, problems: list[str]) -
     before = len(problems)
     for name in plain:
         if name not in known:
-            hint = _did_you_mean(name, known) or f"; known here: {', '.join(known)}"
+            hint = did_you_mean(name, known) or f"; known here: {', '.join(known)}"
             problems.append(f"unknown key {_join(path, str(name))!r}{hint}")
     values = {}
     for name, (field, kind) in known.items():
@@ -248,9 +250,10 @@ def _describe(kind: Any) -> str:
         return "one of " + ", ".join(str(choice) for choice in typing.get_args(kind))
     if origin is tuple:
         return "a list"
-    if is_dataclass(kind):
+    if is_dataclass(kind) or kind is dict:
         return "a table"
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names[kind]
 
 
 def _show(plain: Plain) -> str:
@@ -258,9 +261,11 @@ def _show(plain: Plain) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    close = get_close_matches(word, [str(k) for k in known], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """Return the end of a message: the known word nearest to `word`, nothing where none is near."""
+    names = {str(each).casefold(): str(each) for each in known}
+    close = get_close_matches(word.casefold(), names, n=1)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def _join(path: str, name: str) -> str:

@@ -14,6 +14,7 @@ not travel between processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -138,9 +139,11 @@ class LlamaBackend:
         return LlamaBackend(settings=replace(self.settings, gpu_layers=layers))
 
     def load(self, path: Path, kv_overrides: Mapping[str, OverrideValue]) -> Model:
-        """Load a file. Raises LoadError, InsufficientMemoryError, MissingDependencyError."""
+        """Load a file. Raises LoadError, InsufficientMemoryError, MissingDependencyError, and
+        RequestError where devices are named and this process has none."""
         from ggufrope.runtime.model import Model
 
+        self._require_devices()
         if self.settings.gpu_layers == "auto":
             return self.fitted(path, _UNKNOWN_CONTEXT).load(path, kv_overrides)
         return Model.open(
@@ -150,6 +153,16 @@ class LlamaBackend:
             main_gpu=self.settings.main_gpu,
             tensor_split=self.settings.tensor_split,
         )
+
+    def _require_devices(self) -> None:
+        """Refuse to run on the CPU what was meant for devices."""
+        from ggufrope.runtime import library
+
+        if not self.settings.devices or any(d.kind == "gpu" for d in library.devices()):
+            return
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ", ".join(self.settings.devices))
+        why = "there is none of that number" if library.can_offload() else "this build has no CUDA"
+        raise RequestError(f"`devices` {visible}: {why}; `ggufrope doctor` lists the devices")
 
     def open_context(
         self, model: Model, n_ctx: int, *, kv: KvTypes, rope: RopeOverrides, spare: int

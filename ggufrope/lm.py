@@ -4,12 +4,13 @@
 deterministically and without it. An evaluation imports neither.
 
 A context holds one growing *trunk* of tokens. Questions are *branches*: they share the trunk's
-cache, are evaluated together in as few batches as fit, and leave the trunk as it was.
+cache, are evaluated together in as few batches as fit, and leave the trunk as it was. A branch may
+see other tokens in the place of some of the trunk's: its *splices*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -26,11 +27,29 @@ context closes it. May raise any BackendError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Splice:
+    """Tokens that stand from `position` on, in the place of as many tokens of the trunk."""
+
+    position: int
+    tokens: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """The position after its last token."""
+        return self.position + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """A question about the trunk: a prompt, and candidate answers that each follow it alone."""
+    """A question about the trunk: a prompt, and candidate answers that each follow it alone.
+
+    It sees the trunk with its `splices`, which are in order and do not overlap. Only the splices
+    are evaluated: what the trunk has behind them was evaluated without them in view.
+    """
 
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
+    splices: tuple[Splice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +85,20 @@ class LanguageContext(Protocol):
         """Append to the trunk without computing logits."""
         ...
 
+    @property
+    def append_only(self) -> str | None:
+        """Why the trunk can only be extended, asked at its end, or rewound to 0.
+
+        None where it can be rewound to any position, and branches may have splices.
+        """
+        ...
+
     def rewind(self, position: int) -> None:
         """Remove the trunk's tokens from `position` on."""
         ...
 
     def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:
-        """Score every answer of every branch; leave the trunk as it was."""
+        """Score every answer of every branch; leave the trunk as it was, also where one fails."""
         ...
 
     def generate(self, prompt: Tokens, *, max_tokens: int) -> list[int]:
@@ -115,12 +142,24 @@ class LanguageModel(Protocol):
     @property
     def n_vocab(self) -> int: ...
 
-    def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the template for chats, as the file has it: hostile text."""
+        ...
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The texts of the tokens that templates name: `bos_token`, `eos_token`, where there
+        are."""
+        ...
+
+    def tokenize(self, text: str, *, beginning: bool = False, special: bool = False) -> list[int]:
         """Return the tokens of plain text, as it stands after other text.
 
         No space is added before it, so pieces that are tokenized separately can be joined. With
         `beginning`, the text stands at the start: BOS and a space precede it where the vocabulary
-        adds them. Of an empty text, only BOS is left.
+        adds them. Of an empty text, only BOS is left. With `special`, the texts of special tokens
+        become those tokens.
         """
         ...
 

@@ -356,3 +356,11 @@ def test_the_attention_factor_acts(rotator: FactorRotator[Model], rotation: Rota
         for magnitude in (1.0, 1.2)
     }
     assert len(found) == 2
+
+
+def test_devices_that_are_not_there_are_refused_and_not_replaced(nano: Path) -> None:
+    backend = LlamaBackend(settings=RuntimeSettings(devices=("7",)))
+    if library.can_offload():
+        pytest.skip("this machine may have the device")
+    with pytest.raises(RequestError, match="`devices` 7: this build has no CUDA"):
+        backend.load(nano, {})

@@ -67,5 +67,5 @@ def test_the_script_does_what_the_page_says(
     assert "llama.rope.scaling.factor: None -> 4.0\n" in said
     assert "global layers: slowest pair" in said
     assert "512 tokens, q8_0 cache: recall" in said
-    assert said.endswith(("pass\n", "fail\n"))
+    assert "as it stands" in said.splitlines()[-1]
     assert ggufrope.verify(Path("model.gguf"), Path("model-1k.gguf")).differing == ()

@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
-EXAMPLES = {
-    "inspect": "ggufrope inspect model.gguf --ctx 32768",
-    "check": "ggufrope check models/ --config config.json",
-    "patch": "ggufrope patch model.gguf -o long.gguf --scaling yarn --target-ctx 32768",
-    "undo": "ggufrope undo model.gguf",
-    "diff": "ggufrope diff model.gguf long.gguf",
-    "verify": "ggufrope verify model.gguf long.gguf",
-    "factors": "ggufrope factors model.gguf --export factors.json",
-    "probe": "ggufrope probe long.gguf --ctx 32768",
-    "advise": "ggufrope advise model.gguf --target-ctx 65536 --memory 24GiB",
-    "export": "ggufrope export model.gguf --to llama-server --scaling yarn --target-ctx 32k",
-    "validate": "ggufrope validate long.gguf --ctx 8k,16k,32k --kv f16,q8_0",
-    "compare": "ggufrope compare model.gguf --ctx 8k,16k --scaling none,linear,ntk,yarn",
-    "search": "ggufrope search model.gguf --target-ctx 16k --budget 2h",
-    "run": "ggufrope run night.toml --dry-run",
-    "report": "ggufrope report runs/night --html night.html --junit night.xml",
-    "doctor": "ggufrope doctor --model model.gguf",
+_PANELS = {
+    "Look at a file": {
+        "inspect": "ggufrope inspect model.gguf --ctx 32768",
+        "check": "ggufrope check models/ --config config.json",
+        "advise": "ggufrope advise model.gguf --target-ctx 65536 --memory 24GiB",
+        "export": "ggufrope export model.gguf --to llama-server --scaling yarn --target-ctx 32k",
+        "factors": "ggufrope factors model.gguf --export factors.json",
+        "diff": "ggufrope diff model.gguf long.gguf",
+        "verify": "ggufrope verify model.gguf long.gguf",
+    },
+    "Change a file": {
+        "patch": "ggufrope patch model.gguf -o long.gguf --scaling yarn --target-ctx 32k",
+        "undo": "ggufrope undo model.gguf",
+    },
+    "Measure a model": {
+        "probe": "ggufrope probe long.gguf --ctx 32768",
+        "validate": "ggufrope validate long.gguf --ctx 8k,16k,32k --kv f16,q8_0",
+        "compare": "ggufrope compare model.gguf --ctx 8k,16k --scaling none,linear,ntk,yarn",
+        "search": "ggufrope search model.gguf --target-ctx 16k --budget 2h",
+        "run": "ggufrope run night.toml --dry-run",
+        "report": "ggufrope report runs/night --html night.html --junit night.xml",
+        "doctor": "ggufrope doctor --model model.gguf",
+    },
 }
-"""Each command, by the name of its module, with an example of a call."""
+"""The commands in the order of the help, by the names of their modules, each with an example."""
+COMMANDS = {name: panel for panel, examples in _PANELS.items() for name in examples}
+
+
+class _Command(TyperCommand):
+    """A command whose usage has its arguments as they are given, without braces."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
 
 def register(app: typer.Typer, asked: str | None = None) -> None:
-    """Add the commands to `app`: the one that `asked` names, else all; for --version any one."""
-    if asked == "--version":
-        asked = "diff"
-    for name in [asked] if asked in EXAMPLES else EXAMPLES:
-        command = import_module(f".{name}", __name__).command
-        app.command(name, epilog=f"Example: {EXAMPLES[name]}")(command)
+    """Add the commands to `app`: the one that `asked` names, else all."""
+    for name in [asked] if asked in COMMANDS else COMMANDS:
+        app.command(
+            name,
+            cls=_Command,
+            epilog=f"Example: {_PANELS[COMMANDS[name]][name]}",
+            rich_help_panel=COMMANDS[name],
+        )(import_module(f".{name}", __name__).command)

@@ -22,26 +22,31 @@ def command(
         int, token_option("--target-ctx", "Context length to reach, in tokens: 16384 or 16k.")
     ],
     memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory of the device, as 24GiB; says what fits it."),
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of the device, as 24GiB; says what fits it.",
+            parser=byte_count("--memory"),
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Rank the ways to a target context, with reasons, memory and the commands to run next."""
+    """Rank the ways to a longer context, with the commands to run next."""
     from ggufrope.advice.advise import advise
-    from ggufrope.patching.inspection import read_model
+    from ggufrope.patching.inspection import naming, read_model
 
     from ..output import emit_json
     from ..values import model_path
 
     model = read_model(model_path(file))
-    advice = advise(
-        model.header,
-        model.metadata,
-        target_context=target_ctx,
-        memory_bytes=None if memory is None else byte_count(memory, "--memory"),
-        file=file,
-    )
+    with naming(model.path):
+        advice = advise(
+            model.header,
+            model.metadata,
+            target_context=target_ctx,
+            memory_bytes=memory,
+            file=file,
+        )
     if json:
         emit_json(payload(advice))
     else:
@@ -57,6 +62,7 @@ def payload(advice: Advice) -> dict[str, Any]:
         "original_context": advice.original_context,
         "ratio": advice.ratio,
         "trained_context": advice.trained,
+        "comparison": advice.comparison,
         "options": advice.options,
         "memory": [asdict(need) | {"total_bytes": need.total_bytes} for need in advice.memory],
         "warnings": advice.warnings,
@@ -64,26 +70,35 @@ def payload(advice: Advice) -> dict[str, Any]:
 
 
 def show(advice: Advice) -> None:
-    """Print warnings, then the options best first, then memory by cache type."""
+    """Print warnings, then the options best first, then memory by cache type.
+
+    The whole way is shown for the best; what follows the first command is alike for the others.
+    """
+    from rich.text import Text
+
     from ..output import console
-    from ..tables import heading, shown
+    from ..tables import shown
 
     out = console()
+    times = f"{advice.ratio:.3g} times" if advice.ratio > 1 else "within"
     out.print(
-        f"{advice.original_context} → {advice.target_context} tokens, {advice.ratio:.3g} times"
+        f"{advice.original_context} → {advice.target_context} tokens, {times} the trained context "
+        f"({shown(advice.trained.source)})"
     )
-    out.print(shown(f"trained context: {advice.trained.tokens} ({advice.trained.source})"))
     for warning in advice.warnings:
         out.print(shown(warning), style="yellow")
+    if advice.comparison is not None:
+        out.print("\nTo measure the schemes first, without writing anything:")
+        out.print(Text(f"   $ {shown(advice.comparison)}", style="cyan"), soft_wrap=True)
     for number, option in enumerate(advice.options, start=1):
         _show_option(number, option)
     if advice.memory:
-        out.print(heading("memory at the target"))
         _show_memory(advice.memory)
 
 
 def _show_option(number: int, option: Option) -> None:
-    from rich.padding import Padding
+    from textwrap import wrap
+
     from rich.text import Text
 
     from ..output import console
@@ -94,24 +109,27 @@ def _show_option(number: int, option: Option) -> None:
     out.print(heading(f"{number}. {option.method}"), end="")
     out.print(Text(f"   risk in short prompts: {risk}", style=_RISKS.get(risk, "dim")))
     for reason in option.reasons:
-        out.print(Padding(f"· {shown(reason)}", (0, 0, 0, 3)))
-    for command_ in option.commands:
+        line = f"   · {shown(reason)}"
+        out.print("\n".join(wrap(line, out.width, subsequent_indent="     ")), soft_wrap=True)
+    for command_ in option.commands if number == 1 else option.commands[:1]:
         out.print(Text(f"   $ {shown(command_)}", style="cyan"), soft_wrap=True)
 
 
 def _show_memory(needs: tuple[MemoryNeed, ...]) -> None:
-    from ggufrope._format import byte_size
+    from ggufrope._format import byte_column
 
     from ..output import console
-    from ..tables import row, table
+    from ..tables import heading, row, table
 
+    unit, size = byte_column(need.total_bytes for need in needs)
+    console().print(heading(f"memory at the target, {unit}"))
     columns = ("weights", "cache", "compute", "total")
     rows = table("KV", *columns, "risk of loss", numeric=columns)
     notes: dict[str, list[str]] = {}
     for need in needs:
         kv = need.k_type if need.k_type == need.v_type else f"{need.k_type}/{need.v_type}"
         parts = (need.weight_bytes, need.kv_bytes, need.compute_bytes, need.total_bytes)
-        row(rows, kv, *map(byte_size, parts), need.risk or "unknown")
+        row(rows, kv, *map(size, parts), need.risk or "unknown")
         for note in need.notes:
             notes.setdefault(note, []).append(kv)
     console().print(rows)

@@ -43,7 +43,10 @@ def command(
     prove: ProveOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Check files and folders, one line per file; exit 1 on an error."""
+    """Check files and folders, one line per file.
+
+    Exit code 1: a file has an error; 3: a file cannot be read.
+    """
     from ggufrope.patching.check import check
 
     from ..errors import BAD_FILE, CHECK_FAILED
@@ -135,41 +138,50 @@ def show(report: CheckReport) -> None:
         line = f"{name:<{width}}  " + "  ".join(
             f"{word:<{size}}" for word, size in zip(words, widths, strict=True)
         )
-        _print_line(line, _verdict(file))
+        _print_line(_mark(file), line, _message(file))
         if file.config is not None:
             _show_config(file.config)
     out.print(_summary(report))
 
 
-def _print_line(line: str, verdict: Text) -> None:
+def _print_line(*parts: Text | str) -> None:
     """Print one line of output: cut to the width of a terminal, whole where it goes elsewhere."""
     from rich.text import Text
 
     from ..output import console
 
     out = console()
-    text = Text.assemble(line, "  ", verdict)
-    if out.is_terminal:
-        out.print(text, no_wrap=True, overflow="ellipsis")
-    else:
-        out.print(text, soft_wrap=True)
+    texts = [Text(part) if isinstance(part, str) else part for part in parts if part]
+    line = Text("  ").join(texts)
+    line.rstrip()
+    if not out.is_terminal:
+        out.print(line, soft_wrap=True)
+        return
+    if line.cell_len > out.width and len(texts) > 2:  # the message has a line of its own
+        line, message = Text("  ").join(texts[:-1]), Text("         ") + texts[-1]
+        line.rstrip()
+        out.print(line, no_wrap=True, overflow="ellipsis")
+        line = message
+    out.print(line, no_wrap=True, overflow="ellipsis")
 
 
-def _verdict(file: FileCheck) -> Text:
+def _mark(file: FileCheck) -> Text:
     from rich.text import Text
 
-    from ..output import one_line
     from ..tables import SEVERITY_STYLES
+
+    worst = None if file.worst is None else file.worst.severity
+    return Text(f"{worst or 'ok':<7}", style="green" if worst is None else SEVERITY_STYLES[worst])
+
+
+def _message(file: FileCheck) -> str:
+    from ..output import one_line
 
     worst = file.worst
     if worst is None:
-        return Text("ok", style="green")
+        return ""
     more = len(file.findings) - 1
-    return Text.assemble(
-        (worst.severity, SEVERITY_STYLES[worst.severity]),
-        f" {worst.code}: {one_line(worst.message, 400)}",
-        f" (and {more} more)" if more else "",
-    )
+    return f"{worst.code}: {one_line(worst.message, 400)}" + (f" (and {more} more)" if more else "")
 
 
 def _show_config(config: ConfigCheck) -> None:
@@ -188,9 +200,9 @@ def _show_config(config: ConfigCheck) -> None:
                 Text(differs, style="yellow" if config.agrees else "bold red"),
             )
     for note in config.notes:
-        _print_line(f"    {shown(note)}", Text(""))
+        _print_line(f"    {shown(note)}")
     if config.command is not None:
-        _print_line(f"    {config.command}", Text(""))
+        _print_line(f"    {config.command}")
 
 
 def _summary(report: CheckReport) -> str:

@@ -3,26 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
 
 from ..options import FileArgument, JsonOption, grouped
-from ..options_run import RunOptions
+from ..options_run import GridsOption, RunOptions
 from ..options_scaling import ScalingOptions
+from ..values import completion, schemes, word, words
+
+if TYPE_CHECKING:
+    from ggufrope.patching.request import ScalingName, ScalingRequest
 
 
 @grouped
 def command(
-    file: FileArgument, run: RunOptions, scaling: ScalingOptions, json: JsonOption = False
+    file: FileArgument,
+    run: RunOptions,
+    scaling: ScalingOptions,
+    require: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCHEME",
+            help="Exit 1 unless this scheme passes every check, up to the longest context.",
+            rich_help_panel="Verdict",
+            autocompletion=completion(schemes),
+        ),
+    ] = None,
+    grids: GridsOption = False,
+    json: JsonOption = False,
 ) -> None:
-    """Run the same tasks under several schemes: --scaling none,linear,ntk,yarn."""
-    from ggufrope.patching.request import SCHEMES, Scheme
+    """Say which scheme holds to which length; nothing is written.
 
-    from ..errors import OptionError
+    Exit code 1: not all could be measured, or --require is not met.
+    """
     from ..running import carry_out
+    from ..showing import View
 
-    names = (scaling.scaling or "none,linear,ntk,yarn").split(",")
-    if unknown := [name for name in names if name not in SCHEMES]:
-        raise OptionError(f"--scaling {unknown[0]}: expected one of {', '.join(SCHEMES)}")
-    common = replace(scaling, scaling=None).request()
-    requests = tuple(replace(common, scaling=cast("Scheme", name)) for name in names)
-    carry_out(run.plan(file, requests), out=run.out, json=json)
+    requests = _requests(scaling)
+    if require is not None:
+        require = word(require, "--require", [request.scaling for request in requests])
+    view = View(json=json, grids=grids, gate=require is not None, flags=True)
+    carry_out(run.plan(file, requests, require=require), view, out=run.out)
+
+
+def _requests(scaling: ScalingOptions) -> tuple[ScalingRequest, ...]:
+    """Return a request per scheme. The parameters given are those of the schemes: `none` and
+    `file`, what these are compared with, have none."""
+    from ggufrope.patching.request import ScalingRequest
+
+    asked = scaling.scaling or "none,linear,ntk,yarn"
+    names = words(asked, "--scaling", ("file", *schemes()))
+    given = replace(scaling, scaling=None).request()
+    bare = set(names) & {"none", "file"} if set(names) - {"none", "file"} else set()
+    return tuple(
+        ScalingRequest(scaling=cast("ScalingName", name))
+        if name in bare
+        else replace(given, scaling=cast("ScalingName", name))
+        for name in names
+    )

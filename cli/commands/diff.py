@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def command(file: FileArgument, other: OtherFileArgument, json: JsonOption = False) -> None:
-    """Show how two files differ in metadata and in the names, shapes and types of tensors."""
+    """Show how two files differ in metadata and tensors.
+
+    Tensors are compared by name, shape and type; `verify` compares their bytes.
+    """
     from ggufrope.container.compare import diff
 
     from ..output import emit_json

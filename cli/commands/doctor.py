@@ -19,15 +19,15 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show versions, devices, GPU offload, and the KV cache types that this build can run."""
+    """Show what is installed, and how to get what is missing."""
     from ggufrope.runtime.doctor import report
     from ggufrope.runtime.model import Model
 
+    from ..errors import outlive_aborts
     from ..output import emit_json
     from ..values import model_path
 
-    if not json:
-        show_ggufrope()
+    outlive_aborts()
     if model is None:
         result = report()
     else:
@@ -45,6 +45,8 @@ def payload(result: RuntimeReport) -> dict[str, Any]:
 
     return {
         "versions": result.versions,
+        "cards": result.cards,
+        "extras": result.extras,
         "table_commit": source().commit,
         "table_matches": _matches(result),
         "devices": result.devices,
@@ -52,23 +54,15 @@ def payload(result: RuntimeReport) -> dict[str, Any]:
         "can_offload": result.can_offload,
         "caches": result.caches,
         "advice": result.advice,
+        "install": result.install,
     }
-
-
-def show_ggufrope() -> None:
-    """Print the versions that are known even without llama-cpp-python."""
-    import platform
-
-    from ggufrope import __version__
-
-    from ..output import console
-
-    console().print(f"ggufrope {__version__} on Python {platform.python_version()}")
 
 
 def show(result: RuntimeReport) -> None:
     """Print versions, devices, cache types and advice."""
-    from ggufrope._format import byte_size
+    import platform
+
+    from ggufrope import __version__
     from ggufrope.rope.architectures import source
 
     from ..output import console
@@ -76,41 +70,73 @@ def show(result: RuntimeReport) -> None:
 
     out = console()
     versions = table("part", "version")
-    row(versions, "llama-cpp-python", result.versions.llama_cpp_python)
-    row(versions, "llama.cpp", f"{result.versions.llama_cpp} ({result.versions.commit})")
-    row(versions, "architecture table", source().commit[:9])
+    row(versions, "ggufrope", f"{__version__} on Python {platform.python_version()}")
+    if result.versions is None:
+        row(versions, "llama-cpp-python", "not usable")
+    else:
+        row(versions, "llama-cpp-python", result.versions.llama_cpp_python)
+        row(versions, "llama.cpp", f"{result.versions.llama_cpp} ({result.versions.commit})")
+    row(versions, "predictions for", f"llama.cpp {source().commit[:9]}")
+    for name, installed in result.extras.items():
+        row(
+            versions,
+            f"extra [{name}]",
+            "installed" if installed else f'pip install "ggufrope[{name}]"',
+        )
     out.print(versions)
-    if not _matches(result):
+    if result.versions is not None and not _matches(result):
         out.print(
-            "The architecture table was made from another llama.cpp than the one installed, so "
-            "predictions may be wrong. `ggufrope probe FILE` measures the rotation.",
+            "The predictions were made from another llama.cpp than the one installed, so they may "
+            "be wrong. `ggufrope probe FILE` measures the rotation.",
             style="yellow",
         )
-    devices = table("device", "kind", "description", "free", "total", numeric=["free", "total"])
-    for device in result.devices:
-        free = result.free_bytes.get(device.name, device.memory_free)
-        cells = (device.name, device.kind, device.description, byte_size(free))
-        row(devices, *cells, byte_size(device.memory_total))
-    out.print(devices)
-    out.print(f"GPU offload: {'yes' if result.can_offload else 'no'}")
+    if result.devices:
+        _show_devices(result)
+    elif result.cards:
+        out.print(f"Cards: {', '.join(shown(card.name) for card in result.cards)}")
     if result.caches:
         _show_caches(result)
-    for line in result.advice:
+    if result.advice:
         out.print(heading("advice"))
-        out.print(shown(line), soft_wrap=True)
+    for line in result.advice:
+        out.print(shown(line))
+    if result.install is not None:
+        out.print(f"  $ {result.install}", style="cyan", soft_wrap=True)
 
 
-def _show_caches(result: RuntimeReport) -> None:
+def _show_devices(result: RuntimeReport) -> None:
+    from ggufrope._format import byte_column
+
     from ..output import console
     from ..tables import row, table
 
-    caches = table("KV cache", "bytes/token", "runs", numeric=["bytes/token"])
+    unit, written = byte_column(device.memory_total for device in result.devices)
+    numeric = [f"free, {unit}", f"total, {unit}"]
+    devices = table("device", "kind", "description", *numeric, numeric=numeric)
+    for device in result.devices:
+        free = result.free_bytes.get(device.name, device.memory_free)
+        cells = (device.name, device.kind, device.description, written(free))
+        row(devices, *cells, written(device.memory_total))
+    console().print(devices)
+    console().print(f"GPU offload: {'yes' if result.can_offload else 'no'}")
+
+
+def _show_caches(result: RuntimeReport) -> None:
+    from ggufrope._format import byte_column
+
+    from ..output import console
+    from ..tables import row, table
+
+    sizes = [each.cache.bytes_per_token for each in result.caches if each.cache is not None]
+    unit, written = byte_column(sizes)
+    column = f"{unit}/token"
+    caches = table("KV cache", column, "runs", numeric=[column])
     for support in result.caches:
         verdict = "yes" if support.refusal is None else f"no: {support.refusal}"
         if support.falls_back:
             verdict = "yes, but slow: some operations fall back to the CPU"
         cache = support.cache
-        size = None if cache is None else f"{cache.bytes_per_token:,.1f}"
+        size = None if cache is None else written(cache.bytes_per_token)
         row(caches, support.type_k, size, verdict)
     console().print(caches)
 
@@ -119,5 +145,7 @@ def _matches(result: RuntimeReport) -> bool:
     """Whether the architecture table was made from the installed llama.cpp."""
     from ggufrope.rope.architectures import source
 
+    if result.versions is None:
+        return False
     commit = result.versions.commit.partition("-")[0]  # a package build calls itself "-dirty"
     return bool(commit) and source().commit.startswith(commit)

@@ -8,6 +8,7 @@ import typer
 
 from ..options import FileArgument, JsonOption, grouped, token_option
 from ..options_scaling import ScalingOptions
+from ..values import completion, tools
 
 
 @grouped
@@ -19,6 +20,7 @@ def command(
         typer.Option(
             "--to",
             metavar="TOOL",
+            autocompletion=completion(tools),
             help="llama-server, llama-cpp-python, huggingface, vllm, sglang, ollama, lmstudio, "
             "koboldcpp or axolotl.",
         ),
@@ -31,18 +33,25 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Print RoPE settings for another tool: a file's own, or a scaling that is not in it."""
+    """Print RoPE settings for another tool.
+
+    They are the file's own, or those of a scaling that is not in it.
+    """
     from ggufrope._format import safe
     from ggufrope.errors import RequestError
     from ggufrope.patching.exporting import export_model
+    from ggufrope.patching.inspection import naming
 
     from ..output import console, emit_json, stderr_console
-    from ..values import model_path
+    from ..values import model_path, word
 
     request = scaling.request()
     if request.is_file and any(scaling.parameters.values()):
         raise RequestError("missing `scaling`: the other options of a scaling belong to it")
-    exported = export_model(model_path(file), cast("Any", to), request=request, context_tokens=ctx)
+    tool = cast("Any", word(to, "--to", tools()))
+    path = model_path(file)
+    with naming(path):
+        exported = export_model(path, tool, request=request, context_tokens=ctx)
     if json:
         emit_json(
             {

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from ggufrope.patching.inspection import Inspection
-    from ggufrope.rope.effective import EffectiveRope, LayerGroup
+    from ggufrope.rope.effective import LayerGroup
 
 _SOURCE_STYLES = {
     "file": "green",
@@ -31,7 +31,10 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what is wrong with the RoPE of a file, what it says and does; exit 1 on an error."""
+    """Show what a file says about RoPE, and what llama.cpp does with it.
+
+    Exit code 1: a finding is an error.
+    """
     from ggufrope.patching.inspection import inspect
 
     from ..errors import CHECK_FAILED
@@ -73,29 +76,46 @@ def payload(inspection: Inspection) -> dict[str, Any]:
 
 
 def show(inspection: Inspection) -> None:
-    """Print the findings, then declared and effective settings."""
-    from ggufrope.rope.trained import trained_context
-
+    """Print what the file is, the findings, then declared and effective settings."""
     from ..output import console
-    from ..tables import finding_lines, heading, row, shown, table
+    from ..tables import finding_lines, heading, print_table, row, shown, table
 
     out = console()
     out.print(_title(inspection))
-    out.print(heading("findings" if inspection.findings else "no findings"))
+    out.print(_conclusion(inspection))
+    if inspection.findings:
+        out.print(heading("findings"))
     for line in finding_lines(inspection.findings):
         out.print(line)
     declared = table("declared key", "value")
     for key, value in inspection.model.declared.items():
         row(declared, key, value)
-    out.print(declared)
-    trained = trained_context(inspection.model.metadata)
-    if trained is not None:
-        out.print(shown(f"trained context: {trained.tokens} tokens ({trained.source})"))
+    print_table(declared)
     if inspection.effective is None:
         out.print(heading("llama.cpp would not load this file"))
         out.print(shown(inspection.refusal))
     else:
-        _show_effective(inspection.effective)
+        _show_effective(inspection)
+
+
+def _conclusion(inspection: Inspection) -> str:
+    """Return how far the file reaches, and by what."""
+    from ggufrope.rope.trained import TRAINED_CONTEXT, scaling_in_words, trained_context
+
+    from ..tables import shown
+
+    metadata = inspection.model.metadata
+    trained, context = trained_context(metadata), metadata.context_length
+    parts = [
+        "no context length" if context is None else f"{context} tokens",
+        scaling_in_words(metadata) or "not scaled",
+    ]
+    if trained is not None and trained.tokens != context:
+        ours = trained.source.startswith(TRAINED_CONTEXT)
+        parts.append(f"trained for {trained.tokens}" + ("" if ours else f" ({trained.source})"))
+    if not inspection.findings:
+        parts.append("no findings")
+    return shown(" · ".join(parts))
 
 
 def _title(inspection: Inspection) -> Text:
@@ -117,19 +137,26 @@ def _title(inspection: Inspection) -> Text:
     )
 
 
-def _show_effective(effective: EffectiveRope) -> None:
+def _show_effective(inspection: Inspection) -> None:
     from rich.text import Text
 
-    from ..output import console
-    from ..tables import heading, ranges, row, shown, table
+    from ggufrope._format import ranges
 
+    from ..output import console
+    from ..tables import heading, print_table, row, shown, table
+
+    effective = inspection.effective
+    if effective is None:
+        return
     out = console()
     out.print(heading(f"what llama.cpp does in a context of {effective.context_tokens} tokens"))
     values = table("setting", "value", "source", "why", numeric=["value"])
+    prefix = f"{inspection.model.metadata.architecture}.rope."
     for name, value in effective.values.items():
         source = Text(value.source, style=_SOURCE_STYLES[value.source])
-        row(values, name, value.value, source, value.reason)
-    out.print(values)
+        # Without the prefix that all keys above have, their names fit in the column.
+        row(values, name, value.value, source, value.reason.replace(prefix, "rope."))
+    print_table(values)
     columns = ["layers", "rotation", "pairs", "rad/token", "longest wave", "att. factor"]
     legend = (
         "pairs: pairs of dimensions that turn, fastest to slowest; att. factor (attention factor): "
@@ -143,7 +170,7 @@ def _show_effective(effective: EffectiveRope) -> None:
     for group in effective.groups:
         last = (group.attention_scale,) if scaled else ()
         row(groups, ranges(group.layers), *_rotation(group), *last)
-    out.print(groups)
+    print_table(groups)
     out.print(legend, style="dim")
     if effective.caveat:
         out.print(shown(effective.caveat))

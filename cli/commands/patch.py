@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import FileArgument, JsonOption, grouped
+from ggufrope._format import ranges
+
+from ..options import FileArgument, ForceOption, JsonOption, grouped
 from ..options_scaling import ScalingOptions
 from ..proof import ProveOption, proof_payload, require_passed, show_proof
+from ..values import byte_count, completion, strategies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,16 +41,18 @@ def command(
         typer.Option(
             metavar="NAME",
             help="How to write: overwrite, reserve, grow, clone or stream (default: the cheapest).",
+            autocompletion=completion(strategies),
         ),
     ] = None,
     reserve: Annotated[
         int | None,
-        typer.Option(metavar="BYTES", min=0, help="Leave this much header space for later edits."),
+        typer.Option(
+            metavar="SIZE",
+            help="Leave this much header space for later edits, as 4KiB.",
+            parser=byte_count("--reserve"),
+        ),
     ] = None,
-    force: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GUARD", help="Override a guard by its name; repeatable."),
-    ] = None,
+    force: ForceOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and write nothing.")
     ] = False,
@@ -59,23 +64,26 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Write RoPE scaling into a file: to a copy, or in place."""
+    from ggufrope.patching.inspection import naming
     from ggufrope.patching.plan import apply, plan_patch
 
     from ..errors import OptionError, stoppable
     from ..output import emit_json
     from ..progress import bytes_bar
-    from ..values import model_path, strategy_named
+    from ..values import forced, model_path, strategy_named
 
     if (output is None) is not in_place:
         raise OptionError("give either -o OUT, to write a copy, or --in-place")
-    plan = plan_patch(
-        model_path(file),
-        scaling.request(),
-        output=output,
-        strategy=strategy_named(strategy),
-        force=force or (),
-        reserve=reserve,
-    )
+    path = model_path(file)
+    with naming(path):
+        plan = plan_patch(
+            path,
+            scaling.request(),
+            output=output,
+            strategy=strategy_named(strategy),
+            force=forced(force),
+            reserve=reserve,
+        )
     if prove:
         from ggufrope.proof import prove as prove_model
         from ggufrope.proof import witnesses
@@ -128,7 +136,7 @@ def payload(
 def show_plan(plan: PatchPlan) -> None:
     """Print each edit, what of the request llama.cpp would ignore, and what it will do."""
     from ..output import console
-    from ..tables import finding_lines, heading, ranges, row, shown, table
+    from ..tables import finding_lines, heading, row, shown, table
 
     out = console()
     edits = table("change", "old", "new")
@@ -172,8 +180,6 @@ def _warning(ignored: Ignored) -> str:
 
 
 def _effect(group: LayerGroup) -> str:
-    from ..tables import ranges
-
     return (
         f"effective on layers {ranges(group.layers)} ({_KINDS.get(group.name, group.name)}): "
         f"lowest frequency {group.inverse_frequencies[-1]:.4g} rad/token, attention factor "
@@ -215,7 +221,6 @@ def show_receipt(receipt: PatchReceipt, *, in_place: bool) -> None:
     )
     if in_place:
         out.print(_way_back(receipt), soft_wrap=True)
-    _show_rejected(receipt.rejected)
     if receipt.weights_sha256 is not None:
         out.print(f"SHA-256 of all tensor data: {receipt.weights_sha256}", soft_wrap=True)
 

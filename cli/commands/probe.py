@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufrope._format import ranges
+
 from ..options import FileArgument, JsonOption, token_option
 
 if TYPE_CHECKING:
@@ -29,15 +31,19 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure the rotation of every layer; exit 1 if it is not as predicted."""
+    """Measure the rotation that llama.cpp applies in every layer.
+
+    Exit code 1: it is not as predicted.
+    """
     from ggufrope.patching.inspection import inspect
     from ggufrope.runtime import probe
     from ggufrope.runtime.model import Model
 
-    from ..errors import CHECK_FAILED
+    from ..errors import CHECK_FAILED, outlive_aborts
     from ..output import emit_json
     from ..values import model_path
 
+    outlive_aborts()
     path = model_path(file)
     predicted = inspect(path, context_tokens=ctx)
     with Model.open(path, gpu_layers=0) as model:
@@ -69,7 +75,7 @@ def payload(path: Path, measured: Probe, agreement: Agreement | None) -> dict[st
 def show(measured: Probe, predicted: EffectiveRope | None, agreement: Agreement | None) -> None:
     """Print one row for each run of layers with the same rotation, measured and predicted."""
     from ..output import console
-    from ..tables import heading, ranges, row, shown, table
+    from ..tables import heading, row, shown, table
 
     out = console()
     out.print(

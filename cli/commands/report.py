@@ -1,31 +1,44 @@
-"""`ggufrope report`: a stored run as tables, HTML, JUnit XML or CSV, or against another run."""
+"""`ggufrope report`: a stored run or search as tables or in files, or a run against another."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import OptionError
 from ..options import JsonOption
+from ..options_run import GridsOption
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rich.text import Text
+
     from ggufrope.report.comparison import Change, Comparison
+
+    Forms = Mapping[str, Callable[[], str | bytes]]
+    """What makes the file of an option, by its name."""
+
+
+def _file(help_: str) -> Any:
+    return typer.Option(metavar="FILE", help=help_)
 
 
 def command(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder of a run.", show_default=False)
+        Path,
+        typer.Argument(metavar="DIR", help="The folder of a run or a search.", show_default=False),
     ],
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")
-    ] = None,
-    junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, one test case per cell.")
-    ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write CSV, one row per cell.")
-    ] = None,
+    html: Annotated[Path | None, _file("Write one self-contained HTML page.")] = None,
+    png: Annotated[Path | None, _file("Write a picture to share: heat maps, or a chart.")] = None,
+    svg: Annotated[Path | None, _file("Write the same picture as SVG.")] = None,
+    md: Annotated[Path | None, _file("Write a Markdown summary of some lines.")] = None,
+    junit: Annotated[Path | None, _file("Write JUnit XML, one test case per cell.")] = None,
+    csv: Annotated[Path | None, _file("Write CSV, one row per cell.")] = None,
+    jsonl: Annotated[Path | None, _file("Write JSON lines, one object per cell.")] = None,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -33,56 +46,138 @@ def command(
             help="Compare with this earlier run; exit 1 if anything is significantly worse.",
         ),
     ] = None,
+    grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Show the stored results of a run, write them in other formats, or compare two runs."""
-    from ggufrope._files import write_whole
+    """Show stored results, write them in other forms (- is standard output), or compare two runs.
+
+    A search is shown and written too, as HTML, PNG, SVG, Markdown or JSON.
+    """
+    from ggufrope.search.session import holds_search
+
+    files = {"html": html, "png": png, "svg": svg, "md": md}
+    files |= {"junit": junit, "csv": csv, "jsonl": jsonl}
+    chosen = {name: path for name, path in files.items() if path is not None}
+    on_output = [f"--{name}" for name, path in chosen.items() if str(path) == "-"]
+    on_output += ["--json"] if json else []
+    if str(png) == "-":
+        raise OptionError("--png -: a picture is not written to standard output; name a file")
+    if len(on_output) > 1:
+        raise OptionError(f"{' and '.join(on_output)}: only one can go to standard output")
+    if holds_search(folder):
+        _report_search(folder, chosen, against, json=json)
+    else:
+        _report_run(folder, chosen, against, grids=grids, json=json)
+
+
+def _report_run(
+    folder: Path, files: Mapping[str, Path], against: Path | None, *, grids: bool, json: bool
+) -> None:
     from ggufrope.report.comparison import compare
-    from ggufrope.report.exports import to_csv, to_junit
+    from ggufrope.report.exports import to_csv, to_jsonl, to_junit
     from ggufrope.report.html import to_html
+    from ggufrope.report.overview import to_markdown
+    from ggufrope.report.pictures import picture, to_png, to_svg
 
     from ..errors import CHECK_FAILED
-    from ..running import answer, stored_report
+    from ..running import stored_report
+    from ..showing import View, answer
 
     report = stored_report(folder)
     earlier = None if against is None else compare(stored_report(against), report)
-    if html is not None:
-        write_whole(html, to_html(report, against=earlier))
-    if junit is not None:
-        write_whole(junit, to_junit(report))
-    if csv is not None:
-        write_whole(csv, to_csv(report))
-    if json or not (html or junit or csv):
-        answer(report, against=earlier, json=json)
+    _write(
+        files,
+        {
+            "html": lambda: to_html(report, against=earlier),
+            "png": lambda: to_png(picture(report)),
+            "svg": lambda: to_svg(picture(report)),
+            "md": lambda: to_markdown(report, against=earlier),
+            "junit": lambda: to_junit(report),
+            "csv": lambda: to_csv(report),
+            "jsonl": lambda: to_jsonl(report),
+        },
+    )
+    if json or not files:
+        answer(report, View(json=json, grids=grids, gate=report.gates), against=earlier)
     if earlier is not None:
-        if not json:
+        if not json and Path("-") not in files.values():
             show_comparison(earlier)
         if earlier.regressions:
             raise typer.Exit(CHECK_FAILED)
 
 
+def _report_search(
+    folder: Path, files: Mapping[str, Path], against: Path | None, *, json: bool
+) -> None:
+    from dataclasses import asdict
+
+    from ggufrope.report.pictures import to_png, to_svg
+    from ggufrope.report.searches import picture, to_html, to_markdown
+    from ggufrope.search.session import read_result
+
+    from ..output import emit_json
+    from .search import show
+
+    if against is not None:
+        raise OptionError("--against: searches are not compared; give the folders of two runs")
+    result = read_result(folder)
+    _write(
+        files,
+        {
+            "html": lambda: to_html(result),
+            "png": lambda: to_png(picture(result)),
+            "svg": lambda: to_svg(picture(result)),
+            "md": lambda: to_markdown(result),
+        },
+    )
+    if json:
+        emit_json(asdict(result))
+    elif not files:
+        show(result, folder)
+
+
+def _write(files: Mapping[str, Path], forms: Forms) -> None:
+    """Write each file and say so; `-` is standard output. Raises OptionError for a missing form."""
+    from ggufrope._files import write_whole
+    from ggufrope._format import byte_size
+
+    from ..output import stderr_console
+    from ..tables import shown
+
+    missing = [f"--{name}" for name in files if name not in forms]
+    if missing:
+        raise OptionError(f"{', '.join(missing)}: a search has no such form, only a run has")
+    for name, path in files.items():
+        content = forms[name]()
+        data = content.encode() if isinstance(content, str) else content
+        if str(path) == "-":
+            # UTF-8 as in a file, whatever the terminal has.
+            sys.stdout.buffer.write(data)
+            continue
+        write_whole(path, data)
+        stderr_console().print(f"wrote {shown(path)} ({byte_size(len(data))})", soft_wrap=True)
+
+
 def show_comparison(comparison: Comparison) -> None:
-    """Print what changed from the earlier run to this one."""
+    """Print what differs significantly between the earlier run and this one."""
     from rich.text import Text
 
-    from ggufrope.report.metrics import legend, metric_info
+    from ggufrope.report.metrics import legend
+    from ggufrope.report.overview import against_lead
 
     from ..output import console
-    from ..tables import heading, row, shown, table
+    from ..tables import heading, shown
 
     out = console()
     for difference in comparison.differences:
         before, after = shown(difference.before), shown(difference.after)
         out.print(f"{shown(difference.name)}: {before} → {after}")
-    columns = ("setting", "metric", "context", "before", "after", "")
-    made = table(*columns, numeric=columns[2:5])
-    for change in comparison.changes:
-        setting = f"{change.scaling} · {change.kv} · {change.part or change.task}"
-        word, style = _significance(change)
-        numbers = (change.context_tokens, *_values(change))
-        row(made, setting, metric_info(change.metric).title, *numbers, word, style=style)
-    out.print(made)
-    out.print(Text(legend(change.metric for change in comparison.changes), style="dim"))
+    out.print(against_lead(comparison))
+    significant = (*comparison.regressions, *comparison.improvements)
+    for change in significant:
+        out.print(_line(change))
+    if significant:
+        out.print(Text(legend(change.metric for change in significant), style="dim"))
     if comparison.only_before or comparison.only_after:
         counts = f"{comparison.only_before} only in the earlier run, {comparison.only_after} only"
         out.print(f"Cells not compared: {counts} in this one.")
@@ -91,13 +186,18 @@ def show_comparison(comparison: Comparison) -> None:
     out.print(heading(f"{count or 'no'} {word}"))
 
 
-def _significance(change: Change) -> tuple[str, str | None]:
-    if not change.significant:
-        return "", None
-    return ("WORSE", "bold red") if change.worse else ("better", "green")
+def _line(change: Change) -> Text:
+    from rich.text import Text
 
+    from ggufrope.report.metrics import format_value, metric_info
 
-def _values(change: Change) -> tuple[str, str]:
-    from ggufrope.report.metrics import format_value
+    from ..tables import shown
 
-    return format_value(change.metric, change.before), format_value(change.metric, change.after)
+    word, style = ("WORSE ", "bold red") if change.worse else ("better", "green")
+    metric, task = change.metric, change.part or change.task
+    return Text.assemble(
+        (f"  {word} ", style),
+        f"{metric_info(metric).title} {format_value(metric, change.before)} → "
+        f"{format_value(metric, change.after)}",
+        (shown(f"  {task} at {change.context_tokens} · {change.scaling} · {change.kv}"), "dim"),
+    )

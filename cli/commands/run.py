@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..options import JsonOption
+from ..options_run import GridsOption
 
 if TYPE_CHECKING:
     from ggufrope.runs.estimate import JobEstimate
-    from ggufrope.runs.jobs import Job, Selection
-    from ggufrope.runs.plan import RunPlan
 
 
 def command(
@@ -47,13 +46,19 @@ def command(
         float | None,
         typer.Option(metavar="TOKENS/S", help="Prefill speed, for the estimate of the time."),
     ] = None,
+    grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Run a plan, each job in its own process; the same command resumes it."""
+    """Run a plan of many measurements; the same command resumes it.
+
+    Each job has its own process. Exit code 1: a check fails or is undecided.
+    """
     from ggufrope.runs.jobs import Selection
     from ggufrope.runs.plan import read_plan
 
     from ..running import carry_out_batch
+    from ..showing import View
+    from ..start import estimate_jobs
 
     wanted = read_plan(plan)
     selection = Selection.parse(tuple(only or ()), shard)
@@ -62,41 +67,18 @@ def command(
         return
     folder = out or Path("runs") / wanted.folder_name
     carry_out_batch(
-        wanted, folder, selection=selection, retry_failed=retry_failed, ray=ray, json=json
+        wanted,
+        View(json=json, grids=grids),
+        folder=folder,
+        selection=selection,
+        retry_failed=retry_failed,
+        ray=ray,
     )
-
-
-def estimate_jobs(
-    plan: RunPlan, selection: Selection, *, tokens_per_second: float | None
-) -> tuple[JobEstimate, ...]:
-    """Return the selected jobs of `plan` with the tokens, memory and time that each will take."""
-    from ggufrope.advice.memory import memory_need
-    from ggufrope.patching.inspection import read_model
-    from ggufrope.runs.estimate import contexts_at_once, estimate
-    from ggufrope.runs.jobs import expand
-    from ggufrope.runs.models import resolve_models
-
-    files = resolve_models(plan.models)
-    models = {file.name: read_model(Path(file.path)) for file in files}
-
-    def memory(job: Job, context_tokens: int) -> int:
-        model = models[job.model]
-        need = memory_need(
-            model.header,
-            model.metadata,
-            context_tokens=context_tokens,
-            k_type=job.kv.k,
-            v_type=job.kv.v,
-        )
-        return need.total_bytes + (contexts_at_once(job) - 1) * (need.kv_bytes + need.compute_bytes)
-
-    jobs = selection.choose(expand(plan, files))
-    return estimate(plan, jobs, memory=memory, tokens_per_second=tokens_per_second)
 
 
 def show_jobs(jobs: tuple[JobEstimate, ...], *, json: bool) -> None:
     """Print one row per job, and the sums."""
-    from ggufrope._format import byte_size, duration
+    from ggufrope._format import byte_column, duration
 
     from ..output import console, emit_json
     from ..tables import row, table
@@ -122,20 +104,18 @@ def show_jobs(jobs: tuple[JobEstimate, ...], *, json: bool) -> None:
             }
         )
         return
-    columns = ("job", "cells", "tokens", "memory", "time")
+    total = f"{len(jobs)} job{'s' * (len(jobs) != 1)}, at most {tokens:,} tokens"
+    total += f", {duration(sum(seconds))} on one worker" if seconds else ""
+    out = console()
+    out.print(f"{total}; nothing run")
+    needs = [entry.memory_bytes for entry in jobs if entry.memory_bytes is not None]
+    unit, size = byte_column(needs)
+    columns = ("job", "cells", "tokens", f"memory, {unit}", *(("time",) if seconds else ()))
     made = table(*columns, numeric=columns[1:])
     for entry in jobs:
-        memory = None if entry.memory_bytes is None else byte_size(entry.memory_bytes)
-        row(
-            made,
-            entry.job.label,
-            len(entry.job.cells),
-            f"{entry.tokens:,}",
-            memory,
-            None if entry.seconds is None else duration(entry.seconds),
-        )
-    console().print(made)
-    total = f", {duration(sum(seconds))} on one worker" if seconds else ""
-    console().print(
-        f"{len(jobs)} job{'s' * (len(jobs) != 1)}, at most {tokens:,} tokens{total}; nothing run"
-    )
+        memory = None if entry.memory_bytes is None else size(entry.memory_bytes)
+        cells = (entry.job.label, len(entry.job.cells), f"{entry.tokens:,}", memory)
+        row(made, *cells, *(() if entry.seconds is None else (duration(entry.seconds),)))
+    out.print(made)
+    if not seconds:
+        out.print("--speed N, the prefill speed in tokens per second, adds the time.", style="dim")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from ggufrope._format import duration, safe
+from ggufrope._format import duration
 
 from ..options import FileArgument, JsonOption, grouped, option, token_option
 from ..output import console, stderr_console
+from ..progress import plain_lines
 from ..tables import heading, row, shown, table
-from ..values import seconds
+from ..values import cache_type, completion, kv_types, seconds, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,11 +50,18 @@ class SearchOptions:
             "longrope: every pair; longrope2: from the critical pair on; yarn: its parameters.",
             "SPACE",
             _WHAT,
+            known=partial(_choices, "space"),
         ),
     ] = "longrope"
     attention: Annotated[
         str,
-        option("--attention", "Attention factor: free, formula, or none (1).", "CHOICE", _WHAT),
+        option(
+            "--attention",
+            "Attention factor: free, formula, or none (1).",
+            "CHOICE",
+            _WHAT,
+            known=partial(_choices, "attention"),
+        ),
     ] = "free"
     shared_factors: Annotated[
         bool,
@@ -63,7 +72,14 @@ class SearchOptions:
         ),
     ] = False
     fitness: Annotated[
-        str, option("--fitness", "needle (answer tokens only) or perplexity.", "FITNESS", _HOW)
+        str,
+        option(
+            "--fitness",
+            "needle (answer tokens only) or perplexity.",
+            "FITNESS",
+            _HOW,
+            known=partial(_choices, "fitness"),
+        ),
     ] = "needle"
     text: Annotated[
         Path | None,
@@ -85,7 +101,14 @@ class SearchOptions:
         option("--holdout-samples", "Held-out samples for the winner and YaRN.", "N", _HOW),
     ] = 16
     optimizer: Annotated[
-        str, option("--optimizer", "cma, or evolution as in the paper.", "NAME", _RUN)
+        str,
+        option(
+            "--optimizer",
+            "cma, or evolution as in the paper.",
+            "NAME",
+            _RUN,
+            known=partial(_choices, "optimizer"),
+        ),
     ] = "cma"
     candidates: Annotated[
         int, option("--candidates", "Maximum number of candidates to screen.", "N", _RUN)
@@ -108,10 +131,10 @@ class SearchOptions:
         return SearchPlan(
             target_context=self.target_ctx,
             original_context=self.orig_ctx,
-            space=cast("Any", self.space),
-            attention=cast("Any", self.attention),
-            fitness=cast("Any", self.fitness),
-            optimizer=cast("Any", self.optimizer),
+            space=_chosen("space", self.space),
+            attention=_chosen("attention", self.attention),
+            fitness=_chosen("fitness", self.fitness),
+            optimizer=_chosen("optimizer", self.optimizer),
             candidates=self.candidates,
             finalists=self.finalists,
             samples=self.samples,
@@ -123,6 +146,17 @@ class SearchOptions:
             text=None if self.text is None else read_text(self.text),
             shared_factors=self.shared_factors,
         )
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    """Return the words that a field of the plan takes."""
+    from ggufrope.search.plan import SearchPlan
+
+    return get_args(get_type_hints(SearchPlan)[name])
+
+
+def _chosen(name: str, text: str) -> Any:
+    return word(text, f"--{name}", _choices(name))
 
 
 @grouped
@@ -142,7 +176,15 @@ def command(
         Path | None,
         typer.Option("--work-dir", metavar="DIR", help="Directory for temporary files."),
     ] = None,
-    kv: Annotated[str, typer.Option("--kv", metavar="TYPE", help="Cache type, K or K/V.")] = "f16",
+    kv: Annotated[
+        str,
+        typer.Option(
+            "--kv",
+            metavar="TYPE",
+            help="Cache type, K or K/V.",
+            autocompletion=completion(kv_types),
+        ),
+    ] = "f16",
     gpu_layers: Annotated[
         str,
         typer.Option("--gpu-layers", metavar="N", help="Layers on the GPU: all, auto or a number."),
@@ -153,15 +195,20 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Search RoPE factors, or YaRN's parameters, for a longer context; nothing is retrained."""
+    """Search factors, or YaRN's parameters, for a longer context.
+
+    Nothing is retrained.
+    """
     from ggufrope.backends import LlamaBackend, RuntimeSettings
     from ggufrope.container.ggml import KvTypes
     from ggufrope.patching.inspection import read_model
     from ggufrope.search.session import run_search
 
+    from ..errors import outlive_aborts
     from ..output import emit_json
     from ..values import layers, model_path
 
+    outlive_aborts()
     model = read_model(model_path(file))
     plan = search.plan()
     settings = RuntimeSettings(gpu_layers=layers(gpu_layers), threads=threads)
@@ -172,7 +219,7 @@ def command(
             plan,
             LlamaBackend(settings=settings),
             folder=folder,
-            kv=KvTypes.parse(kv),
+            kv=KvTypes.parse(cache_type(kv, "--kv")),
             working=work_dir,
             watch=board.watch,
         )
@@ -190,35 +237,35 @@ class SearchBoard:
 
         self._losses: list[float] = []
         self._stage = ""
+        self._line = "starting"
         self._live = Live(console=stderr_console(), transient=True, refresh_per_second=4)
+        self._lines = plain_lines(lambda: self._line)
 
     def __enter__(self) -> SearchBoard:
-        self._live.start()
+        if stderr_console().is_terminal:
+            self._live.start()
+        self._lines.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *raised: Any) -> None:
+        self._lines.__exit__(*raised)
         self._live.stop()
 
     def watch(self, progress: SearchProgress) -> None:
         """Show one more candidate."""
+        from rich.text import Text
+
         stage = progress.candidate.stage
         if stage != self._stage:
             self._stage, self._losses = stage, []
         self._losses.append(progress.candidate.loss)
-        self._live.update(self._shown(progress))
-
-    def _shown(self, progress: SearchProgress) -> Any:
-        from rich.text import Text
-
         best = "—" if progress.best is None else f"{progress.best:.4f}"
-        return Text(
-            safe(
-                f"{self._stage} {progress.done}/{progress.planned} · best {best} nat/token · "
-                f"{duration(progress.elapsed_seconds)} elapsed, "
-                f"{duration(progress.left_seconds)} left\n"
-                f"{sparkline(self._losses[-_WIDTH:])}"
-            )
+        self._line = (
+            f"{stage} {progress.done}/{progress.planned} · best {best} nat/token · "
+            f"{duration(progress.left_seconds)} left"
         )
+        elapsed = f" · {duration(progress.elapsed_seconds)} elapsed"
+        self._live.update(Text(f"{self._line}{elapsed}\n{sparkline(self._losses[-_WIDTH:])}"))
 
 
 def sparkline(values: list[float]) -> str:
@@ -258,7 +305,8 @@ def show(result: SearchResult, folder: Path) -> None:
         row(curves, curve.name, line, curve.factors[0], curve.factors[-1], curve.magnitude)
     out.print(curves)
     screened = [step.loss for step in result.history if step.stage == "screening"]
-    out.print(f"{len(screened)} candidates screened in {duration(result.seconds)} in all:")
+    candidates = f"{len(screened)} candidate{'s' * (len(screened) != 1)}"
+    out.print(f"{candidates} screened in {duration(result.seconds)} in all:")
     out.print(f"  {sparkline(_thinned(screened))}")
     out.print(heading("conclusion"))
     out.print(shown(result.conclusion), style="bold green" if result.won else "bold yellow")

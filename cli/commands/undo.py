@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import FileArgument, JsonOption
+from ..options import FileArgument, ForceOption, JsonOption
 from ..proof import ProveOption, proof_payload, require_passed, show_proof
 
 if TYPE_CHECKING:
@@ -18,20 +18,17 @@ def command(
     everything: Annotated[
         bool, typer.Option("--all", help="Undo every in-place edit on record, newest first.")
     ] = False,
-    force: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GUARD", help="Override a guard by its name; repeatable."),
-    ] = None,
+    force: ForceOption = None,
     prove: ProveOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Undo the last in-place edit of a model, bit for bit, or all of them."""
+    """Undo in-place edits of a model, bit for bit."""
     from ggufrope.container.recovery import undo
 
     from ..errors import stoppable
     from ..output import emit_json
     from ..progress import bytes_bar
-    from ..values import model_path
+    from ..values import forced, model_path
 
     if prove:
         from ggufrope.proof import prove as prove_model
@@ -40,7 +37,10 @@ def command(
         witnesses()  # before anything is restored
     with stoppable(), bytes_bar("restoring") as progress:
         receipt = undo(
-            model_path(file), everything=everything, force=force or (), progress=progress
+            model_path(file),
+            everything=everything,
+            force=forced(force),
+            progress=progress,
         )
     proof = prove_model(receipt.path) if prove else None
     if json:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from ..errors import OptionError
 from ..options import FileArgument, JsonOption, grouped
-from ..options_run import RunOptions
+from ..options_run import GridsOption, RunOptions
 from ..options_scaling import ScalingOptions
 
 
 @grouped
 def command(
-    file: FileArgument, run: RunOptions, scaling: ScalingOptions, json: JsonOption = False
+    file: FileArgument,
+    run: RunOptions,
+    scaling: ScalingOptions,
+    grids: GridsOption = False,
+    json: JsonOption = False,
 ) -> None:
-    """Measure recall, quality and cache types at target lengths; exit 1 if a check fails."""
-    from ..running import carry_out
+    """Measure recall, quality and cache types, and judge them.
 
-    carry_out(run.plan(file, (scaling.request(),)), out=run.out, json=json)
+    Exit code 1: a check fails or is undecided.
+    """
+    from ..running import carry_out
+    from ..showing import View
+
+    if "," in (scaling.scaling or ""):
+        raise OptionError(f"--scaling {scaling.scaling}: for several schemes use `compare`")
+    view = View(json=json, grids=grids, flags=True)
+    carry_out(run.plan(file, (scaling.request(),)), view, out=run.out)

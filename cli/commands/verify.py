@@ -22,7 +22,10 @@ def command(
     prove: ProveOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Hash the tensors that two files share; exit 1 unless all their bytes are equal."""
+    """Say whether two files hold the same weights, by hash.
+
+    Exit code 1: a shared tensor differs, or none is shared.
+    """
     from ggufrope.container.compare import verify
 
     from ..errors import CHECK_FAILED

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Literal
 from ggufrope._format import byte_size
 from ggufrope.advice.memory import MemoryNeed, Risk, cache_needs, longest_context
 from ggufrope.errors import RequestError
-from ggufrope.patching.command import name_beside, patch_command, search_command, validate_command
+from ggufrope.patching.command import (
+    compare_command,
+    name_beside,
+    patch_command,
+    probe_command,
+    search_command,
+    serve_command,
+    validate_command,
+)
 from ggufrope.patching.compose import encode_request, refusal
 from ggufrope.patching.request import ScalingRequest, raises_factor
 from ggufrope.rope.architectures import Architecture, architecture
@@ -22,6 +30,7 @@ from ggufrope.rope.keys import ROPE_FACTORS_LONG
 from ggufrope.rope.layers import layer_kinds
 from ggufrope.rope.llamacpp import rotary_dimensions
 from ggufrope.rope.purpose import Purpose, purpose
+from ggufrope.rope.reach import USUAL_REACH, far_warning
 from ggufrope.rope.scaling import RopeScaling
 from ggufrope.rope.trained import (
     TrainedContext,
@@ -39,8 +48,7 @@ if TYPE_CHECKING:
     from ggufrope.rope.metadata import RopeMetadata
 
 NTK_REACH = 2.0
-YARN_REACH = 8.0
-"""How many times longer the context may become, up to which each recalls every needle measured."""
+"""How many times longer the context may become, up to which a new base recalls every needle."""
 
 MEASURED: dict[str, dict[int, float]] = {
     "as it is": {2: 0.864, 4: 0.045, 8: 0.0, 16: 0.0},
@@ -56,8 +64,11 @@ recall every needle."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One way to the target: the scaling, the reasons for its rank, the risk for prompts within
-    the original context, and the commands that try it."""
+    """One way to the target: the scaling, the reasons for its rank, and the risk for prompts within
+    the original context.
+
+    `commands` are the whole way in order: what writes it, probes it, measures it and serves it.
+    """
 
     method: str
     scaling: RopeScaling | None
@@ -72,6 +83,8 @@ class Advice:
 
     `trained` is the context that the model was trained for, and where that is from. `ratio` is the
     target over it, and `original_context` the same length, from which the scaling starts.
+    `comparison` is the command that measures the schemes before anything is written, None where
+    there is nothing to compare.
     """
 
     target_context: int
@@ -81,6 +94,7 @@ class Advice:
     options: tuple[Option, ...]
     memory: tuple[MemoryNeed, ...]
     warnings: tuple[str, ...] = ()
+    comparison: str | None = None
 
 
 def advise(
@@ -143,6 +157,7 @@ def advise(
         options=tuple(options),
         memory=memory,
         warnings=tuple(warnings),
+        comparison=plan.comparison([each for each in candidates if each.method not in refused]),
     )
     return _for_its_purpose(advice, header, purpose(metadata))
 
@@ -226,7 +241,7 @@ class _Plan:
             ranked = [self.linear(), self.yarn(), self.ntk()]
         if self.arch.has_long_short_factors:
             ranked.insert(1, self.keep_short_context())
-            if self.growth >= YARN_REACH and declared_scaling(self.metadata) is None:
+            if self.growth >= USUAL_REACH and declared_scaling(self.metadata) is None:
                 ranked.append(self.searched())
         return ranked
 
@@ -247,10 +262,10 @@ class _Plan:
         return scaled and self.metadata.scaling_type in (None, "linear")
 
     def yarn(self) -> _Candidate:
-        if self.growth <= YARN_REACH:
+        if self.growth <= USUAL_REACH:
             reasons = [f"{self._times} is within YaRN's usual reach"]
         else:
-            reasons = [f"{self._times} is beyond the {YARN_REACH:g} that YaRN usually holds"]
+            reasons = [f"{self._times} is beyond the {USUAL_REACH:g} that YaRN usually holds"]
         reasons += self._measured("YaRN")
         request = self._request("yarn")
         published = published_original(self.metadata)
@@ -265,7 +280,7 @@ class _Plan:
         return _Candidate(
             method="YaRN",
             reasons=tuple(reasons),
-            risk="low" if self.growth <= YARN_REACH else "moderate",
+            risk="low" if self.growth <= USUAL_REACH else "moderate",
             request=request,
         )
 
@@ -278,7 +293,7 @@ class _Plan:
                 *self._measured("NTK-aware"),
                 "one key, read for every architecture and by every runtime",
             ),
-            risk="low" if self.growth <= YARN_REACH else "moderate",
+            risk="low" if self.growth <= USUAL_REACH else "moderate",
             request=self._request("ntk"),
         )
 
@@ -335,9 +350,12 @@ class _Plan:
     def option(self, candidate: _Candidate) -> Option:
         commands: tuple[str, ...] = (candidate.command,)
         if candidate.request is not None:
+            output = self._output(candidate.request)
             commands = (
-                validate_command(self.file, _steps(self.context, self.target), candidate.request),
-                patch_command(candidate.request, self.file, self._output(candidate.request)),
+                patch_command(candidate.request, self.file, output),
+                probe_command(output),
+                validate_command(output),
+                serve_command(output, self.target),
             )
         return Option(
             method=candidate.method,
@@ -346,6 +364,14 @@ class _Plan:
             short_context_risk=candidate.risk,
             commands=commands,
         )
+
+    def comparison(self, candidates: list[_Candidate]) -> str | None:
+        """Return the command that measures the schemes of these candidates, and the plain file."""
+        requests = [each.request for each in candidates if each.request is not None]
+        schemes = dict.fromkeys(each.scaling for each in requests if each.scaling != "none")
+        if not schemes:
+            return None
+        return compare_command(self.file, ("none", *schemes), self.target)
 
     def _output(self, request: ScalingRequest) -> str:
         """The name of a new file beside the model: its own with the scheme and the context."""
@@ -356,11 +382,8 @@ class _Plan:
         warnings = []
         if self.arch.caveat is not None:
             warnings.append(f"{self.arch.name}: {self.arch.caveat}")
-        if far and self.growth > YARN_REACH:
-            warnings.append(
-                f"{self._times} is far: expect recall to fail without training, and measure every "
-                "doubling on the way"
-            )
+        if far and (warning := far_warning(self.growth)) is not None:
+            warnings.append(warning)
         scaled = declared_scaling(self.metadata)
         if scaled is not None and refused:
             warnings.append(
@@ -372,14 +395,17 @@ class _Plan:
         return warnings
 
 
-def _steps(original: int, target: int) -> list[int]:
-    """Return the lengths to test: the original context and its doublings up to the target."""
+def contexts_to_measure(trained: int, target: int) -> tuple[int, ...]:
+    """Return the lengths that show whether a model reaches `target` tokens: the trained context and
+    its doublings up to the target; of a target within it, a quarter, a half and the whole."""
+    if target <= trained:
+        return tuple(dict.fromkeys((max(1, target // 4), max(1, target // 2), target)))
     steps = []
-    length = original
+    length = trained
     while length < target:
         steps.append(length)
         length *= 2
-    return [*steps, target]
+    return (*steps, target)
 
 
 def _for_its_purpose(advice: Advice, header: Header, meant: Purpose) -> Advice:
@@ -408,7 +434,13 @@ def _for_its_purpose(advice: Advice, header: Header, meant: Purpose) -> Advice:
             f"llama.cpp keeps no K/V cache for it: it needs {weights} for its weights, and compute "
             "buffers that grow with the batch"
         )
-    return replace(advice, options=options, memory=memory, warnings=(*warnings, *advice.warnings))
+    return replace(
+        advice,
+        options=options,
+        memory=memory,
+        warnings=(*warnings, *advice.warnings),
+        comparison=advice.comparison if meant.generates else None,
+    )
 
 
 def _memory_warnings(

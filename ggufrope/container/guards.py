@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope._files import storage
+from ggufrope._files import model_status
 from ggufrope.errors import GuardError, RequestError
 
 if TYPE_CHECKING:
@@ -52,27 +52,27 @@ def find_guards(path: str | os.PathLike[str]) -> tuple[Guard, ...]:
     this user may inspect. Raises StorageError where the file does not exist.
     """
     path = Path(path)
-    return tuple(_guards(path, _status(path), ()))
+    return tuple(_guards(path, model_status(path), ()))
 
 
-def check_guards(path: str | os.PathLike[str], force: Collection[str] = ()) -> None:
+def check_guards(
+    path: str | os.PathLike[str],
+    force: Collection[str] = (),
+    *,
+    instead: str = "write a copy (`output`), or ",
+) -> None:
     """Raise GuardError for the first guard that `force` does not name.
 
-    Raises RequestError where `force` has a name that is no guard's.
+    `instead` is what else the caller can do, in words that go before the rest. Raises RequestError
+    where `force` has a name that is no guard's.
     """
     check_names(force)
     path = Path(path)
-    for guard in _guards(path, _status(path), force):
+    for guard in _guards(path, model_status(path), force):
         raise GuardError(
-            f"{guard.message}; write a copy (`output`), or pass `force` {guard.name!r} to edit it "
-            "anyway",
+            f"{guard.message}; {instead}pass `force` {guard.name!r} to change it all the same",
             guard=guard.name,
         )
-
-
-def _status(path: Path) -> os.stat_result:
-    with storage("read", path):
-        return path.stat()
 
 
 def _guards(path: Path, status: os.stat_result, force: Collection[str]) -> Iterator[Guard]:
@@ -88,7 +88,7 @@ def _file_guards(path: Path, status: os.stat_result) -> Iterator[Guard]:
     """Yield the guards that the file itself shows."""
     real = path.resolve()
     if path.is_symlink():
-        yield Guard(name="symlink", message=f"{path} is a link to {real}")
+        yield Guard(name="symlink", message=f"{path} is a link to {real} (name that file)")
     if status.st_nlink > 1:
         yield Guard(
             name="hard-link",

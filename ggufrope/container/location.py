@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,8 @@ def locate(name: str) -> Path:
     Raises RequestError where an `ollama:` or `hf:` name has the wrong form, StorageError where
     nothing of that name is on disk.
     """
+    if not name:
+        raise RequestError("the name of the model is empty; expected a path")
     if "\0" in name:
         raise RequestError(f"{name!r} is not the name of a file: it has a zero byte")
     scheme, colon, rest = name.partition(":")
@@ -37,6 +40,8 @@ def locate(name: str) -> Path:
         return _ollama(rest)
     if colon and scheme == "hf":
         return _hugging_face(rest)
+    if colon and scheme in ("http", "https"):
+        raise RequestError(f"{name}: nothing is downloaded; fetch the file and give its path")
     return Path(name)
 
 
@@ -135,8 +140,9 @@ def _hugging_face(name: str) -> Path:
                 return candidate
     except OSError as error:
         raise StorageError(f"hf:{name}: cannot read {snapshots}: {error.strerror}") from error
+    download = shlex.join(("hf", "download", f"{owner}/{repository}", file))
     raise StorageError(
-        f"hf:{name}: not in the Hugging Face cache {folder.parent}; download it first"
+        f"hf:{name}: not in the Hugging Face cache {folder.parent}; fetch it with `{download}`"
     )
 
 

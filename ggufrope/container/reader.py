@@ -8,7 +8,6 @@ skipped, not decoded: their `span` says where they are, and `read_array` decodes
 from __future__ import annotations
 
 import os
-import stat
 import struct
 import time
 from dataclasses import replace
@@ -18,7 +17,7 @@ from struct import Struct
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-from ggufrope._files import storage
+from ggufrope._files import model_status, storage
 from ggufrope.container import ggml
 from ggufrope.container.beside import journal_path
 from ggufrope.container.filesystem import LOCAL
@@ -113,19 +112,15 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def _read_once(path: Path) -> Header:
-    with storage("read", path):
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise StorageError(f"{path} is {kind}; expected a GGUF file")
-        with path.open("rb", buffering=0) as stream:
-            status = os.fstat(stream.fileno())
-            try:
-                header = parse_header(stream, status.st_size)
-            except MalformedError as error:
-                located = MalformedError(f"{path}: {error}")
-                located.offset = error.offset
-                raise located from None
+    model_status(path)
+    with storage("read", path), path.open("rb", buffering=0) as stream:
+        status = os.fstat(stream.fileno())
+        try:
+            header = parse_header(stream, status.st_size)
+        except MalformedError as error:
+            located = MalformedError(f"{path}: {error}")
+            located.offset = error.offset
+            raise located from None
     return replace(header, identity=FileIdentity.of(status))
 
 

@@ -102,7 +102,7 @@ def undo(
     other bytes than the edit left; GuardError as an edit does, and "changed" where a file was
     written to or replaced since, though the bytes that are compared are the same.
     """
-    check_guards(path, force)
+    check_guards(path, force, instead="")
     path = Path(path)
     names = shard_paths(path)
     recover(path, files=files)
@@ -114,7 +114,7 @@ def undo(
         raise RequestError(f"there is no edit of {path} to undo")
     for shard in {shard for step in steps for shard in step.paths}:
         if shard != path.resolve():
-            check_guards(names[shards.index(shard)], force)
+            check_guards(names[shards.index(shard)], force, instead="")
     restored: dict[Path, None] = {}
     undone, lost = 0, max(steps[0].first - 1, 0)
     while steps:

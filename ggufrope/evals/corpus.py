@@ -105,6 +105,11 @@ _OPENINGS = (
 )
 
 
+_PIECES = re.compile(r"\S.{0,400}(?!\S)|\S.{0,400}", re.DOTALL)
+"""Pieces of a sentence of at most 400 characters, to the end of a word where there is one: the
+places for needles lie between them."""
+
+
 def noise(rng: Random) -> Iterator[str]:
     """Yield the same few sentences in turn; `rng` chooses the first."""
     start = rng.randrange(len(NOISE))
@@ -131,11 +136,15 @@ def essay(rng: Random) -> Iterator[str]:
 
 
 def from_text(text: str) -> Iterator[str]:
-    """Yield the sentences of `text` from its start, again and again.
+    """Yield the sentences of `text` from its start, again and again, those that are long in pieces.
 
     Raises RequestError where the text has no words.
     """
-    sentences = [" " + s.strip() for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
+    sentences = [
+        " " + piece.strip()
+        for sentence in re.split(r"(?<=[.!?])\s+", text)
+        for piece in _PIECES.findall(sentence.strip())
+    ]
     if not sentences:
         raise RequestError("the haystack text is empty; give a file with at least one sentence")
     return cycle(sentences)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, TypeAlias
 
+NeedleKind: TypeAlias = Literal["standard", "confusable", "values", "latent", "ordered"]
 ValueKind: TypeAlias = Literal["number", "word", "uuid"]
 
 ADJECTIVES = tuple(
@@ -58,34 +59,18 @@ class Fact:
 
     @property
     def question(self) -> str:
-        """The question and its answer prefix; `answer` is what should follow."""
-        name = KIND_NAMES[self.kind]
-        return (
-            f"\nQuestion: What is the secret {name} of the {self.key}?"
-            f"\nAnswer: The secret {name} of the {self.key} is"
-        )
+        """What is asked."""
+        return f"What is the secret {KIND_NAMES[self.kind]} of the {self.key}?"
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the answer, which restates the statement up to the value."""
+        return f" The secret {KIND_NAMES[self.kind]} of the {self.key} is"
 
     @property
     def answer(self) -> str:
-        """What should follow the question."""
+        """What should follow the prefix."""
         return f" {self.value}"
-
-
-def question_of(facts: Sequence[Fact]) -> str:
-    """Return the question about all of `facts` at once, and its answer prefix."""
-    if len(facts) == 1:
-        return facts[0].question
-    name = KIND_NAMES[facts[0].kind]
-    keys = listing([f"the {fact.key}" for fact in facts])
-    return (
-        f"\nQuestion: What are the secret {name}s of {keys}?"
-        f"\nAnswer: The secret {name}s of {keys} are"
-    )
-
-
-def answer_of(values: Sequence[str]) -> str:
-    """Return what should follow `question_of` facts with these values."""
-    return f" {listing(values)}"
 
 
 def listing(words: Sequence[str]) -> str:
@@ -138,12 +123,21 @@ class PassKey(Fact):
 
     @property
     def question(self) -> str:
-        """The question and its answer prefix."""
-        return "\nQuestion: What is the pass key?\nAnswer: The pass key is"
+        """What is asked."""
+        return "What is the pass key?"
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the answer."""
+        return " The pass key is"
 
 
 def pass_keys(rng: Random) -> Iterator[PassKey]:
     """Yield pass keys of five digits without end, none repeated until all have been used."""
     while True:
-        for number in rng.sample(range(10_000, 100_000), 90_000):
-            yield PassKey(key="pass key", value=str(number))
+        used: set[int] = set()
+        while len(used) < 90_000:
+            number = rng.randrange(10_000, 100_000)
+            if number not in used:
+                used.add(number)
+                yield PassKey(key="pass key", value=str(number))

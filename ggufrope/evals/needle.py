@@ -1,21 +1,34 @@
 """Needle in a haystack: does the model find a fact again, at every length and depth.
 
 A question is scored under teacher forcing, never generated: exact match is what greedy decoding
-would give, and the log-probability of the answer tells how near a miss was. The tasks `needle` and
-`passkey` fill a grid of lengths, depths and samples; `ask` does the same for a plan of one's own.
+would give, and the log-probability of the answer tells how near a miss was.
+
+One plain haystack is evaluated once, and each needle is spliced into a fork of it. Whole prompts,
+drawn at random among the same needles, stand behind the verdict (`ggufrope.evals.recall`). The
+tasks `needle` and `passkey` do so for a grid of lengths, depths and samples; `ask` asks a plan of
+one's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
-from math import isfinite
+from functools import partial
+from itertools import groupby, product
+from math import ceil, isfinite
 from pathlib import Path
+from random import Random
 
 from ggufrope.errors import BackendError
-from ggufrope.evals.needle_prompts import GridPoint, NeedlePlan, Question, passkey_plan, prompts
-from ggufrope.evals.results import NOT_FINITE, Cell, CellResult, Metric
+from ggufrope.evals.needle_prompts import (
+    GridPoint,
+    NeedleGrid,
+    NeedlePlan,
+    Question,
+    WholePrompt,
+)
+from ggufrope.evals.recall import RecallCell, next_look
+from ggufrope.evals.results import NOT_FINITE, NOT_NEEDED, Cell, CellResult, Method, Metric
 from ggufrope.evals.stats import Mean, Proportion, mean, proportion
 from ggufrope.evals.task import Coordinates, Lengths, Task, TaskRequest, TaskSettings
 from ggufrope.evals.texts import read_text
@@ -23,7 +36,12 @@ from ggufrope.evals.trunk import Trunk, branch_tokens, common_prefix
 from ggufrope.lm import AnswerScore, LanguageModel, OpenContext, Progress
 
 QUESTION_TOKENS = 120
-"""A generous estimate of a question with its answer and distractors."""
+HARDER_QUESTION_TOKENS = 360
+"""Generous estimates of a needle and its question, with the answers."""
+MOST_ROUNDS = 8
+"""Rounds of whole prompts, with as many as there are by default."""
+_AT_ONCE = 32
+"""Questions between two results that can be kept: enough to fill batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +49,8 @@ class NeedleScore:
     """How one question was answered.
 
     `exact` is whether greedy decoding gives the answer; `log_probability` is the answer's mean, nat
-    per token; `rank` is 1 where no wrong answer was as likely. All three are None where the
-    question could not be scored, and `reason` says why.
+    per token; `rank` is 1 where no wrong answer was as likely, None without wrong ones. All three
+    are None where the question could not be scored, and `reason` says why.
     """
 
     question: Question
@@ -48,20 +66,22 @@ class NeedleScore:
     def result(self, cell: Cell) -> CellResult:
         """Return the score as the result of `cell`."""
         question = self.question
+        metrics = [
+            Metric(name="recall", value=_number(self.exact)),
+            Metric(name="log_probability", value=self.log_probability),
+            Metric(name="measured_depth", value=question.measured_depth),
+        ]
+        if self.rank is not None:
+            metrics += [
+                Metric(name="top_ranked", value=float(self.rank == 1)),
+                Metric(name="rank", value=float(self.rank)),
+            ]
         return CellResult(
             cell=cell,
             status="ok" if self.exact is not None else "error",
             reason=self.reason,
-            metrics=(
-                Metric(name="recall", value=_number(self.exact)),
-                Metric(
-                    name="top_ranked", value=_number(None if self.rank is None else self.rank == 1)
-                ),
-                Metric(name="log_probability", value=self.log_probability),
-                Metric(name="rank", value=_number(self.rank)),
-                Metric(name="measured_depth", value=question.measured_depth),
-            ),
-            notes=(("needle", question.needle), ("answer", question.answer)),
+            metrics=tuple(metrics),
+            notes=(("needle", question.needle), ("answer", question.answer), *question.form),
             prompt_tokens=question.prompt_tokens,
         )
 
@@ -71,39 +91,119 @@ def ask(
     model: LanguageModel,
     open_context: OpenContext,
     *,
-    only: Container[GridPoint] | None = None,
+    method: Method = "spliced",
     progress: Progress | None = None,
 ) -> Iterator[NeedleScore]:
-    """Yield the score of every question of a plan, or of those at the points in `only`, in the
-    order of evaluation, which is not the order of the grid.
+    """Yield the score of every question of a plan, in the order of evaluation, which is not the
+    order of the grid.
 
-    A BackendError becomes the reason of the questions it concerns. Raises RequestError where a
-    length has no room for a fact.
+    Whole prompts are asked by themselves where the context cannot be spliced. A BackendError
+    becomes the reason of the questions it concerns. Raises RequestError where a length has no room
+    for a needle.
     """
+    asker = Asker(model, plan)
     with Trunk(open_context, plan.lengths[-1], progress=progress) as trunk:
-        for prompt in prompts(model, plan, only):
-            branches = [question.branch for question in prompt.questions]
+        try:
+            spliced = method == "spliced" and trunk.append_only is None
+        except BackendError as failure:
+            yield from asker.unanswered(plan.points, str(failure))
+        else:
+            yield from (asker.spliced if spliced else asker.whole)(trunk, plan.points)
+
+
+def asking_tokens(plan: NeedlePlan, model: LanguageModel, *, method: Method = "spliced") -> int:
+    """Return how many tokens `ask` evaluates. Raises RequestError as it does."""
+    asker = Asker(model, plan)
+    if method == "whole":
+        return asker.whole_tokens(plan.points)
+    return asker.spliced_tokens(plan.points)
+
+
+class Asker:
+    """Asks the questions of a grid, and knows what that takes."""
+
+    def __init__(self, model: LanguageModel, plan: NeedlePlan) -> None:
+        """Draw the needles. Raises RequestError where a length has no room for one."""
+        self._grid = NeedleGrid(model, plan)
+
+    def spliced(self, trunk: Trunk, points: Iterable[GridPoint]) -> Iterator[NeedleScore]:
+        """Yield the scores of needles spliced into one plain haystack."""
+        for length, questions in self._by_length(points):
+            haystack = self._grid.haystack(length)
+            for start in range(0, len(questions), _AT_ONCE):
+                yield from score_each(trunk, haystack, questions[start : start + _AT_ONCE])
+
+    def whole(self, trunk: Trunk, points: Iterable[GridPoint]) -> Iterator[NeedleScore]:
+        """Yield the scores of whole prompts, in an order in which they share beginnings."""
+        for prompt in self._whole_prompts(points):
             try:
-                scores = trunk.score(prompt.trunk, branches)
+                (answers,) = trunk.score(prompt.trunk, [prompt.branch])
             except BackendError as failure:
                 trunk.discard()
-                for question in prompt.questions:
-                    yield NeedleScore(question=question, reason=str(failure))
+                yield NeedleScore(question=prompt.question, reason=str(failure))
             else:
-                yield from map(_scored, prompt.questions, scores)
+                yield _scored(prompt.question, answers)
+
+    def unanswered(self, points: Iterable[GridPoint], reason: str) -> Iterator[NeedleScore]:
+        """Yield scores that say why nothing could be asked."""
+        for point in points:
+            yield NeedleScore(question=self._grid.question(point), reason=reason)
+
+    def spliced_tokens(self, points: Iterable[GridPoint]) -> int:
+        """Return how many tokens `spliced` evaluates."""
+        total = longest = 0
+        for length, questions in self._by_length(points):
+            longest = max(longest, len(self._grid.haystack(length)))
+            total += branch_tokens([question.branch for question in questions])
+        return longest + total
+
+    def whole_tokens(self, points: Iterable[GridPoint], trunk: Trunk | None = None) -> int:
+        """Return how many tokens `whole` evaluates, in a trunk as it stands or in a new one."""
+        before = () if trunk is None else trunk.tokens
+        shares = trunk is None or not trunk.append_only
+        total = 0
+        for prompt in self._whole_prompts(points):
+            shared = common_prefix(before, prompt.trunk)
+            total += len(prompt.trunk) - (shared if shares or shared == len(before) else 0)
+            total += branch_tokens([prompt.branch])
+            before = prompt.trunk
+        return total
+
+    def _by_length(self, points: Iterable[GridPoint]) -> Iterator[tuple[int, list[Question]]]:
+        """Yield lengths with their questions, shortest first."""
+        ordered = sorted(points)
+        for length, group in groupby(ordered, key=lambda point: point.context_tokens):
+            yield length, [self._grid.question(point) for point in group]
+
+    def _whole_prompts(self, points: Iterable[GridPoint]) -> Iterator[WholePrompt]:
+        """Yield whole prompts, the deepest needle first: each keeps the haystack before its needle
+        from the one before."""
+        questions = [self._grid.question(point) for point in points]
+        for question in sorted(questions, key=lambda each: (-each.place, each.point)):
+            yield question.whole(self._grid.haystack(question.point.context_tokens))
 
 
-def asking_tokens(
-    plan: NeedlePlan, model: LanguageModel, *, only: Container[GridPoint] | None = None
-) -> int:
-    """Return how many tokens `ask` evaluates. Raises RequestError as it does."""
-    total = 0
-    before: tuple[int, ...] = ()
-    for prompt in prompts(model, plan, only):
-        total += len(prompt.trunk) - common_prefix(before, prompt.trunk)
-        total += branch_tokens([question.branch for question in prompt.questions])
-        before = prompt.trunk
-    return total
+def score_each(
+    trunk: Trunk, haystack: Sequence[int], questions: Sequence[Question]
+) -> Iterator[NeedleScore]:
+    """Yield the scores of questions about one haystack; where they fail together, each is asked
+    alone, so that only those that fail have no score."""
+    try:
+        trunk.move_to(haystack)
+    except BackendError as failure:
+        trunk.discard()
+        yield from (NeedleScore(question=question, reason=str(failure)) for question in questions)
+        return
+    try:
+        scores = trunk.score(haystack, [question.branch for question in questions])
+    except BackendError as failure:
+        if len(questions) == 1:
+            yield NeedleScore(question=questions[0], reason=str(failure))
+        else:
+            for question in questions:
+                yield from score_each(trunk, haystack, [question])
+    else:
+        yield from map(_scored, questions, scores)
 
 
 def _scored(question: Question, answers: tuple[AnswerScore, ...]) -> NeedleScore:
@@ -115,7 +215,7 @@ def _scored(question: Question, answers: tuple[AnswerScore, ...]) -> NeedleScore
         question=question,
         exact=true.greedy,
         log_probability=true.mean_log_probability,
-        rank=1 + likelier,
+        rank=1 + likelier if others else None,
     )
 
 
@@ -125,14 +225,12 @@ def _number(value: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
-    """Several questions taken together.
+    """Several questions taken together: `exact` is the share answered exactly.
 
-    `exact` is the share answered exactly, `top_ranked` the share whose answer no wrong one matched.
     Questions without a score are counted apart, in `unscored`.
     """
 
     exact: Proportion
-    top_ranked: Proportion
     log_probability: Mean
     unscored: int
 
@@ -143,7 +241,6 @@ def recall(scores: Iterable[NeedleScore]) -> Recall:
     scored = tuple(score for score in every if score.exact is not None)
     return Recall(
         exact=proportion(sum(score.exact is True for score in scored), len(scored)),
-        top_ranked=proportion(sum(score.rank == 1 for score in scored), len(scored)),
         log_probability=mean(
             score.log_probability for score in scored if score.log_probability is not None
         ),
@@ -151,40 +248,48 @@ def recall(scores: Iterable[NeedleScore]) -> Recall:
     )
 
 
+# The tasks --------------------------------------------------------------------------------------
+
+
 def _places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
-    """Yield a grid at each context of the plan, and at the native context where the plan goes
-    beyond it: a failure there is the model's, not the extension's."""
-    native = lengths.native
-    beyond = native is not None and native < max(lengths.contexts)
-    control = native if settings.control and beyond and native not in lengths.contexts else None
-    contexts = {*lengths.contexts, *(() if control is None else (control,))}
-    return _grid(settings, sorted(contexts), control)
+    """Yield a grid of needles, and the whole prompts that may be asked, each length's in the order
+    in which they are drawn. Needles of a harder kind are a part of their own."""
+    part = None if settings.needle == "standard" else settings.needle
+    return _grid(settings, lengths, part)
 
 
 def _passkey_places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
-    return _grid(settings, sorted(lengths.contexts), None)
+    return _grid(settings, lengths, None)
 
 
-def _grid(
-    settings: TaskSettings, contexts: Sequence[int], control: int | None
-) -> Iterator[Coordinates]:
-    for context, depth, sample in product(
-        contexts, settings.depth_percents, range(settings.samples)
-    ):
-        yield Coordinates(
-            context_tokens=context, depth_percent=depth, sample=sample, control=context == control
-        )
+def _grid(settings: TaskSettings, lengths: Lengths, part: str | None) -> Iterator[Coordinates]:
+    grid = list(product(settings.depth_percents, range(settings.needle_samples)))
+    for context in sorted(lengths.contexts):
+        asked: list[tuple[Method, float, int]] = [(settings.mode, *place) for place in grid]
+        if settings.mode == "spliced":
+            rng, most = Random(f"whole/{context}"), min(settings.whole_prompts, len(grid))
+            asked += [("whole", *place) for place in rng.sample(grid, most)]
+        for method, depth, sample in asked:
+            yield Coordinates(
+                context_tokens=context,
+                depth_percent=depth,
+                sample=sample,
+                part=part,
+                method=method,
+            )
 
 
 def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
-    if settings.mode == "isolated":
-        return _whole_prompts(settings, cells)
+    """Return the longest haystack once, each whole prompt from its needle on, and the questions.
+
+    A new round of whole prompts begins at its deepest needle, a haystack behind at most.
+    """
     longest = max(cell.context_tokens for cell in cells)
-    return settings.samples * longest + QUESTION_TOKENS * len(cells)
-
-
-def _whole_prompts(settings: TaskSettings, cells: Sequence[Cell]) -> int:
-    return sum(cell.context_tokens for cell in cells)
+    whole = [cell for cell in cells if cell.method == "whole"]
+    behind = sum(cell.context_tokens * (1 - (cell.depth_percent or 0) / 100) for cell in whole)
+    rounds = 1 + (MOST_ROUNDS if whole else 0)
+    asking = QUESTION_TOKENS if settings.needle == "standard" else HARDER_QUESTION_TOKENS
+    return rounds * longest + ceil(behind) + asking * len(cells)
 
 
 def _run_needle(request: TaskRequest) -> Iterator[CellResult]:
@@ -193,41 +298,134 @@ def _run_needle(request: TaskRequest) -> Iterator[CellResult]:
     plan = NeedlePlan(
         lengths=request.contexts,
         depths=settings.depth_percents,
-        samples=settings.samples,
+        samples=settings.needle_samples,
         seed=request.seed,
-        mode=settings.mode,
-        kind=settings.value,
+        needle=settings.needle,
+        value=settings.value,
         haystack=settings.haystack.kind,
         text=None if file is None else read_text(Path(file)).content,
+        distractors=settings.distractors,
+        format=settings.format,
+        thinking=settings.thinking,
     )
-    return _fill(request, plan)
+    return _Grid(request, plan).fill()
 
 
 def _run_passkey(request: TaskRequest) -> Iterator[CellResult]:
     settings = request.settings
-    plan = passkey_plan(
+    plan = NeedlePlan(
         lengths=request.contexts,
         depths=settings.depth_percents,
-        samples=settings.samples,
+        samples=settings.needle_samples,
         seed=request.seed,
+        needle="passkey",
+        distractors=settings.distractors,
+        format=settings.format,
+        thinking=settings.thinking,
     )
-    return _fill(request, plan)
+    return _Grid(request, plan).fill()
 
 
-def _fill(request: TaskRequest, plan: NeedlePlan) -> Iterator[CellResult]:
-    """Yield the results of the cells still to do, each of which is a point of the plan's grid."""
-    cells = {
-        GridPoint(cell.context_tokens, cell.depth_percent or 0.0, cell.sample or 0): cell
-        for cell in request.todo
-    }
-    request.plan_tokens(asking_tokens(plan, request.model, only=cells))
-    for score in ask(
-        plan, request.model, request.open_context, only=cells, progress=request.progress
-    ):
-        yield score.result(cells[score.point])
+class _Grid:
+    """The cells of one job, and what is known of them: first the spliced needles are asked, then
+    whole prompts, at each length until its recall is decided."""
+
+    def __init__(self, request: TaskRequest, plan: NeedlePlan) -> None:
+        self._request = request
+        self._longest = plan.lengths[-1]
+        self._asker = Asker(request.model, plan)
+        self._recalled: dict[Cell, bool | None] = {
+            result.cell: _recalled(result) for result in request.done
+        }
+
+    def fill(self) -> Iterator[CellResult]:
+        """Yield the results of the cells still to do."""
+        request = self._request
+        with Trunk(request.open_context, self._longest, progress=request.progress) as trunk:
+            yield from self._fill_spliced(trunk)
+            while cells := self._next_whole():
+                request.plan_tokens(self._asker.whole_tokens(map(_point, cells), trunk))
+                yield from self._ask(cells, partial(self._asker.whole, trunk))
+        for cell in self._todo("whole"):
+            yield CellResult(cell=cell, status="skipped", reason=NOT_NEEDED)
+
+    def _fill_spliced(self, trunk: Trunk) -> Iterator[CellResult]:
+        cells = self._todo("spliced")
+        if not cells:
+            return
+        try:
+            refusal = trunk.append_only
+        except BackendError as failure:
+            # No context can be opened: that is the reason of every cell.
+            for cell in self._request.todo:
+                self._recalled[cell] = None
+                yield CellResult(cell=cell, status="error", reason=str(failure))
+            return
+        if refusal is None:
+            self._request.plan_tokens(self._asker.spliced_tokens(map(_point, cells)))
+            yield from self._ask(cells, partial(self._asker.spliced, trunk))
+        for cell in self._todo("spliced"):
+            self._recalled[cell] = None
+            reason = f"asked in whole prompts only: {refusal}"
+            yield CellResult(cell=cell, status="skipped", reason=reason)
+
+    def _ask(
+        self, cells: Sequence[Cell], asked: Callable[[Iterable[GridPoint]], Iterator[NeedleScore]]
+    ) -> Iterator[CellResult]:
+        """Ask for the needles of `cells`, and note what is recalled."""
+        at = {_point(cell): cell for cell in cells}
+        for score in asked(at):
+            result = score.result(at[score.point])
+            self._recalled[result.cell] = _recalled(result)
+            yield result
+
+    def _todo(self, method: Method) -> list[Cell]:
+        return [
+            cell
+            for cell in self._request.cells
+            if cell.method == method and cell not in self._recalled
+        ]
+
+    def _next_whole(self) -> list[Cell]:
+        """Return the whole prompts to ask next, at every length that is not decided."""
+        left = self._todo("whole")
+        if self._request.settings.mode == "whole":
+            return left
+        chosen: list[Cell] = []
+        for length in sorted({cell.context_tokens for cell in left}):
+            ahead = [cell for cell in left if cell.context_tokens == length]
+            chosen += ahead[: self._look(length)]
+        return chosen
+
+    def _look(self, length: int) -> int:
+        """Return how many whole prompts of a length to ask before it is looked at again."""
+        found: dict[GridPoint, dict[Method | None, bool | None]] = {}
+        limit = 0
+        for cell in self._request.cells:
+            if cell.context_tokens == length:
+                limit += cell.method == "whole"
+                found.setdefault(_point(cell), {})[cell.method] = self._recalled.get(cell)
+        pairs = [
+            RecallCell(spliced=by.get("spliced"), whole=by.get("whole")) for by in found.values()
+        ]
+        minimum = self._request.recall_minimum
+        if minimum is None:
+            return limit
+        return next_look(pairs, minimum, limit)
 
 
-NEEDLE = Task(name="needle", places=_places, tokens=_tokens, run=_run_needle)
-"""Recall of facts over a grid of lengths and depths."""
-PASSKEY = Task(name="passkey", places=_passkey_places, tokens=_whole_prompts, run=_run_passkey)
-"""Recall of five digits in a noise haystack, one prompt for each cell."""
+def _point(cell: Cell) -> GridPoint:
+    return GridPoint(cell.context_tokens, cell.depth_percent or 0.0, cell.sample or 0)
+
+
+def _recalled(result: CellResult) -> bool | None:
+    value = result.value("recall")
+    return None if value is None else value == 1
+
+
+NEEDLE = Task(name="needle", places=_places, tokens=_tokens, run=_run_needle, has_control=True)
+"""Recall of one fact in prose, over a grid of lengths, depths and samples."""
+PASSKEY = Task(
+    name="passkey", places=_passkey_places, tokens=_tokens, run=_run_passkey, has_control=True
+)
+"""Recall of five digits in noise, over the same grid."""

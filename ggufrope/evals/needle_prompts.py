@@ -1,40 +1,39 @@
-"""The prompts of a needle grid: haystacks with facts at chosen depths, and questions about them.
+"""The prompts of a needle grid: one plain haystack, and the needle of each cell at its place in it.
 
-A `NeedlePlan` is a grid of lengths and depths. In one-pass mode one haystack holds the facts of all
-cells and is evaluated once; at each length the questions of all depths branch off it. In isolated
-mode every cell has a prompt of its own, the same haystack with only its needles, and the prompts
-are ordered so that neighbors share the longest beginnings.
+A `NeedlePlan` is a grid of lengths, depths and samples; every cell has a needle of its own. The
+needle stands in the place of as many tokens of filler. So a prompt is the same whether the needle
+is spliced into a fork of the plain haystack (`Question.branch`) or evaluated in a prompt of its own
+(`Question.whole`): the two differ only in what the tokens behind the needle have seen.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from math import inf
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
 from random import Random
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, get_args
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.facts import Fact, ValueKind, answer_of, facts, pass_keys, question_of
-from ggufrope.evals.haystack import Filler, HaystackKind, Insert, Woven, sentences, weave
-from ggufrope.evals.task import NeedleMode
-from ggufrope.lm import Branch, LanguageModel
-
-Wording: TypeAlias = Literal["fact", "passkey"]
+from ggufrope.evals.facts import NeedleKind, ValueKind
+from ggufrope.evals.formats import prompt_format
+from ggufrope.evals.haystack import Filler, HaystackKind, sentences, weave
+from ggufrope.evals.needle_kinds import Needle, PlanNeedle, needles
+from ggufrope.evals.task import FormatName
+from ggufrope.lm import Branch, LanguageModel, Splice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeedlePlan:
-    """A grid of `lengths` (tokens, question and answer included) × `depths` (percent).
+    """A grid of `lengths` (tokens, question and answer included) × `depths` (percent) × `samples`.
 
     Depth 0 is the start, 100 right before the question. Lengths are kept in ascending order, each
-    once. Each of the `samples` has its own haystack and facts, drawn from `seed`. Facts of
-    different cells less than `spacing` tokens apart become one fact. A question asks for `queries`
-    facts at once; an isolated prompt states `needles` of them. An answer is ranked among
-    `distractors` wrong ones, half of them values stated elsewhere in the prompt. `text` is what a
-    haystack of kind "text" repeats.
+    once. Everything is drawn from `seed`: one haystack, and a needle for each cell. An answer is
+    ranked among `distractors` wrong ones, or among those that a needle of a harder kind suggests
+    where these are more. `text` is what a haystack of kind "text" repeats. `format` and `thinking`
+    are those of `ggufrope.evals.formats.prompt_format`.
 
     Raises RequestError where the numbers contradict each other.
     """
@@ -43,15 +42,13 @@ class NeedlePlan:
     depths: tuple[float, ...]
     samples: int = 1
     seed: int = 0
-    mode: NeedleMode = "one-pass"
-    wording: Wording = "fact"
-    kind: ValueKind = "number"
+    needle: PlanNeedle = "standard"
+    value: ValueKind = "number"
     haystack: HaystackKind = "essay"
     text: str | None = None
-    needles: int = 1
-    queries: int = 1
-    distractors: int = 4
-    spacing: int = 64
+    distractors: int = 0
+    format: FormatName = "auto"
+    thinking: bool | None = None
 
     def __post_init__(self) -> None:
         problems = tuple(self._problems())
@@ -60,48 +57,37 @@ class NeedlePlan:
         object.__setattr__(self, "lengths", tuple(sorted(set(self.lengths))))
 
     def _problems(self) -> Iterator[str]:
-        if not self.lengths or min(self.lengths) < 1:
-            yield f"needle lengths must be at least 1 token, got {list(self.lengths)}"
-        if not self.depths:
-            yield "the needle needs at least one depth"
-        for depth in self.depths:
-            if not 0 <= depth <= 100:
-                yield f"a depth is a percentage from 0 to 100, got {depth:g}"
-        if len(set(self.depths)) != len(self.depths):
-            yield f"a depth is given twice in {[f'{depth:g}' for depth in self.depths]}"
-        for name in ("samples", "needles", "queries", "spacing"):
-            if getattr(self, name) < 1:
-                yield f"{name} must be at least 1, got {getattr(self, name)}"
+        yield from grid_problems(self.lengths, self.depths, self.samples)
         if self.distractors < 0:
             yield f"distractors must be 0 or more, got {self.distractors}"
-        if self.mode not in ("one-pass", "isolated"):
-            yield f"unknown needle mode {self.mode!r}: expected one-pass or isolated"
-        if self.kind not in ("number", "word", "uuid"):
-            yield f"unknown kind of value {self.kind!r}: expected number, word or uuid"
-        if self.mode == "isolated" and self.queries > self.needles:
-            yield f"a question about {self.queries} facts needs as many needles, got {self.needles}"
-        if max(self.queries, self.needles) > len(self.depths):
+        if self.needle not in (*get_args(NeedleKind), "passkey"):
             yield (
-                f"needles stand at the depths of the grid: {len(self.depths)} depths are too few "
-                f"for {max(self.queries, self.needles)} of them"
+                f"unknown kind of needle {self.needle!r}: "
+                f"expected passkey, {', '.join(get_args(NeedleKind))}"
             )
-        if self.wording == "passkey" and (self.mode != "isolated" or self.needles > 1):
-            yield "a prompt has one pass key: passkey needs isolated mode and one needle"
+        if self.value not in ("number", "word", "uuid"):
+            yield f"unknown kind of value {self.value!r}: expected number, word or uuid"
+
+    @property
+    def points(self) -> Iterator[GridPoint]:
+        """Every cell of the grid, shortest length first."""
+        for length, depth, sample in product(self.lengths, self.depths, range(self.samples)):
+            yield GridPoint(length, depth, sample)
 
 
-def passkey_plan(
-    *, lengths: tuple[int, ...], depths: tuple[float, ...], samples: int = 1, seed: int = 0
-) -> NeedlePlan:
-    """Return the plan of the passkey task: five digits in a noise haystack, one in each prompt."""
-    return NeedlePlan(
-        lengths=lengths,
-        depths=depths,
-        mode="isolated",
-        wording="passkey",
-        haystack="noise",
-        samples=samples,
-        seed=seed,
-    )
+def grid_problems(lengths: Sequence[int], depths: Sequence[float], samples: int) -> Iterator[str]:
+    """Say what is wrong with the axes of a grid, one sentence for each problem."""
+    if not lengths or min(lengths) < 1:
+        yield f"needle lengths must be at least 1 token, got {list(lengths)}"
+    if not depths:
+        yield "the needle needs at least one depth"
+    for depth in depths:
+        if not 0 <= depth <= 100:
+            yield f"a depth is a percentage from 0 to 100, got {depth:g}"
+    if len(set(depths)) != len(depths):
+        yield f"a depth is given twice in {[f'{depth:g}' for depth in depths]}"
+    if samples < 1:
+        yield f"samples must be at least 1, got {samples}"
 
 
 class GridPoint(NamedTuple):
@@ -119,232 +105,159 @@ class GridPoint(NamedTuple):
 class Question:
     """The question of one grid point; the first answer of `branch` is the true one.
 
-    `needle` names the keys it asks for, `answer` is their values. `prompt_tokens` counts haystack
-    and question. `measured_depth` is where the fact really stands, in percent.
+    `needle` names what it asks for, `answer` is what should follow, `form` says how it is asked.
+    `haystack_tokens` counts the plain haystack. `measured_depth` is where the needle really stands,
+    in percent.
     """
 
     point: GridPoint
     branch: Branch
     needle: str
     answer: str
-    prompt_tokens: int
+    form: tuple[tuple[str, str], ...]
+    haystack_tokens: int
     measured_depth: float
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of haystack, needle and question."""
+        return self.haystack_tokens + len(self.branch.prompt)
+
+    @property
+    def place(self) -> int:
+        """The position from which on its prompt differs from the plain haystack."""
+        splices = self.branch.splices
+        return splices[0].position if splices else self.haystack_tokens
+
+    def whole(self, haystack: Sequence[int]) -> WholePrompt:
+        """Return the prompt of its own, made of the plain haystack of its length."""
+        tokens = list(haystack)
+        for splice in self.branch.splices:
+            tokens[splice.position : splice.end] = splice.tokens
+        branch = replace(self.branch, splices=())
+        return WholePrompt(question=self, trunk=tuple(tokens), branch=branch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """A haystack from its first token, `trunk`, and every question about it."""
+class WholePrompt:
+    """A question in a prompt of its own: `trunk` is its haystack, with the needle."""
 
+    question: Question
     trunk: tuple[int, ...]
-    questions: tuple[Question, ...]
+    branch: Branch
 
 
-def prompts(
-    model: LanguageModel, plan: NeedlePlan, only: Container[GridPoint] | None = None
-) -> Iterator[Prompt]:
-    """Yield the prompts of a plan in the order of evaluation; with `only`, those with a question
-    about one of these points, and no other questions.
+class NeedleGrid:
+    """The haystack and the questions of a plan: the same for the same plan and tokenizer.
 
-    Raises RequestError where a length has no room for a fact and its question.
-    """
-    for sample in range(plan.samples):
-        builder = PromptBuilder(model, plan, sample)
-        for prompt in _one_pass(builder) if plan.mode == "one-pass" else _isolated(builder):
-            questions = tuple(q for q in prompt.questions if only is None or q.point in only)
-            if questions:
-                yield Prompt(trunk=prompt.trunk, questions=questions)
-
-
-def _one_pass(builder: PromptBuilder) -> Iterator[Prompt]:
-    everything = range(len(builder.layout.places))
-    woven = builder.weave(everything, builder.budgets[-1])
-    for length, budget in enumerate(builder.budgets):
-        cut = woven.cut(budget)
-        present = bisect_left(woven.starts, cut)
-        starts = dict(enumerate(woven.starts[:present]))
-        yield Prompt(
-            trunk=builder.beginning + woven.tokens[:cut],
-            questions=tuple(
-                builder.question(length, depth, cut=cut, starts=starts)
-                for depth in range(len(builder.plan.depths))
-            ),
-        )
-
-
-def _isolated(builder: PromptBuilder) -> Iterator[Prompt]:
-    cells = [(i, j) for i in range(len(builder.budgets)) for j in range(len(builder.plan.depths))]
-    present = {cell: sorted(builder.distinct(*cell, builder.plan.needles)) for cell in cells}
-    # Prompts agree up to the first place that only one of them has: by places, then by length,
-    # each continues from the longest beginning that is left.
-    for cell in sorted(cells, key=lambda cell: ((*present[cell], inf), cell)):
-        length, depth = cell
-        woven = builder.weave(present[cell], builder.budgets[length])
-        cut = woven.cut(builder.budgets[length])
-        starts = dict(zip(present[cell], woven.starts, strict=True))
-        yield Prompt(
-            trunk=builder.beginning + woven.tokens[:cut],
-            questions=(builder.question(length, depth, cut=cut, starts=starts),),
-        )
-
-
-class PromptBuilder:
-    """Everything that the prompts of one sample consist of: the same for the same plan and
-    tokenizer.
-
-    `facts` has one fact for each place of the `layout`, `unstated` the facts that no haystack
-    states. `budgets` are the haystack tokens of each length.
+    Raises RequestError where a length has no room for a needle and its question.
     """
 
-    def __init__(self, model: LanguageModel, plan: NeedlePlan, sample: int) -> None:
-        self.model = model
+    def __init__(self, model: LanguageModel, plan: NeedlePlan) -> None:
         self.plan = plan
-        self.sample = sample
-        self.beginning = tuple(model.tokenize("", beginning=True))
-        self.filler = Filler(model, sentences(plan.haystack, self.rng("haystack"), plan.text))
-        self.facts, self.unstated = self._draw()
-        self.statements = [tuple(model.tokenize(fact.statement)) for fact in self.facts]
-        self.budgets = self._budgets()
-        self.layout: Layout = lay_out(
-            self.budgets,
-            plan.depths,
-            fact_tokens=max(map(len, self.statements)),
-            spacing=plan.spacing,
-        )
+        self._model = model
+        self._format = prompt_format(model, plan.format, plan.thinking)
+        self._beginning = self._format.beginning
+        self._drafts = {point: self._draft(point) for point in plan.points}
+        self._ends = {length: self._end(length) for length in plan.lengths}
 
-    def rng(self, purpose: object) -> Random:
-        """Return a generator for one purpose, undisturbed by what is drawn for another."""
-        return Random(f"{self.plan.seed}/{self.sample}/{purpose}")
+    def haystack(self, length: int) -> tuple[int, ...]:
+        """Return the plain haystack of a length, from the first token: what all its questions are
+        asked about. It ends with a sentence."""
+        return self._filler[0][: self._ends[length]]
 
-    def _draw(self) -> tuple[Sequence[Fact], Sequence[Fact]]:
-        """Draw a fact for every place there could be, and facts that are never stated."""
-        rng = self.rng("facts")
-        source = pass_keys(rng) if self.plan.wording == "passkey" else facts(rng, self.plan.kind)
-        stated = list(islice(source, len(self.plan.lengths) * len(self.plan.depths)))
-        values = {fact.value for fact in stated}
-        wanted = self.plan.distractors * self.plan.queries
-        return stated, [fact for fact in islice(source, wanted) if fact.value not in values]
-
-    def _budgets(self) -> tuple[int, ...]:
-        """Return the haystack tokens of each length: what the longest question and answer leave."""
-        asking = self.plan.queries * max(
-            len(self.model.tokenize(fact.question)) + len(self.model.tokenize(fact.answer))
-            for fact in (*self.facts, *self.unstated)
-        )
-        around = len(self.beginning) + asking
-        least = around + max(map(len, self.statements))
-        for length in self.plan.lengths:
-            if length < least:
-                raise RequestError(
-                    f"a needle length of {length} tokens is too short: one fact and its question "
-                    f"take {least} with this model's tokenizer"
-                )
-        return tuple(length - around for length in self.plan.lengths)
-
-    def weave(self, present: Sequence[int], budget: int) -> Woven:
-        """Return the haystack with the facts of these places, in ascending order."""
-        return weave(self.filler, [self._insert(place) for place in present], budget)
-
-    def _insert(self, number: int) -> Insert:
-        place, tokens = self.layout.places[number], self.statements[number]
-        if place.ends_length is None:
-            return Insert(target=place.target, tokens=tokens)
-        return Insert(target=self.budgets[place.ends_length] - len(tokens), tokens=tokens)
-
-    def distinct(self, length: int, depth: int, count: int) -> list[int]:
-        """Return `count` places of a length: that of `depth` and the next ones, the first after
-        the last. Raises RequestError where the length is so short that its depths share too few."""
-        of = self.layout.of[length]
-        around = list(dict.fromkeys(of[depth:] + of[:depth]))
-        if len(around) < count:
-            raise RequestError(
-                f"{self.plan.lengths[length]} tokens have room for {len(around)} needles "
-                f"{self.plan.spacing} tokens apart, not {count}"
-            )
-        return around[:count]
-
-    def question(self, length: int, depth: int, *, cut: int, starts: dict[int, int]) -> Question:
-        """Return the question of a cell about a haystack of `cut` tokens with facts at `starts`."""
-        places = self.distinct(length, depth, self.plan.queries)
-        point = GridPoint(self.plan.lengths[length], self.plan.depths[depth], self.sample)
-        wanted = [self.facts[place] for place in places]
-        prompt = tuple(self.model.tokenize(question_of(wanted)))
-        others = [self.facts[place] for place in starts if place not in places]
-        candidates = [[fact.value for fact in wanted], *self._distractors(point, wanted, others)]
-        answers = [answer_of(values) for values in candidates]
-        span = cut - len(self.statements[places[0]])
+    def question(self, point: GridPoint) -> Question:
+        """Return the question of a cell."""
+        draft, end = self._drafts[point], self._ends[point.context_tokens]
+        needle, first = draft.needle, len(self._beginning)
+        places = self._places_of(draft, end, point.depth_percent)
+        placed = list(zip(places, draft.statements, strict=True))
+        splices = tuple(Splice(position=at, tokens=words) for at, words in placed if at < end)
+        # A statement at the end of the haystack stands before the question, in the place of none.
+        at_end = [token for at, words in placed if at == end for token in words]
+        span = max(end - len(draft.statements[needle.at]) - first, 1)
         return Question(
             point=point,
             branch=Branch(
-                prompt=prompt,
-                answers=tuple(tuple(self.model.tokenize(answer)) for answer in answers),
+                prompt=(*at_end, *draft.question), answers=draft.answers, splices=splices
             ),
-            needle=", ".join(fact.key for fact in wanted),
-            answer=answers[0].strip(),
-            prompt_tokens=len(self.beginning) + cut + len(prompt),
-            measured_depth=100 * starts[places[0]] / span if span else 0.0,
+            needle=needle.key,
+            answer=needle.answer.strip(),
+            form=self._format.notes,
+            haystack_tokens=end,
+            measured_depth=min(100.0, 100 * (places[needle.at] - first) / span),
         )
 
-    def _distractors(
-        self, point: GridPoint, wanted: Sequence[Fact], others: Sequence[Fact]
-    ) -> list[list[str]]:
-        """Return wrong answers, half of them values stated elsewhere, each value used once."""
-        rng = self.rng(str(point))
-        right = {fact.value for fact in wanted}
-        queries = self.plan.queries
-        stated = [value for value in dict.fromkeys(f.value for f in others) if value not in right]
-        rng.shuffle(stated)
-        stated = stated[: self.plan.distractors // 2 * queries]
-        never = list(dict.fromkeys(fact.value for fact in self.unstated))
-        values = stated[: len(stated) // queries * queries] + never
-        sets = [values[i : i + queries] for i in range(0, len(values) - queries + 1, queries)]
-        return sets[: self.plan.distractors]
+    def _draft(self, point: GridPoint) -> _Draft:
+        plan = self.plan
+        rng = Random(f"{plan.seed}/{point}")
+        needle = next(needles(plan.needle, rng, plan.value, distractors=plan.distractors))
+        tokenize = self._model.tokenize
+        return _Draft(
+            needle=needle,
+            statements=tuple(tuple(tokenize(text)) for text in needle.statements),
+            question=self._format.ending(needle.question, needle.prefix),
+            answers=tuple(tuple(tokenize(answer)) for answer in (needle.answer, *needle.wrong)),
+        )
+
+    @cached_property
+    def _filler(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The haystack of the longest length, and where its sentences end."""
+        kind = "noise" if self.plan.needle == "passkey" else self.plan.haystack
+        rng = Random(f"{self.plan.seed}/haystack")
+        filler = Filler(self._model, sentences(kind, rng, self.plan.text))
+        first = len(self._beginning)
+        woven = weave(filler, (), max(self.plan.lengths[-1] - first, 0))
+        return self._beginning + woven.tokens, tuple(first + end for end in woven.boundaries)
+
+    def _places_of(self, draft: _Draft, end: int, depth: float) -> list[int]:
+        """Return where the statements of a needle go in a haystack that ends at `end`: between two
+        sentences or right behind each other, as late as possible but not after their depths and
+        with room for those that follow. The `end` itself is the place of depth 100.
+        """
+        first, boundaries = len(self._beginning), self._filler[1]
+        depths = draft.needle.depths(depth)
+        inside = [
+            (at, len(words)) for at, words in zip(depths, draft.statements, strict=True) if at < 100
+        ]
+        left = sum(size for _, size in inside)
+        places: list[int] = []
+        free = first
+        for at, size in inside:
+            target = min(first + (end - first) * at / 100, end - left)
+            places.append(max(boundaries[bisect_right(boundaries, target) - 1], free))
+            free, left = places[-1] + size, left - size
+        return places + [end] * (len(depths) - len(places))
+
+    def _end(self, length: int) -> int:
+        """Return how many tokens the haystack of a length has: what its longest needle, question
+        and answer leave, to the end of a sentence where that is enough for the needle."""
+        drafts = [draft for point, draft in self._drafts.items() if point.context_tokens == length]
+        asking = max(draft.tokens for draft in drafts)
+        stated = max(sum(map(len, draft.statements)) for draft in drafts)
+        first, boundaries = len(self._beginning), self._filler[1]
+        room = length - asking
+        end = boundaries[max(bisect_right(boundaries, room) - 1, 0)]
+        if end - first < stated:
+            end = min(room, len(self._filler[0]))
+        if end - first < stated:
+            raise RequestError(
+                f"a needle length of {length} tokens is too short: a needle and its question take "
+                f"{asking} with this model's tokenizer, and some filler has to stand around them"
+            )
+        return end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a fact goes: `target` tokens into the haystack, never later.
+class _Draft:
+    """A needle in tokens, before it has a place."""
 
-    `ends_length` is the length (its index) whose haystack ends with this fact, or None.
-    """
+    needle: Needle
+    statements: tuple[tuple[int, ...], ...]
+    question: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
 
-    target: int
-    ends_length: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Places in ascending order; `of[length][depth]` is the index of the place a cell asks for."""
-
-    places: tuple[Place, ...]
-    of: tuple[tuple[int, ...], ...]
-
-
-def lay_out(
-    budgets: Sequence[int], depths: Sequence[float], *, fact_tokens: int, spacing: int
-) -> Layout:
-    """Return places for a grid, as few as serve every cell to within `spacing` tokens.
-
-    `budgets` are the haystack tokens of each length, ascending; `depths` are percent. Lengths are
-    taken in order, so that a place already there lies inside every length that may share it, and
-    the ends of a length before its middle, so that they are exact.
-    """
-    spacing = max(spacing, fact_tokens)
-    found: list[Place] = []
-    chosen: dict[tuple[int, int], Place] = {}
-    for length, budget in enumerate(budgets):
-        for depth in sorted(range(len(depths)), key=lambda d: (0 < depths[d] < 100, depths[d])):
-            target = round((budget - fact_tokens) * depths[depth] / 100)
-            nearest = min(found, key=lambda place: abs(place.target - target), default=None)
-            if nearest is None or abs(nearest.target - target) >= spacing:
-                nearest = Place(target=target, ends_length=length if depths[depth] == 100 else None)
-                found.append(nearest)
-            chosen[length, depth] = nearest
-    places = tuple(sorted(found, key=lambda place: place.target))
-    index = {place: i for i, place in enumerate(places)}
-    return Layout(
-        places=places,
-        of=tuple(
-            tuple(index[chosen[length, depth]] for depth in range(len(depths)))
-            for length in range(len(budgets))
-        ),
-    )
+    @property
+    def tokens(self) -> int:
+        """The most tokens that it takes beside the haystack."""
+        return sum(map(len, self.statements)) + len(self.question) + max(map(len, self.answers))

@@ -93,13 +93,14 @@ class ChunkScore:
 class Perplexity:
     """Perplexity of a text: `value` and its standard error `error`, None where nothing was scored.
 
-    `nll` is the mean negative log-probability in nat, the logarithm of `value`. `unscored` chunks
-    failed.
+    `nll` is the mean negative log-probability in nat, the logarithm of `value`, and `nll_error` its
+    standard error. `unscored` chunks failed.
     """
 
     value: float | None
     error: float | None
     nll: float | None
+    nll_error: float | None
     tokens: int
     chunks: int
     unscored: int
@@ -195,14 +196,23 @@ def perplexity_of(chunks: Iterable[ChunkScore]) -> Perplexity:
     unscored = len(every) - len(scored)
     if not count:
         return Perplexity(
-            value=None, error=None, nll=None, tokens=0, chunks=0, unscored=unscored, curve=()
+            value=None,
+            error=None,
+            nll=None,
+            nll_error=None,
+            tokens=0,
+            chunks=0,
+            unscored=unscored,
+            curve=(),
         )
     nll = fsum(chunk.nll for chunk in scored) / count
     variance = fsum(chunk.nll_squared for chunk in scored) / count - nll * nll
+    error = sqrt(max(variance, 0) / (count - 1)) if count > 1 else None
     return Perplexity(
         value=_exp(nll),
-        error=_exp(nll) * sqrt(max(variance, 0) / (count - 1)) if count > 1 else None,
+        error=None if error is None else _exp(nll) * error,
         nll=nll,
+        nll_error=error,
         tokens=count,
         chunks=len(scored),
         unscored=unscored,
@@ -286,7 +296,7 @@ def _result(cell: Cell, text: Text, chunks: Sequence[ChunkScore]) -> CellResult:
             estimate(
                 "perplexity", Mean(n=found.tokens, value=found.value, standard_error=found.error)
             ),
-            Metric(name="nll", value=found.nll, n=found.tokens),
+            estimate("nll", Mean(n=found.tokens, value=found.nll, standard_error=found.nll_error)),
             Metric(name="chunks", value=found.chunks),
             Metric(name="unscored_chunks", value=found.unscored),
         ),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from ggufrope.evals.divergence import DIVERGENCE
 from ggufrope.evals.kv_cache import KV_CACHE
+from ggufrope.evals.multikey import MULTIKEY
 from ggufrope.evals.needle import NEEDLE, PASSKEY
 from ggufrope.evals.perplexity import PERPLEXITY
 from ggufrope.evals.ruler.task import RULER
@@ -17,5 +18,5 @@ from ggufrope.evals.task import Task, TaskName
 
 TASKS: Mapping[TaskName, Task] = {
     task.name: task
-    for task in (NEEDLE, PASSKEY, RULER, PERPLEXITY, DIVERGENCE, SHORT_CONTEXT, KV_CACHE)
+    for task in (NEEDLE, PASSKEY, MULTIKEY, RULER, PERPLEXITY, DIVERGENCE, SHORT_CONTEXT, KV_CACHE)
 }

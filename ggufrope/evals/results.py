@@ -12,6 +12,10 @@ Status: TypeAlias = Literal["ok", "error", "unsupported", "skipped"]
 """`unsupported`: this build or model cannot do it. `skipped`: not applicable, or not reached."""
 NOT_FINITE = "the model's logits are not finite numbers"
 """Reason recorded when the model returns non-finite logits."""
+NOT_NEEDED = "decided without it"
+"""Reason of a whole prompt that was not asked, because those before it decided the recall."""
+Method: TypeAlias = Literal["spliced", "whole"]
+"""How a needle is asked for: spliced into a fork of a plain haystack, or in a prompt of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,7 @@ class Cell:
         default=False,
         metadata={"help": "at the native context, to tell the model's failures from the scaling's"},
     )
+    method: Method | None = None
 
     @property
     def label(self) -> str:
@@ -43,6 +48,7 @@ class Cell:
         parts.append(f"seed {self.seed}")
         if self.sample:
             parts.append(f"sample {self.sample}")
+        parts += ["whole prompt"] if self.method == "whole" else []
         return " · ".join(parts)
 
 

@@ -18,7 +18,15 @@ from ggufrope.evals.needle import QUESTION_TOKENS, NeedleScore, ask, asking_toke
 from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.results import Cell, CellResult, Metric
 from ggufrope.evals.stats import Proportion
-from ggufrope.evals.task import Base, Coordinates, Lengths, Task, TaskRequest, TaskSettings
+from ggufrope.evals.task import (
+    SPLICED_SAMPLES,
+    Base,
+    Coordinates,
+    Lengths,
+    Task,
+    TaskRequest,
+    TaskSettings,
+)
 from ggufrope.evals.texts import Text, chosen_text
 from ggufrope.lm import OpenContext
 
@@ -38,7 +46,7 @@ def _places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
 
 
 def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
-    questions = 2 * len(DEPTHS) * QUESTION_TOKENS
+    questions = 2 * SPLICED_SAMPLES * len(DEPTHS) * QUESTION_TOKENS
     return sum(4 * cell.context_tokens + questions for cell in cells)
 
 
@@ -52,7 +60,14 @@ def _run(request: TaskRequest) -> Iterator[CellResult]:
 def _check(request: TaskRequest, base: Base, text: Text | None, cell: Cell) -> CellResult:
     tokens = cell.context_tokens
     reading = DivergencePlan(n_ctx=tokens, text=text, chunks=1)
-    grid = NeedlePlan(lengths=(tokens,), depths=DEPTHS, seed=request.seed)
+    grid = NeedlePlan(
+        lengths=(tokens,),
+        depths=DEPTHS,
+        samples=SPLICED_SAMPLES,
+        seed=request.seed,
+        format=request.settings.format,
+        thinking=request.settings.thinking,
+    )
     model, variant = request.model, request.open_context
     request.plan_tokens(comparing_tokens(reading, model) + 2 * asking_tokens(grid, model))
 

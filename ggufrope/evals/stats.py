@@ -1,18 +1,21 @@
 """Estimates from scores: every proportion and mean comes with its n and its uncertainty.
 
 Intervals are 95 %, tests are at the 5 % level, and both hold at small n: Student's t for means,
-Wilson's score interval for shares, an exact test for paired shares. Quantiles come from scipy,
-which is imported when something is judged, and not before.
+Wilson's score interval for shares, an exact test for paired shares. A bound of a share that is read
+again after every trial holds at all readings together. Quantiles and probabilities come from
+scipy, which is imported when something is judged, and not before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import fsum, inf, sqrt
+from functools import cache
+from math import fsum, inf, log, log1p, sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+from ggufrope._bisect import largest
 from ggufrope.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 """The level of every test and of what an interval leaves out."""
+
+_STEPS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,50 @@ def sign_test(lost: int, gained: int) -> float:
     each were equally likely to change either way (McNemar, 1947); 1 where no pair changed."""
     n = lost + gained
     return min(1.0, 2 * float(_special().bdtr(min(lost, gained), n, 0.5))) if n else 1.0
+
+
+def shows(successes: int, n: int, least: float, error: float, tilt: float = 1.0) -> bool:
+    """Return whether so many successes of `n` show that the true share is at least `least`.
+
+    The evidence is the likelihood of the shares above `least`, averaged with weights proportional
+    to (1 - share)^(tilt - 1), over that of `least`. If the true share is smaller, it ever reaches
+    1 / `error`, at any n, with a probability of at most `error` (Ville, 1939; Robbins, 1970; a test
+    by betting, Waudby-Smith and Ramdas, 2024). So it may be read again after every trial. A tilt
+    below 1 bets on shares near 1.
+    """
+    special, failures = _special(), n - successes
+    above = special.betaincc(successes + 1, failures + tilt, least)
+    if least >= 1 or above == 0:
+        return False
+    likelihood = special.xlogy(successes, least) + special.xlog1py(failures, -least)
+    weights = tilt * log1p(-least) - log(tilt)
+    evidence = log(above) + special.betaln(successes + 1, failures + tilt) - weights - likelihood
+    return bool(evidence >= -log(error))
+
+
+@cache
+def lower_bound(successes: int, n: int, error: float, tilt: float = 1.0) -> float:
+    """Return the largest share that is shown (`shows`), in steps of 1e-9: in at most `error` of all
+    sequences of trials does it ever lie above the true share; 0 without a success."""
+    if successes == 0:
+        return 0.0
+
+    def is_shown(step: int) -> bool:
+        return shows(successes, n, step / _STEPS, error, tilt)
+
+    return largest(is_shown, 0, successes * _STEPS // n) / _STEPS
+
+
+def exact_interval(successes: float, n: int, error: float) -> tuple[float, float]:
+    """Return the bounds of a share after `n` trials that were planned, each of which errs in at
+    most `error` of all samples (Clopper and Pearson, 1934).
+
+    `successes` may be a sum of scores from 0 to 1, which vary less than successes and failures.
+    """
+    special, failures = _special(), n - successes
+    low = special.betaincinv(successes, failures + 1, error) if successes > 0 else 0.0
+    high = special.betaincinv(successes + 1, failures, 1 - error) if failures > 0 else 1.0
+    return float(low), float(high)
 
 
 def _special() -> Any:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope.errors import RequestError
-from ggufrope.evals.facts import ValueKind
+from ggufrope.evals.facts import NeedleKind, ValueKind
+from ggufrope.evals.results import Method
 from ggufrope.evals.ruler.specs import BY_NAME, RULER_TASKS, RulerSpec
 
 if TYPE_CHECKING:
@@ -22,9 +23,21 @@ if TYPE_CHECKING:
     from ggufrope.lm import LanguageModel, OpenContext, Progress
 
 TaskName: TypeAlias = Literal[
-    "needle", "passkey", "ruler", "perplexity", "divergence", "short-context", "kv-cache"
+    "needle",
+    "passkey",
+    "multikey",
+    "ruler",
+    "perplexity",
+    "divergence",
+    "short-context",
+    "kv-cache",
 ]
-NeedleMode: TypeAlias = Literal["one-pass", "isolated"]
+ASKING: frozenset[TaskName] = frozenset({"needle", "passkey", "multikey", "ruler"})
+"""The tasks whose prompts have the `format` of the settings."""
+FormatName: TypeAlias = Literal["auto", "chat", "completion"]
+"""How a model is asked: `auto` is chat where the file has a chat template."""
+SPLICED_SAMPLES = 4
+"""Samples of a needle cell by default: in one prefill, each costs its needle and its question."""
 DEFAULT_DEPTHS = 11
 """Needle depths of a grid: 0, 10, ... 100 percent."""
 BaseKind: TypeAlias = Literal["reference", "original"]
@@ -98,13 +111,36 @@ class TaskSettings:
     depths: int | tuple[float, ...] = field(
         default=DEFAULT_DEPTHS, metadata={"help": "how many, evenly spread, or a list in percent"}
     )
-    mode: NeedleMode = "one-pass"
+    mode: Method = field(
+        default="spliced",
+        metadata={
+            "help": "spliced: all needles in one prefill, and whole prompts until they decide; "
+            "whole: a prompt for every needle"
+        },
+    )
+    whole_prompts: int = field(
+        default=44,
+        metadata={"help": "at most so many whole prompts at each length confirm spliced needles"},
+    )
     control: bool = field(
         default=True,
-        metadata={"help": "measure needles at the native context too, for comparison"},
+        metadata={"help": "measure the unscaled model within its native context, for comparison"},
+    )
+    needle: NeedleKind = field(
+        default="standard",
+        metadata={"help": "kind: standard states one fact, the others four that are alike"},
     )
     value: ValueKind = field(default="number", metadata={"help": "what a needle's value is"})
-    samples: int = field(default=1, metadata={"help": "of each cell, with different needles"})
+    samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "of each cell, with different needles; "
+            f"none: {SPLICED_SAMPLES} of a needle, 1 of other tasks"
+        },
+    )
+    distractors: int = field(
+        default=0, metadata={"help": "wrong answers that a needle's answer is ranked among"}
+    )
     haystack: Haystack = Haystack()
     text: str | None = field(
         default=None, metadata={"help": "text file of perplexity and divergence"}
@@ -114,6 +150,12 @@ class TaskSettings:
         metadata={"help": "at most so many contexts of text for perplexity and divergence"},
     )
     ruler: RulerSettings = RulerSettings()
+    format: FormatName = field(
+        default="auto", metadata={"help": "auto: in the chat template of the file, if it has one"}
+    )
+    thinking: bool | None = field(
+        default=None, metadata={"help": "of chat models whose template has the choice; none: off"}
+    )
 
     def __post_init__(self) -> None:
         problems = tuple(self.setting_problems())
@@ -131,9 +173,14 @@ class TaskSettings:
             for percent in self.depths:
                 if not 0 <= percent <= 100:
                     yield f"depth {percent:g} is not a percentage from 0 to 100"
+        if self.needle == "latent" and self.value != "number":
+            yield f"value {self.value} has no effect: the answers to latent needles are names"
         for name in ("samples", "chunks"):
-            if getattr(self, name) < 1:
-                yield f"{name} {getattr(self, name)} must be 1 or more"
+            if (value := getattr(self, name)) is not None and value < 1:
+                yield f"{name} {value} must be 1 or more"
+        for name in ("whole_prompts", "distractors"):
+            if getattr(self, name) < 0:
+                yield f"{name} {getattr(self, name)} must be 0 or more"
 
     @property
     def depth_percents(self) -> tuple[float, ...]:
@@ -145,6 +192,11 @@ class TaskSettings:
         return tuple(round(100 * i / (self.depths - 1), 3) for i in range(self.depths))
 
     @property
+    def needle_samples(self) -> int:
+        """Samples of each needle cell."""
+        return SPLICED_SAMPLES if self.samples is None else self.samples
+
+    @property
     def setting_files(self) -> tuple[str, ...]:
         """Every file that the settings name, once each."""
         ruler = self.ruler
@@ -154,8 +206,8 @@ class TaskSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """The lengths in tokens that cells are placed at: the plan's `contexts`, and the `native`
-    context that the model was trained for, None where the file does not say."""
+    """The lengths in tokens that cells are placed at, `contexts`, and the `native` context that
+    the model was trained for, None where the file does not say."""
 
     contexts: tuple[int, ...]
     native: int | None = None
@@ -169,7 +221,7 @@ class Coordinates:
     depth_percent: float | None = None
     sample: int | None = None
     part: str | None = None
-    control: bool = False
+    method: Method | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,22 +234,31 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequest:
-    """One job for a task: fill the cells `todo`, of all the `cells` of the job.
+    """One job for a task: fill the `cells` that are not `done`.
 
-    `open_context` opens contexts of the model as it is to be measured, `base` is what a task that
-    compares compares it with. `planned` is called with the tokens that the calls of `progress`
-    will add up to, once they are known.
+    `done` are the results that an earlier try gave. `open_context` opens contexts of the model as
+    it is to be measured, `base` is what a task that compares compares it with. `recall_minimum` is
+    the recall that a verdict will require, where measuring may end as soon as that is decided.
+    `planned` is called with the tokens that the calls of `progress` will add up to, for one part of
+    the job after another.
     """
 
     settings: TaskSettings
     model: LanguageModel
     open_context: OpenContext
     cells: tuple[Cell, ...]
-    todo: tuple[Cell, ...]
+    done: tuple[CellResult, ...] = ()
+    recall_minimum: float | None = None
     seed: int = 0
     base: Base | None = None
     planned: Progress | None = None
     progress: Progress | None = None
+
+    @property
+    def todo(self) -> tuple[Cell, ...]:
+        """The cells to fill, in order."""
+        done = {result.cell for result in self.done}
+        return tuple(cell for cell in self.cells if cell not in done)
 
     @property
     def contexts(self) -> tuple[int, ...]:
@@ -224,6 +285,7 @@ class Task:
     that given cells take to evaluate. `run` yields the result of each cell as it is known, so that
     it can be stored before the next; a BackendError becomes the reason of the cells it concerns,
     and RequestError, where the job cannot be carried out, is raised before anything is evaluated.
+    `has_control` is whether a plan measures it within the native context of the unscaled model too.
     """
 
     name: TaskName
@@ -231,6 +293,7 @@ class Task:
     tokens: Callable[[TaskSettings, Sequence[Cell]], int]
     run: Callable[[TaskRequest], Iterator[CellResult]]
     compares_with: BaseKind | None = None
+    has_control: bool = False
 
     @property
     def contexts_at_once(self) -> int:

@@ -38,17 +38,28 @@ class Trunk:
     def __exit__(self, *_: object) -> None:
         self.discard()
 
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The tokens that the context holds."""
+        return self._tokens
+
+    @property
+    def append_only(self) -> str | None:
+        """Why nothing can be spliced into the context; None where it can. May raise BackendError
+        as opening the context does."""
+        return self._open().append_only
+
     def move_to(self, tokens: Sequence[int]) -> LanguageContext:
         """Return the context with exactly `tokens` evaluated."""
-        if self._context is None:
-            self._context = self._open_context(self._n_ctx)
+        context = self._open()
         shared = common_prefix(self._tokens, tokens)
-        if shared < self._context.position:
-            self._context.rewind(shared)
+        if shared < context.position:
+            shared = 0 if context.append_only else shared
+            context.rewind(shared)
         if shared < len(tokens):
-            self._context.extend(tokens[shared:], progress=self._progress)
+            context.extend(tokens[shared:], progress=self._progress)
         self._tokens = tokens
-        return self._context
+        return context
 
     def score(
         self, tokens: Sequence[int], branches: Sequence[Branch]
@@ -59,6 +70,11 @@ class Trunk:
             self._progress(branch_tokens(branches))
         return scores
 
+    def _open(self) -> LanguageContext:
+        if self._context is None:
+            self._context = self._open_context(self._n_ctx)
+        return self._context
+
     def discard(self) -> None:
         """Close the context; the next prompt gets a new one."""
         context, self._context, self._tokens = self._context, None, ()
@@ -67,5 +83,10 @@ class Trunk:
 
 
 def branch_tokens(branches: Sequence[Branch]) -> int:
-    """Return how many tokens `branches` take: each prompt once, each answer once."""
-    return sum(len(branch.prompt) + sum(map(len, branch.answers)) for branch in branches)
+    """Return how many tokens `branches` take: splices and prompt once, each answer once."""
+    return sum(
+        sum(len(splice.tokens) for splice in branch.splices)
+        + len(branch.prompt)
+        + sum(map(len, branch.answers))
+        for branch in branches
+    )

@@ -1,219 +1,331 @@
-"""Judge measurements against thresholds: a verdict with the reason for every check.
+"""Judge measurements against thresholds: pass, fail or undecided, with the reason for every check.
 
-Every measured length is judged, not only the longest: a pass at 32k says nothing about 64k. A
-threshold of None is not applied. A measurement that was requested and has no score fails.
+An interval decides: a check passes where the whole 95 % interval of what was measured is within the
+threshold, fails where all of it is beyond, and is undecided where the threshold lies inside, as few
+samples leave it. Every measured length is judged, not only the longest: a pass at 32k says nothing
+about 64k. A threshold of None is not applied. A measurement that was requested and has no score
+fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any, Literal, TypeAlias
 
-from ggufrope.errors import RequestError
-from ggufrope.evals.stats import Mean, Proportion
+from ggufrope.evals import recall
+from ggufrope.evals.recall import Outcome, RecallCell, RecallEstimate, ShareEstimate
+from ggufrope.evals.stats import Proportion
+from ggufrope.evals.thresholds import SHARES, Thresholds
+
+Cause: TypeAlias = Literal["model", "setting", "both"]
+"""Why recall fails: the unscaled model recalls as little within its native context, or it recalls
+enough there, or it recalls too little there and more than at this length."""
+_CAUSES: dict[Cause, str] = {
+    "model": "the model, not the {}",
+    "setting": "the {}, not the model",
+    "both": "the model, and the {} too",
+}
+NO_SCORE = "no score"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Thresholds:
-    """Limits of the checks. Shares lie between 0 and 1, differences are in nat per token.
+class Place:
+    """A task at a context length in tokens."""
 
-    Raises RequestError for a number out of range.
+    task: str
+    context_tokens: int
+
+    def of(self, noun: str = "") -> str:
+        """Return the place in words, of something measured there."""
+        return f"{self.task}{noun and f' {noun}'} at {self.context_tokens} tokens"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """Needles of the unscaled model within its native context. `words` say where, `change` what the
+    setting that is judged changes: "scaling", "cache", None where the needles are its own."""
+
+    words: str
+    change: str | None
+    cells: tuple[RecallCell, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needles:
+    """The needles of one task at one length, and those they are compared with.
+
+    `per_sample` is how many a further sample would add. `whole_prompts` is how many whole prompts
+    are asked at most, None where each needle is one.
     """
 
-    recall: float | None = field(
-        default=0.9, metadata={"help": "minimum share of needles answered exactly, at each length"}
-    )
-    top_ranked: float | None = field(
-        default=None,
-        metadata={"help": "minimum share of needles ranked above every distractor, at each length"},
-    )
-    ruler_share: float | None = field(
-        default=0.85,
-        metadata={
-            "help": "minimum RULER-style mean, as a share of the mean at the shortest length"
-        },
-    )
-    short_context_nll: float | None = field(
-        default=0.5,
-        metadata={
-            "help": "maximum increase of the negative log-likelihood within the original context, "
-            "nat per token"
-        },
-    )
-    long_context_nll: float | None = field(
-        default=1.0,
-        metadata={
-            "help": "maximum increase of the negative log-likelihood from the shortest length to "
-            "any other, nat per token"
-        },
-    )
-    divergence: float | None = field(
-        default=None,
-        metadata={"help": "maximum mean KL divergence from the base model or cache, nat per token"},
-    )
+    place: Place
+    cells: tuple[RecallCell, ...]
+    control: Control | None = None
+    per_sample: int = 1
+    whole_prompts: int | None = None
 
-    def __post_init__(self) -> None:
-        for name in (item.name for item in fields(self)):
-            value = getattr(self, name)
-            share = name in ("recall", "top_ranked", "ruler_share")
-            if value is not None and not 0 <= value <= (1 if share else float("inf")):
-                span = "between 0 and 1" if share else "0 or more"
-                raise RequestError(f"the threshold `{name}` must be {span}, got {value:g}")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A number to compare with the limit of that name.
+
+    `value` is None without a score, the 95 % interval `low` to `high` with a single value. `noun`
+    is what it is, `relation` its unit and what it is compared with, `decide` what narrows the
+    interval.
+    """
+
+    limit: str
+    place: Place
+    value: float | None
+    low: float | None
+    high: float | None
+    noun: str
+    relation: str
+    decide: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortRecall:
+    """Recall within the native context: that of the base of that name, and that of the setting."""
+
+    place: Place
+    base: str
+    of_base: Proportion
+    of_setting: Proportion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Measurements to judge. Mappings are by context length in tokens and hold what was requested.
+    """Measurements of one setting to judge. `unscored` says of each place where cells were
+    requested and have no score, how many and why."""
 
-    `ruler` is a mean over tasks. `nll` is the mean negative log-likelihood of a text per token; the
-    value at the shortest length is the base of the others. `short_context_nll` is the paired
-    difference to the base within its context, `short_recall` the recall of the base there and that
-    of the variant. None inside a mapping means requested, but without a score.
-    """
-
-    recall: Mapping[int, Proportion] = field(default_factory=dict)
-    top_ranked: Mapping[int, Proportion] = field(default_factory=dict)
-    ruler: Mapping[int, float | None] = field(default_factory=dict)
-    nll: Mapping[int, float | None] = field(default_factory=dict)
-    divergence: Mapping[int, float | None] = field(default_factory=dict)
-    short_context_nll: Mean | None = None
-    short_recall: tuple[Proportion, Proportion] | None = None
+    needles: tuple[Needles, ...] = ()
+    readings: tuple[Reading, ...] = ()
+    short_recall: tuple[ShortRecall, ...] = ()
+    unscored: Mapping[Place, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One measurement compared with one threshold; `reason` says it in words, passed or not."""
+    """One measurement compared with one threshold.
+
+    `measured` has the interval `low` to `high`, and is None where there is no score. `reason` says
+    the outcome in words, `decide` what would decide it where it is undecided.
+    """
 
     name: str
-    context_tokens: int | None
-    measured: float | None
-    threshold: float | None
-    passed: bool
+    task: str
+    context_tokens: int
+    outcome: Outcome
     reason: str
+    measured: float | None = None
+    low: float | None = None
+    high: float | None = None
+    threshold: float | None = None
+    cause: Cause | None = None
+    decide: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """All checks. It passes if there is at least one and all of them pass."""
+    """All checks of one setting."""
 
     checks: tuple[Check, ...]
 
     @property
-    def passed(self) -> bool:
-        return bool(self.checks) and all(check.passed for check in self.checks)
+    def outcome(self) -> Outcome | None:
+        """The worst of the checks; None where no threshold applies to what was measured."""
+        return worst(check.outcome for check in self.checks)
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The reasons of a failure; empty if it passed."""
-        if not self.checks:
-            return ("no threshold applies to what was measured",)
-        return tuple(check.reason for check in self.checks if not check.passed)
+        """The reasons of the checks that do not pass."""
+        return tuple(check.reason for check in self.checks if check.outcome != "pass")
+
+
+def worst(outcomes: Iterable[Outcome | None]) -> Outcome | None:
+    """Return "fail" if there is one, else "undecided", else "pass"; None where there is none."""
+    found = set(outcomes)
+    order: tuple[Outcome, ...] = ("fail", "undecided", "pass")
+    return next((outcome for outcome in order if outcome in found), None)
 
 
 def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     """Compare everything measured with the thresholds that apply to it."""
-    return Verdict(checks=tuple(_checks(evidence, thresholds)))
+    checks = tuple(_checks(evidence, thresholds))
+    judged = {(check.task, check.context_tokens) for check in checks}
+    others = (
+        _check("measured", place, "fail", f"{place.of()}: {reason}")
+        for place, reason in evidence.unscored.items()
+        if (place.task, place.context_tokens) not in judged
+    )
+    return Verdict(checks=(*checks, *others))
 
 
 def _checks(evidence: Evidence, at: Thresholds) -> Iterator[Check]:
-    yield from _at_least("recall", _shares(evidence.recall), at.recall)
-    yield from _at_least("top_ranked", _shares(evidence.top_ranked), at.top_ranked)
-    yield from _ruler(evidence.ruler, at.ruler_share)
-    yield from _long_nll(evidence, at.long_context_nll)
-    yield from _at_most("divergence", evidence.divergence, at.divergence)
-    if evidence.short_context_nll is not None:
-        yield from _at_most(
-            "short_context_nll",
-            {0: evidence.short_context_nll.value},
-            at.short_context_nll,
-        )
-    if evidence.short_recall is not None:
-        yield _short_recall(*evidence.short_recall)
+    unscored = evidence.unscored
+    for needles in evidence.needles:
+        no_score = unscored.get(needles.place)
+        if at.recall is not None:
+            yield _recall(needles, at.recall, no_score)
+        if at.recall_share is not None:
+            yield _recall_share(needles, at.recall_share, no_score)
+    for reading in evidence.readings:
+        if (limit := getattr(at, reading.limit)) is not None:
+            yield _compared(reading, limit, unscored.get(reading.place))
+    yield from map(_short_recall, evidence.short_recall)
 
 
-def _shares(measured: Mapping[int, Proportion]) -> dict[int, float | None]:
-    return {length: share.value for length, share in measured.items()}
-
-
-def _ruler(measured: Mapping[int, float | None], minimum: float | None) -> Iterator[Check]:
-    """Check the mean at each length as a share of that at the shortest, which must be above 0."""
-    if minimum is None or not measured:
-        return
-    shortest = min(measured)
-    own = measured[shortest]
-    shares = {
-        length: None if not own or score is None else score / own
-        for length, score in measured.items()
-        if length != shortest or not own
-    }
-    yield from _at_least("ruler_share", shares, minimum)
-
-
-def _long_nll(evidence: Evidence, maximum: float | None) -> Iterator[Check]:
-    if not evidence.nll:
-        return
-    shortest = min(evidence.nll)
-    base = evidence.nll[shortest]
-    losses = {
-        length: None if base is None or nll is None else nll - base
-        for length, nll in evidence.nll.items()
-        if length != shortest or base is None
-    }
-    yield from _at_most("long_context_nll", losses, maximum)
-
-
-def _short_recall(base: Proportion, variant: Proportion) -> Check:
-    """Compare two recalls: the variant is worse if its 95 % interval lies below the base's."""
-    measured, known = variant.value, base.value
-    passed = measured is not None and (base.low is None or (variant.high or 0) >= base.low)
-    if measured is None:
-        reason = "short_context_recall: no score"
-    elif known is None:
-        reason = f"short_context_recall: {measured:.1%} (original: no score)"
-    else:
-        word = "within the error of" if passed else "worse than"
-        reason = f"short_context_recall: {measured:.1%}, {word} the original's {known:.1%}"
+def _check(name: str, place: Place, outcome: Outcome, reason: str, **more: Any) -> Check:
     return Check(
-        name="short_context_recall",
-        context_tokens=None,
-        measured=measured,
-        threshold=base.low,
-        passed=passed,
+        name=name,
+        task=place.task,
+        context_tokens=place.context_tokens,
+        outcome=outcome,
         reason=reason,
+        **more,
     )
 
 
-def _at_least(
-    name: str, measured: Mapping[int, float | None], minimum: float | None
-) -> Iterator[Check]:
-    if minimum is not None:
-        for length in sorted(measured):
-            value = measured[length]
-            passed = value is not None and value >= minimum
-            outcome = "" if value is None else f"{value:.1%} (required: at least {minimum:.1%})"
-            yield _check(name, length, value, minimum, passed, outcome)
+def _recall(needles: Needles, minimum: float, no_score: str | None) -> Check:
+    """Return the check of the recall, with what the unscaled model recalls beside it."""
+    place, control = needles.place, needles.control
+    words = place.of("recall")
+    if no_score is not None:
+        return _check("recall", place, "fail", f"{words}: {no_score}", threshold=minimum)
+    found = recall.estimate(needles.cells)
+    outcome = recall.outcome(found, minimum)
+    words += f": {found.value:.1%} (required: at least {minimum:.1%}); {found.evidence}"
+    cause = None
+    if control is not None:
+        known = recall.estimate(control.cells)
+        words += f"; {known.value:.1%} {control.words}"
+        if outcome == "fail" and control.change is not None:
+            cause = _cause(found, known, minimum)
+            words += f": {_CAUSES[cause].format(control.change)}" if cause else ""
+    return _check(
+        "recall",
+        place,
+        outcome,
+        words,
+        measured=found.value,
+        low=found.low,
+        high=found.high,
+        threshold=minimum,
+        cause=cause,
+        decide=_more_needles(needles, found, minimum),
+    )
 
 
-def _at_most(
-    name: str, measured: Mapping[int, float | None], maximum: float | None
-) -> Iterator[Check]:
-    if maximum is not None:
-        for length in sorted(measured):
-            value = measured[length]
-            passed = value is not None and value <= maximum
-            outcome = "" if value is None else f"{value:.3g} nat (limit: {maximum:g})"
-            yield _check(name, length, value, maximum, passed, outcome)
+def _cause(found: RecallEstimate, control: RecallEstimate, minimum: float) -> Cause | None:
+    """Return why the recall fails; None where the control does not show it."""
+    match recall.outcome(control, minimum):
+        case "pass":
+            return "setting"
+        case "fail" if found.high < control.low:
+            return "both"
+        case "fail" if control.value is not None and control.value <= found.high:
+            return "model"
+    return None
 
 
-def _check(
-    name: str, length: int, value: float | None, threshold: float, passed: bool, outcome: str
-) -> Check:
-    place = f" at {length} tokens" if length else ""
-    return Check(
-        name=name,
-        context_tokens=length or None,
+def _more_needles(
+    needles: Needles, found: RecallEstimate | ShareEstimate, minimum: float
+) -> str | None:
+    """Return how many whole prompts would show the minimum, and the settings for so many; None
+    where none would, or the outcome is clear."""
+    needed = recall.would_decide(found, minimum)
+    if needed is None:
+        return None
+    whole = found.whole if isinstance(found, RecallEstimate) else found.recall.whole
+    settings = []
+    if needed > len(needles.cells):
+        settings.append(f"`samples` {ceil(needed / needles.per_sample)}")
+    if needles.whole_prompts is not None and needed > needles.whole_prompts:
+        settings.append(f"`whole_prompts` {needed}")
+    successes = needed - (whole.n - whole.successes)
+    how = f": {', '.join(settings)}" if settings else ""
+    return f"{successes} of {needed} whole prompts would show {minimum:.0%}{how}"
+
+
+def _recall_share(needles: Needles, minimum: float, no_score: str | None) -> Check:
+    """Return the check of the recall as a share of the unscaled model's."""
+    place, control = needles.place, needles.control
+    words = place.of("recall")
+    if no_score is not None:
+        return _check("recall_share", place, "fail", f"{words}: {no_score}", threshold=minimum)
+    if control is None:
+        reason = f"{words}: no needles of the unscaled model to compare it with"
+        decide = "a run, or a share of it, that has the control"
+        return _check("recall_share", place, "undecided", reason, threshold=minimum, decide=decide)
+    known = recall.estimate(control.cells, error=recall.SHARE_ERROR)
+    found = recall.share(needles.cells, known)
+    outcome = recall.outcome(found, minimum)
+    share = "no share" if found.value is None else f"{found.value:.1%}"
+    words += (
+        f": {share} of the {found.control.value:.1%} {control.words} (required: at least "
+        f"{minimum:.1%}); {found.recall.evidence}"
+    )
+    return _check(
+        "recall_share",
+        place,
+        outcome,
+        words,
+        measured=found.value,
+        low=found.low,
+        high=found.high,
+        threshold=minimum,
+        decide=_more_needles(needles, found, minimum),
+    )
+
+
+def _compared(reading: Reading, limit: float, no_score: str | None) -> Check:
+    """Return the check of a number: the limit decides where it lies outside the interval."""
+    place, value, low, high = reading.place, reading.value, reading.low, reading.high
+    words = place.of(reading.noun)
+    if value is None or no_score is not None:
+        reason = f"{words}: {no_score or NO_SCORE}"
+        return _check(reading.limit, place, "fail", reason, threshold=limit)
+    is_share = reading.limit in SHARES
+    form, required = (".1%", "required: at least") if is_share else (".3g", "limit:")
+    words += f": {value:{form}} {reading.relation}".rstrip() + f" ({required} {limit:{form}})"
+    if low is not None and high is not None:
+        words += f"; {low:{form}} to {high:{form}}"
+    if is_share:
+        passes, fails = low is not None and low >= limit, high is not None and high < limit
+    else:
+        passes, fails = high is not None and high <= limit, low is not None and low > limit
+    outcome: Outcome = "pass" if passes else "fail" if fails else "undecided"
+    return _check(
+        reading.limit,
+        place,
+        outcome,
+        words,
         measured=value,
-        threshold=threshold,
-        passed=passed,
-        reason=f"{name}{place}: {outcome or 'no score'}",
+        low=low,
+        high=high,
+        threshold=limit,
+        decide=reading.decide if outcome == "undecided" else None,
+    )
+
+
+def _short_recall(found: ShortRecall) -> Check:
+    """Compare two recalls: the setting is worse if its 95 % interval lies below the base's."""
+    known, measured = found.of_base, found.of_setting
+    words = found.place.of("recall")
+    if measured.value is None or known.value is None:
+        return _check("short_context_recall", found.place, "fail", f"{words}: {NO_SCORE}")
+    worse = known.low is not None and measured.high is not None and measured.high < known.low
+    relation = "worse than" if worse else "within the error of"
+    return _check(
+        "short_context_recall",
+        found.place,
+        "fail" if worse else "pass",
+        f"{words}: {measured.value:.1%}, {relation} the {known.value:.1%} of {found.base}",
+        measured=measured.value,
+        low=measured.low,
+        high=measured.high,
+        threshold=known.low,
     )

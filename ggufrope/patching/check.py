@@ -23,7 +23,7 @@ from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.keys import KEYS
 from ggufrope.rope.lint import Finding
 from ggufrope.rope.llamacpp import effective
-from ggufrope.rope.trained import declared_scaling
+from ggufrope.rope.trained import scaling_in_words
 
 if TYPE_CHECKING:
     from ggufrope.patching.plan import Shown
@@ -201,7 +201,7 @@ def _check(
 def _scaling(found: Inspection) -> str | None:
     if other_kind(found.model.header) is not None:
         return None
-    return declared_scaling(found.model.metadata) or "none"
+    return scaling_in_words(found.model.metadata) or "none"
 
 
 def _unreadable(name: str, path: Path, reason: str) -> FileCheck:

@@ -77,13 +77,28 @@ def name_beside(model: Path | str, added: str) -> str:
     return str(folder / f"{stem.removesuffix(shard)}{added}{shard}.gguf")
 
 
-def validate_command(
-    model: Path | str, contexts: Sequence[int], request: ScalingRequest | None = None
-) -> str:
-    """Return the shell command that measures `model` at these lengths, as `request` scales it."""
-    options = () if request is None else scaling_options(request)
-    lengths = ",".join(map(str, contexts))
-    return command_line("validate", path_word(model), "--ctx", lengths, *options)
+def probe_command(model: Path | str) -> str:
+    """Return the shell command that measures the rotation of `model`."""
+    return command_line("probe", path_word(model))
+
+
+def validate_command(model: Path | str, contexts: Sequence[int] = ()) -> str:
+    """Return the shell command that measures `model` at these lengths, or up to its context."""
+    lengths = ("--ctx", ",".join(map(str, contexts))) if contexts else ()
+    return command_line("validate", path_word(model), *lengths)
+
+
+def compare_command(model: Path | str, schemes: Sequence[str], target_context: int) -> str:
+    """Return the shell command that measures `model` under schemes, up to a length, and writes
+    nothing."""
+    target = FLAGS["target_context"], str(target_context)
+    return command_line("compare", path_word(model), *target, FLAGS["scaling"], ",".join(schemes))
+
+
+def serve_command(model: Path | str, context_tokens: int) -> str:
+    """Return the shell command that serves `model` with llama.cpp's server, in a context of so many
+    tokens."""
+    return shlex.join(("llama-server", "-m", path_word(model), "-c", str(context_tokens)))
 
 
 def search_command(model: Path | str, target_context: int) -> str:

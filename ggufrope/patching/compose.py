@@ -209,12 +209,14 @@ def _check_scores(
         return
     try:
         old, new = (
-            effective(each, context_tokens=target.context_length).values["attention_scale"].value
-            for each in (start, after)
+            effective(each, context_tokens=target.context_length) for each in (start, after)
         )
     except (FileError, RequestError):
         return
-    scales = [float(value or 1) for value in (old, new)]
+    # All layers that have attention have the same scale; a file may have none.
+    scales = [
+        next((g.attention_scale for g in e.groups if g.attention_scale), 1.0) for e in (old, new)
+    ]
     if abs(scales[1] / scales[0] - 1) <= _TOLERANCE:
         return
     if isinstance(target.scaling, Yarn) and request.attn_factor is None:

@@ -49,6 +49,19 @@ def check_model(config: ConfigRope, metadata: RopeMetadata) -> None:
         )
 
 
+def not_carried(config: ConfigRope, metadata: RopeMetadata) -> str | None:
+    """Return what a patch leaves out of a config, None where it writes all that the file lacks."""
+    kept = metadata.dimension_sections
+    own = tuple(kept[: len(config.sections)]) if isinstance(kept, tuple) else ()
+    if config.sections == own:
+        return None
+    listed = ", ".join(map(str, config.sections))
+    return (
+        f"not carried over: mrope_section [{listed}]. Text rotates alike without it; for images, "
+        "convert the model again"
+    )
+
+
 def config_base(config: ConfigRope, metadata: RopeMetadata) -> float | None:
     """Return the base to write: the config's own, or its class's where the file has none."""
     if config.base is None or ("base" in config.assumed and metadata.freq_base is not None):

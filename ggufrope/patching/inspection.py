@@ -7,6 +7,8 @@ twice, about its RoPE settings, and what the model is for where it generates no 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,6 +83,17 @@ class Inspection:
     def passed(self) -> bool:
         """Whether no finding is an error."""
         return all(finding.severity != "error" for finding in self.findings)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in errors about what it declares, which know its keys alone."""
+    try:
+        yield
+    except FileError as error:
+        if type(error) is not FileError or str(path) in str(error):
+            raise
+        raise FileError(f"{path}: {error}") from error
 
 
 def read_model(path: Path) -> StoredModel:

@@ -19,12 +19,14 @@ from ggufrope.container.types import Edits, TensorData, float_tensor
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.compose import check_start, encode_request, patched
+from ggufrope.patching.config_file import not_carried, read_config
 from ggufrope.patching.inspection import StoredModel, read_model
-from ggufrope.patching.request import ScalingRequest, Target
+from ggufrope.patching.request import ScalingRequest, Target, check_growth
 from ggufrope.rope.effective import EffectiveRope
 from ggufrope.rope.encode import Expression, Ignored
 from ggufrope.rope.lint import Finding, lint
 from ggufrope.rope.llamacpp import effective
+from ggufrope.rope.reach import far_warning
 from ggufrope.rope.trained import (
     TrainedContext,
     declared_scaling,
@@ -131,6 +133,7 @@ def plan_patch(
     FileError where the file or its place forbids the edit.
     """
     model = read_model(path)
+    check_growth(request, model.metadata)
     target, expression = encode_request(request, model.metadata)
     edits = edits_of(expression, model.header.byte_order)
     changed = describe(edits, model)
@@ -155,7 +158,13 @@ def plan_patch(
         edits=changed,
         ignored=expression.ignored,
         flags=expression.flags,
-        notes=(*expression.notes, *_side_effects(model, wanted), *_other_original(request, model)),
+        notes=(
+            *expression.notes,
+            *_side_effects(model, wanted),
+            *_other_original(request, model),
+            *_left_out(request, model),
+            *_far(request, model, target),
+        ),
         findings=lint(wanted),
         effective=effective(wanted),
         unchanged=_unchanged(model.metadata, wanted),
@@ -194,6 +203,24 @@ def weights_sha256(files: ModelFiles, *, progress: Progress | None = None) -> st
     for shard in files.shards:
         digests |= tensor_digests(shard.path, shard.header, progress=progress)
     return weights_digest(digests)
+
+
+def _left_out(request: ScalingRequest, model: StoredModel) -> Iterator[str]:
+    """Yield what a config says that no patch writes."""
+    if request.from_config is None:
+        return
+    config = read_config(Path(request.from_config))
+    if (left := not_carried(config, model.metadata)) is not None:
+        yield left
+
+
+def _far(request: ScalingRequest, model: StoredModel, target: Target) -> Iterator[str]:
+    """Yield a warning where more is asked of a scaling than it can usually do."""
+    trained = trained_context(model.metadata)
+    if request.from_config is None and trained is not None:
+        warning = far_warning(target.context_length / trained.tokens)
+        if warning is not None:
+            yield f"warning: {warning}"
 
 
 def _side_effects(model: StoredModel, after: RopeMetadata) -> Iterator[str]:

@@ -17,6 +17,7 @@ from ggufrope._files import read_bytes
 from ggufrope.errors import RequestError
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
+    MAX_FACTOR,
     DynamicNtk,
     FrequencyFactors,
     Linear,
@@ -78,6 +79,10 @@ _ANY_SCHEME = frozenset(
         "replace_scaling",
     }
 )
+
+
+_GROWING = ("linear", "ntk", "dynamic-ntk", "ntk-by-parts", "yarn", "llama3")
+"""Schemes of which nothing is left at a factor of 1."""
 
 
 def _option(help_: str, unit: str | None = None) -> Any:
@@ -178,6 +183,20 @@ class Target:
     context_length: int
     freq_base: float | None
     sliding_base: float | None = None
+
+
+def check_parameters(request: ScalingRequest) -> None:
+    """Raise RequestError where the request has a parameter that its scheme does not take: what can
+    be said of it before there is a model."""
+    if request.from_config is not None:
+        if extra := sorted(_given(request) - (_ANY_SCHEME - {"scaling"})):
+            raise RequestError(f"`from_config` gives the scheme: leave out {_names(extra)}")
+    elif request.scaling != "file":
+        if request.scaling in SCHEMES:  # `resolve` refuses the others
+            _refuse_foreign(request, request.scaling)
+    elif given := sorted(_given(request) - {"label"}):
+        need = "needs" if len(given) == 1 else "need"
+        raise RequestError(f"{_names(given)} {need} `scaling`: the model as it stands has its own")
 
 
 def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
@@ -311,8 +330,7 @@ def _resolve_config(request: ScalingRequest, metadata: RopeMetadata) -> Target:
     """
     from ggufrope.patching import config_file
 
-    if extra := sorted(_given(request) - (_ANY_SCHEME - {"scaling"})):
-        raise RequestError(f"`from_config` gives the scheme: leave out {_names(extra)}")
+    check_parameters(request)
     config = config_file.read_config(Path(request.from_config or ""))
     config_file.check_model(config, metadata)
     original = request.original_context or getattr(config.scaling, "original_context", None)
@@ -363,6 +381,21 @@ def _check_target(target: int, start: Start) -> None:
         )
 
 
+def check_growth(request: ScalingRequest, metadata: RopeMetadata) -> None:
+    """Raise RequestError where a request reaches for no more tokens than the file does already.
+
+    To measure such a request is fine, to write it is not: its scheme would do nothing.
+    """
+    target, scheme = request.target_context, request.scaling
+    if target is None or request.factor is not None or scheme not in _GROWING:
+        return
+    reached = start_of(_from_original(request, metadata), metadata).reached
+    if target == reached:
+        raise RequestError(
+            f"`target_context` {target} is what the file reaches as it is: nothing to extend"
+        )
+
+
 def _factor_and_target(request: ScalingRequest, start: Start) -> tuple[float, int]:
     target, factor, context = request.target_context, request.factor, start.context
     if target is not None:
@@ -370,6 +403,11 @@ def _factor_and_target(request: ScalingRequest, start: Start) -> tuple[float, in
     if factor is None:
         if target is None:
             raise RequestError("missing `target_context` or `factor`: give how far to extend")
+        if target / context > MAX_FACTOR:
+            raise RequestError(
+                f"`target_context` {target} is more than {MAX_FACTOR:g} times the {context} tokens "
+                "that the scaling starts from: give a length in tokens that a model can reach"
+            )
         return max(target / context, start.raised), target
     Linear(factor=factor)  # refuses a factor that is no extension before it is multiplied
     reach = math.floor(context * factor)

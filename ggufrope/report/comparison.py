@@ -110,10 +110,12 @@ def compare(before: RunReport, after: RunReport) -> Comparison:
 
 
 def _scored(report: RunReport, model: str | None) -> dict[Cell, CellResult]:
+    """Return the scores by place. A needle that was asked twice counts once: as it was spliced."""
+    scored = {replace(r.cell, control=False): r for r in report.cells if r.status == "ok"}
     return {
-        replace(r.cell, model=model or r.cell.model, control=False): r
-        for r in report.cells
-        if r.status == "ok"
+        replace(cell, model=model or cell.model): result
+        for cell, result in scored.items()
+        if cell.method != "whole" or replace(cell, method="spliced") not in scored
     }
 
 

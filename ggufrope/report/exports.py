@@ -1,4 +1,4 @@
-"""A report as JSON, CSV and JUnit XML, for scripts, spreadsheets and CI systems."""
+"""A report as JSON, JSON lines, CSV and JUnit XML, for scripts, spreadsheets and CI systems."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from xml.etree import ElementTree
 from ggufrope._format import safe
 from ggufrope._plain import Plain, decodable, encode
 from ggufrope.evals.results import Cell, CellResult, Metric
+from ggufrope.evals.verdict import worst
+from ggufrope.report.conclusion import conclude
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ggufrope.evals.recall import Outcome
     from ggufrope.report.comparison import Comparison
     from ggufrope.report.record import RunReport
     from ggufrope.report.summary import SummaryRow
@@ -56,12 +59,20 @@ def to_plain(report: RunReport, *, against: Comparison | None = None) -> dict[st
         "summary": [_row_plain(row) for row in report.summary],
         "verdict": {
             "passed": report.passed,
+            "outcome": report.outcome,
             "checks": [
-                {"model": entry.model, "scaling": entry.scaling, "kv": entry.kv, **_plain(check)}
+                {
+                    "model": entry.model,
+                    "scaling": entry.scaling,
+                    "kv": entry.kv,
+                    "passed": check.outcome == "pass",
+                    **_plain(check),
+                }
                 for entry in report.verdicts
                 for check in entry.verdict.checks
             ],
         },
+        "conclusion": _plain(conclude(report)),
         "cells": [_cell_plain(result) for result in report.cells],
         "against": None if against is None else _comparison_plain(against),
     }
@@ -74,10 +85,17 @@ def to_json(report: RunReport, *, against: Comparison | None = None) -> str:
     )
 
 
+def to_jsonl(report: RunReport) -> str:
+    """Return one JSON object per line and cell, each as in the `cells` of `to_json`."""
+    cells = (decodable(_cell_plain(result)) for result in report.cells)
+    return "".join(json.dumps(cell, allow_nan=False) + "\n" for cell in cells)
+
+
 def to_csv(report: RunReport) -> str:
     """Return one row per cell: its place, status and every metric of the run, empty if absent.
 
-    Text that a spreadsheet would read as a formula gets an apostrophe in front.
+    `verdict` is the outcome of the checks of the task at that length. Text that a spreadsheet would
+    read as a formula gets an apostrophe in front.
     """
     names = tuple(dict.fromkeys(m.name for result in report.cells for m in result.metrics))
     bounded = {m.name for r in report.cells for m in r.metrics if m.low is not None}
@@ -86,16 +104,18 @@ def to_csv(report: RunReport) -> str:
         for name in names
         for column in (name, *((f"{name}_low", f"{name}_high") if name in bounded else ()))
     ]
+    outcomes = _outcomes(report)
     out = io.StringIO()
     writer = csv.DictWriter(
         out,
-        [*_AXES, "status", "reason", "prompt_tokens", "elapsed_seconds", *columns],
+        [*_AXES, "status", "verdict", "reason", "prompt_tokens", "elapsed_seconds", *columns],
         lineterminator="\n",
     )
     writer.writeheader()
     for result in report.cells:
         row = _plain(result.cell) | {
             "status": result.status,
+            "verdict": None if result.cell.control else outcomes.get(_outcome_key(result.cell)),
             "reason": result.reason,
             "prompt_tokens": result.prompt_tokens,
             "elapsed_seconds": result.elapsed_seconds,
@@ -108,12 +128,27 @@ def to_csv(report: RunReport) -> str:
     return out.getvalue()
 
 
+def _outcomes(report: RunReport) -> dict[tuple[str, ...], Outcome | None]:
+    """Return the worst outcome of the checks of each setting, task and length."""
+    found: dict[tuple[str, ...], list[Outcome]] = {}
+    for entry in report.verdicts:
+        for check in entry.verdict.checks:
+            key = (entry.model, entry.scaling, entry.kv, check.task, str(check.context_tokens))
+            found.setdefault(key, []).append(check.outcome)
+    return {key: worst(outcomes) for key, outcomes in found.items()}
+
+
+def _outcome_key(cell: Cell) -> tuple[str, ...]:
+    return (cell.model, cell.scaling, cell.kv, cell.task, str(cell.context_tokens))
+
+
 def to_junit(report: RunReport) -> str:
     """Return JUnit XML: one test case per check of the verdict, and one per cell.
 
-    A check that fails is a failure. A cell that could not be measured is an error, and one that
-    this build cannot run is skipped. A measured cell passes whatever its score: the checks of the
-    verdict judge the scores.
+    A check that fails is a failure of type "fail". One that is undecided is a failure of type
+    "undecided", or skipped where the plan allows it. A cell that could not be measured is an error,
+    and one that this build cannot run is skipped. A measured cell passes whatever its score: the
+    checks of the verdict judge the scores.
     """
     suites = ElementTree.Element("testsuites", name=_xml(report.plan.name))
     groups: dict[tuple[str, str, str, str], list[CellResult]] = {}
@@ -162,26 +197,34 @@ def _metrics_plain(metrics: Iterable[Metric]) -> dict[str, Plain]:
 
 def _verdict_suite(report: RunReport) -> ElementTree.Element:
     checks = [(entry.label, check) for entry in report.verdicts for check in entry.verdict.checks]
+    allowed = report.plan.thresholds.allow_undecided
+    open_ = sum(check.outcome == "undecided" for _, check in checks)
+    failures = sum(check.outcome == "fail" for _, check in checks) + open_ * (not allowed)
     suite = ElementTree.Element(
         "testsuite",
         name="verdict",
         tests=str(len(checks)),
-        failures=str(sum(not check.passed for _, check in checks)),
+        failures=str(failures),
         errors="0",
-        skipped="0",
+        skipped=str(open_ * allowed),
         time=_seconds(0.0),
     )
     for label, check in checks:
-        place = f" at {check.context_tokens} tokens" if check.context_tokens else ""
         case = ElementTree.SubElement(
             suite,
             "testcase",
             classname=_xml(f"verdict · {label}"),
-            name=check.name + place,
+            name=f"{check.task} {check.name} at {check.context_tokens} tokens",
             time=_seconds(0.0),
         )
-        if not check.passed:
-            ElementTree.SubElement(case, "failure", message=_xml(check.reason))
+        if check.outcome == "fail":
+            ElementTree.SubElement(case, "failure", type="fail", message=_xml(check.reason))
+        elif check.outcome == "undecided":
+            message = _xml("undecided: " + "; ".join(filter(None, (check.reason, check.decide))))
+            if allowed:
+                ElementTree.SubElement(case, "skipped", message=message)
+            else:
+                ElementTree.SubElement(case, "failure", type="undecided", message=message)
     return suite
 
 

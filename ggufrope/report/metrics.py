@@ -35,10 +35,13 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             MetricInfo(
                 name="recall",
                 title="recall",
-                meaning="share of needles answered exactly",
+                meaning="share of needles that whole prompts answer exactly",
                 format=".0%",
                 better=1,
             ),
+            MetricInfo(name="spliced_recall", title="spliced recall", format=".0%"),
+            MetricInfo(name="whole_recall", title="whole-prompt recall", format=".0%"),
+            MetricInfo(name="agreement", title="agreement", format=".0%"),
             MetricInfo(
                 name="top_ranked",
                 title="top-ranked",
@@ -50,7 +53,7 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
                 name="log_probability",
                 title="log-prob",
                 meaning="mean log-probability of the answer's tokens, nat per token (0: certain)",
-                format=".3g",
+                format=".2f",
                 better=1,
             ),
             MetricInfo(
@@ -69,8 +72,7 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             MetricInfo(
                 name="mean_divergence",
                 title="divergence",
-                meaning="mean Kullback-Leibler divergence (KLD) from the base, nat per token; the "
-                "base is the same scaling with an f16 cache, and for f16 the file as it is",
+                meaning="mean Kullback-Leibler divergence (KLD) from the base, nat per token",
                 format=".3g",
                 better=-1,
             ),

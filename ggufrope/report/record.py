@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 from ggufrope.evals.results import CellResult
-from ggufrope.report.summary import SettingVerdict, SummaryRow, judge_settings, summarize
+from ggufrope.evals.verdict import worst
+from ggufrope.report.evidence import SettingVerdict, judge_settings
+from ggufrope.report.summary import SummaryRow, summarize
 from ggufrope.runs.jobs import Selection
 from ggufrope.runs.plan import RunPlan
 from ggufrope.runs.store import JobRecord, ModelRecord, RunStore, WorkerRecord
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ggufrope.backends import OpenModel
+    from ggufrope.evals.recall import Outcome
     from ggufrope.lm import Progress
     from ggufrope.runs.driver import OnCell, Transport
 
@@ -41,14 +45,46 @@ class RunReport:
     verdicts: tuple[SettingVerdict, ...]
 
     @property
+    def outcome(self) -> Outcome | None:
+        """The worst of the verdicts, or of those on the scaling that the plan requires; None where
+        no threshold applies to what was measured."""
+        required = self.plan.thresholds.require
+        names = {
+            request.name
+            for request in self.plan.requests
+            if required in (None, request.name, request.scaling)
+        }
+        return worst(v.verdict.outcome for v in self.verdicts if v.scaling in names)
+
+    @property
     def passed(self) -> bool:
-        """Whether the run is complete and every setting passed every check."""
-        return self.complete and all(entry.verdict.passed for entry in self.verdicts)
+        """Whether the run is complete and no check fails, nor is one undecided unless the plan
+        allows it."""
+        allowed = self.plan.thresholds.allow_undecided
+        return self.complete and self.outcome in (None, "pass", *(["undecided"] * allowed))
+
+    @property
+    def gates(self) -> bool:
+        """Whether the outcome is that of the run: of several scalings the best counts, unless one
+        is required."""
+        return len(self.plan.scalings) == 1 or self.plan.thresholds.require is not None
+
+    @property
+    def compared(self) -> bool:
+        """Whether the run is complete and every check has a score to judge."""
+        checks = (check for entry in self.verdicts for check in entry.verdict.checks)
+        return self.complete and all(check.measured is not None for check in checks)
 
     @property
     def complete(self) -> bool:
         """Whether every job has ended, with success or not."""
         return all(job.state in ("done", "failed") for job in self.jobs)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of the report."""
+        # By its name: that module is about reports and imports this one.
+        fragment: str = import_module("ggufrope.report.pictures").to_fragment(self)
+        return fragment
 
 
 def report_of(store: RunStore, selection: Selection | None = None) -> RunReport:
@@ -63,17 +99,17 @@ def report_of(store: RunStore, selection: Selection | None = None) -> RunReport:
         jobs = tuple(entry for entry in jobs if entry.job.id in chosen)
         selected = {cell for entry in jobs for cell in entry.job.cells}
         cells = tuple(result for result in cells if result.cell in selected)
-    summary = summarize(cells)
+    models = store.models()
     return RunReport(
         schema=SCHEMA,
         created=datetime.fromtimestamp(store.created, tz=timezone.utc),
         plan=plan,
-        models=store.models(),
+        models=models,
         workers=store.workers(),
         jobs=jobs,
         cells=cells,
-        summary=summary,
-        verdicts=judge_settings(summary, plan.thresholds),
+        summary=summarize(cells),
+        verdicts=judge_settings(cells, plan, (model.file for model in models)),
     )
 
 

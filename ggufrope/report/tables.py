@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ggufrope.evals.results import Metric
 from ggufrope.evals.ruler.specs import CHAT_THRESHOLD
 from ggufrope.report import charts, views
+from ggufrope.report.conclusion import title_parts
 from ggufrope.report.metrics import format_value, metric_info
 
 if TYPE_CHECKING:
@@ -39,26 +40,34 @@ def headline_metrics(report: RunReport) -> tuple[str, ...]:
 
 
 def _matrices(report: RunReport) -> list[Content]:
-    """Return one table per model, task and headline metric."""
-    groups: dict[tuple[str, str, str], list[SummaryRow]] = {}
+    """Return one table per model, task and headline metric; a divergence has one per base."""
+    groups: dict[tuple[str, str, str, str | None], list[SummaryRow]] = {}
     for name in HEADLINES:
         for row in report.summary:
-            if row.part is None and row.metric(name) is not None:
-                groups.setdefault((row.model, row.task, name), []).append(row)
+            if row.task != "ruler" and row.metric(name) is not None:
+                key = (row.model, row.title, name, views.divergence_base(row))
+                groups.setdefault(key, []).append(row)
     several = len(report.models) > 1
     return [
-        _matrix(model if several else None, task, name, rows)
-        for (model, task, name), rows in groups.items()
+        _matrix(report, f"{model}: " * several + task_title(task, name, base), name, rows)
+        for (model, task, name, base), rows in groups.items()
     ]
 
 
-def _matrix(model: str | None, task: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
+def task_title(task: str, metric: str, base: str | None) -> str:
+    """Return what a table or a chart of a metric shows, with the base of a divergence."""
+    if base is not None:
+        return f"cost of the {base}: divergence {views.BASES[base]}"
     title = metric_info(metric).title
+    return task if task == title else f"{task}, {title}"
+
+
+def _matrix(report: RunReport, title: str, metric: str, rows: Sequence[SummaryRow]) -> Content:
     contexts = sorted({(row.context_tokens, row.control) for row in rows})
     settings = dict.fromkeys((row.scaling, row.kv) for row in rows)
     at = {(row.scaling, row.kv, row.context_tokens): row.metric(metric) for row in rows}
     return {
-        "title": (f"{model}: " if model else "") + (task if task == title else f"{task}, {title}"),
+        "title": title,
         "heads": ("scaling", "KV cache"),
         "columns": [
             {"title": f"{tokens:,}" + (" (control)" if control else ""), "control": control}
@@ -66,7 +75,7 @@ def _matrix(model: str | None, task: str, metric: str, rows: Sequence[SummaryRow
         ],
         "rows": [
             {
-                "names": (scaling, kv),
+                "names": (title_parts(report, rows[0].model, scaling)[0], kv),
                 "entries": [_entry(at.get((scaling, kv, tokens))) for tokens, _ in contexts],
             }
             for scaling, kv in settings

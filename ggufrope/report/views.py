@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING
 
+from ggufrope.evals.kv_cache import DECODED_TOKENS, prefilled_tokens
 from ggufrope.evals.perplexity import CURVE
-from ggufrope.evals.results import CellResult, Metric
+from ggufrope.evals.results import NOT_NEEDED, CellResult, Metric
 from ggufrope.evals.ruler.specs import effective_length, effective_length_by_share
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ggufrope.report.record import RunReport
     from ggufrope.report.summary import SummaryRow
 
-HEATMAP_TASKS = ("needle", "passkey")
+HEATMAP_TASKS = ("needle", "passkey", "multikey")
 BYTES_PER_TOKEN = "cache_bytes_per_token"
 SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
 QUALITIES = (
@@ -28,6 +29,13 @@ QUALITIES = (
 """Task and metric that measure the quality of a cache type, the most telling first."""
 SLOW = 0.5
 """Share of the speed of f16 below which a cache type is reported as slow."""
+SHORTEST_TIMING = 0.5
+"""Seconds that must have been measured to call something slow: less is noise."""
+BASES = {
+    "cache": "from an f16 cache under the same scaling",
+    "scaling": "from the file as it is, with an f16 cache",
+}
+"""What a divergence costs, and from which base it is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +107,13 @@ class Speed:
     metric: str
     tokens_per_second: float
 
+    @property
+    def seconds(self) -> float:
+        """How long the measurement took."""
+        decode = self.metric == "decode_tokens_per_second"
+        tokens = DECODED_TOKENS if decode else prefilled_tokens(self.context_tokens)
+        return tokens / self.tokens_per_second
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RulerScores:
@@ -120,14 +135,13 @@ class RulerScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slow:
-    """A cache type much slower than f16. `share` is its speed as a share of the speed of f16."""
+    """A cache type much slower than f16 at a context: its shares of f16's speeds, by metric."""
 
     model: str
     scaling: str
     kv: str
     context_tokens: int
-    metric: str
-    share: float
+    shares: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +154,32 @@ class Problem:
     reason: str
 
 
+def order(report: RunReport) -> dict[str, list[str]]:
+    """Return the scalings and the cache types of the plan, in its order."""
+    plan = report.plan
+    return {
+        "scaling": [request.name for request in plan.requests],
+        "kv": [str(kv) for kv in plan.kv_types],
+    }
+
+
+def divergence_base(row: SummaryRow) -> str | None:
+    """Return which of BASES the divergences of a row are measured from, None where it has none."""
+    if row.task != "divergence":
+        return None
+    return "scaling" if row.kv == "f16" else "cache"
+
+
 def heatmaps(report: RunReport) -> tuple[Heatmap, ...]:
-    """Return one heatmap per model, scaling, cache type and task, in the order of the plan."""
+    """Return one heatmap per model, scaling, cache type and task, in the order of the plan.
+
+    The control has none: it has one context, which the tables show.
+    """
     groups: dict[tuple[str, str, str, str], dict[tuple[int, float], list[CellResult]]] = {}
     for result in report.cells:
         cell = result.cell
-        if cell.task in HEATMAP_TASKS and cell.depth_percent is not None:
+        drawn = cell.task in HEATMAP_TASKS and not cell.control
+        if drawn and cell.depth_percent is not None:
             key = (cell.model, cell.scaling, cell.kv, cell.task)
             place = (cell.context_tokens, cell.depth_percent)
             groups.setdefault(key, {}).setdefault(place, []).append(result)
@@ -176,12 +210,18 @@ def perplexity_curves(report: RunReport) -> tuple[Series, ...]:
     return tuple(series for _, series in longest.values())
 
 
-def by_context(report: RunReport, task: str, metric: str) -> tuple[Series, ...]:
-    """Return one line per setting: a summary metric of a task by context."""
+def by_context(
+    report: RunReport, task: str, metric: str, *, base: str | None = None
+) -> tuple[Series, ...]:
+    """Return one line per setting: a summary metric of a task by context.
+
+    Divergences are those from one `base` of BASES.
+    """
     lines: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for row in report.summary:
         known = row.metric(metric)
-        if row.task == task and known is not None and known.value is not None:
+        same = row.task == task and divergence_base(row) == base
+        if same and known is not None and known.value is not None:
             lines.setdefault(_setting(row), []).append((row.context_tokens, known.value))
     return tuple(
         Series(model=model, scaling=scaling, kv=kv, points=tuple(sorted(points)))
@@ -190,7 +230,10 @@ def by_context(report: RunReport, task: str, metric: str) -> tuple[Series, ...]:
 
 
 def tradeoffs(report: RunReport) -> tuple[Tradeoff, ...]:
-    """Return quality against memory, by the first of QUALITIES that the run measured."""
+    """Return quality against memory, by the first of QUALITIES that the run measured.
+
+    A divergence is that of the cache, which f16 does not have.
+    """
     costs = {
         _setting(row): metric.value
         for row in report.summary
@@ -201,7 +244,8 @@ def tradeoffs(report: RunReport) -> tuple[Tradeoff, ...]:
         for row in sorted(report.summary, key=lambda row: row.context_tokens):
             metric = row.metric(quality)
             known = metric is not None and metric.value is not None
-            if metric is not None and known and row.task == task and not row.control:
+            ours = row.task == task and divergence_base(row) != "scaling" and not row.control
+            if metric is not None and known and ours:
                 quality_of[_setting(row)] = metric
         if quality_of:
             return tuple(
@@ -245,20 +289,24 @@ def at_longest(measured: Iterable[Speed]) -> tuple[Speed, ...]:
 
 
 def slow_caches(report: RunReport) -> tuple[Slow, ...]:
-    """Return the speeds below SLOW times that of f16, everything else equal."""
-    measured = speeds(report)
+    """Return the cache types below SLOW times a speed of f16, everything else equal.
+
+    Only the longest context counts, and only what took SHORTEST_TIMING seconds or more.
+    """
+    measured = at_longest(speeds(report))
     base = {_place(speed): speed.tokens_per_second for speed in measured if speed.kv == "f16"}
+    slow: dict[tuple[str, str, str, int], list[tuple[str, float]]] = {}
+    for speed in measured:
+        reference = base.get(_place(speed))
+        if reference is None or speed.seconds < SHORTEST_TIMING:
+            continue
+        share = speed.tokens_per_second / reference
+        if share < SLOW:
+            setting = (speed.model, speed.scaling, speed.kv, speed.context_tokens)
+            slow.setdefault(setting, []).append((speed.metric, share))
     return tuple(
-        Slow(
-            model=speed.model,
-            scaling=speed.scaling,
-            kv=speed.kv,
-            context_tokens=speed.context_tokens,
-            metric=speed.metric,
-            share=speed.tokens_per_second / reference,
-        )
-        for speed in measured
-        if (reference := base.get(_place(speed))) and speed.tokens_per_second < SLOW * reference
+        Slow(model=model, scaling=scaling, kv=kv, context_tokens=context, shares=tuple(shares))
+        for (model, scaling, kv, context), shares in slow.items()
     )
 
 
@@ -274,10 +322,10 @@ def ruler_scores(report: RunReport) -> tuple[RulerScores, ...]:
 
 
 def problems(report: RunReport) -> tuple[Problem, ...]:
-    """Return the cells without a score, grouped by job and reason."""
+    """Return the cells without a score, grouped by job and reason; not those that need none."""
     counts: dict[tuple[str, str, str], int] = {}
     for result in report.cells:
-        if result.status != "ok":
+        if result.status != "ok" and result.reason != NOT_NEEDED:
             cell = result.cell
             where = " · ".join((cell.model, cell.scaling, cell.kv, cell.task))
             key = (result.status, where, result.reason or "no reason recorded")
@@ -309,6 +357,8 @@ def _place(speed: Speed) -> tuple[str, str, int, str]:
 
 
 def _square(place: tuple[int, float], results: list[CellResult]) -> Square:
+    # A needle that is asked twice counts once: spliced, as every needle is.
+    results = [result for result in results if result.cell.method != "whole"] or results
     recalls = _values(results, "recall")
     log_probabilities = _values(results, "log_probability")
     reasons = [result.reason for result in results if result.reason]

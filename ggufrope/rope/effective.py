@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
+from ggufrope._format import html_table, html_text, ranges
 from ggufrope.errors import RequestError
 from ggufrope.rope.architectures import RopeType
 from ggufrope.rope.frequencies import Floats
@@ -143,3 +144,31 @@ class EffectiveRope:
             if layer in group.layers:
                 return group
         raise RequestError(f"the model has no layer {layer}")
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of the rotation: groups of layers, then every value."""
+        groups = html_table(
+            ("layers", "rotation", "pairs", "rad/token", "attention factor"),
+            (
+                (
+                    ranges(group.layers),
+                    group.name,
+                    len(group.inverse_frequencies),
+                    " … ".join(
+                        f"{group.inverse_frequencies[i]:.4g}" for i in (0, -1) if group.n_rot
+                    ),
+                    f"{group.magnitude:.6g}",
+                )
+                for group in self.groups
+            ),
+        )
+        values = html_table(
+            ("setting", "value", "source", "why"),
+            (
+                (name, "–" if each.value is None else each.value, each.source, each.reason)
+                for name, each in self.values.items()
+            ),
+        )
+        caveat = f"<p>{html_text(self.caveat)}</p>" if self.caveat else ""
+        title = f"RoPE ({self.rope_type}) in a context of {self.context_tokens:,} tokens"
+        return f"<h3>{html_text(title)}</h3>{groups}{caveat}{values}"

@@ -49,7 +49,8 @@ class ConfigRope:
     the config, None for layers that do not rotate. `compress_base` is that of DeepSeek-V4's
     compressed layers, to which alone `scaling` applies there. `context_length` is the context that
     the scaling reaches, at least the `declared_context`. `alpha` has stretched `base` already.
-    `assumed` names the fields that the config leaves to its model class.
+    `assumed` names the fields that the config leaves to its model class. `sections` are the pairs
+    that multimodal RoPE turns by each coordinate; text turns all by one, whatever they are.
     """
 
     scaling: RopeScaling
@@ -65,6 +66,7 @@ class ConfigRope:
     alpha: float | None = None
     rotates: bool = True
     assumed: frozenset[str] = frozenset()
+    sections: tuple[int, ...] = ()
 
     def reach(self, file_context: int | None) -> int | None:
         """Return the context that the scaling reaches, from the file's where the config has none of
@@ -114,7 +116,13 @@ def from_config(config: Mapping[str, Any]) -> ConfigRope:
         kv_lora_rank=text.fields.count("kv_lora_rank"),
         alpha=main.alpha,
         assumed=frozenset(assumed),
+        sections=_sections(text.section.values.get("mrope_section")),
     )
+
+
+def _sections(value: object) -> tuple[int, ...]:
+    numbers = value if isinstance(value, list) else []
+    return tuple(numbers) if all(type(number) is int for number in numbers) else ()
 
 
 def _rotates(text: TextConfig) -> bool:

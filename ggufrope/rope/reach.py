@@ -44,6 +44,21 @@ _USUAL_BASES = {
 """The base of published models, where all of them have another than llama.cpp's default."""
 
 
+USUAL_REACH = 8.0
+"""How many times longer than trained a context may become, up to which YaRN usually holds."""
+
+
+def far_warning(growth: float) -> str | None:
+    """Return a warning of a context that is `growth` times the trained one, None where it is near
+    enough to hope for."""
+    if growth <= USUAL_REACH:
+        return None
+    return (
+        f"{growth:.3g} times the trained context is far: without training recall often fails, so "
+        "measure every doubling on the way"
+    )
+
+
 def declared_scale(metadata: RopeMetadata) -> float | None:
     """Return the declared scaling factor: `factor`, else the old `scale_linear`."""
     return metadata.scale_linear if metadata.factor is None else metadata.factor

@@ -123,6 +123,16 @@ def declared_scaling(metadata: RopeMetadata) -> str | None:
     return ", ".join(parts) or None
 
 
+def scaling_in_words(metadata: RopeMetadata) -> str | None:
+    """Return how the file is scaled, and a base that a patch of ours raised; None for neither."""
+    scaled = declared_scaling(metadata)
+    before = None if metadata.trained is None else metadata.trained.freq_base
+    if before is None or metadata.freq_base in (None, before):
+        return scaled
+    base = f"base {metadata.freq_base:g} (trained: {before:g})"
+    return base if scaled is None else f"{scaled}, {base}"
+
+
 def published_original(metadata: RopeMetadata) -> int | None:
     """Return the context that the authors give YaRN over, where files declare another; else None.
 

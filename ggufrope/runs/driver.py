@@ -31,12 +31,14 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 from uuid import uuid4
 
+from ggufrope._plain import decode, encode
 from ggufrope.backends import OPENER
+from ggufrope.container.pins import FileChangedError, FileState, file_state
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job, Selection, expand
 from ggufrope.runs.models import identify, resolve_models
-from ggufrope.runs.pins import FileChangedError
+from ggufrope.runs.plan import RunPlan
 from ggufrope.runs.store import RunStore
 from ggufrope.runs.worker import (
     Assignment,
@@ -54,8 +56,7 @@ from ggufrope.runs.worker import (
 if TYPE_CHECKING:
     from ggufrope.backends import OpenModel
     from ggufrope.lm import Progress
-    from ggufrope.runs.models import Identify
-    from ggufrope.runs.plan import RunPlan
+    from ggufrope.runs.models import Identify, ModelFile
     from ggufrope.runs.worker import OnJob
 
 OnCell: TypeAlias = Callable[[CellResult], None]
@@ -109,11 +110,19 @@ def open_run(plan: RunPlan, folder: Path, *, identify: Identify = identify) -> R
     where a model or another file of the plan is missing or has changed, or another process is
     running the folder.
     """
+    # A plan made in Python may have values that none read from a file could have.
+    plan = decode(RunPlan, encode(plan, exact=True))
     for name in plan.files:
         if not Path(name).is_file():
             raise StorageError(f"{name}: no such file, though the plan names it")
-    models = resolve_models(plan.models, identify)
-    return RunStore.create(folder, plan, models, expand(plan, models))
+    states: dict[str, FileState] = {}
+
+    def watched(name: str, path: Path) -> ModelFile:
+        states[str(path)] = file_state(path)
+        return identify(name, path)
+
+    models = resolve_models(plan.models, watched)
+    return RunStore.create(folder, plan, models, expand(plan, models), states=states)
 
 
 def drive(
@@ -173,8 +182,10 @@ class _Driver:
             try:
                 self._transport.close()
             finally:
-                for job in self._at.values():
-                    self._store.release(job)
+                # Where results cannot be kept, this cannot either: the reason is on its way.
+                with suppress(StorageError):
+                    for job in self._at.values():
+                        self._store.release(job)
 
     def _send(self, place: int) -> None:
         """Give a place the next job, one on the model that is loaded there where there is one."""
@@ -185,7 +196,7 @@ class _Driver:
         self._pending.remove(job)
         assignment = Assignment(
             job=job,
-            done=tuple(sorted(self._store.finished_cells(job))),
+            done=self._store.results_of(job),
             pins=self._pins[job.model],
         )
         self._worker[place] = self._transport.send(place, assignment)

@@ -20,7 +20,8 @@ Memory: TypeAlias = Callable[["Job", int], "int | None"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEstimate:
-    """What one job takes. `tokens` is an upper limit: prompts of isolated cells share beginnings.
+    """What one job takes. `tokens` is an upper limit: whole prompts share beginnings, and end early
+    where they decide.
 
     `seconds` is None where no speed is known, `memory_bytes` where the need is not known.
     """

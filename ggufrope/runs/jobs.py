@@ -14,19 +14,22 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ggufrope._plain import encode
+from ggufrope._plain import did_you_mean, encode
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import Cell
 from ggufrope.evals.task import BaseKind, Lengths, Task, TaskName
 from ggufrope.patching.request import ScalingRequest
-from ggufrope.runs.plan import RunPlan
+from ggufrope.runs.plan import MIN_CONTEXT, RunPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ggufrope.runs.models import ModelFile
+
+
+F16 = KvTypes(k="f16", v="f16")
 
 
 def digest(content: object) -> str:
@@ -72,11 +75,17 @@ class Selection:
             if not equals or axis not in _AXES:
                 raise RequestError(
                     f"only {term!r}: expected AXIS=PATTERN, AXIS of {', '.join(_AXES)}"
+                    f"{'' if axis in _AXES else did_you_mean(axis, _AXES)}"
                 )
 
     @classmethod
     def parse(cls, only: tuple[str, ...] = (), shard: str | None = None) -> Selection:
-        """Return the selection of `only` terms and a share written I/N. Raises RequestError."""
+        """Return the selection of `only` terms, their axes in any case, and a share written I/N.
+
+        Raises RequestError.
+        """
+        split = (term.partition("=") for term in only)
+        only = tuple(f"{axis.casefold()}{equals}{pattern}" for axis, equals, pattern in split)
         if shard is None:
             return cls(only=only)
         index, _, count = shard.partition("/")
@@ -121,15 +130,34 @@ _AXES: dict[str, Callable[[Job], str]] = {
 def expand(plan: RunPlan, models: tuple[ModelFile, ...]) -> tuple[Job, ...]:
     """Return every job of a plan, those of one model together, so that it is loaded once.
 
-    A task that compares has no job where there is nothing to compare with.
+    A task that compares has no job where there is nothing to compare with. A task that has a
+    control has one more job on each model: within the native context, of the model unscaled with an
+    f16 cache, unless the plan measures that anyway.
     """
+    return tuple(job for model in models for job in _jobs_of(plan, model))
+
+
+def _jobs_of(plan: RunPlan, model: ModelFile) -> Iterator[Job]:
     tasks = [TASKS[name] for name in plan.tasks]
-    axes = product(models, plan.requests, plan.kv_types, tasks, plan.seeds)
-    return tuple(
-        _job(plan, model, request, kv, task, seed)
-        for model, request, kv, task, seed in axes
-        if task.compares_with is None or base_of(task.compares_with, request, kv) is not None
-    )
+    if control := _control_context(plan, model):
+        unscaled = ScalingRequest(scaling=model.native_scalings[0])
+        for task, seed in product(tasks, plan.seeds):
+            if task.has_control:
+                yield _job(plan, model, unscaled, F16, task, seed, control=control)
+    for request, kv, task, seed in product(plan.requests, plan.kv_types, tasks, plan.seeds):
+        if task.compares_with is None or base_of(task.compares_with, request, kv) is not None:
+            yield _job(plan, model, request, kv, task, seed)
+
+
+def _control_context(plan: RunPlan, model: ModelFile) -> int | None:
+    """Return the tokens of the control; None where there is none, or the plan measures the same."""
+    native, longest = model.native_context, max(plan.contexts)
+    if not plan.control or native is None or min(native, longest) < MIN_CONTEXT:
+        return None
+    tokens = min(native, longest)
+    measured = tokens in plan.contexts and F16 in plan.kv_types
+    unscaled = [ScalingRequest(scaling=name) for name in model.native_scalings]
+    return None if measured and any(each in unscaled for each in plan.requests) else tokens
 
 
 def base_of(
@@ -141,18 +169,26 @@ def base_of(
     The original of a file as it stands is the file with its scaling off, that of a scaling added
     to it the file as it stands.
     """
-    f16 = KvTypes(k="f16", v="f16")
     if kind == "original":
-        return ScalingRequest(scaling="none" if request.scaling == "file" else "file"), f16
-    if kv != f16:
-        return request, f16
-    return None if request.is_file else (ScalingRequest(scaling="file"), f16)
+        return ScalingRequest(scaling="none" if request.scaling == "file" else "file"), F16
+    if kv != F16:
+        return request, F16
+    return None if request.is_file else (ScalingRequest(scaling="file"), F16)
 
 
 def _job(
-    plan: RunPlan, model: ModelFile, request: ScalingRequest, kv: KvTypes, task: Task, seed: int
+    plan: RunPlan,
+    model: ModelFile,
+    request: ScalingRequest,
+    kv: KvTypes,
+    task: Task,
+    seed: int,
+    *,
+    control: int | None = None,
 ) -> Job:
-    lengths = Lengths(contexts=plan.contexts, native=model.native_context)
+    """Return a job at the contexts of the plan, or as the `control` at that one."""
+    contexts = plan.contexts if control is None else (control,)
+    lengths = Lengths(contexts=contexts, native=model.native_context)
     cells = tuple(
         Cell(
             model=model.name,
@@ -164,7 +200,8 @@ def _job(
             depth_percent=place.depth_percent,
             sample=place.sample,
             part=place.part,
-            control=place.control,
+            control=control is not None,
+            method=place.method,
         )
         for place in task.places(plan, lengths)
     )
@@ -175,7 +212,10 @@ def _job(
         "task": task.name,
         "seed": seed,
         "cells": cells,
-        "how": [plan.mode, plan.value, plan.haystack, plan.text, plan.chunks, plan.ruler],
+        "how": [
+            *(plan.needle, plan.value, plan.distractors, plan.haystack),
+            *(plan.text, plan.chunks, plan.ruler, plan.format, plan.thinking),
+        ],
     }
     return Job(
         id=digest(content),

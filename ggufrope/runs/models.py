@@ -6,16 +6,24 @@ import glob
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from ggufrope._files import sha256_of
+from ggufrope._files import model_status, sha256_of
 from ggufrope.container.location import locate
 from ggufrope.container.reader import read_header
 from ggufrope.container.types import Scalar
-from ggufrope.errors import RequestError, StorageError
+from ggufrope.errors import RequestError
+from ggufrope.evals.formats import chat_frame
+from ggufrope.evals.task import ASKING
+from ggufrope.patching.inspection import read_model
+from ggufrope.patching.request import ScalingName
 from ggufrope.rope.keys import KEYS
-from ggufrope.rope.metadata import read_metadata
+from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.purpose import require_generation
+from ggufrope.rope.trained import declared_factor, trained_context, trained_state
+
+if TYPE_CHECKING:
+    from ggufrope.runs.plan import RunPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +31,9 @@ class ModelFile:
     """One model of a run: its name in reports, and the file behind it.
 
     `header_sha256` covers everything before the tensor data; with `file_size` it distinguishes two
-    models without reading the weights. `native_context` is the trained context in tokens, None
-    where the file does not say. `details` are the metadata that reports show.
+    models without reading the weights. `native_context` is the context in tokens that any scaling
+    of the file starts from, None where the file does not say; under one of `native_scalings` the
+    model rotates as it was trained to. `details` are the metadata that reports show.
     """
 
     name: str
@@ -32,6 +41,7 @@ class ModelFile:
     file_size: int
     header_sha256: str
     native_context: int | None = None
+    native_scalings: tuple[ScalingName, ...] = ("file",)
     details: tuple[tuple[str, str], ...] = ()
 
 
@@ -48,21 +58,32 @@ def identify(name: str, path: Path) -> ModelFile:
     Raises FileError, RequestError where the model generates no text to measure.
     """
     header = read_header(path)
-    metadata = read_metadata(header)
+    metadata = read_model(path).metadata
     require_generation(metadata, str(path))
+    trained = trained_context(trained_state(metadata))
     details = {key: header.get(key) for key in (*_DETAILS, *map(metadata.key, KEYS))}
     return ModelFile(
         name=name,
         path=str(path),
         file_size=header.file_size,
         header_sha256=sha256_of(path, header.data_offset),
-        native_context=metadata.original_context or metadata.context_length,
+        native_context=None if trained is None else trained.original,
+        native_scalings=_native_scalings(metadata),
         details=tuple(
             (key, str(value)[:_DETAIL_LENGTH])
             for key, value in details.items()
             if isinstance(value, Scalar)
         ),
     )
+
+
+def _native_scalings(metadata: RopeMetadata) -> tuple[ScalingName, ...]:
+    """Return the requests that give the rotation the model was trained with: taking an earlier
+    patch back, or leaving the file as it stands."""
+    if metadata.trained is not None:
+        return ("none",)
+    scaled = declared_factor(metadata) > 1 or metadata.factor_tensors
+    return ("file",) if scaled else ("file", "none")
 
 
 def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tuple[ModelFile, ...]:
@@ -74,13 +95,32 @@ def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tup
     paths = [found for name in names for found in _expand(name)]
     seen: dict[Path, str] = {}
     for name, path in paths:
-        if not path.is_file():
-            raise StorageError(f"{name}: no such file")
+        model_status(path)
         if earlier := seen.get(path.resolve()):
             raise RequestError(f"{name} is the same file as {earlier}; name it once")
         seen[path.resolve()] = name
     labels = _labels([name for name, _ in paths])
     return tuple(identify(label, path) for label, (_, path) in zip(labels, paths, strict=True))
+
+
+def require_formats(plan: RunPlan) -> None:
+    """Raise RequestError where a model cannot be asked in the format of the plan, before anything
+    is loaded: its chat template fails, or is not there, or has no switch for thinking.
+
+    Raises MissingDependencyError where a template needs jinja2, FileError as `identify` does.
+    """
+    if not ASKING & set(plan.tasks):
+        if plan.format != "auto" or plan.thinking is not None:
+            asking = ", ".join(sorted(ASKING))
+            raise RequestError(f"`format` and `thinking` are for the tasks {asking}")
+        return
+    for label, path in (found for name in plan.models for found in _expand(name)):
+        if path.is_file():
+            template = read_header(path).get("tokenizer.chat_template")
+            try:
+                chat_frame(str(template) if template else None, plan.format, plan.thinking)
+            except RequestError as error:
+                raise RequestError(f"{label}: {error}") from None
 
 
 def _expand(name: str) -> Iterator[tuple[str, Path]]:

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema, non_finite
@@ -21,17 +21,19 @@ from ggufrope.backends import RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import TaskName, TaskSettings
-from ggufrope.evals.verdict import Thresholds
-from ggufrope.patching.request import ScalingName, ScalingRequest
+from ggufrope.evals.thresholds import LIMITS, Thresholds, without_task
+from ggufrope.patching.request import ScalingName, ScalingRequest, check_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+T = TypeVar("T")
 
 MIN_CONTEXT = 128
 """Tokens: below, a question and its answer leave no room for a haystack."""
@@ -157,11 +159,9 @@ class RunPlan(TaskSettings):
             f"scalings{path} {value} must be a finite number"
             for path, value in non_finite(self.scalings)
         ]
-        for text in self.kv:
-            try:
-                KvTypes.parse(text)
-            except RequestError as error:
-                problems.append(str(error))
+        problems += _refusals(KvTypes.parse, self.kv)
+        problems += _refusals(check_parameters, self.requests)
+        problems += self._gates_of_nothing()
         if self.tasks and "divergence" in self.tasks and self._is_base_alone():
             problems.append(
                 "divergence is from the file with an f16 cache: give another scaling or cache type"
@@ -173,17 +173,41 @@ class RunPlan(TaskSettings):
             )
         return problems
 
+    def _gates_of_nothing(self) -> Iterator[str]:
+        """Say which thresholds apply to nothing that the plan measures. A default is no gate."""
+        at, default = self.thresholds, Thresholds()
+        given = [name for name in LIMITS if getattr(at, name) not in (None, getattr(default, name))]
+        yield from without_task(given, self.tasks)
+        if at.recall_share is not None and not self.control:
+            yield "`recall_share` needs `control`"
+        if at.top_ranked is not None and not self.distractors and "multikey" not in self.tasks:
+            yield "`top_ranked` needs `distractors`"
+        names = {name: None for each in self.requests for name in (each.scaling, each.name)}
+        if at.require is not None and at.require not in names:
+            yield f"`require` {at.require}: no scaling of the plan; it has {', '.join(names)}"
+        if at.require is not None and not at.applied(self.tasks):
+            yield f"`require` {at.require}: no threshold applies to `tasks` {' '.join(self.tasks)}"
+
     @property
     def _cells_per_model(self) -> int:
         """Upper limit of the cells of one model, RULER's tasks aside."""
         depths = self.depths if isinstance(self.depths, int) else len(self.depths)
         axes = (self.contexts, self.tasks, self.scalings, self.kv, self.seeds)
-        return prod(map(len, axes)) * depths * self.samples
+        return prod(map(len, axes)) * depths * self.needle_samples
 
     def _is_base_alone(self) -> bool:
         return set(map(_short_form, self.kv)) == {"f16"} and all(
             request.is_file for request in self.requests
         )
+
+
+def _refusals(check: Callable[[T], object], values: Iterable[T]) -> Iterator[str]:
+    """Yield what `check` says of each value that it refuses."""
+    for value in values:
+        try:
+            check(value)
+        except RequestError as error:
+            yield str(error)
 
 
 def _oversized(value: object, path: str = "") -> Iterator[str]:

@@ -10,56 +10,44 @@ folder on a local disk.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from ggufrope._files import remove_abandoned, storage, try_lock, write_whole
-from ggufrope._plain import T, decode, encode, non_finite
+from ggufrope._files import storage, write_whole
+from ggufrope._plain import non_finite
+from ggufrope.container.pins import (
+    FileChangedError,
+    FileState,
+    Pin,
+    model_paths,
+    pin,
+    pin_model,
+    renewed,
+)
 from ggufrope.errors import RequestError, StorageError
-from ggufrope.evals.results import CellResult
+from ggufrope.evals.results import Cell, CellResult
+from ggufrope.runs.database import FORMAT, Database
+from ggufrope.runs.folder import FolderLock, remove_leftovers
 from ggufrope.runs.jobs import Job
 from ggufrope.runs.models import ModelFile
-from ggufrope.runs.pins import Pin, model_paths, pin, pin_model, renewed
 from ggufrope.runs.plan import RunPlan, changed_keys, format_plan, judged_as
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-FORMAT = 3
 MAX_CRASHES = 3
 """A job is abandoned when it was begun this often without an end and without one more cell."""
 
 _DATABASE = "run.sqlite"
-_LOCK = "run.lock"
 _LATEST_TIME = 2.0**35
 """Seconds since the epoch, in the year 3058; a later time in a database is damage."""
 
-_TABLES = """
-CREATE TABLE run (format INTEGER NOT NULL, created REAL NOT NULL, plan TEXT NOT NULL);
-CREATE TABLE models (
-    ordinal INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL, sha256 TEXT
-);
-CREATE TABLE files (path TEXT PRIMARY KEY, body TEXT NOT NULL);
-CREATE TABLE jobs (
-    ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL,
-    state TEXT NOT NULL DEFAULT 'pending', worker TEXT, starts INTEGER NOT NULL DEFAULT 0,
-    reason TEXT, started REAL, ended REAL
-);
-CREATE TABLE cells (
-    job TEXT NOT NULL REFERENCES jobs (id), number INTEGER NOT NULL, status TEXT NOT NULL,
-    body TEXT NOT NULL, PRIMARY KEY (job, number)
-);
-CREATE TABLE workers (id TEXT PRIMARY KEY, body TEXT NOT NULL, started REAL NOT NULL);
-"""
-
+_Environment: TypeAlias = tuple[tuple[str, str], ...]
 JobState: TypeAlias = Literal["pending", "running", "done", "failed"]
 
 
@@ -103,55 +91,41 @@ class RunStore:
 
         Raises StorageError where there is none, where it is damaged, or of another format.
         """
-        self.folder = folder
-        self._path = folder / _DATABASE
-        self._lock: int | None = None
-        self.rejudged: tuple[str, ...] = ()
-        if not self._path.is_file():
-            raise StorageError(f"{folder}: no run here ({_DATABASE} is missing)")
-        self._database = _connect(self._path)
-        try:
-            with self._reading():
-                self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute("PRAGMA synchronous = FULL")
-                (found,) = self._rows("SELECT format FROM run")[0]
-            if found != FORMAT:
-                raise StorageError(
-                    f"{self._path}: written in format {found}, this version reads {FORMAT}; "
-                    "give another folder"
-                )
-            with self._reading():
-                ((created, plan),) = self._rows("SELECT created, plan FROM run")
-                self.created = _time(created)
-                self.plan = _load(RunPlan, plan)
-        except BaseException:
-            self._database.close()
-            raise
+        self._open(folder, lock=None)
 
     @classmethod
     def create(
-        cls, folder: Path, plan: RunPlan, models: tuple[ModelFile, ...], jobs: tuple[Job, ...]
+        cls,
+        folder: Path,
+        plan: RunPlan,
+        models: tuple[ModelFile, ...],
+        jobs: tuple[Job, ...],
+        *,
+        states: Mapping[str, FileState] | None = None,
     ) -> RunStore:
         """Return the run of `plan` in `folder`, made there or taken up, open to be carried out.
+
+        `states` are those of model files, by their path, when their headers were read: a model that
+        is pinned first must have the same.
 
         The folder is locked until the store is closed. A plan that differs in what nothing was
         measured by takes the place of the stored one; `rejudged` then has the differences. Raises
         RequestError where the folder holds the run of another plan, StorageError where it cannot
         be written, another process has it, or a file of the run has changed.
         """
-        path = folder / _DATABASE
-        lock = _lock_folder(folder)
+        lock = FolderLock(folder)
+        store = cls.__new__(cls)
         try:
-            _remove_leftovers(folder)
-            if not path.is_file():
-                _build(path, plan, models, jobs)
-            store = cls(folder)
+            remove_leftovers(folder)
+            if not (folder / _DATABASE).is_file():
+                _build(folder / _DATABASE, plan, models, jobs)
+            store._open(folder, lock=lock)
+            store._states = states or {}
         except BaseException:
-            os.close(lock)
+            lock.close()
             raise
-        store._lock = lock
         try:
-            store._require_same(plan, jobs)
+            store._require_same(plan, models, jobs)
             store._renew_pins()
             store._take_up()
             if store.rejudged or not (folder / "plan.toml").exists():
@@ -160,6 +134,25 @@ class RunStore:
             store.close()
             raise
         return store
+
+    def _open(self, folder: Path, *, lock: FolderLock | None) -> None:
+        self.folder = folder
+        self.rejudged: tuple[str, ...] = ()
+        self._states: Mapping[str, FileState] = {}
+        self._lock = lock
+        path = folder / _DATABASE
+        with storage("read", path):
+            if not path.is_file():
+                raise StorageError(f"{folder}: no run here ({_DATABASE} is missing)")
+        self._database = Database(path, writable=lock is not None)
+        try:
+            with self._database.reading():
+                ((created, plan),) = self._database.rows("SELECT created, plan FROM run")
+                self.created = _time(created)
+                self.plan = self._database.load(RunPlan, plan)
+        except BaseException:
+            self._database.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -171,17 +164,18 @@ class RunStore:
         """Close the database and unlock the folder."""
         self._database.close()
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     # Reading
 
     def models(self) -> tuple[ModelRecord, ...]:
         """Return every model, in the plan's order."""
-        with self._reading():
-            rows = self._rows("SELECT body, sha256 FROM models ORDER BY ordinal")
+        with self._database.reading():
+            rows = self._database.rows("SELECT body, sha256 FROM models ORDER BY ordinal")
             return tuple(
-                ModelRecord(file=_load(ModelFile, body), sha256=sha256) for body, sha256 in rows
+                ModelRecord(file=self._database.load(ModelFile, body), sha256=sha256)
+                for body, sha256 in rows
             )
 
     @property
@@ -191,44 +185,61 @@ class RunStore:
 
     def jobs(self) -> tuple[JobRecord, ...]:
         """Return every job, in the plan's order."""
-        with self._reading():
+        with self._database.reading():
             return tuple(
                 JobRecord(
-                    job=_load(Job, body),
-                    state=_state(state),
+                    job=_whole(self._database.load(Job, body), state, cells),
+                    state=state,
                     reason=reason,
                     worker=worker,
                     started=None if started is None else _time(started),
                     ended=None if ended is None else _time(ended),
                 )
-                for body, state, reason, worker, started, ended in self._rows(
-                    "SELECT body, state, reason, worker, started, ended FROM jobs ORDER BY ordinal"
+                for body, state, reason, worker, started, ended, cells in self._database.rows(
+                    "SELECT body, state, reason, worker, started, ended,"
+                    " (SELECT count(*) FROM cells WHERE job = id) FROM jobs ORDER BY ordinal"
                 )
             )
 
     def results(self) -> tuple[CellResult, ...]:
         """Return every finished cell, in the plan's order whatever the order they finished in."""
-        with self._reading():
-            rows = self._rows(
-                "SELECT c.body FROM cells c JOIN jobs j ON j.id = c.job"
-                " ORDER BY j.ordinal, c.number"
+        cells = {record.job.id: record.job.cells for record in self.jobs()}
+        with self._database.reading():
+            return tuple(
+                _finite(self._belonging(body, status, cells[job], number))
+                for body, status, job, number in self._database.rows(
+                    "SELECT c.body, c.status, c.job, c.number FROM cells c"
+                    " JOIN jobs j ON j.id = c.job ORDER BY j.ordinal, c.number"
+                )
             )
-            return tuple(_finite(_load(CellResult, body)) for (body,) in rows)
 
-    def finished_cells(self, job: Job) -> frozenset[int]:
-        """Return the numbers of the job's cells that have a result."""
-        with self._reading():
-            rows = self._rows("SELECT number FROM cells WHERE job = ?", job.id)
-        return frozenset(number for (number,) in rows)
+    def _belonging(
+        self, body: str, status: str, cells: tuple[Cell, ...], number: int
+    ) -> CellResult:
+        """Return a stored result. Raises ValueError where it is of another cell than its place."""
+        result = self._database.load(CellResult, body)
+        if (result.cell, result.status) != (cells[number], status) or number < 0:
+            raise ValueError(f"the result of cell {number} is that of another one")
+        return result
+
+    def results_of(self, job: Job) -> tuple[CellResult, ...]:
+        """Return the results that the job's cells have, in order of the cells."""
+        with self._database.reading():
+            return tuple(
+                _finite(self._belonging(body, status, job.cells, number))
+                for body, status, number in self._database.rows(
+                    "SELECT body, status, number FROM cells WHERE job = ? ORDER BY number", job.id
+                )
+            )
 
     def workers(self) -> tuple[WorkerRecord, ...]:
         """Return every worker that took part, in order of their start."""
-        with self._reading():
-            rows = self._rows("SELECT id, body, started FROM workers ORDER BY started, id")
+        with self._database.reading():
+            rows = self._database.rows("SELECT id, body, started FROM workers ORDER BY started, id")
             return tuple(
                 WorkerRecord(
                     id=name,
-                    environment=decode(tuple[tuple[str, str], ...], json.loads(body)),
+                    environment=self._database.load(_Environment, body),
                     started=_time(started),
                 )
                 for name, body, started in rows
@@ -238,11 +249,12 @@ class RunStore:
 
     def register(self, worker: str, environment: Mapping[str, str]) -> None:
         """Record that a worker takes part, and its environment; again where that has grown."""
+        environment_of = tuple(environment.items())
         with self._transaction():
             self._database.execute(
                 "INSERT INTO workers VALUES (?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET body = excluded.body",
-                (worker, json.dumps(list(environment.items())), time.time()),
+                *(worker, self._database.dump(environment_of), time.time()),
             )
 
     def start(self, job: Job, worker: str) -> None:
@@ -251,14 +263,14 @@ class RunStore:
             self._database.execute(
                 "UPDATE jobs SET state = 'running', worker = ?, started = ?, starts = starts + 1"
                 " WHERE id = ?",
-                (worker, time.time(), job.id),
+                *(worker, time.time(), job.id),
             )
 
     def append(self, job: Job, result: CellResult) -> None:
         """Add one result, durably. A cell that has one keeps it."""
         with self._transaction():
             self._insert(job, result)
-            self._database.execute("UPDATE jobs SET starts = 1 WHERE id = ?", (job.id,))
+            self._database.execute("UPDATE jobs SET starts = 1 WHERE id = ?", job.id)
 
     def finish(self, job: Job) -> None:
         """Record that a job is done."""
@@ -274,7 +286,7 @@ class RunStore:
         """Make a job pending that was stopped for no fault of its own."""
         with self._transaction():
             self._database.execute(
-                "UPDATE jobs SET state = 'pending', starts = starts - 1 WHERE id = ?", (job.id,)
+                "UPDATE jobs SET state = 'pending', starts = starts - 1 WHERE id = ?", job.id
             )
 
     def record_crash(self, job: Job) -> bool:
@@ -283,26 +295,27 @@ class RunStore:
         After `MAX_CRASHES` starts it is abandoned.
         """
         with self._transaction():
-            with self._reading():
-                ((starts,),) = self._rows("SELECT starts FROM jobs WHERE id = ?", job.id)
+            with self._database.reading():
+                ((starts,),) = self._database.rows("SELECT starts FROM jobs WHERE id = ?", job.id)
                 abandoned = int(starts) >= MAX_CRASHES
             if abandoned:
                 self._abandon(job, f"abandoned after {MAX_CRASHES} worker crashes")
                 return False
-            self._database.execute("UPDATE jobs SET state = 'pending' WHERE id = ?", (job.id,))
+            self._database.execute("UPDATE jobs SET state = 'pending' WHERE id = ?", job.id)
             return True
 
     def retry_failed(self) -> int:
         """Make every job pending that failed or has cells in error; return how many."""
         with self._transaction():
-            rows = self._rows(
+            rows = self._database.rows(
                 "SELECT id FROM jobs WHERE state IN ('done', 'failed') AND (state = 'failed'"
                 " OR id IN (SELECT job FROM cells WHERE status = 'error'))"
             )
-            self._database.executemany("DELETE FROM cells WHERE job = ? AND status = 'error'", rows)
-            self._database.executemany(
-                "UPDATE jobs SET state = 'pending', starts = 0, reason = NULL WHERE id = ?", rows
-            )
+            for (job,) in rows:
+                self._database.execute("DELETE FROM cells WHERE job = ? AND status = 'error'", job)
+                self._database.execute(
+                    "UPDATE jobs SET state = 'pending', starts = 0, reason = NULL WHERE id = ?", job
+                )
         return len(rows)
 
     def pin_models(self, names: Collection[str]) -> dict[str, tuple[Pin, ...]]:
@@ -319,22 +332,27 @@ class RunStore:
         if record.sha256 is not None:
             return tuple(self._pin(path) for path in model_paths(record.file.path))
         pins = pin_model(record.file.path)
+        if pins[0].sha256 and pins[0].state != self._states.get(record.file.path, pins[0].state):
+            raise FileChangedError(
+                f"{record.file.path} was written to or exchanged after its header was read; give "
+                "the same command again"
+            )
         if all(found.sha256 for found in pins):
             with self._transaction():
                 for found in pins:
                     self._keep(found)
                 self._database.execute(
                     "UPDATE models SET sha256 = ? WHERE name = ?",
-                    (" ".join(found.sha256 for found in pins), record.file.name),
+                    *(" ".join(found.sha256 for found in pins), record.file.name),
                 )
         return pins
 
     def _pin(self, path: Path) -> Pin:
         """Return the stored pin of a file, made now where there is none."""
-        with self._reading():
-            rows = self._rows("SELECT body FROM files WHERE path = ?", str(path))
+        with self._database.reading():
+            rows = self._database.rows("SELECT body FROM files WHERE path = ?", str(path))
             if rows:
-                return _load(Pin, rows[0][0])
+                return self._database.load(Pin, rows[0][0])
         found = pin(path)
         with self._transaction():
             self._keep(found)
@@ -342,7 +360,7 @@ class RunStore:
 
     def _keep(self, found: Pin) -> None:
         self._database.execute(
-            "INSERT OR REPLACE INTO files VALUES (?, ?)", (found.path, _dump(found))
+            "INSERT OR REPLACE INTO files VALUES (?, ?)", found.path, self._database.dump(found)
         )
 
     def _renew_pins(self) -> None:
@@ -350,8 +368,11 @@ class RunStore:
 
         Raises FileChangedError.
         """
-        with self._reading():
-            stored = [_load(Pin, body) for (body,) in self._rows("SELECT body FROM files")]
+        with self._database.reading():
+            stored = [
+                self._database.load(Pin, body)
+                for (body,) in self._database.rows("SELECT body FROM files")
+            ]
         for found in stored:
             if (now := renewed(found)) != found:
                 with self._transaction():
@@ -368,13 +389,13 @@ class RunStore:
     def _insert(self, job: Job, result: CellResult) -> None:
         self._database.execute(
             "INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?)",
-            (job.id, job.cells.index(result.cell), result.status, _dump(result)),
+            *(job.id, job.cells.index(result.cell), result.status, self._database.dump(result)),
         )
 
     def _end(self, job: Job, state: JobState, reason: str | None) -> None:
         self._database.execute(
             "UPDATE jobs SET state = ?, reason = ?, ended = ? WHERE id = ?",
-            (state, reason, time.time(), job.id),
+            *(state, reason, time.time(), job.id),
         )
 
     def _abandon(self, job: Job, reason: str) -> None:
@@ -382,7 +403,9 @@ class RunStore:
             self._insert(job, CellResult(cell=cell, status="error", reason=reason))
         self._end(job, "failed", reason)
 
-    def _require_same(self, plan: RunPlan, jobs: tuple[Job, ...]) -> None:
+    def _require_same(
+        self, plan: RunPlan, models: tuple[ModelFile, ...], jobs: tuple[Job, ...]
+    ) -> None:
         """Raise RequestError unless the store is of this plan, on these files.
 
         What nothing was measured by may differ: the plan as it stands now is stored then.
@@ -393,11 +416,11 @@ class RunStore:
                 f"{self.folder} holds the run of another plan: {', '.join(changes)}; "
                 "give another folder"
             )
-        stored = {record.job.id: record.job.model for record in self.jobs()}
-        wanted = {job.id: job.model for job in jobs}
+        stored = {record.job.id: record.job for record in self.jobs()}
+        wanted = {job.id: job for job in jobs}
         differing = {
-            model: None
-            for identity, model in {**stored, **wanted}.items()
+            job.model: None
+            for identity, job in {**stored, **wanted}.items()
             if not (identity in stored and identity in wanted)
         }
         if differing:
@@ -405,140 +428,41 @@ class RunStore:
                 f"{self.folder} holds a run of other model files: {', '.join(differing)} (changed, "
                 "added or removed since); give another folder"
             )
+        with self._database.reading():
+            if stored != wanted or {model.name for model in models} != set(self.paths):
+                raise ValueError("its jobs or models are not those of its plan")
         if changes:
             with self._transaction():
                 self._database.execute(
-                    "UPDATE run SET plan = ?", (json.dumps(encode(plan, exact=True)),)
+                    "UPDATE run SET plan = ?", self._database.dump(plan, exact=True)
                 )
             self.plan, self.rejudged = plan, changes
 
-    def _rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        return self._database.execute(statement, parameters).fetchall()
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Turn whatever a damaged database leads to into a StorageError."""
-        try:
-            yield
-        except (
-            sqlite3.Error,
-            ValueError,
-            TypeError,
-            IndexError,
-            OverflowError,
-            RecursionError,
-        ) as error:
-            raise StorageError(
-                f"{self._path}: not a readable database of a run: {error}"
-            ) from error
-
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _transaction(self._database, self._path):
+        if self._lock is not None:
+            self._lock.check()
+        with self._database.transaction():
             yield
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed left in a run's folder, and working copies of theirs.
-
-    The caller has the lock on the folder.
-    """
-    remove_abandoned()
-    remove_abandoned(folder)
-    with storage("write", folder):
-        for leftover in (*folder.glob(f"{_DATABASE}.building*"), *folder.glob(".plan.toml.*")):
-            leftover.unlink(missing_ok=True)
-
-
-def _lock_folder(folder: Path) -> int:
-    """Lock a run's folder, made where it is missing; return the descriptor that holds the lock.
-
-    Raises StorageError where it cannot be written or another process has the lock.
-    """
-    with storage("write a run in", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if try_lock(descriptor):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()}\n".encode())
-                return descriptor
-            holder = _holder(folder)
-        except BaseException:
-            os.close(descriptor)
-            raise
-    os.close(descriptor)
-    raise StorageError(
-        f"{folder}: another ggufrope process{holder} is running this folder; wait for it, "
-        "or give another folder"
-    )
-
-
-def _holder(folder: Path) -> str:
-    """The process that has the lock, as it wrote it down; "" where that cannot be read."""
-    try:
-        text = (folder / _LOCK).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return f" (pid {text})" if text.isdecimal() else ""
 
 
 def _build(path: Path, plan: RunPlan, models: tuple[ModelFile, ...], jobs: tuple[Job, ...]) -> None:
-    """Make the database under another name first, so that one that exists is whole."""
-    building = path.with_name(f"{_DATABASE}.building")
-    with storage("write", building):
-        building.unlink(missing_ok=True)
-    database = _connect(building)
-    try:
-        with _transaction(database, building):
-            for statement in _TABLES.split(";"):
-                database.execute(statement)
+    def fill(database: Database) -> None:
+        database.execute(
+            "INSERT INTO run VALUES (?, ?, ?)", FORMAT, time.time(), database.dump(plan, exact=True)
+        )
+        for number, model in enumerate(models):
             database.execute(
-                "INSERT INTO run VALUES (?, ?, ?)",
-                (FORMAT, time.time(), json.dumps(encode(plan, exact=True))),
-            )
-            database.executemany(
                 "INSERT INTO models VALUES (?, ?, ?, NULL)",
-                ((n, model.name, _dump(model)) for n, model in enumerate(models)),
+                *(number, model.name, database.dump(model)),
             )
-            database.executemany(
+        for number, job in enumerate(jobs):
+            database.execute(
                 "INSERT INTO jobs (ordinal, id, body) VALUES (?, ?, ?)",
-                ((n, job.id, _dump(job)) for n, job in enumerate(jobs)),
+                *(number, job.id, database.dump(job)),
             )
-    finally:
-        database.close()
-    with storage("write", path):
-        building.replace(path)
 
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        return sqlite3.connect(path, timeout=60, isolation_level=None)
-    except sqlite3.Error as error:
-        raise StorageError(f"{path}: cannot open the run's database: {error}") from error
-
-
-@contextmanager
-def _transaction(database: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """All or nothing. Raises StorageError."""
-    try:
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
-        database.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise StorageError(f"{path}: cannot write the run's database: {error}") from error
-
-
-def _dump(record: object) -> str:
-    return json.dumps(encode(record), allow_nan=False)
-
-
-def _load(kind: type[T], body: str) -> T:
-    return decode(kind, json.loads(body))
+    Database.build(path, fill)
 
 
 def _finite(result: CellResult) -> CellResult:
@@ -547,10 +471,13 @@ def _finite(result: CellResult) -> CellResult:
     return result
 
 
-def _state(value: JobState) -> JobState:
-    if value not in get_args(JobState):
-        raise ValueError(f"a job is {value!r}")
-    return value
+def _whole(job: Job, state: JobState, cells: int) -> Job:
+    """Return a job whose state can be that of its stored cells. Raises ValueError."""
+    if state not in get_args(JobState):
+        raise ValueError(f"a job is {state!r}")
+    if cells != len(job.cells) and state in ("done", "failed"):
+        raise ValueError(f"a job of {len(job.cells)} cells is {state} with {cells}")
+    return job
 
 
 def _time(value: float) -> float:

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast, get_args
 
 from ggufrope._plain import decode, encode
 from ggufrope.backends import opener
+from ggufrope.container.pins import FileChangedError, Pin, PinChecks
 from ggufrope.errors import GgufRopeError, MissingDependencyError, UnsupportedCacheError
 from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import CellResult
 from ggufrope.evals.task import Base, Task, TaskRequest
 from ggufrope.runs.environment import environment
 from ggufrope.runs.jobs import Job, base_of
-from ggufrope.runs.pins import FileChangedError, Pin, PinChecks
 from ggufrope.runs.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -41,11 +41,15 @@ if TYPE_CHECKING:
 
     from ggufrope.backends import OpenedModel, OpenModel
     from ggufrope.container.ggml import KvTypes
+    from ggufrope.evals.thresholds import Thresholds
     from ggufrope.lm import LanguageContext, OpenContext, Progress
     from ggufrope.patching.request import ScalingRequest
 
 OnJob: TypeAlias = Callable[[Job, int], None]
 """Called with a job that begins and the tokens it will evaluate."""
+
+_MOST_ATTEMPTS = 3
+"""How often a job is begun whose files are touched meanwhile."""
 
 END_SECONDS = 1.5
 """Time that a busy worker process has to clean up when its driver is gone."""
@@ -53,13 +57,13 @@ END_SECONDS = 1.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """A job to carry out, except for the cells whose numbers are `done`.
+    """A job to carry out, except for the cells that have the results `done`.
 
     `pins` are the files it is measured with, which must have the content they say.
     """
 
     job: Job
-    done: tuple[int, ...] = ()
+    done: tuple[CellResult, ...] = ()
     pins: tuple[Pin, ...] = ()
 
 
@@ -135,17 +139,33 @@ class Worker:
         """Yield a job's results as they come, then Finished, or Failed where something goes wrong.
 
         MissingDependencyError is not the job's fault and is raised; so is FileChangedError, before
-        a result of other content than the run's is yielded.
+        a result of other content than the run's is yielded. A result that a file was touched under
+        is measured again.
         """
+        done = list(assignment.done)
         try:
-            self._checks.check(assignment.pins)
-            for result in self._measure(assignment):
+            for _ in range(_MOST_ATTEMPTS):
+                touched = None
                 self._checks.check(assignment.pins)
-                # Only now: a model may be loaded when its first context is opened.
-                if self._described != self._loaded:
-                    self._described = self._loaded
-                    yield self.started()
-                yield result
+                with closing(self._measure(replace(assignment, done=tuple(done)))) as measured:
+                    for result in measured:
+                        if touched := self._checks.check(assignment.pins):
+                            break
+                        # Only now: a model may be loaded when its first context is opened.
+                        if self._described != self._loaded:
+                            self._described = self._loaded
+                            yield self.started()
+                        yield result
+                        done.append(result)
+                if not touched:
+                    break
+                # What is loaded may be of another content. Its contexts are closed by now.
+                self.close()
+            else:
+                raise FileChangedError(
+                    f"{touched} was touched {_MOST_ATTEMPTS} times while it was measured with; "
+                    "wait for what writes it, then give the same command again"
+                )
         except (MissingDependencyError, FileChangedError):
             raise
         except GgufRopeError as error:
@@ -164,7 +184,7 @@ class Worker:
         details = {} if self._opened is None else self._opened.details
         return Started(environment=tuple((environment() | details).items()))
 
-    def _measure(self, assignment: Assignment) -> Iterator[CellResult]:
+    def _measure(self, assignment: Assignment) -> Generator[CellResult]:
         """Yield the results of the cells to do as they finish.
 
         A cache type that this build cannot run makes its cells "unsupported"; a cell that the task
@@ -174,20 +194,20 @@ class Worker:
         opened = self._load(job.model)
         contexts_of = partial(opened.contexts, largest=max(self._plan.contexts))
         contexts = _Watched(contexts_of(job.scaling, job.kv))
-        done = frozenset(assignment.done)
-        left = {cell: None for number, cell in enumerate(job.cells) if number not in done}
         task = TASKS[job.task]
         request = TaskRequest(
             settings=self._plan,
             model=opened.model,
             open_context=contexts,
             cells=job.cells,
-            todo=tuple(left),
+            done=assignment.done,
+            recall_minimum=_recall_minimum(self._plan.thresholds),
             seed=job.seed,
             base=_base(task, job, contexts_of),
             planned=None if self._on_job is None else partial(self._on_job, job),
             progress=self._progress,
         )
+        left = dict.fromkeys(request.todo)
         before = time.monotonic()
         for result in task.run(request):
             now = time.monotonic()
@@ -209,6 +229,12 @@ class Worker:
             self._opened = self._open_model(Path(self._paths[name]), self._plan.runtime)
             self._loaded = name
         return self._opened
+
+
+def _recall_minimum(thresholds: Thresholds) -> float | None:
+    """Return the recall whose decision ends the whole prompts; a share of the control's recall,
+    which is measured elsewhere, takes all of them."""
+    return thresholds.recall if thresholds.recall_share is None else None
 
 
 def _base(

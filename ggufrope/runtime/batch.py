@@ -3,7 +3,8 @@
 Planning is pure. Each candidate answer gets a sequence of its own, forked from the trunk: a
 prompt, then the answer without its last token, which is only predicted. The sequences of a group
 make a tree. Where they begin with the same tokens, whether those are of a prompt or of an answer,
-these tokens belong to all of them, and are evaluated and stored once.
+these tokens belong to all of them, and are evaluated and stored once. Branches with different
+splices see different trunks, and share nothing.
 
 Evaluating is one call of `llama_decode`: arrays in, logits out, and an error for its return code.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ggufrope.lm import Branch
+    from ggufrope.lm import Branch, Splice
 
 
 _INTERRUPTIBLE_TOKENS = 32
@@ -68,16 +69,21 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Entries that are evaluated together, and whose sequences are removed together."""
+class Fork:
+    """Sequences that see the trunk with the same splices."""
 
+    splices: tuple[Splice, ...]
+    sequences: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Entries that are evaluated together, after the splices of their forks, and whose sequences
+    are removed together."""
+
+    forks: tuple[Fork, ...]
     entries: tuple[Entry, ...]
     candidates: tuple[Candidate, ...]
-
-    @property
-    def sequences(self) -> range:
-        """Sequence numbers, one per candidate."""
-        return range(1, len(self.candidates) + 1)
 
 
 def plan(
@@ -86,30 +92,45 @@ def plan(
     """Yield groups that together hold all answers of all branches.
 
     The first token of each prompt is at position `start`. Raises RequestError for an empty prompt
-    or answer, DecodeError where one answer alone needs more than `max_cells` KV cells.
+    or answer and for splices outside the trunk or over each other, DecodeError where one answer
+    alone needs more than `max_cells` KV cells.
     """
     tree = _Tree(start)
     for index, branch in enumerate(branches):
         if not branch.prompt or not all(branch.answers):
             raise RequestError(f"branch {index}: a prompt and each answer need at least one token")
+        check_splices(branch.splices, start)
+        spliced = sum(len(splice.tokens) for splice in branch.splices)
         for number, answer in enumerate(branch.answers):
             path = (*branch.prompt, *answer[:-1])
-            if len(path) > max_cells:
+            if spliced + len(path) > max_cells:
                 raise DecodeError(
-                    f"a question of {len(path)} tokens does not fit after {start} tokens: the "
-                    f"context has {max_cells} left; set n_ctx higher"
+                    f"a question of {spliced + len(path)} tokens does not fit after {start} "
+                    f"tokens: the context has {max_cells} left; set n_ctx higher"
                 )
-            known = tree.known(path)
-            cells = tree.cells + len(path) - len(known)
-            if len(tree.candidates) == max_sequences or cells > max_cells:
+            known = tree.known(path, branch.splices)
+            new = len(path) - len(known) + (0 if tree.has(branch.splices) else spliced)
+            if len(tree.candidates) == max_sequences or tree.cells + new > max_cells:
                 yield tree.group()
                 tree, known = _Tree(start), []
-            read = tree.grow(path, known)[len(branch.prompt) - 1 :]
+            read = tree.grow(path, known, branch.splices)[len(branch.prompt) - 1 :]
             tree.candidates.append(
                 Candidate(branch=index, answer=number, entries=tuple(read), tokens=answer)
             )
     if tree.candidates:
         yield tree.group()
+
+
+def check_splices(splices: Sequence[Splice], start: int) -> None:
+    """Raise RequestError unless the splices are in order within a trunk of `start` tokens."""
+    end = 0
+    for splice in splices:
+        if not splice.tokens or splice.position < end or splice.end > start:
+            raise RequestError(
+                f"a splice of {len(splice.tokens)} tokens at {splice.position} is not after "
+                f"position {end} and within the {start} tokens of the trunk"
+            )
+        end = splice.end
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,26 +142,36 @@ class _Node:
     sequences: list[int]
 
 
-_ROOT = -1
+_Splices: TypeAlias = "tuple[Splice, ...]"
 
 
 class _Tree:
-    """A group being built; its nodes are numbered in the order of evaluation."""
+    """A group being built; its nodes are numbered in the order of evaluation.
+
+    It has a root for each view of the trunk: for branches with the same splices.
+    """
 
     def __init__(self, start: int) -> None:
         self.candidates: list[Candidate] = []
         self._start = start
         self._nodes: list[_Node] = []
-        self._children: dict[tuple[int, int], int] = {}  # (parent, token): child
+        self._forks: dict[_Splices, list[int]] = {}  # the sequences of each view
+        self._children: dict[tuple[int | _Splices, int], int] = {}  # (parent or root, token): child
 
     @property
     def cells(self) -> int:
-        return len(self._nodes)
+        """KV cells that the group takes: one for each token that is evaluated."""
+        spliced = sum(len(splice.tokens) for splices in self._forks for splice in splices)
+        return len(self._nodes) + spliced
 
-    def known(self, path: Sequence[int]) -> list[int]:
+    def has(self, splices: _Splices) -> bool:
+        """Return whether some candidate sees the trunk with these splices."""
+        return splices in self._forks
+
+    def known(self, path: Sequence[int], splices: _Splices) -> list[int]:
         """Return the nodes of the path, as far as they exist."""
         nodes: list[int] = []
-        node = _ROOT
+        node: int | _Splices = splices
         for token in path:
             child = self._children.get((node, token))
             if child is None:
@@ -149,7 +180,7 @@ class _Tree:
             node = child
         return nodes
 
-    def grow(self, path: Sequence[int], known: Sequence[int]) -> list[int]:
+    def grow(self, path: Sequence[int], known: Sequence[int], splices: _Splices) -> list[int]:
         """Add the next candidate's sequence along the path; return the nodes of the path.
 
         `known` are those that exist.
@@ -157,11 +188,13 @@ class _Tree:
         nodes = list(known)
         for token in path[len(nodes) :]:
             child = len(self._nodes)
-            self._children[nodes[-1] if nodes else _ROOT, token] = child
+            self._children[nodes[-1] if nodes else splices, token] = child
             self._nodes.append(_Node(token, self._start + len(nodes), []))
             nodes.append(child)
+        sequence = len(self.candidates) + 1
         for node in nodes:
-            self._nodes[node].sequences.append(len(self.candidates) + 1)
+            self._nodes[node].sequences.append(sequence)
+        self._forks.setdefault(splices, []).append(sequence)
         return nodes
 
     def group(self) -> Group:
@@ -175,7 +208,11 @@ class _Tree:
             )
             for number, node in enumerate(self._nodes)
         )
-        return Group(entries=tuple(entries), candidates=tuple(self.candidates))
+        forks = (
+            Fork(splices=splices, sequences=tuple(sequences))
+            for splices, sequences in self._forks.items()
+        )
+        return Group(forks=tuple(forks), entries=tuple(entries), candidates=tuple(self.candidates))
 
 
 # Evaluating ---------------------------------------------------------------------------------------

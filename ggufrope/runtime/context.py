@@ -7,6 +7,7 @@ again; `llama_memory_seq_cp` shares the KV cells and copies nothing.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +19,15 @@ from ggufrope.errors import (
     RequestError,
     UnsupportedCacheError,
 )
-from ggufrope.lm import AnswerScore, Branch, Progress, Tokens
+from ggufrope.lm import AnswerScore, Branch, Progress, Splice, Tokens
 from ggufrope.runtime import library, memory
-from ggufrope.runtime.batch import Group, decode, log_probabilities_of, output_logits, plan
+from ggufrope.runtime.batch import Fork, Group, decode, log_probabilities_of, output_logits, plan
 from ggufrope.runtime.loading import buffers, ran_out_of_memory
 from ggufrope.runtime.settings import ContextSettings, context_parameters
 from ggufrope.runtime.sizing import allocated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -168,8 +169,8 @@ class Context:
     def rewind(self, position: int) -> None:
         """Remove the trunk's tokens from `position` on.
 
-        Raises RequestError for a position beyond the trunk, DecodeError where the model keeps a
-        recurrent state or the cache keeps only the sliding window.
+        Raises RequestError for a position beyond the trunk, DecodeError for one inside it where the
+        trunk is `append_only`.
         """
         if not 0 <= position <= self._position:
             raise RequestError(
@@ -177,10 +178,10 @@ class Context:
             )
         if position == self._position:
             return
-        if position > 0:
-            self._require_history()
+        if position > 0 and self.append_only:
+            raise DecodeError(f"cannot rewind to {position}: {self.append_only}")
         if not self._library.llama_memory_seq_rm(self._memory, _TRUNK, position, _ANY):
-            raise DecodeError(f"cannot rewind to {position}: the model keeps a recurrent state")
+            raise DecodeError(f"cannot rewind to {position}: llama.cpp refuses")
         self._position = position
 
     def _append(self, tokens: Tokens, *, n_batch: int, outputs: int) -> Iterator[int]:
@@ -190,14 +191,25 @@ class Context:
             self._position += count
             yield count
 
+    @property
+    def append_only(self) -> str | None:
+        """Why the trunk cannot be rewound and spliced; None where it can."""
+        if self.model.has_state:
+            return "the model keeps a recurrent state"
+        if self.model.n_swa and not self.settings.swa_full:
+            return "the cache keeps only the sliding window (swa_full is off)"
+        return None
+
     # Branches -----------------------------------------------------------------------------------
 
     def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:
         """Score every answer of every branch; leave the trunk as it was.
 
-        Raises RequestError for an empty prompt or answer, DecodeError where one does not fit.
+        Raises RequestError for an empty prompt or answer, DecodeError where one does not fit, and
+        for splices where the trunk is `append_only`.
         """
-        self._require_history()
+        if self.append_only and any(branch.splices for branch in branches):
+            raise DecodeError(f"nothing can be spliced into the trunk: {self.append_only}")
         groups = plan(
             branches,
             start=self._position,
@@ -218,13 +230,12 @@ class Context:
 
         It ends before the end-of-generation token, or at the end of the context.
         """
-        self._require_history()
         self._require_room(len(prompt))
         if not prompt:
             raise RequestError("generation needs a prompt of at least one token")
         answer: list[int] = []
         position, given = self._position, prompt
-        with self._forked([1]):
+        with self._forked([Fork(splices=(), sequences=(1,))]):
             while len(answer) < max_tokens and position + len(given) <= self.n_ctx:
                 for count in self._run(1, position, given, n_batch=self.n_batch, outputs=1):
                     position += count
@@ -244,7 +255,7 @@ class Context:
         pairs = [zip(c.entries, c.tokens, strict=True) for c in group.candidates]
         read, target = np.array([pair for each in pairs for pair in each]).T
         values, greedy = np.empty(len(read)), np.empty(len(read), dtype=bool)
-        with self._forked(group.sequences):
+        with self._forked(group.forks):
             for start in range(0, len(entries), self.n_batch):
                 batch = slice(start, start + self.n_batch)
                 sequences = [entry.sequences for entry in entries[batch]]
@@ -265,16 +276,45 @@ class Context:
             )
 
     @contextmanager
-    def _forked(self, sequences: Iterable[int]) -> Iterator[None]:
-        """Give the trunk these sequence numbers too, inside the block."""
-        sequences = tuple(sequences)
-        for sequence in sequences:
-            self._library.llama_memory_seq_cp(self._memory, _TRUNK, sequence, _ANY, _ANY)
+    def _forked(self, forks: Sequence[Fork]) -> Iterator[None]:
+        """Give the sequences of `forks` the trunk with their splices, inside the block.
+
+        A batch must continue its sequences, so the trunk's cells behind a splice are added when
+        the splice is evaluated.
+        """
+        ends = {sequence: 0 for fork in forks for sequence in fork.sequences}
+
+        def share(fork: Fork, end: int) -> None:
+            begin = ends[fork.sequences[0]]
+            for sequence in fork.sequences if begin != end else ():
+                self._library.llama_memory_seq_cp(self._memory, _TRUNK, sequence, begin, end)
+
         try:
+            for layer in zip_longest(*(fork.splices for fork in forks)):
+                spliced = [
+                    (fork, splice) for fork, splice in zip(forks, layer, strict=True) if splice
+                ]
+                for fork, splice in spliced:
+                    share(fork, splice.position)
+                    ends |= dict.fromkeys(fork.sequences, splice.end)
+                self._evaluate_splices(spliced)
+            for fork in forks:
+                share(fork, _ANY)
             yield
         finally:
-            for sequence in sequences:
+            for sequence in ends:
                 self._library.llama_memory_seq_rm(self._memory, sequence, _ANY, _ANY)
+
+    def _evaluate_splices(self, spliced: Sequence[tuple[Fork, Splice]]) -> None:
+        """Evaluate one splice of each of several forks."""
+        tokens = self._token_array([token for _, splice in spliced for token in splice.tokens])
+        positions = [range(splice.position, splice.end) for _, splice in spliced]
+        places = np.array([place for span in positions for place in span], dtype=np.int32)
+        sequences = [fork.sequences for fork, splice in spliced for _ in splice.tokens]
+        unread = np.zeros(len(tokens), dtype=np.int8)
+        for start in range(0, len(tokens), self.n_batch):
+            batch = slice(start, start + self.n_batch)
+            decode(self.handle, tokens[batch], places[batch], sequences[batch], unread[batch])
 
     # Batches ------------------------------------------------------------------------------------
 
@@ -315,11 +355,4 @@ class Context:
             raise DecodeError(
                 f"{count} tokens do not fit after {self._position}: the context holds "
                 f"{self.n_ctx}; set n_ctx higher"
-            )
-
-    def _require_history(self) -> None:
-        if self.model.n_swa and not self.settings.swa_full:
-            raise DecodeError(
-                "a cache that keeps only the sliding window cannot be branched or rewound; "
-                "set swa_full to True"
             )

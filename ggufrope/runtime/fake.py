@@ -18,7 +18,7 @@ import numpy as np
 
 from ggufrope.errors import DecodeError, RequestError
 from ggufrope.lm import AnswerScore, Branch, Progress, Tokens
-from ggufrope.runtime.batch import log_probabilities_of
+from ggufrope.runtime.batch import check_splices, log_probabilities_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _BEGIN, _END, _FIRST_BYTE = 0, 1, 2
 _FIRST_PIECE = _FIRST_BYTE + 256
 _SPECIAL = {_BEGIN: b"<s>", _END: b"</s>"}
+_SPECIAL_TEXT = re.compile(r"(</?s>|<\|\w+\|>)")
 _PIECE = re.compile(r" ?\d{1,3}| ?[^\W\d]+| ?[^\w\s]|\s")
 
 
@@ -37,7 +38,8 @@ class FakeModel:
     A piece gets the next free number when it is first seen, so the same calls give the same
     tokens; when `n_vocab` is used up, new pieces are spelled in bytes. `horizon` is how many
     tokens back it can look (None: any number), `shortest_match` how many tokens must repeat,
-    `confidence` the probability of a token that it recalls.
+    `confidence` the probability of a token that it recalls. `<s>`, `</s>` and anything of the form
+    `<|word|>` are special tokens.
     """
 
     def __init__(
@@ -47,19 +49,30 @@ class FakeModel:
         horizon: int | None = None,
         shortest_match: int = 3,
         confidence: float = 0.9,
+        chat_template: str | None = None,
     ) -> None:
         self.n_vocab = n_vocab
         self.horizon = horizon
         self.shortest_match = shortest_match
         self.confidence = confidence
-        self._tokens: dict[bytes, int] = {}
+        self.chat_template = chat_template
+        self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+        self._tokens: dict[bytes | str, int] = {"<s>": _BEGIN, "</s>": _END}
         self._pieces = _SPECIAL | {_FIRST_BYTE + byte: bytes([byte]) for byte in range(256)}
 
-    def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
-        """Return the tokens of the text, preceded by BOS with `beginning`."""
+    def tokenize(self, text: str, *, beginning: bool = False, special: bool = False) -> list[int]:
+        """Return the tokens of the text, preceded by BOS with `beginning`.
+
+        With `special`, the texts of special tokens become those tokens.
+        """
         tokens = [_BEGIN] if beginning else []
-        for piece in _PIECE.findall(text):
-            tokens += self._intern(piece.encode("utf-8", "surrogateescape"))
+        for number, part in enumerate(_SPECIAL_TEXT.split(text) if special else [text]):
+            if number % 2:  # what the pattern matches comes between what it does not
+                tokens += self._intern(part, part.encode())
+                continue
+            for piece in _PIECE.findall(part):
+                encoded = piece.encode("utf-8", "surrogateescape")
+                tokens += self._intern(encoded, encoded)
         return tokens
 
     def close(self) -> None:
@@ -91,13 +104,14 @@ class FakeModel:
             run, ends = run + 1, longer
         return int(tokens[ends[-1] + 1]) if run >= self.shortest_match else None
 
-    def _intern(self, piece: bytes) -> Sequence[int]:
-        token = self._tokens.get(piece)
+    def _intern(self, key: bytes | str, piece: bytes) -> Sequence[int]:
+        """Return the tokens of a piece; the key of a special one is a string."""
+        token = self._tokens.get(key)
         if token is None:
-            token = _FIRST_PIECE + len(self._tokens)
+            token = _FIRST_PIECE + len(self._tokens) - len(_SPECIAL)
             if token >= self.n_vocab:
                 return [_FIRST_BYTE + byte for byte in piece]
-            self._tokens[piece] = token
+            self._tokens[key] = token
             self._pieces[token] = piece
         return [token]
 
@@ -106,7 +120,7 @@ class FakeContext:
     """A trunk over a FakeModel, with the limits and the errors of the real context.
 
     The calls of `extend`, `score`, `generate` and `logits` are counted from 1; those in
-    `failing_calls` raise DecodeError and change nothing.
+    `failing_calls` raise DecodeError and change nothing. `append_only` is as in `LanguageContext`.
     """
 
     def __init__(
@@ -116,11 +130,13 @@ class FakeContext:
         n_ctx: int,
         n_batch: int = 512,
         failing_calls: Sequence[int] = (),
+        append_only: str | None = None,
     ) -> None:
         self.model = model
         self.n_ctx = n_ctx
         self.calls = 0
         self.closed = False
+        self.append_only = append_only
         self._n_batch = n_batch
         self._failing_calls = frozenset(failing_calls)
         self._trunk: list[int] = []
@@ -143,14 +159,17 @@ class FakeContext:
         """Remove the trunk's tokens from `position` on."""
         if not 0 <= position <= self.position:
             raise RequestError(f"cannot rewind to {position}: the trunk has {self.position} tokens")
+        if 0 < position < self.position and self.append_only:
+            raise DecodeError(f"cannot rewind to {position}: {self.append_only}")
         del self._trunk[position:]
 
     def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:
         """Score every answer of every branch."""
         self._count_call()
+        if self.append_only and any(branch.splices for branch in branches):
+            raise DecodeError(f"nothing can be spliced into the trunk: {self.append_only}")
         return [
-            tuple(self._score(branch.prompt, answer) for answer in branch.answers)
-            for branch in branches
+            tuple(self._score(branch, answer) for answer in branch.answers) for branch in branches
         ]
 
     def generate(self, prompt: Tokens, *, max_tokens: int) -> list[int]:
@@ -201,11 +220,15 @@ class FakeContext:
         """Set `closed`."""
         self.closed = True
 
-    def _score(self, prompt: Tokens, answer: Tokens) -> AnswerScore:
-        if not prompt or not answer:
+    def _score(self, branch: Branch, answer: Tokens) -> AnswerScore:
+        if not branch.prompt or not answer:
             raise RequestError("a prompt and each answer need at least one token")
-        self._require_room(len(prompt) + len(answer) - 1)
-        before = [*self._trunk, *prompt]
+        check_splices(branch.splices, self.position)
+        spliced = sum(len(splice.tokens) for splice in branch.splices)
+        self._require_room(spliced + len(branch.prompt) + len(answer) - 1)
+        before = [*self._trunk, *branch.prompt]
+        for splice in branch.splices:
+            before[splice.position : splice.end] = splice.tokens
         logits = np.stack(
             [self.model.next_logits([*before, *answer[:i]]) for i in range(len(answer))]
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import re
 import signal
 import threading
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 INSTALL_COMMAND = 'pip install "ggufrope[llama]"'
-CUDA_INSTALL_COMMAND = (
-    'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python'
-)
 TESTED_VERSIONS = ("0.3.36", "0.3.37")
 """The first version of llama-cpp-python that ggufrope was tested with, and the first it was not.
 
@@ -88,9 +86,15 @@ class Log:
         return [match for line in self.lines if (match := re.search(pattern, line))]
 
 
+on_abort: Callable[[str], object] | None = None
+"""Called with the reason before llama.cpp ends the process, on an assertion that does not hold say;
+it cannot go on. None: the reason goes to standard error."""
+
 _captures: list[Log] = []
 _unfinished: tuple[int, str] | None = None
-_callback: object = None  # llama.cpp keeps only the pointer, so this reference must live
+# llama.cpp keeps only the pointers, so these references must live.
+_callback: object = None
+_abort_callback: object = None
 
 
 @contextmanager
@@ -123,6 +127,15 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
                 log.lines.append(line)
             if level == _ERROR:
                 log.errors.append(line)
+
+
+def _on_abort(message: bytes | None) -> None:
+    """Hand on why ggml ends the process, the source file without its folders."""
+    reason = re.sub(r"^\S*[/\\](?=[\w.-]+:\d+: )", "", _text(message))
+    if on_abort is None:
+        os.write(2, f"{reason}\n".encode())
+    else:
+        on_abort(reason)
 
 
 @contextmanager
@@ -160,7 +173,8 @@ def load() -> ModuleType:
         library = importlib.import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"llama-cpp-python is not installed: {INSTALL_COMMAND}"
+            f"llama-cpp-python is not installed: {INSTALL_COMMAND} (with a GPU, as `ggufrope "
+            "doctor` says)"
         ) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise MissingDependencyError(
@@ -172,10 +186,13 @@ def load() -> ModuleType:
             f"llama-cpp-python {_package_version()} is too old (required: {TESTED_VERSIONS[0]} or "
             f"newer): {INSTALL_COMMAND}"
         )
-    global _callback
+    global _callback, _abort_callback
     _callback = library.llama_log_callback(_on_log)
     library.llama_log_set(_callback, ctypes.c_void_p(0))
     library.llama_backend_init()
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+    _abort_callback = kind(_on_abort)
+    _ggml_function("ggml_set_abort_callback", kind, kind)(_abort_callback)
     return library
 
 
@@ -243,7 +260,7 @@ def _ggml_function(name: str, result: object, *arguments: object) -> Any:
 
 @cache
 def _ggml_libraries() -> tuple[ctypes.CDLL, ...]:
-    library = load()
+    library = importlib.import_module("llama_cpp.llama_cpp")
     folder = Path(str(library.__file__)).parent / "lib"
     extensions = importlib.import_module("llama_cpp._ctypes_extensions")
     return tuple(extensions.load_shared_library(name, folder) for name in ("ggml", "ggml-base"))

@@ -94,8 +94,8 @@ def load(
     llama = library.load()
     if options.wants_gpu and not library.can_offload():
         raise MissingDependencyError(
-            f"this build of llama.cpp cannot use a GPU; install one that can: "
-            f"{library.CUDA_INSTALL_COMMAND}"
+            "this build of llama.cpp cannot use a GPU; `ggufrope doctor` has the command that "
+            "installs one that can"
         )
     parameters = _model_parameters(llama, options, allocate=allocate)
     with library.capture(debug=not allocate) as log:

@@ -57,19 +57,28 @@ class Vocabulary:
         """Return whether `token` ends a generation."""
         return bool(self._library.llama_vocab_is_eog(self._handle, token))
 
-    def tokenize(self, text: str, *, beginning: bool) -> list[int]:
-        """Return the tokens of plain text. Special tokens in it are left as text.
+    @cached_property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The texts of BOS and EOS, as `bos_token` and `eos_token`, where there are such tokens."""
+        tokens = {
+            "bos_token": int(self._library.llama_vocab_bos(self._handle)),
+            "eos_token": int(self._library.llama_vocab_eos(self._handle)),
+        }
+        return {name: self.detokenize([token]) for name, token in tokens.items() if token >= 0}
+
+    def tokenize(self, text: str, *, beginning: bool, special: bool = False) -> list[int]:
+        """Return the tokens of a text. Special tokens in it are left as text unless `special`.
 
         With `beginning`, BOS and a space precede it where the vocabulary adds them; else the
         tokens are those of the text after other text.
         """
         if beginning:
-            return ([] if self.bos is None else [self.bos]) + self._tokenize(text)
+            return ([] if self.bos is None else [self.bos]) + self._tokenize(text, special)
         # SentencePiece vocabularies put a space before a text; here it goes before the anchor.
-        anchored = self._tokenize(_ANCHOR + text)
+        anchored = self._tokenize(_ANCHOR + text, special)
         if anchored[: len(self._anchor)] == self._anchor:
             return anchored[len(self._anchor) :]
-        return self._tokenize(text)
+        return self._tokenize(text, special)
 
     def detokenize(self, tokens: Tokens) -> str:
         """Return the text of tokens, special ones spelled out, leading spaces kept."""
@@ -77,9 +86,9 @@ class Vocabulary:
 
     @cached_property
     def _anchor(self) -> list[int]:
-        return self._tokenize(_ANCHOR)
+        return self._tokenize(_ANCHOR, False)
 
-    def _tokenize(self, text: str) -> list[int]:
+    def _tokenize(self, text: str, special: bool) -> list[int]:
         if not text:
             return []
         encoded = text.encode("utf-8", "surrogateescape")
@@ -87,7 +96,7 @@ class Vocabulary:
         while True:
             tokens = (ctypes.c_int32 * capacity)()
             count = self._library.llama_tokenize(
-                self._handle, encoded, len(encoded), tokens, capacity, False, False
+                self._handle, encoded, len(encoded), tokens, capacity, False, special
             )
             if count >= 0:
                 return list(tokens[:count])
@@ -324,13 +333,23 @@ class Model:
         """Tokens in the vocabulary."""
         return self.vocabulary.size
 
-    def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the template for chats, None where the file has none."""
+        return self.metadata("tokenizer.chat_template") or None
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The texts of the tokens that templates name: `bos_token` and `eos_token`."""
+        return self.vocabulary.special_tokens
+
+    def tokenize(self, text: str, *, beginning: bool = False, special: bool = False) -> list[int]:
         """Return the tokens of plain text, as it stands after other text.
 
         With `beginning`, as it stands at the start: BOS and a space precede it where the
-        vocabulary adds them.
+        vocabulary adds them. With `special`, the texts of special tokens become those tokens.
         """
-        return self.vocabulary.tokenize(text, beginning=beginning)
+        return self.vocabulary.tokenize(text, beginning=beginning, special=special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones spelled out."""

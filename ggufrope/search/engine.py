@@ -77,13 +77,22 @@ class Evaluator:
     """Judges the candidates of one stage after the other.
 
     Candidates in the record are not evaluated again. `elapsed_seconds` counts what every candidate
-    took, also those of the record.
+    took, also those of the record. `unchanged` is called before a candidate is recorded, and raises
+    where it was not measured on the model of the record.
     """
 
-    def __init__(self, rotator: Rotator, record: Record, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        rotator: Rotator,
+        record: Record,
+        watch: Watch | None = None,
+        *,
+        unchanged: Callable[[], None] = lambda: None,
+    ) -> None:
         self._rotator = rotator
         self._record = record
         self._watch = watch
+        self._unchanged = unchanged
         self.elapsed_seconds = 0.0
 
     def begin(
@@ -142,6 +151,7 @@ class Evaluator:
         evaluation = evaluate(
             scheme, fitness, self._rotator, cutoff=cutoff, lower_bounds=self._lower_bounds
         )
+        self._unchanged()
         return self._record.append(name, fitness.name, scheme, evaluation)
 
     def _progress(self, candidate: Candidate) -> SearchProgress:

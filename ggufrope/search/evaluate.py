@@ -17,7 +17,7 @@ from ggufrope.errors import BackendError
 from ggufrope.evals.needle import ask
 from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, read_chunks
-from ggufrope.evals.results import NOT_FINITE
+from ggufrope.evals.results import NOT_FINITE, Method
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -64,9 +64,13 @@ class Fitness(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NeedleFitness:
-    """The answer's tokens only, in haystacks with needles at every depth (LongRoPE2, 3.2)."""
+    """The answer's tokens only, of needles at every depth of a haystack (LongRoPE2, 3.2).
+
+    Candidates are judged by spliced needles, schemes on the holdout by whole prompts.
+    """
 
     plan: NeedlePlan
+    method: Method = "spliced"
 
     @property
     def name(self) -> FitnessName:
@@ -80,7 +84,7 @@ class NeedleFitness:
         self, model: LanguageModel, open_context: OpenContext
     ) -> Generator[CellLoss, None, None]:
         """Yield the loss of each needle's answer."""
-        for score in ask(self.plan, model, open_context):
+        for score in ask(self.plan, model, open_context, method=self.method):
             if score.log_probability is None:
                 raise BackendError(score.reason or "nothing was scored")
             yield CellLoss(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from ggufrope.errors import RequestError
 from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan
+from ggufrope.evals.results import Method
 from ggufrope.evals.texts import Text, reference_text
 from ggufrope.search.evaluate import Fitness, FitnessName, NeedleFitness, PerplexityFitness
 from ggufrope.search.optimizers import OptimizerName
@@ -143,17 +144,23 @@ def _fitness(plan: SearchPlan, lengths: tuple[int, ...], samples: int) -> Fitnes
 
 def _held_out(plan: SearchPlan, name: StageName, lengths: tuple[int, ...]) -> tuple[Stage, ...]:
     samples, seed = plan.holdout_samples, plan.seed + _HELD_OUT
-    needle = Stage(name=name, fitness=_needle(plan, lengths, samples, seed))
+    needle = Stage(name=name, fitness=_needle(plan, lengths, samples, seed, method="whole"))
     if plan.fitness == "needle" and plan.text is None:
         return (needle,)
     perplexity = _perplexity(plan, lengths[-1], samples, held_out=True)
     return (needle, Stage(name=name, fitness=perplexity))
 
 
-def _needle(plan: SearchPlan, lengths: tuple[int, ...], samples: int, seed: int) -> NeedleFitness:
-    return NeedleFitness(
-        NeedlePlan(lengths=lengths, depths=plan.depths, samples=samples, seed=seed, distractors=0)
-    )
+def _needle(
+    plan: SearchPlan,
+    lengths: tuple[int, ...],
+    samples: int,
+    seed: int,
+    *,
+    method: Method = "spliced",
+) -> NeedleFitness:
+    grid = NeedlePlan(lengths=lengths, depths=plan.depths, samples=samples, seed=seed)
+    return NeedleFitness(grid, method)
 
 
 def _perplexity(

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from ggufrope._files import storage
+from ggufrope._files import storage, try_lock
 from ggufrope._plain import decode, encode
-from ggufrope.container.filesystem import lock
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.rope.scaling import RopeScaling
 from ggufrope.search.evaluate import Evaluation
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-SCHEMA = 2
+SCHEMA = 3
+_BINARY = getattr(os, "O_BINARY", 0)
 _SCHEMES = {kind.__name__: kind for kind in get_args(RopeScaling)}
 
 
@@ -62,10 +63,14 @@ class Record:
         self._candidates: list[Candidate] = []
         self._path = path
         with storage("write", path):
-            path.touch()
-            self._file = path.open("r+b", buffering=0)
+            # A pipe under this name would be waited for, a link followed to a file of others.
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+            descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | _BINARY, 0o666)
+            self._file = os.fdopen(descriptor, "r+b", buffering=0)
         try:
-            lock(self._file, path)
+            if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                raise StorageError(f"{path} is no regular file; give another folder")
+            self._lock()
             self._read(identity)
         except BaseException:
             self._file.close()
@@ -109,13 +114,28 @@ class Record:
         self._candidates.append(candidate)
         return candidate
 
+    def _lock(self) -> None:
+        with storage("lock", self._path):
+            if not try_lock(self._file.fileno()):
+                raise StorageError(
+                    f"{self._path.parent}: another ggufrope process is searching in this folder; "
+                    "wait for it, or give another folder"
+                )
+
+    def _is_in_place(self) -> bool:
+        """Whether the open file is the one under its name."""
+        ours, found = os.fstat(self._file.fileno()), self._path.lstat()
+        return (ours.st_dev, ours.st_ino) == (found.st_dev, found.st_ino)
+
     def _read(self, identity: dict[str, Any]) -> None:
         mine = json.loads(json.dumps({"schema": SCHEMA, "search": identity}))
-        lines = list(self._whole_lines())
-        if not lines:
-            self._write(mine)
-            return
-        if lines[0] != mine:
+        with storage("read", self._path):
+            content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if not whole and not _line(mine).startswith(content):
+            raise StorageError(f"{self._path} is not a record of a search; give another folder")
+        lines = list(self._lines(content[:whole]))
+        if lines and lines[0] != mine:
             raise RequestError(
                 f"{self._path} is the record of another search: {_difference(lines[0], mine)}; "
                 "give another folder, or the same options to go on with it"
@@ -124,14 +144,15 @@ class Record:
             self._candidates.extend(_decode(line) for line in lines[1:])
         except (KeyError, TypeError, AttributeError, RequestError) as error:
             raise StorageError(f"{self._path}: not a record of a search ({error!r})") from None
-
-    def _whole_lines(self) -> Iterator[Any]:
-        with storage("read", self._path):
-            content = self._file.read()
-            whole = content.rfind(b"\n") + 1
+        # Only now that it is ours: what a crash cut off goes.
+        with storage("write", self._path):
             self._file.truncate(whole)
             self._file.seek(whole)
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
+        if not lines:
+            self._write(mine)
+
+    def _lines(self, content: bytes) -> Iterator[Any]:
+        for number, line in enumerate(content.splitlines(), start=1):
             try:
                 yield json.loads(line, parse_constant=_refuse_constant)
             except ValueError:
@@ -143,10 +164,16 @@ class Record:
 
     def _write(self, plain: dict[str, Any]) -> None:
         with storage("write", self._path):
-            line = json.dumps(plain, separators=(",", ":")).encode() + b"\n"
+            if not self._is_in_place():
+                raise StorageError(f"{self._path} was replaced while the search was going on")
+            line = _line(plain)
             if self._file.write(line) != len(line):
                 raise StorageError(f"{self._path}: no room for another line")
             os.fsync(self._file.fileno())
+
+
+def _line(plain: dict[str, Any]) -> bytes:
+    return json.dumps(plain, separators=(",", ":")).encode() + b"\n"
 
 
 def encode_scheme(scheme: RopeScaling) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ggufrope.patching.command import patch_command
 from ggufrope.patching.request import ScalingRequest
+from ggufrope.patching.rotation import Rotation
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.overrides import command_flags, context_overrides
 from ggufrope.rope.scaling import RopeScaling, Yarn
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from ggufrope.patching.inspection import StoredModel
     from ggufrope.patching.request import ScalingName
-    from ggufrope.patching.rotation import Rotation
 
 SCHEMA = 1
 

@@ -6,16 +6,18 @@ In the folder of a search are `search.jsonl`, every candidate (what a second cal
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufrope._files import storage, working_folder, write_whole
+from ggufrope._files import read_json, storage, working_folder, write_whole
+from ggufrope._plain import decode
 from ggufrope.backends import Backend, LlamaBackend, open_rotator
 from ggufrope.container.ggml import KvTypes
+from ggufrope.container.pins import FileChangedError, Pin, PinChecks, pin
+from ggufrope.container.reader import read_header
 from ggufrope.errors import RequestError
 from ggufrope.patching.inspection import StoredModel, read_model
 from ggufrope.patching.rotation import Rotation, rotation_of
@@ -30,13 +32,12 @@ from ggufrope.search.result import SearchResult, result_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Sequence
 
     from ggufrope.search.plan import SearchPlan
 
 RECORD, FACTORS, RESULT = "search.jsonl", "factors.json", "result.json"
 F16 = KvTypes(k="f16", v="f16")
-
-_PAGES, _PAGE = 256, 4096
 
 
 def run_search(
@@ -77,7 +78,8 @@ def run_search(
     backend.require()
     with storage("create", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    search_identity = identity(model, plan, kv)
+    pins = _pinned(model)
+    search_identity = identity(model, pins, plan, kv)
 
     def keep(best: RopeScaling, short: RopeScaling | None = None) -> None:
         write_factors(folder / FACTORS, rotation, best, short)
@@ -90,7 +92,7 @@ def run_search(
         outcome = search(
             plan,
             rotation,
-            Evaluator(rotator, record, watch),
+            Evaluator(rotator, record, watch, unchanged=_unchanged(pins)),
             short_factors=arch.has_long_short_factors and not plan.shared_factors,
             keep=keep,
         )
@@ -108,6 +110,26 @@ def run_search(
     return result
 
 
+def holds_search(folder: Path) -> bool:
+    """Return whether a folder is that of a search, ended or not."""
+    return (folder / RECORD).is_file()
+
+
+def read_result(folder: Path) -> SearchResult:
+    """Return the result of the search in `folder`.
+
+    Raises RequestError where there is none, or none yet, StorageError where it cannot be read.
+    """
+    if not holds_search(folder):
+        raise RequestError(f"{folder} holds no search: it has no {RECORD}")
+    path = folder / RESULT
+    if not path.is_file():
+        raise RequestError(
+            f"the search in {folder} has not ended: run the same command to go on with it"
+        )
+    return decode(SearchResult, read_json(path), where=str(path))
+
+
 def write_factors(
     path: Path, rotation: Rotation, long: RopeScaling, short: RopeScaling | None
 ) -> None:
@@ -118,7 +140,9 @@ def write_factors(
     write_whole(path, format_factors(factors, form="json").decode())
 
 
-def identity(model: StoredModel, plan: SearchPlan, kv: KvTypes) -> dict[str, Any]:
+def identity(
+    model: StoredModel, pins: Sequence[Pin], plan: SearchPlan, kv: KvTypes
+) -> dict[str, Any]:
     """Return what the losses of a search depend on. The budget is not of it: more can be given
     later."""
     options = asdict(plan)
@@ -128,19 +152,31 @@ def identity(model: StoredModel, plan: SearchPlan, kv: KvTypes) -> dict[str, Any
         **options,
         "settings": {"type_k": kv.k, "type_v": kv.v},
         "file_size": model.files.file_size,
-        "fingerprint": _fingerprint(model),
+        "sha256": [each.sha256 for each in pins],
     }
 
 
-def _fingerprint(model: StoredModel) -> str:
-    """SHA-256 of every header, and of pages evenly spread over the weights: enough to tell models
-    apart, at the cost of reading one megabyte per file."""
-    digest = hashlib.sha256()
+def _pinned(model: StoredModel) -> tuple[Pin, ...]:
+    """Return the pins of every file of a model, which is read whole.
+
+    Raises FileChangedError where a file is not the one that its header was read from.
+    """
+    pins = tuple(pin(shard.path) for shard in model.files.shards)
     for shard in model.files.shards:
-        start, size = shard.header.data_offset, shard.header.file_size
-        with storage("read", shard.path), shard.path.open("rb") as stream:
-            digest.update(stream.read(start))
-            for number in range(_PAGES):
-                stream.seek(start + (size - start) * number // _PAGES)
-                digest.update(stream.read(_PAGE))
-    return digest.hexdigest()
+        if read_header(shard.path) != shard.header:
+            raise FileChangedError(f"{shard.path} changed after its header was read; search again")
+    return pins
+
+
+def _unchanged(pins: Sequence[Pin]) -> Callable[[], None]:
+    """Return a check that raises FileChangedError where a file was touched since the last one."""
+    checks = PinChecks()
+
+    def check() -> None:
+        if touched := checks.check(pins):
+            raise FileChangedError(
+                f"{touched} was touched while it was searched with; give the same command again "
+                "to go on"
+            )
+
+    return check

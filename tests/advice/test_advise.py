@@ -97,14 +97,14 @@ def test_a_scaled_model_is_scaled_from_its_trained_context() -> None:
     assert (found.original_context, found.ratio) == (8192, 2.0)
     assert found.trained.source == "YaRN's factor 4 times the original 2048"
     assert found.options[0].scaling == Yarn(factor=8, original_context=2048)
-    assert found.options[0].commands[1].endswith("--scaling yarn --target-ctx 16384")
+    assert found.options[0].commands[0].endswith("--scaling yarn --target-ctx 16384")
 
 
 def test_a_rotation_that_reaches_further_than_the_context_length_needs_no_scaling() -> None:
     model = replace(MODEL, scaling_type="yarn", factor=4.0, original_context=4096)
     option = advise(HEADER, model, target_context=16384).options[0]
     assert option.method == "raise the context length"
-    assert option.commands[1].endswith("--scaling none --target-ctx 16384")
+    assert option.commands[0].endswith("--scaling none --target-ctx 16384")
 
 
 def test_qwen3_is_scaled_from_what_its_authors_say() -> None:
@@ -113,7 +113,7 @@ def test_qwen3_is_scaled_from_what_its_authors_say() -> None:
         o for o in advise(HEADER, model, target_context=131072).options if o.method == "YaRN"
     )
     assert yarn.scaling == Yarn(factor=4, original_context=32768)
-    assert yarn.commands[1].endswith("--target-ctx 131072 --orig-ctx 32768")
+    assert yarn.commands[0].endswith("--target-ctx 131072 --orig-ctx 32768")
 
 
 def test_native_factors_are_scaled_from_the_context_they_reach() -> None:
@@ -196,7 +196,7 @@ def test_a_scaled_model_is_only_advised_what_starts_from_its_rotation(
     model = replace(MODEL, **fields)
     advice = advise(HEADER, model, target_context=262144)
     assert [option.method for option in advice.options] == methods_
-    assert advice.options[0].commands[1].endswith(options)
+    assert advice.options[0].commands[0].endswith(options)
     dropped = [warning for warning in advice.warnings if "not proposed" in warning]
     assert len(dropped) == (len(methods_) < 3)
 
@@ -240,12 +240,22 @@ def test_what_is_advised_is_what_a_patch_accepts(which: tuple[str, str], growth:
 )
 def test_commands_can_be_pasted(file: str, output: str) -> None:
     option = advise(HEADER, MODEL, target_context=32768, file=file).options[0]
-    for command in option.commands:
-        words = shlex.split(command)
-        assert words[0] == "ggufrope"
-        assert words[2] == (f"./{file}" if file.startswith("-") else file)
-    assert len(option.commands) == 2
-    assert shlex.split(option.commands[1])[4] == output
+    patch, *others = map(shlex.split, option.commands)
+    given_ = f"./{file}" if file.startswith("-") else file
+    assert patch[:5] == ["ggufrope", "patch", given_, "-o", output]
+    assert others == [
+        ["ggufrope", "probe", output],
+        ["ggufrope", "validate", output],
+        ["llama-server", "-m", output, "-c", "32768"],
+    ]
+
+
+def test_the_comparison_has_the_schemes_that_a_patch_accepts() -> None:
+    found = advise(HEADER, MODEL, target_context=32768, file="a b.gguf").comparison
+    assert found == (
+        "ggufrope compare 'a b.gguf' --target-ctx 32768 --scaling none,yarn,ntk,linear"
+    )
+    assert advise(HEADER, MODEL, target_context=1024).comparison is None
 
 
 def test_searched_factors_come_last_and_promise_nothing() -> None:

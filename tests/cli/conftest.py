@@ -36,8 +36,13 @@ Call = Callable[..., Outcome]
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Run `ggufrope` with these arguments in 80 columns."""
+def cli(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Call:
+    """Run `ggufrope` with these arguments in 80 columns, in a folder of its own."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
 

@@ -20,6 +20,8 @@ def test_yarn_comes_first_with_what_was_measured(cli: Call, tmp_path: Path) -> N
     assert outcome.code == 0
     assert "1. YaRN   risk in short prompts: low" in outcome.out
     assert "measured on a small model at 2 times: 100% of needles recalled" in outcome.out
+    assert f"$ ggufrope compare {path} --target-ctx 512 --scaling none,yarn" in outcome.out
+    assert outcome.out.count("$ llama-server") == 1  # of the first; the others go on alike
 
 
 def test_rows_say_the_risk_and_what_a_pair_needs(cli: Call, tmp_path: Path) -> None:

@@ -52,16 +52,16 @@ def test_a_folder_is_one_line_per_file(cli: Call, folder: Path) -> None:
     outcome = cli("check", folder)
     lines = outcome.out.splitlines()
     assert outcome.code == 1
-    assert [Path(line.split()[0]).name for line in lines[:-1]] == [
+    assert [Path(line.split()[1]).name for line in lines[:-1]] == [
         "bad.gguf",
         "good.gguf",
         "warn.gguf",
         "wrong.gguf",
     ]
-    assert "error unreadable: " in lines[0]
-    assert lines[1].split()[1:] == ["qwen2", "512", "none", "ok"]
-    assert "warning" in lines[2]
-    assert "error no-context-length" in lines[3]
+    assert [line.split()[0] for line in lines[:-1]] == ["error", "ok", "warning", "error"]
+    assert "unreadable: " in lines[0]
+    assert lines[1].split()[2:] == ["qwen2", "512", "none"]
+    assert "no-context-length: " in lines[3]
     assert lines[-1].startswith("4 files: 2 errors, ")
 
 
@@ -305,7 +305,7 @@ def test_a_model_of_a_store_keeps_its_name(
     assert words[2:5] == ["hf:owner/repo/m.gguf", "-o", "m-from-config.gguf"]
     missing = cli("check", "hf:owner/repo/n.gguf", "hf:owner/repo/m.gguf")
     assert missing.code == 3
-    assert "download it first" in missing.out
+    assert "fetch it with" in missing.out
     assert "2 files: 1 error" in missing.out
     assert cli("check", "ollama:none/of/those/names").code == 2
 

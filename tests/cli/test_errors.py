@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import typer.main
-from ggufrope_cli.app import build
+from ggufrope_cli.app import build as build_app
 from ggufrope_cli.errors import OTHER_FLAGS, with_flags
 
+from fixtures.make import build
 from ggufrope.patching.command import FLAGS
 from tests.cli.conftest import Call
 
 
 def test_every_flag_of_the_table_is_an_option() -> None:
-    commands = typer.main.get_command(build()).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(build_app()).commands  # type: ignore[attr-defined]
     options = {
         option
         for command in commands.values()
@@ -44,3 +46,46 @@ def test_a_plan_file_keeps_its_own_keys(cli: Call, tmp_path: Path) -> None:
     outcome = cli("run", plan)
     assert outcome.code == 2
     assert "`recall` must be between 0 and 1" in outcome.err
+
+
+EVERY = {
+    "inspect": (),
+    "patch": ("--in-place", "--scaling", "yarn", "--factor", "2"),
+    "undo": (),
+    "factors": (),
+    "probe": (),
+    "advise": ("--target-ctx", "1024"),
+    "export": ("--to", "ollama"),
+    "validate": ("--ctx", "256"),
+    "compare": ("--ctx", "256"),
+    "search": ("--target-ctx", "1024"),
+}
+"""Commands that take one model, with what else they need."""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("FOLDER", 3, " is a directory; expected a GGUF file"),
+        ("", 2, "the name of the model is empty; expected a path"),
+        ("absent.gguf", 3, "cannot read absent.gguf: No such file or directory"),
+        ("hf:owner/name/x y.gguf", 3, "fetch it with `hf download owner/name 'x y.gguf'`"),
+        ("https://host/x.gguf", 2, "nothing is downloaded; fetch the file and give its path"),
+    ],
+)
+@pytest.mark.parametrize("command", EVERY)
+def test_a_name_that_is_no_model_is_the_same_line_everywhere(
+    cli: Call, tmp_path: Path, command: str, name: str, code: int, said: str
+) -> None:
+    outcome = cli(command, tmp_path if name == "FOLDER" else name, *EVERY[command])
+    assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err.endswith(f"{said}\n")
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["patch", "advise", "export", "validate"])
+def test_an_error_about_a_key_names_the_file(cli: Call, tmp_path: Path, command: str) -> None:
+    path = build("llama", tmp_path / "odd.gguf", keys={"block_count": 600})[0]
+    outcome = cli(command, path, *EVERY[command])
+    assert outcome.code == 3
+    assert outcome.err == f"ggufrope: {path}: llama.block_count is 600: expected 1 to 512 layers\n"

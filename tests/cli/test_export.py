@@ -79,7 +79,7 @@ def test_a_paste_of_the_remedy_works(cli: Call, llama: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--to", "word"), "expected one of llama-server"),
+        (("--to", "word"), "expected llama-server, "),
         (("--to", "vllm", "--target-ctx", "2k"), "missing --scaling"),
         (("--to", "vllm", "--scaling", "yarn"), "missing --target-ctx or --factor"),
     ],

@@ -74,9 +74,9 @@ def test_yarns_parameters_where_no_factors_load(cli: Call, tmp_path: Path) -> No
         (("--target-ctx", "1k", "--budget", "soon"), "--budget soon: expected a time"),
         (("--target-ctx", "1k", "--candidates", "3"), "--candidates must be at least 8, got 3"),
         (("--target-ctx", "1k,2k"), "--target-ctx 1k,2k: expected tokens"),
-        (("--target-ctx", "1k", "--space", "flat"), "unknown --space 'flat'"),
-        (("--target-ctx", "1k", "--fitness", "poor"), "unknown --fitness 'poor'"),
-        (("--target-ctx", "1k", "--kv", "f17"), "unknown KV cache type 'f17'"),
+        (("--target-ctx", "1k", "--space", "flat"), "--space flat: expected longrope, "),
+        (("--target-ctx", "1k", "--fitness", "poor"), "--fitness poor: expected needle, "),
+        (("--target-ctx", "1k", "--kv", "f17"), "--kv f17: expected f32, "),
     ],
 )
 def test_what_makes_no_sense_is_one_line(

@@ -70,7 +70,7 @@ def test_hugging_face_without_a_ref(hub: Path) -> None:
 
 
 def test_hugging_face_absent(hub: Path) -> None:
-    with pytest.raises(StorageError, match="download it first"):
+    with pytest.raises(StorageError, match=r"fetch it with `hf download owner/repo other.gguf`"):
         locate("hf:owner/repo/other.gguf")
 
 

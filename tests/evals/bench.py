@@ -13,9 +13,9 @@ from ggufrope.evals.divergence import (
     comparing_tokens,
 )
 from ggufrope.evals.needle import NeedleScore, ask, asking_tokens
-from ggufrope.evals.needle_prompts import GridPoint, NeedlePlan
+from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.perplexity import ChunkScore, PerplexityPlan, read_chunks, reading_tokens
-from ggufrope.evals.results import Cell, CellResult
+from ggufrope.evals.results import Cell, CellResult, Method
 from ggufrope.evals.task import Base, Lengths, Task, TaskRequest, TaskSettings
 from ggufrope.lm import OpenContext
 from ggufrope.runtime.fake import FakeContext, FakeModel
@@ -36,7 +36,7 @@ def cells_of(
             depth_percent=place.depth_percent,
             sample=place.sample,
             part=place.part,
-            control=place.control,
+            method=place.method,
         )
         for place in task.places(settings, Lengths(contexts=contexts, native=native))
     )
@@ -46,7 +46,12 @@ class Bench:
     """Measures a fake model, and checks that progress comes to what was planned."""
 
     def __init__(
-        self, *, horizon: int | None = None, failing_calls: Iterable[int] = (), n_batch: int = 512
+        self,
+        *,
+        horizon: int | None = None,
+        failing_calls: Iterable[int] = (),
+        n_batch: int = 512,
+        append_only: str | None = None,
     ) -> None:
         self.model = FakeModel(horizon=horizon)
         self.contexts: list[FakeContext] = []
@@ -54,10 +59,15 @@ class Bench:
         self.planned = 0
         self._failing_calls = tuple(failing_calls)
         self._n_batch = n_batch
+        self._append_only = append_only
 
     def open(self, n_ctx: int) -> FakeContext:
         context = FakeContext(
-            self.model, n_ctx=n_ctx, n_batch=self._n_batch, failing_calls=self._failing_calls
+            self.model,
+            n_ctx=n_ctx,
+            n_batch=self._n_batch,
+            failing_calls=self._failing_calls,
+            append_only=self._append_only,
         )
         self.contexts.append(context)
         return context
@@ -68,13 +78,14 @@ class Bench:
         *,
         contexts: tuple[int, ...],
         native: int | None = None,
-        done: Collection[Cell] = (),
+        done: Collection[CellResult] = (),
+        recall_minimum: float | None = None,
         open_base: OpenContext | None = None,
         open_context: OpenContext | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> list[CellResult]:
-        """The results of a task's cells, except those already `done`."""
+        """The results of a task's cells, except those that have the results `done`."""
         chosen = TaskSettings(**settings)
         cells = cells_of(task, chosen, contexts, native)
         request = TaskRequest(
@@ -82,7 +93,8 @@ class Bench:
             model=self.model,
             open_context=open_context or self.open,
             cells=cells,
-            todo=tuple(cell for cell in cells if cell not in done),
+            done=tuple(done),
+            recall_minimum=recall_minimum,
             seed=seed,
             base=None if open_base is None else Base(name="the base", open_context=open_base),
             planned=self._plan,
@@ -95,12 +107,10 @@ class Bench:
         assert self.planned <= task.tokens(chosen, cells)
         return results
 
-    def ask(
-        self, plan: NeedlePlan, *, only: Collection[GridPoint] | None = None
-    ) -> list[NeedleScore]:
+    def ask(self, plan: NeedlePlan, *, method: Method = "spliced") -> list[NeedleScore]:
         """The scores of a needle plan."""
-        self.tokens, self.planned = 0, asking_tokens(plan, self.model, only=only)
-        scores = list(ask(plan, self.model, self.open, only=only, progress=self._count))
+        self.tokens, self.planned = 0, asking_tokens(plan, self.model, method=method)
+        scores = list(ask(plan, self.model, self.open, method=method, progress=self._count))
         self._check()
         return scores
 

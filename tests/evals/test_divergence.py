@@ -114,9 +114,9 @@ def test_a_finished_cell_is_not_measured_again(text_file: str) -> None:
     settings = {"contexts": (64, 128), "text": text_file, "open_base": opener(FakeModel())}
     whole = Bench().run(DIVERGENCE, **settings)
     bench = Bench()
-    assert bench.run(DIVERGENCE, **settings, done=[result.cell for result in whole]) == []
+    assert bench.run(DIVERGENCE, **settings, done=whole) == []
     assert not bench.contexts
-    assert bench.run(DIVERGENCE, **settings, done=[whole[0].cell]) == whole[1:]
+    assert bench.run(DIVERGENCE, **settings, done=whole[:1]) == whole[1:]
 
 
 def test_without_a_base_there_is_nothing_to_compare() -> None:
@@ -150,6 +150,8 @@ def test_logits_that_are_no_numbers_have_no_score(text_file: str) -> None:
             task,
             contexts=(256,),
             depths=(50,),
+            samples=1,
+            whole_prompts=0,
             text=text_file,
             chunks=1,
             open_base=opener(FakeModel()),

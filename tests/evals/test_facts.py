@@ -13,30 +13,21 @@ from ggufrope.evals.facts import (
     NOUNS,
     WORDS,
     Fact,
-    answer_of,
     facts,
     listing,
     pass_keys,
-    question_of,
 )
 
 ONE = Fact(key="quiet harbor", value="1234567")
-OTHER = Fact(key="lucky fox", value="7654321")
 
 
 def test_the_statement_begins_as_the_question_ends() -> None:
     assert ONE.statement == " The secret number of the quiet harbor is 1234567."
-    assert ONE.statement.startswith(ONE.question.rpartition("Answer:")[2] + ONE.answer)
-    assert question_of([ONE]) == ONE.question
-    assert answer_of([ONE.value]) == ONE.answer
+    assert ONE.statement == f"{ONE.prefix}{ONE.answer}."
+    assert ONE.question == "What is the secret number of the quiet harbor?"
 
 
-def test_one_question_about_several_facts() -> None:
-    assert question_of([ONE, OTHER]) == (
-        "\nQuestion: What are the secret numbers of the quiet harbor and the lucky fox?"
-        "\nAnswer: The secret numbers of the quiet harbor and the lucky fox are"
-    )
-    assert answer_of(["1", "2", "3"]) == " 1, 2 and 3"
+def test_listing() -> None:
     assert [listing(list("abc"[:n])) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
 
 

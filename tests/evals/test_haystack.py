@@ -13,6 +13,7 @@ from ggufrope.errors import RequestError
 from ggufrope.evals import corpus
 from ggufrope.evals.facts import ADJECTIVES, NOUNS
 from ggufrope.evals.haystack import Filler, Insert, sentences, weave
+from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan
 from ggufrope.runtime.fake import FakeModel
 
 
@@ -75,3 +76,14 @@ def test_a_vocabulary_without_the_words_is_refused() -> None:
 
     with pytest.raises(RequestError, match="vocabulary has no tokens"):
         Filler(Mute(), corpus.noise(Random(1)))[0]
+
+
+@pytest.mark.parametrize("text", ["word " * 3000, "x" * 20_000, "one, two; " * 2000])
+def test_a_text_without_sentence_ends_has_places_for_needles(text: str) -> None:
+    pieces = list(islice(corpus.from_text(text), 30))
+    assert all(len(piece) <= 402 and piece.startswith(" ") for piece in pieces)
+    assert text.replace(" ", "").startswith("".join(pieces).replace(" ", ""))
+    plan = NeedlePlan(lengths=(2048,), depths=(0, 30, 60, 100), haystack="text", text=text)
+    grid = NeedleGrid(FakeModel(), plan)
+    places = [grid.question(point).place for point in plan.points]
+    assert places == sorted(set(places))

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from ggufrope.evals.divergence import DivergencePlan, compare_contexts
+from ggufrope.evals.facts import NeedleKind
 from ggufrope.evals.needle import ask, asking_tokens
-from ggufrope.evals.needle_prompts import NeedlePlan, prompts
+from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, perplexity_of, read_chunks
 from ggufrope.lm import OpenContext
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
 
-GRID = NeedlePlan(lengths=(192, 320), depths=(0, 100), distractors=2)
+GRID = NeedlePlan(lengths=(192, 320), depths=(0, 50, 100), distractors=2)
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +33,45 @@ def opener(model: Model, cache_type: str = "f16") -> OpenContext:
 
 
 def test_sentences_tokenized_apart_are_the_text(model: Model) -> None:
-    found = list(prompts(model, GRID))
-    assert len(found) == 2
-    for prompt in found:
-        assert model.tokenize(model.detokenize(prompt.trunk)) == list(prompt.trunk)
+    grid = NeedleGrid(model, GRID)
+    for length in GRID.lengths:
+        haystack = grid.haystack(length)
+        assert len(haystack) > length / 2
+        assert model.tokenize(model.detokenize(haystack)) == list(haystack)
 
 
 def test_it_finds_needles_in_a_short_haystack(model: Model) -> None:
     tokens: list[int] = []
     scores = list(ask(GRID, model, opener(model), progress=tokens.append))
     assert sum(tokens) == asking_tokens(GRID, model)
-    assert [score.point for score in scores] == [
-        (192, 0, 0),
-        (192, 100, 0),
-        (320, 0, 0),
-        (320, 100, 0),
-    ]
+    assert [score.point for score in scores] == list(GRID.points)
     for score in scores:
         assert score.rank == 1
         assert score.log_probability is not None
         assert score.log_probability > -1
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0", "q4_0"])
+def test_spliced_needles_score_as_whole_prompts(model: Model, cache_type: str) -> None:
+    spliced, whole = (
+        {score.point: score for score in ask(GRID, model, opener(model, cache_type), method=method)}
+        for method in ("spliced", "whole")
+    )
+    assert set(spliced) == set(whole) == set(GRID.points)
+    for point, score in spliced.items():
+        assert score.exact == whole[point].exact
+        assert score.log_probability == pytest.approx(whole[point].log_probability, abs=0.2)
+
+
+@pytest.mark.parametrize("kind", ["confusable", "values", "latent", "ordered"])
+def test_several_statements_are_spliced_as_one_is(model: Model, kind: NeedleKind) -> None:
+    plan = NeedlePlan(lengths=(400,), depths=(50,), needle=kind)
+    spliced, whole = (
+        next(ask(plan, model, opener(model), method=method)) for method in ("spliced", "whole")
+    )
+    assert spliced.point == whole.point
+    assert len(spliced.question.branch.splices) == 4
+    assert spliced.log_probability == pytest.approx(whole.log_probability, abs=0.2)
 
 
 def test_a_quantized_cache_strays_a_little(model: Model) -> None:

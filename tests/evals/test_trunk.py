@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.evals.needle_prompts import lay_out
+from ggufrope.evals.multikey import lay_out
 from ggufrope.evals.trunk import common_prefix
 
 

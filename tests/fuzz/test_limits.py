@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
+from benchmarks import fuzz_limits
 from benchmarks.fuzz_limits import fuzz, hostile
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 
 
 def test_hostile_headers_cost_little_and_end_in_our_errors() -> None:
-    reached, faults = fuzz(600)
-    assert faults == []
-    assert reached.total() == 600
-    assert min(reached[word] for word in ("refused", "read", "written")) > 20
+    (answer,) = fuzz(600)
+    assert answer["faults"] == []
+    assert sum(answer["reached"].values()) == 600
+    assert min(answer["reached"][word] for word in ("refused", "read", "written")) > 20
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz_limits, "BATCH", 10)
+    log = tmp_path / "log.jsonl"
+    first = fuzz(20, log=log)
+    lines = log.read_text().splitlines()
+    log.write_text(lines[0] + "\n" + lines[1][:40])  # as a kill leaves it
+    again = fuzz(30, log=log)
+    assert [answer["first"] for answer in again] == [0, 10, 20]
+    assert again[0] == first[0]
+    assert len(log.read_text().splitlines()) == 3
 
 
 def test_a_seed_makes_the_same_input_again() -> None:

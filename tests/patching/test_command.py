@@ -13,9 +13,12 @@ from ggufrope.errors import RequestError
 from ggufrope.patching.command import (
     FLAGS,
     command_line,
+    compare_command,
     patch_command,
+    probe_command,
     scaling_options,
     search_command,
+    serve_command,
     validate_command,
 )
 from ggufrope.patching.request import ScalingRequest
@@ -72,13 +75,15 @@ def test_the_model_as_it_stands_needs_no_patch() -> None:
         patch_command(ScalingRequest(scaling="file"), "m.gguf", "out.gguf")
 
 
-def test_commands_that_measure_and_search() -> None:
-    request = ScalingRequest(scaling="ntk", factor=2.0)
-    assert validate_command("-a.gguf", (512, 1024), request) == (
-        "ggufrope validate ./-a.gguf --ctx 512,1024 --scaling ntk --factor 2"
+def test_commands_that_measure_search_and_serve() -> None:
+    assert probe_command("-a.gguf") == "ggufrope probe ./-a.gguf"
+    assert validate_command("m.gguf", [512, 1024]) == "ggufrope validate m.gguf --ctx 512,1024"
+    assert validate_command("m.gguf") == "ggufrope validate m.gguf"
+    assert compare_command("m.gguf", ["none", "yarn"], 1024) == (
+        "ggufrope compare m.gguf --target-ctx 1024 --scaling none,yarn"
     )
-    assert validate_command("m.gguf", [512]) == "ggufrope validate m.gguf --ctx 512"
     assert search_command("a b", 2048) == "ggufrope search 'a b' --target-ctx 2048"
+    assert serve_command("a b", 2048) == "llama-server -m 'a b' -c 2048"
 
 
 def test_any_words_make_a_command() -> None:

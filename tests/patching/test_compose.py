@@ -236,6 +236,12 @@ def test_no_other_scheme_moves_the_scores_of_mla(file: RopeMetadata) -> None:
         assert refusal(replace(wanted, replace_scaling=True), file) is None
 
 
+def test_a_file_without_a_layer_that_has_attention_is_planned_all_the_same() -> None:
+    file = replace(UNSCALED_MLA, nextn_predict_layers=1 << 27)
+    assert effective(file).groups == ()
+    assert refusal(request(factor=4), file) is None
+
+
 def test_the_attention_temperature_keeps_its_floor() -> None:
     file = replace(PLAIN, architecture="mistral3", temperature_scale=0.1)
     assert len(SCHEMES_THAT_KEEP_IT) == 4

@@ -120,9 +120,11 @@ def test_any_file(data: bytes) -> None:
 def test_any_name(name: str) -> None:
     with TemporaryDirectory() as parent:
         folder = Path(parent)
-        path = f"{folder}/{name}" if not name.startswith(("ollama:", "hf:")) else name
-        with suppress(OSError, ValueError):
-            Path(path).write_bytes(small_model().encoded())
+        path = name
+        if not name.startswith(("ollama:", "hf:")):
+            path = f"{folder}/{name}"
+            with suppress(OSError, ValueError):
+                Path(path).write_bytes(small_model().encoded())
         for command in file_commands(path, folder):
             check(*command)
         check("report", path, "--json")

@@ -68,7 +68,12 @@ def result_of(cell: Cell) -> CellResult:
         cell=cell,
         status="ok",
         metrics=(
-            Metric(name="nll", value=log(perplexity)),
+            Metric(
+                name="nll",
+                value=log(perplexity),
+                low=log(perplexity) - 0.1,
+                high=log(perplexity) + 0.1,
+            ),
             Metric(
                 name="perplexity", value=perplexity, low=perplexity - 0.4, high=perplexity + 0.4
             ),
@@ -81,7 +86,8 @@ def result_of(cell: Cell) -> CellResult:
 
 @pytest.fixture
 def make_report(tmp_path: Path) -> Make:
-    """A report; keyword arguments change the plan, `model` its name and metadata."""
+    """A report; keyword arguments change the plan, `model` its name and metadata. By default each
+    needle is asked once, in a whole prompt."""
 
     def make(
         *,
@@ -103,6 +109,9 @@ def make_report(tmp_path: Path) -> Make:
             "kv": ("f16", "q8_0"),
             "tasks": ("needle", "perplexity"),
             "depths": 5,
+            "mode": "whole",
+            "samples": 1,
+            "control": False,
         }
         plan = RunPlan(**{"models": (file.path,), **defaults, **settings})  # type: ignore[arg-type]
         jobs = expand(plan, (file,))

@@ -163,3 +163,12 @@ def test_the_page_and_the_json_show_a_comparison(make_report: Make) -> None:
     html = to_html(after, against=found)
     assert "Of 12 values, 4 are significantly worse and 0 significantly better." in html
     assert "yarn · f16 · kv-cache at 8,192 tokens" in html
+
+
+def test_a_needle_asked_spliced_and_whole_counts_once(make_report: Make) -> None:
+    report = make_report(mode="spliced", scalings=("yarn",), kv=("f16",), tasks=("needle",))
+    assert {result.cell.method for result in report.cells} == {"spliced", "whole"}
+    recalls = [c for c in compare(report, report).changes if c.metric == "recall"]
+    assert [(change.context_tokens, change.cells) for change in recalls] == [
+        (context, 5) for context in (1024, 2048, 4096, 8192)
+    ]

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from ggufrope.evals.stats import proportion
+from ggufrope.evals.thresholds import Thresholds
 from ggufrope.report.exports import to_csv, to_json, to_junit
 from ggufrope.report.record import RunReport
 
@@ -33,7 +35,7 @@ def test_json_holds_the_whole_run(make_report: Make) -> None:
     assert cell["prompt_tokens"] == 1015
 
 
-def test_the_summary_has_a_share_with_wilsons_interval(make_report: Make) -> None:
+def test_the_summary_has_the_recall_with_an_exact_interval(make_report: Make) -> None:
     rows = json.loads(to_json(make_report()))["summary"]
     row = next(
         r
@@ -42,15 +44,25 @@ def test_the_summary_has_a_share_with_wilsons_interval(make_report: Make) -> Non
         == ("linear", "f16", "needle", 8192)
     )
     recall = row["metrics"]["recall"]
-    expected = proportion(2, 5)
-    assert recall == {
-        "value": expected.value,
-        "low": expected.low,
-        "high": expected.high,
-        "n": 5,
-    }
+    assert (recall["value"], recall["n"]) == (0.4, 5)
+    known = proportion(2, 5)
+    assert recall["low"] < known.low
+    assert recall["high"] > known.high
+    assert row["metrics"]["whole_recall"]["low"] == known.low
     assert row["metrics"]["log_probability"]["n"] == 5
     assert row["cells"] == row["scored"] == 5
+
+
+def test_json_has_the_conclusion_and_the_outcome_of_each_check(make_report: Make) -> None:
+    found = json.loads(to_json(make_report(samples=8)))
+    assert found["conclusion"]["headline"].startswith("best: yarn ×4, 2048 → 8192 · f16: holds to")
+    best = found["conclusion"]["settings"][0]
+    assert (best["best"], best["holds_to"], best["outcome"]) == (True, 8192, "pass")
+    assert best["lengths"] == dict.fromkeys(("1024", "2048", "4096", "8192"), "pass")
+    verdict = found["verdict"]
+    assert (verdict["passed"], verdict["outcome"]) == (False, "fail")
+    assert {check["outcome"] for check in verdict["checks"]} == {"pass", "fail"}
+    assert all(check["passed"] == (check["outcome"] == "pass") for check in verdict["checks"])
 
 
 def test_a_lone_estimate_keeps_its_own_interval(make_report: Make) -> None:
@@ -68,21 +80,41 @@ def test_csv_has_one_row_per_cell(make_report: Make) -> None:
     assert rows[0]["perplexity"] == ""
     assert rows[20]["perplexity_low"] == "11.6"
     assert {row["status"] for row in rows} == {"ok"}
+    assert {row["verdict"] for row in rows[:20]} == {"undecided", "fail"}
+    assert {row["verdict"] for row in rows if row["task"] == "perplexity"} == {"", "pass", "fail"}
 
 
 def test_junit_has_one_test_case_per_cell(make_report: Make) -> None:
-    report = make_report(kv=("f16", "iq4_nl"), scalings=("file",))
+    report = make_report(kv=("f16", "iq4_nl"), scalings=("file",), samples=8)
     verdict, *suites = ElementTree.fromstring(to_junit(report))
     cases = [case for suite in suites for case in suite.findall("testcase")]
     assert len(cases) == len(report.cells)
     assert len({case.get("name") for case in cases}) == len(cases)
     skipped = [case for case in cases if case.find("skipped") is not None]
-    assert len(skipped) == 24
+    assert len(skipped) == 164
     assert skipped[0].find("skipped").get("message") == "no such cache here"  # type: ignore[union-attr]
-    assert suites[2].get("skipped") == "20"
+    assert suites[2].get("skipped") == "160"
     failures = [case.get("name") for case in verdict if case.find("failure") is not None]
     assert verdict.get("failures") == str(len(failures))
-    assert failures[:2] == ["recall at 4096 tokens", "recall at 8192 tokens"]
+    assert failures[:2] == ["needle recall at 4096 tokens", "needle recall at 8192 tokens"]
+
+
+def test_an_undecided_check_is_a_failure_of_its_own_kind(make_report: Make) -> None:
+    report = make_report(kv=("f16",), scalings=("file",), tasks=("needle",), contexts=(1024,))
+    (case,) = ElementTree.fromstring(to_junit(report))[0]
+    failure = case.find("failure")
+    assert failure is not None
+    assert failure.get("type") == "undecided"
+    assert str(failure.get("message")).startswith("undecided: needle recall at 1024 tokens: 100.0%")
+    assert "35 of 35 whole prompts would show 90%: `samples` 7" in str(failure.get("message"))
+    assert report.passed is False
+    allowed = replace(
+        report, plan=replace(report.plan, thresholds=Thresholds(allow_undecided=True))
+    )
+    (case,) = ElementTree.fromstring(to_junit(allowed))[0]
+    assert case.find("failure") is None
+    assert case.find("skipped") is not None
+    assert allowed.passed is True
 
 
 def test_hostile_strings_are_inert(make_report: Make) -> None:

@@ -1,4 +1,4 @@
-"""Rows of a report and verdicts on them: intervals by n, and no measurement left out."""
+"""Rows of a report: intervals by n, methods combined, and no measurement left out."""
 
 from __future__ import annotations
 
@@ -7,37 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from ggufrope.evals.results import Cell, CellResult, Metric
+from ggufrope.evals.recall import RecallCell
+from ggufrope.evals.results import Cell, CellResult, Method, Metric, Status
 from ggufrope.evals.ruler.specs import RULER_TASKS
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.task import TaskName
 from ggufrope.report.record import RunReport
-from ggufrope.report.summary import SummaryRow, judge_settings, summarize
+from ggufrope.report.summary import recall_cells, summarize
 from ggufrope.report.views import problems, ruler_scores
 
 Make = Callable[..., RunReport]
-
-
-def row(
-    task: str, metric: str, value: float, *, context: int = 4096, scored: int = 5
-) -> SummaryRow:
-    return SummaryRow(
-        model="m",
-        scaling="file",
-        kv="f16",
-        task=task,
-        part=None,
-        context_tokens=context,
-        control=False,
-        cells=5,
-        scored=scored,
-        metrics=(Metric(name=metric, value=value, n=scored),),
-        elapsed_seconds=1.0,
-    )
-
-
-def passes(*rows: SummaryRow) -> bool:
-    (found,) = judge_settings(rows, Thresholds())
-    return found.verdict.passed
 
 
 def combined(name: str, *values: float) -> Metric:
@@ -71,27 +49,61 @@ def test_the_mean_of_two_cells_has_the_interval_of_students_t() -> None:
     assert (metric.low, metric.high) == pytest.approx((-0.75 - 3.17655, -0.75 + 3.17655), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("task", "part", "title"),
+    [
+        ("needle", None, "needle"),
+        ("needle", "latent", "needle (latent)"),
+        ("ruler", "vt", "ruler"),
+    ],
+)
+def test_a_row_names_the_kind_of_its_needles(task: TaskName, part: str | None, title: str) -> None:
+    cell = Cell(
+        model="m", scaling="file", kv="f16", task=task, part=part, context_tokens=4096, seed=0
+    )
+    (row,) = summarize([CellResult(cell=cell, status="ok")])
+    assert row.title == title
+
+
 def test_one_cell_has_no_interval() -> None:
     metric = combined("log_probability", -1.0)
     assert (metric.value, metric.low, metric.high) == (-1.0, None, None)
 
 
-@pytest.mark.parametrize("tasks", [("needle", "passkey"), ("passkey", "needle")])
-def test_one_task_does_not_hide_another(tasks: tuple[str, str]) -> None:
-    lost, found = (row(task, "recall", value) for task, value in zip(tasks, (0, 1), strict=True))
-    assert passes(found)
-    assert not passes(lost, found)
-    assert not passes(found, lost)
+def needle(
+    recall: float, method: Method | None, *, sample: int = 0, status: Status = "ok"
+) -> CellResult:
+    cell = Cell(
+        model="m",
+        scaling="file",
+        kv="f16",
+        task="needle",
+        context_tokens=4096,
+        seed=0,
+        depth_percent=50.0,
+        sample=sample,
+        method=method,
+    )
+    metrics = (Metric(name="recall", value=recall), Metric(name="log_probability", value=-recall))
+    return CellResult(cell=cell, status=status, metrics=metrics if status == "ok" else ())
 
 
-@pytest.mark.parametrize(
-    ("task", "metric"),
-    [("needle", "recall"), ("ruler", "score"), ("perplexity", "nll")],
-)
-def test_cells_without_a_score_fail(task: str, metric: str) -> None:
-    short = row(task, metric, 1.0)
-    assert passes(short, row(task, metric, 1.0, context=8192))
-    assert not passes(short, row(task, metric, 1.0, context=8192, scored=4))
+def test_a_row_combines_spliced_needles_and_whole_prompts() -> None:
+    results = [needle(1.0, "spliced", sample=n) for n in range(44)]
+    results += [needle(float(n > 0), "whole", sample=n) for n in range(20)]
+    results += [needle(0.0, "whole", sample=n, status="skipped") for n in range(20, 44)]
+    (row,) = summarize(results)
+    assert (row.cells, row.scored, row.skipped) == (88, 64, 24)
+    found = {metric.name: (metric.value, metric.n) for metric in row.metrics}
+    assert found == {
+        "recall": (pytest.approx(0.95), 20),
+        "spliced_recall": (1.0, 44),
+        "whole_recall": (0.95, 20),
+        "agreement": (0.95, 20),
+        "log_probability": (-1.0, 44),
+    }
+    assert recall_cells(results)[0] == RecallCell(spliced=True, whole=False)
+    assert recall_cells(results)[43] == RecallCell(spliced=True, whole=None)
 
 
 def ruler_report(

@@ -51,7 +51,8 @@ def start(tmp_path: Path) -> Start:
             path = tmp_path / f"model-{number}.gguf"
             path.write_text(script)
             paths.append(str(path))
-        plan = RunPlan(**{"models": tuple(paths), "contexts": (256, 512), "depths": 3, **settings})  # type: ignore[arg-type]
+        few = {"contexts": (256, 512), "depths": 3, "samples": 1, "whole_prompts": 0}
+        plan = RunPlan(**{"models": tuple(paths), **few, **settings})  # type: ignore[arg-type]
         open_run(plan, tmp_path / folder, identify=identify).close()
         return tmp_path / folder
 

@@ -326,7 +326,7 @@ def workers_of(folder: Path) -> set[int]:
     return alive
 
 
-SLOW = {"kv": ("f16", "q8_0"), "mode": "isolated", "contexts": (256, 512, 768)}
+SLOW = {"kv": ("f16", "q8_0"), "mode": "whole", "contexts": (256, 512, 768)}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are found in /proc")
@@ -369,7 +369,7 @@ def test_a_worker_that_does_not_listen_is_ended_all_the_same(
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are found in /proc")
 def test_a_worker_ends_when_no_job_is_left_for_it(start: Start, scripted: ModuleType) -> None:
     runtime = RuntimeSettings(devices=("0", "1"))
-    folder = start("sleeps 0.7", "", mode="isolated", runtime=runtime)
+    folder = start("sleeps 0.7", "", mode="whole", runtime=runtime)
     driver = drive(folder, "processes")
     wait_for(lambda: states(folder) == ["running", "done"])
     wait_for(lambda: len(workers_of(folder)) == 1, seconds=2)

@@ -19,7 +19,8 @@ MODEL = ModelFile(name="m", path="m.gguf", file_size=1, header_sha256="")
 
 
 def jobs_of(**settings: object) -> tuple[RunPlan, tuple[Job, ...]]:
-    plan = RunPlan(**{"models": ("m",), "contexts": (1024, 4096), "depths": 3, **settings})  # type: ignore[arg-type]
+    few = {"contexts": (1024, 4096), "depths": 3, "samples": 1, "whole_prompts": 0}
+    plan = RunPlan(**{"models": ("m",), **few, **settings})  # type: ignore[arg-type]
     return plan, expand(plan, (MODEL,))
 
 
@@ -27,8 +28,10 @@ def jobs_of(**settings: object) -> tuple[RunPlan, tuple[Job, ...]]:
     ("settings", "tokens"),
     [
         ({}, 4096 + 6 * 120),
-        ({"samples": 2}, 2 * 4096 + 12 * 120),
-        ({"mode": "isolated"}, 3 * (1024 + 4096)),
+        ({"samples": 2}, 4096 + 12 * 120),
+        ({"mode": "whole"}, 9 * 4096 + 1.5 * (1024 + 4096) + 6 * 120),
+        ({"whole_prompts": 3}, 9 * 4096 + 1.5 * (1024 + 4096) + 12 * 120),
+        ({"tasks": ("multikey",), "samples": 2}, 2 * 4096 + 12 * 120),
         ({"tasks": ("perplexity",), "chunks": 3}, 3 * 5120),
         ({"tasks": ("divergence",), "chunks": 3, "kv": ("q8_0",)}, 6 * 5120),
         ({"tasks": ("kv-cache",)}, 2 * 2112),
@@ -56,12 +59,14 @@ def test_a_speed_must_be_a_number_above_0(speed: float) -> None:
         estimate(plan, jobs, memory=lambda job, n: None, tokens_per_second=speed)
 
 
-@pytest.mark.parametrize("mode", ["one-pass", "isolated"])
-@pytest.mark.parametrize("task", ["needle", "passkey", "perplexity", "divergence", "kv-cache"])
+@pytest.mark.parametrize("mode", ["spliced", "whole"])
+@pytest.mark.parametrize(
+    "task", ["needle", "passkey", "multikey", "perplexity", "divergence", "kv-cache"]
+)
 def test_no_job_evaluates_more_than_estimated(
     start: Callable[..., Path], scripted: ModuleType, task: str, mode: str
 ) -> None:
-    folder = start("", tasks=(task,), mode=mode, kv=("q8_0",), chunks=1)
+    folder = start("", tasks=(task,), mode=mode, whole_prompts=44, kv=("q8_0",), chunks=1)
     evaluated: list[int] = []
     scripted.work(folder, progress=evaluated.append)
     with RunStore(folder) as store:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ggufrope.container import pins
+from ggufrope.container.pins import FileChangedError, PinChecks, pin, pin_model, renewed
 from ggufrope.evals.task import Haystack, RulerSettings
-from ggufrope.runs import pins
 from ggufrope.runs.jobs import Selection
-from ggufrope.runs.pins import FileChangedError, PinChecks, pin, pin_model, renewed
 from ggufrope.runs.store import RunStore
 from tests.runs.test_driver import results, states
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from ggufrope._plain import decode
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.task import BaseKind, Haystack
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.thresholds import Thresholds
 from ggufrope.patching.request import ScalingName, ScalingRequest
 from ggufrope.runs.jobs import Selection, base_of, expand
 from ggufrope.runs.models import ModelFile, resolve_models
@@ -39,6 +40,8 @@ contexts = [8192, 4096]
 kv = ["f16", "q8_0/q4_0"]
 tasks = ["needle", "perplexity"]
 depths = 3
+samples = 1
+whole_prompts = 0
 seeds = [1, 2]
 scalings = ["file", { scaling = "yarn", factor = 4 }]
 
@@ -108,7 +111,7 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ("samples = 0", "samples 0 must be 1 or more"),
         ('haystack = { kind = "text" }', 'haystack: a haystack of kind "text" needs a file'),
         ('kv = ["f16", "f16/f16"]', "`kv` has 'f16' more than once"),
-        ("depths = 1000000000", "the plan has up to 1000000000 cells per model, at most 1000000"),
+        ("depths = 1000000000", "the plan has up to 4000000000 cells per model, at most 1000000"),
         (
             'scalings = [{ scaling = "yarn", beta_fast = inf }]',
             "scalings[0].beta_fast inf must be a finite number",
@@ -151,6 +154,56 @@ def test_a_name_is_that_of_the_folder() -> None:
     assert plan.folder_name == "Nacht 2 · später"
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"thresholds": Thresholds(divergence=0.1)}, "`divergence` needs `tasks` divergence"),
+        (
+            {"thresholds": Thresholds(recall=0.8), "tasks": ("ruler",)},
+            "`recall` needs `tasks` needle or passkey",
+        ),
+        ({"thresholds": Thresholds(top_ranked=0.9)}, "`top_ranked` needs `distractors`"),
+        (
+            {"thresholds": Thresholds(recall_share=0.9), "control": False},
+            "`recall_share` needs `control`",
+        ),
+        (
+            {"thresholds": Thresholds(require="yarm")},
+            "`require` yarm: no scaling of the plan; it has file",
+        ),
+        (
+            {"thresholds": Thresholds(require="file"), "tasks": ("kv-cache",)},
+            "`require` file: no threshold applies to `tasks` kv-cache",
+        ),
+        (
+            {"scalings": (ScalingRequest(scaling="ntk", beta_fast=16.0),)},
+            "`beta_fast` does not apply to `scaling` ntk",
+        ),
+        (
+            {"scalings": (ScalingRequest(scaling="file", factor=2.0),)},
+            "`factor` needs `scaling`",
+        ),
+        (
+            {"scalings": (ScalingRequest(scaling="file", from_config="c.json", factor=2.0),)},
+            "`from_config` gives the scheme: leave out `factor`",
+        ),
+    ],
+)
+def test_gates_and_parameters_of_nothing_are_refused(
+    settings: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(RequestError, match=re.escape(problem)):
+        RunPlan(**{"models": ("a",), "contexts": (256,), **settings})
+
+
+def test_default_limits_of_tasks_that_do_not_run_are_no_gates() -> None:
+    for task in ("kv-cache", "ruler", "needle"):
+        RunPlan(models=("a",), contexts=(256,), tasks=(task,))  # type: ignore[arg-type]
+    RunPlan(
+        models=("a",), contexts=(256,), tasks=("multikey",), thresholds=Thresholds(top_ranked=0.9)
+    )
+
+
 def test_many_seeds_are_checked_in_no_time() -> None:
     began = time.monotonic()
     RunPlan(models=("a",), contexts=(256,), depths=1, seeds=tuple(range(100_000)))
@@ -158,7 +211,9 @@ def test_many_seeds_are_checked_in_no_time() -> None:
 
 
 def test_thresholds_without_an_end_survive_being_written() -> None:
-    plan = replace(parse_plan(NIGHT), thresholds=Thresholds(divergence=math.inf))
+    night = parse_plan(NIGHT)
+    unlimited = Thresholds(divergence=math.inf)
+    plan = replace(night, tasks=(*night.tasks, "divergence"), thresholds=unlimited)
     assert parse_plan(format_plan(plan)) == plan
 
 
@@ -249,8 +304,8 @@ def test_the_identity_of_a_job_is_its_content_and_the_file() -> None:
     assert expand(plan, (other_file,))[0].id != first.id
     moved = ModelFile(name="a", path="elsewhere/a.gguf", file_size=1, header_sha256="a")
     assert expand(plan, (moved,))[0].id == first.id
-    isolated = parse_plan('mode = "isolated"\n' + NIGHT)
-    assert expand(isolated, models("a"))[0].id != first.id
+    whole = parse_plan('mode = "whole"\n' + NIGHT)
+    assert expand(whole, models("a"))[0].id != first.id
 
 
 def test_shards_are_disjoint_and_whole() -> None:
@@ -301,7 +356,7 @@ def test_models_of_one_name_are_named_by_path(tmp_path: Path) -> None:
 def test_models_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
     name = str(tmp_path / "a.gguf")
-    with pytest.raises(StorageError, match="no such file"):
+    with pytest.raises(StorageError, match="No such file"):
         resolve_models((str(tmp_path / "b.gguf"),), _identify)
     with pytest.raises(RequestError, match="matches no file"):
         resolve_models((str(tmp_path / "*.bin"),), _identify)
@@ -331,3 +386,52 @@ def test_what_a_setting_is_compared_with(
 ) -> None:
     found = base_of(kind, ScalingRequest(scaling=scaling), KvTypes.parse(kv))
     assert (found and f"{found[0].name} · {found[1]}") == base
+
+
+CONTROLLED = NIGHT.replace("seeds = [1, 2]", "seeds = [1]").replace('"perplexity"', '"passkey"')
+
+
+@pytest.mark.parametrize(
+    ("native", "scalings", "change", "expected"),
+    [
+        # Beyond the native context, of a file that is not scaled: the file as it stands.
+        (2048, ("file", "none"), {"scalings": '["yarn"]'}, ("file", 2048)),
+        # Within it, at the longest context of the plan.
+        (65536, ("file", "none"), {"scalings": '["yarn"]'}, ("file", 8192)),
+        # A patched file without its scaling.
+        (2048, ("none",), {}, ("none", 2048)),
+        # Measured anyway: the file as it stands, or without a scaling, at the native context.
+        (4096, ("file", "none"), {}, None),
+        (4096, ("file", "none"), {"scalings": '["none"]'}, None),
+        (4096, ("none",), {"scalings": '["none", "yarn"]'}, None),
+        # Another cache or another scaling is not the same.
+        (4096, ("file", "none"), {"kv": '["q8_0"]'}, ("file", 4096)),
+        (4096, ("none",), {"scalings": '["file"]'}, ("none", 4096)),
+        # No control.
+        (None, ("file",), {}, None),
+        (2048, ("file",), {"control": "false"}, None),
+        (100, ("file",), {}, None),
+    ],
+)
+def test_the_control_is_the_model_within_its_native_context(
+    native: int | None,
+    scalings: tuple[ScalingName, ...],
+    change: dict[str, str],
+    expected: tuple[str, int] | None,
+) -> None:
+    lines = [line for line in CONTROLLED.splitlines() if line.partition(" ")[0] not in change]
+    plan = parse_plan("\n".join([*(f"{key} = {value}" for key, value in change.items()), *lines]))
+    (model,) = models("a")
+    jobs = expand(plan, (replace(model, native_context=native, native_scalings=scalings),))
+    controls = [job for job in jobs if any(cell.control for cell in job.cells)]
+    if expected is None:
+        assert controls == []
+        return
+    assert [job.task for job in controls] == ["needle", "passkey"]
+    assert list(jobs[:2]) == controls
+    for job in controls:
+        assert str(job.kv) == "f16"
+        assert all(cell.control for cell in job.cells)
+        assert {(cell.scaling, cell.context_tokens) for cell in job.cells} == {expected}
+        assert len(job.cells) == 3
+    assert not any(cell.control for job in jobs[2:] for cell in job.cells)

@@ -49,7 +49,7 @@ def drive(folder: Path, *, opener: str = "open_model", workers: int = 1) -> list
 
 
 def test_several_workers_share_a_run(start: Start, scripted: ModuleType) -> None:
-    folder = start("sleeps 0.05", kv=("f32", "f16", "q8_0", "q4_0"), mode="isolated")
+    folder = start("sleeps 0.05", kv=("f32", "f16", "q8_0", "q4_0"), mode="whole")
     assert drive(folder, workers=2) == ["cell"] * 24
     with RunStore(folder) as store:
         assert {record.state for record in store.jobs()} == {"done"}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ggufrope import RunPlan, Thresholds, run
+from ggufrope import RunPlan, ScalingRequest, Thresholds, apply, plan_patch, run
 from ggufrope.errors import RequestError
 from ggufrope.evals.results import CellResult
 from ggufrope.report.record import report_of
 from ggufrope.runs.driver import ProcessTransport, open_run
 from ggufrope.runs.jobs import Selection
+from ggufrope.runs.models import identify
 from ggufrope.runs.plan import read_plan
 from ggufrope.runs.store import RunStore
 
@@ -23,7 +25,7 @@ def test_a_run_is_kept_and_found_again(nano: Path, tmp_path: Path) -> None:
     seen = []
     report = run(plan, tmp_path / "run", on_cell=seen.append)
     assert report.complete
-    assert [result.cell for result in seen] == [result.cell for result in report.cells]
+    assert {result.cell for result in seen} == {result.cell for result in report.cells}
     assert run(plan, tmp_path / "run", on_cell=seen.append).cells == report.cells
     assert len(seen) == len(report.cells)
 
@@ -33,6 +35,8 @@ def test_worker_processes_measure_what_this_process_does(nano: Path, tmp_path: P
         models=(str(nano),),
         contexts=(256,),
         depths=2,
+        samples=1,
+        whole_prompts=0,
         scalings=("file", "linear"),
         tasks=("needle", "perplexity"),
     )
@@ -66,9 +70,40 @@ def test_a_folder_holds_the_run_of_one_plan(
     assert run(plan, tmp_path / "run") == before
 
 
+def test_a_plan_with_a_value_that_no_file_can_have_is_refused(nano: Path, tmp_path: Path) -> None:
+    wrong: Any = {"mode": "isolated"}
+    plan = RunPlan(models=(str(nano),), contexts=(256,), **wrong)
+    with pytest.raises(RequestError, match="mode must be one of"):
+        run(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_touched_is_loaded_again(nano_copy: Path, tmp_path: Path) -> None:
+    plan = RunPlan(
+        models=(str(nano_copy),), contexts=(256, 512), depths=2, mode="whole", control=False
+    )
+    undisturbed = run(plan, tmp_path / "undisturbed")
+    seen: list[CellResult] = []
+
+    def on_cell(result: CellResult) -> None:
+        seen.append(result)
+        if len(seen) == 2:
+            os.utime(nano_copy)
+
+    report = run(plan, tmp_path / "run", on_cell=on_cell)
+    assert len(seen) == len(report.cells) == len(undisturbed.cells) > 3
+    assert [(r.cell, r.metrics) for r in report.cells] == [
+        (r.cell, r.metrics) for r in undisturbed.cells
+    ]
+
+
 def test_changed_thresholds_judge_anew_and_are_stored(nano: Path, tmp_path: Path) -> None:
     plan = RunPlan(
-        models=(str(nano),), contexts=(1024,), depths=2, thresholds=Thresholds(recall=0.0)
+        models=(str(nano),),
+        contexts=(1024,),
+        depths=2,
+        distractors=2,
+        thresholds=Thresholds(recall=0.0),
     )
     first = run(plan, tmp_path / "run")
     stricter = replace(plan, thresholds=Thresholds(recall=1.0, top_ranked=1.0), name="strict")
@@ -88,7 +123,14 @@ def test_changed_thresholds_judge_anew_and_are_stored(nano: Path, tmp_path: Path
 
 
 def test_a_share_of_a_run_is_judged_by_itself(nano: Path, tmp_path: Path) -> None:
-    plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1, kv=("f16", "q8_0"))
+    plan = RunPlan(
+        models=(str(nano),),
+        contexts=(256,),
+        depths=1,
+        samples=1,
+        whole_prompts=0,
+        kv=("f16", "q8_0"),
+    )
     for shard in (1, 2):
         report = run(plan, tmp_path / "run", selection=Selection(shard=shard, shards=2))
         assert report.complete
@@ -100,3 +142,15 @@ def test_a_selection_of_nothing_says_what_there_is(nano: Path, tmp_path: Path) -
     plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1)
     with pytest.raises(RequestError, match=r"no job matches kv=q4_0; there are kv=f16"):
         run(plan, tmp_path / "run", selection=Selection(only=("kv=q4_0",)))
+
+
+@pytest.mark.parametrize("scheme", ["linear", "ntk", "yarn"])
+def test_a_patched_file_knows_what_it_was_trained_for(
+    nano: Path, tmp_path: Path, scheme: str
+) -> None:
+    before = identify("nano", nano)
+    assert (before.native_context, before.native_scalings) == (256, ("file", "none"))
+    request = ScalingRequest(scaling=scheme, target_context=2048)  # type: ignore[arg-type]
+    apply(plan_patch(nano, request, output=tmp_path / "patched.gguf"))
+    after = identify("nano", tmp_path / "patched.gguf")
+    assert (after.native_context, after.native_scalings) == (256, ("none",))

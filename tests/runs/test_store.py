@@ -15,7 +15,7 @@ import pytest
 
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.results import CellResult
-from ggufrope.evals.verdict import Thresholds
+from ggufrope.evals.thresholds import Thresholds
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.driver import open_run
 from ggufrope.runs.plan import RunPlan, read_plan
@@ -68,12 +68,13 @@ def test_models_added_or_removed_under_a_glob_are_refused(start: Start, tmp_path
 
 
 def test_the_plan_that_counts_is_in_the_database(start: Start) -> None:
-    folder = start("", thresholds=Thresholds(recall=None, divergence=float("inf")))
+    unlimited = Thresholds(recall=None, divergence=float("inf"))
+    folder = start("", thresholds=unlimited, tasks=("needle", "divergence"), kv=("q8_0",))
     plan = read_plan(folder / "plan.toml")
     assert plan.thresholds.divergence == float("inf")
     (folder / "plan.toml").write_text("not a plan")
     with RunStore(folder) as store:
-        assert store.plan.thresholds == Thresholds(recall=None, divergence=float("inf"))
+        assert store.plan.thresholds == unlimited
         assert replace(store.plan, thresholds=plan.thresholds) == plan
 
 
@@ -123,7 +124,7 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path, start: Start) -> None:
 def test_a_database_of_another_format_is_refused(start: Start) -> None:
     folder = start("")
     change(folder, "UPDATE run SET format = 1")
-    with pytest.raises(StorageError, match="written in format 1, this version reads 3"):
+    with pytest.raises(StorageError, match="written in format 1, this version reads 4"):
         RunStore(folder)
 
 

@@ -53,6 +53,20 @@ def test_special_tokens_in_text_stay_text(model: Model) -> None:
     assert len(model.tokenize("<|im_end|>")) > 1
 
 
+def test_special_tokens_are_parsed_where_they_are_wanted(model: Model) -> None:
+    assert model.special_tokens == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    assert model.tokenize("<|im_end|>\n<|im_start|>", special=True) == [
+        *model.tokenize("<|im_end|>", special=True),
+        *model.tokenize("\n"),
+        *model.tokenize("<|im_start|>", special=True),
+    ]
+    assert model.tokenize("plain text", special=True) == model.tokenize("plain text")
+
+
+def test_a_chat_template_is_read_as_the_file_has_it(model: Model) -> None:
+    assert model.chat_template == read_header(model.path).get("tokenizer.chat_template")
+
+
 def test_overrides_take_effect_and_change_no_file(smollm2: Path) -> None:
     overrides = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
     with Model.open(smollm2, kv_overrides=overrides) as model:

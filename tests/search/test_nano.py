@@ -27,7 +27,7 @@ def test_searched_parameters_lose_less_than_yarn(nano: Path, tmp_path: Path) -> 
         finalists=2,
         samples=2,
         screening_samples=1,
-        holdout_samples=4,
+        holdout_samples=8,
         shared_factors=True,
     )
     backend = LlamaBackend(settings=RuntimeSettings(gpu_layers=0, threads=1))

@@ -101,8 +101,11 @@ def test_another_search_is_refused_with_what_differs(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"not json\n", b"[]\n", b'{"schema":1}\n', b'{"schema":NaN}\n', b"[" * 100_000 + b"\n"],
-    ids=["words", "list", "schema", "nan", "deep"],
+    [
+        *(b"not json\n", b"[]\n", b'{"schema":1}\n', b'{"schema":NaN}\n', b"[" * 100_000 + b"\n"),
+        *(b"no line end", b"two lines\nno line end", b'{"scheme"'),
+    ],
+    ids=["words", "list", "schema", "nan", "deep", "no line", "half a line", "of another"],
 )
 def test_a_file_that_is_no_record_is_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
@@ -130,6 +133,40 @@ def test_a_foreign_line_is_one_clear_error(path: Path, line: bytes, message: str
         stream.write(line + b"\n")
     with pytest.raises(StorageError, match=message):
         Record(path, IDENTITY)
+
+
+def test_a_first_line_cut_short_is_written_again(path: Path) -> None:
+    begun(path)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        begun(path)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes of POSIX")
+def test_a_link_or_a_pipe_under_its_name_is_refused(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_text("precious")
+    path.symlink_to(other)
+    with pytest.raises(StorageError, match=r"search\.jsonl"):
+        Record(path, IDENTITY)
+    assert other.read_text() == "precious"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StorageError, match="no regular file"):
+        Record(path, IDENTITY)
+
+
+@pytest.mark.parametrize("after", ["removed", "replaced"])
+def test_a_record_that_is_gone_ends_the_search(path: Path, after: str) -> None:
+    with Record(path, IDENTITY) as record:
+        path.unlink()
+        if after == "replaced":
+            path.write_text("")
+        with pytest.raises(StorageError, match=r"search\.jsonl"):
+            record.append("screening", "needle", Unscaled(), EVALUATION)
+        assert record.candidates == ()
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ggufrope._plain import encode
+from ggufrope.container.pins import FileChangedError
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
 from ggufrope.patching.inspection import read_model
 from ggufrope.patching.rotation import rotation_of
@@ -51,10 +54,12 @@ def searched(
     return run_search(read_model(model), plan, backend or StandInBackend(), folder=folder, **more)
 
 
-def comparable(result: SearchResult) -> SearchResult:
-    """A result without what the clock says."""
+def comparable(result: SearchResult) -> object:
+    """A result without what the clock says. The fake numbers its tokens as they come, and what it
+    does not recall depends on the number in the eighth digit."""
     history = tuple(replace(step, seconds=0.0) for step in result.history)
-    return replace(result, history=history, seconds=0.0, overhead_share=0.0)
+    timeless = replace(result, history=history, seconds=0.0, overhead_share=0.0)
+    return json.loads(json.dumps(encode(timeless)), parse_float=lambda text: round(float(text), 5))
 
 
 def test_finds_what_beats_yarn_and_says_so(model: Path, tmp_path: Path) -> None:
@@ -181,8 +186,53 @@ def test_other_weights_are_another_search(model: Path, tmp_path: Path) -> None:
     content = bytearray(model.read_bytes())
     content[-1] ^= 1
     model.write_bytes(content)
-    with pytest.raises(RequestError, match="another search: fingerprint was"):
+    with pytest.raises(RequestError, match="another search: sha256 was"):
         searched(model, tmp_path / "out")
+
+
+def test_a_model_exchanged_in_mid_search_ends_it(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whole = searched(model, tmp_path / "whole")
+    content = model.read_bytes()
+    other = content[:-1] + bytes([content[-1] ^ 1])
+    seen = 0
+
+    def watch(progress: SearchProgress) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 5:
+            model.with_name("other").write_bytes(other)
+            model.with_name("other").replace(model)
+
+    with pytest.raises(FileChangedError, match=r"model\.gguf has changed"):
+        searched(model, out, watch=watch)
+    assert len((out / "search.jsonl").read_text().splitlines()) == 1 + 5
+    with pytest.raises(RequestError, match="another search: sha256 was"):
+        searched(model, out)
+    model.write_bytes(content)
+    resumed = searched(model, out)
+    assert resumed.history[-1].loss == pytest.approx(whole.history[-1].loss, rel=1e-6)
+
+
+def test_a_model_that_was_only_touched_ends_it_too_and_it_goes_on(
+    model: Path, tmp_path: Path
+) -> None:
+    def watch(progress: SearchProgress) -> None:
+        if progress.candidate.number == 3:
+            os.utime(model)
+
+    with pytest.raises(FileChangedError, match=r"model\.gguf was touched .* to go on"):
+        searched(model, tmp_path / "out", watch=watch)
+    assert searched(model, tmp_path / "out").won
+
+
+def test_a_model_exchanged_after_its_header_was_read_is_refused(
+    model: Path, tmp_path: Path
+) -> None:
+    known = read_model(model)
+    write_model(model, architecture="qwen2")
+    with pytest.raises(FileChangedError, match="changed after its header was read"):
+        run_search(known, PLAN, StandInBackend(), folder=tmp_path / "out")
 
 
 def test_a_budget_ends_the_screening_and_the_rest_is_done(model: Path, tmp_path: Path) -> None:

@@ -50,10 +50,17 @@ class Draft:
     most: int | None = None
     example: str = ""
 
-    def text(self, wording: Wording, units: int) -> str:
-        """Return everything the model reads, up to where the answer begins."""
-        prompt = wording.prompt.format(context=self.context(units), **self.fields)
-        return self.example + prompt + wording.prefix.format(**self.fields)
+    def prompt(self, wording: Wording, units: int) -> str:
+        """Return everything the model reads before the prefix of the answer."""
+        return self.example + wording.prompt.format(context=self.context(units), **self.fields)
+
+    def prefix(self, wording: Wording) -> str:
+        """Return the beginning of the answer, which the model continues."""
+        return wording.prefix.format(**self.fields)
+
+    def solved(self, wording: Wording, units: int, answer: str) -> str:
+        """Return the draft with its answer, as an example that goes before another."""
+        return f"{self.prompt(wording, units)}{self.prefix(wording)} {answer}\n\n"
 
 
 def largest_fitting(
@@ -160,7 +167,7 @@ def variable_tracking(wording: Wording, rng: Random) -> Draft:
     """
     names = _names(rng, 2 * (HOPS + 1))
     example = _chain(wording, rng, names[: HOPS + 1])
-    solved = f"{example.text(wording, _CHAIN_EXAMPLE_UNITS)} {', '.join(example.answers)}\n\n"
+    solved = example.solved(wording, _CHAIN_EXAMPLE_UNITS, ", ".join(example.answers))
     wanted = _chain(wording, rng, names[HOPS + 1 :])
     return Draft(
         context=wanted.context, fields=wanted.fields, answers=wanted.answers, example=solved
@@ -203,7 +210,7 @@ def common_words(wording: Wording, rng: Random, length: int) -> Draft:
     repeats = (30, 3) if length >= _SHORT_LENGTH else (6, 1)
     common = every[own : own + COMMON]
     wanted = _listed(wording, rng, common, every[own + COMMON :], repeats)
-    solved = f"{example.text(wording, _WORDS_EXAMPLE_UNITS)} {_answer(example.answers)}\n\n"
+    solved = example.solved(wording, _WORDS_EXAMPLE_UNITS, _answer(example.answers))
     return Draft(context=wanted.context, fields={}, answers=wanted.answers, example=solved)
 
 

@@ -6,13 +6,14 @@ it may get fill the length, and its score is the share of the right answers in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from random import Random
 
 from ggufrope.errors import BackendError, RequestError
+from ggufrope.evals.formats import PromptFormat, prompt_format
 from ggufrope.evals.results import Cell, CellResult, Metric
 from ggufrope.evals.ruler.drafts import (
     Draft,
@@ -34,7 +35,6 @@ from ggufrope.evals.task import (
     TaskSettings,
 )
 from ggufrope.evals.trunk import Trunk, common_prefix
-from ggufrope.lm import LanguageModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,26 +68,35 @@ class RulerSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RulerSample:
-    """The prompt of one cell in tokens, and the right answers."""
+    """The prompt of one cell in tokens, and the right answers.
+
+    A prompt that does not fit the length with its answer is the shortest that there is.
+    """
 
     cell: Cell
     spec: RulerSpec
     prompt: tuple[int, ...]
     answers: tuple[str, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt and of the longest answer that it may get."""
+        return len(self.prompt) + self.spec.output_tokens
+
+    @property
+    def fits(self) -> bool:
+        return self.tokens <= self.cell.context_tokens
+
 
 def samples(
-    model: LanguageModel, cells: Iterable[Cell], source: RulerSource
+    form: PromptFormat, cells: Iterable[Cell], source: RulerSource
 ) -> Iterator[RulerSample]:
-    """Yield the sample of each cell, in order.
-
-    Raises RequestError where a length is too short for a task or a template is invalid.
-    """
+    """Yield the sample of each cell, in order. Raises RequestError where a template is invalid."""
     wordings = wordings_of(source.templates)
     for cell in cells:
         spec = BY_NAME[cell.part or ""]
         draft = _draft(spec, cell, source, wordings[spec.name])
-        yield _sized(model, spec, cell, draft, wordings[spec.name])
+        yield _sized(form, spec, cell, draft, wordings[spec.name])
 
 
 def _draft(spec: RulerSpec, cell: Cell, source: RulerSource, wording: Wording) -> Draft:
@@ -107,25 +116,25 @@ def _draft(spec: RulerSpec, cell: Cell, source: RulerSource, wording: Wording) -
 
 
 def _sized(
-    model: LanguageModel, spec: RulerSpec, cell: Cell, draft: Draft, wording: Wording
+    form: PromptFormat, spec: RulerSpec, cell: Cell, draft: Draft, wording: Wording
 ) -> RulerSample:
-    """Return the draft with as many units as fit beside the answer."""
+    """Return the draft with as many units as fit beside the answer, at least its least."""
 
-    def tokens(units: int) -> list[int]:
-        return model.tokenize(draft.text(wording, units), beginning=True)
+    def prompt(units: int) -> tuple[int, ...]:
+        return form.prompt(draft.prompt(wording, units), draft.prefix(wording))
 
     units = largest_fitting(
-        lambda units: len(tokens(units)),
+        lambda units: len(prompt(units)),
         cell.context_tokens - spec.output_tokens,
         least=draft.least,
         most=draft.most,
     )
-    if units is None:
-        raise RequestError(
-            f"{cell.context_tokens} tokens are too few for the RULER task {spec.name}: the "
-            f"shortest prompt and answer take {len(tokens(draft.least)) + spec.output_tokens}"
-        )
-    return RulerSample(cell=cell, spec=spec, prompt=tuple(tokens(units)), answers=draft.answers)
+    return RulerSample(
+        cell=cell,
+        spec=spec,
+        prompt=prompt(draft.least if units is None else units),
+        answers=draft.answers,
+    )
 
 
 def answering_tokens(every: Iterable[RulerSample]) -> int:
@@ -141,7 +150,7 @@ def answering_tokens(every: Iterable[RulerSample]) -> int:
 
 def _places(settings: TaskSettings, lengths: Lengths) -> Iterator[Coordinates]:
     contexts, parts = sorted(lengths.contexts), settings.ruler.parts
-    for context, part, sample in product(contexts, parts, range(settings.samples)):
+    for context, part, sample in product(contexts, parts, range(settings.samples or 1)):
         yield Coordinates(context_tokens=context, part=part, sample=sample)
 
 
@@ -150,14 +159,43 @@ def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
 
 
 def _run(request: TaskRequest) -> Iterator[CellResult]:
-    source = RulerSource.read(request.settings.ruler, request.seed)
-    request.plan_tokens(answering_tokens(samples(request.model, request.todo, source)))
+    """Yield first the cells that are too short, found before anything is evaluated."""
+    settings = request.settings
+    form = prompt_format(request.model, settings.format, settings.thinking)
+    source = RulerSource.read(settings.ruler, request.seed)
+    unfit: dict[Cell, RulerSample] = {}
+
+    def fitting() -> Iterator[RulerSample]:
+        left = [cell for cell in request.todo if cell not in unfit]
+        for sample in samples(form, left, source):
+            if sample.fits:
+                yield sample
+            else:
+                unfit[sample.cell] = sample
+
+    request.plan_tokens(answering_tokens(fitting()))
+    yield from _skipped(unfit.values())
     with Trunk(request.open_context, request.contexts[-1], progress=request.progress) as trunk:
-        for sample in samples(request.model, request.todo, source):
-            yield _answer(request, trunk, sample)
+        for sample in fitting():
+            yield _answer(request, trunk, sample, form)
 
 
-def _answer(request: TaskRequest, trunk: Trunk, sample: RulerSample) -> CellResult:
+def _skipped(unfit: Collection[RulerSample]) -> Iterator[CellResult]:
+    """Yield the results of samples that do not fit, with one reason for all of a length."""
+    needed: dict[int, dict[str, int]] = {}
+    for sample in unfit:
+        most = needed.setdefault(sample.cell.context_tokens, {})
+        most[sample.spec.name] = max(sample.tokens, most.get(sample.spec.name, 0))
+    for sample in unfit:
+        length = sample.cell.context_tokens
+        tasks = ", ".join(f"{name} ({tokens})" for name, tokens in needed[length].items())
+        reason = f"{length} tokens are too few for the shortest prompt and its answer of {tasks}"
+        yield CellResult(cell=sample.cell, status="skipped", reason=reason)
+
+
+def _answer(
+    request: TaskRequest, trunk: Trunk, sample: RulerSample, form: PromptFormat
+) -> CellResult:
     """Return what the model generates after the prompt, and its score."""
     output, reason, score = "", None, None
     try:
@@ -176,7 +214,7 @@ def _answer(request: TaskRequest, trunk: Trunk, sample: RulerSample) -> CellResu
         status="ok" if reason is None else "error",
         reason=reason,
         metrics=(Metric(name="score", value=score),),
-        notes=(("output", output), ("answers", ", ".join(sample.answers))),
+        notes=(("output", output), ("answers", ", ".join(sample.answers)), *form.notes),
         prompt_tokens=len(sample.prompt),
     )
 

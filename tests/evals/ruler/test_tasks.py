@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from ggufrope.errors import RequestError
+from ggufrope.evals.formats import PromptFormat, prompt_format
 from ggufrope.evals.results import Cell, CellResult
 from ggufrope.evals.ruler.drafts import coded_words, common_words, niah, variable_tracking
 from ggufrope.evals.ruler.qa import read_hotpotqa, read_squad
@@ -20,6 +21,7 @@ from ggufrope.evals.ruler.wording import OURS, our_wording
 from ggufrope.evals.task import RulerSettings, TaskSettings
 from ggufrope.runtime.fake import FakeModel
 from tests.evals.bench import Bench, cells_of, refusing
+from tests.evals.chat_templates import CHATML
 
 RECALLABLE = {"niah": {"prefix": "\nAnswer: The secret {kind} of {query} is"}}
 """Wording that repeats the needle, which is what the fake model goes by."""
@@ -96,7 +98,7 @@ def drawn(
         for number in range(count)
     ]
     model = FakeModel()
-    found = list(samples(model, cells, source or RulerSource(seed=seed)))
+    found = list(samples(PromptFormat(model=model), cells, source or RulerSource(seed=seed)))
     assert [sample.cell for sample in found] == cells
     return [(sample, model.detokenize(sample.prompt)) for sample in found]
 
@@ -135,6 +137,26 @@ def test_a_model_that_recalls_scores_full_on_single_needles(recallable: str) -> 
     for result in results:
         notes = dict(result.notes)
         assert notes["answers"] in notes["output"]
+
+
+def test_chat_models_are_asked_in_their_template(recallable: str) -> None:
+    bench = Bench()
+    bench.model = FakeModel(chat_template=CHATML)
+    settings = RulerSettings(tasks=("niah_single_1", "niah_multikey_1"), templates=recallable)
+    results = bench.run(RULER, contexts=(600, 1024), samples=2, ruler=settings)
+    assert [result.value("score") for result in results] == [1.0] * 8
+    for result in results:
+        assert dict(result.notes)["format"] == "chat"
+        used = (result.prompt_tokens or 0) + 128
+        assert result.cell.context_tokens - 25 < used <= result.cell.context_tokens
+    (sample,) = samples(prompt_format(bench.model), [results[0].cell], RulerSource())
+    text = bench.model.detokenize(sample.prompt)
+    assert re.fullmatch(
+        r"<s><\|im_start\|>user\nSomewhere in the following text .*Question: [^\n]*"
+        r"<\|im_end\|>\n<\|im_start\|>assistant\nAnswer: The secret number of .* is",
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def test_a_model_that_sees_little_does_not(recallable: str) -> None:
@@ -232,8 +254,7 @@ def test_same_seed_same_prompts() -> None:
 def test_finished_samples_are_not_measured_again() -> None:
     settings = RulerSettings(tasks=("vt", "fwe"))
     whole = Bench().run(RULER, contexts=(600,), samples=2, ruler=settings)
-    done = [result.cell for result in whole[:3]]
-    rest = Bench().run(RULER, contexts=(600,), samples=2, ruler=settings, done=done)
+    rest = Bench().run(RULER, contexts=(600,), samples=2, ruler=settings, done=whole[:3])
     assert [result.prompt_tokens for result in rest] == [whole[3].prompt_tokens]
     assert dict(rest[0].notes)["answers"] == dict(whole[3].notes)["answers"]
     assert [(result.cell.part, result.cell.sample) for result in rest] == [("fwe", 1)]
@@ -280,12 +301,29 @@ def test_a_question_task_needs_its_data() -> None:
         drawn("qa_1", length=1024)
 
 
-def test_a_length_too_short_is_refused_before_anything_runs() -> None:
+def test_a_task_that_does_not_fit_a_length_is_skipped_and_the_others_are_measured() -> None:
+    settings = RulerSettings(tasks=("niah_single_1", "niah_single_3"))
+    results = Bench().run(RULER, contexts=(195, 400), ruler=settings)
+    assert [(r.cell.part, r.cell.context_tokens, r.status) for r in results] == [
+        ("niah_single_3", 195, "skipped"),
+        ("niah_single_1", 195, "ok"),
+        ("niah_single_1", 400, "ok"),
+        ("niah_single_3", 400, "ok"),
+    ]
+    skipped, *measured = results
+    assert skipped.reason == (
+        "195 tokens are too few for the shortest prompt and its answer of niah_single_3 (217)"
+    )
+    assert not skipped.metrics
+    assert all(result.value("score") is not None for result in measured)
+
+
+def test_what_does_not_fit_is_found_before_anything_runs() -> None:
     bench = Bench()
-    with pytest.raises(
-        RequestError, match="150 tokens are too few for the RULER task niah_single_1"
-    ):
-        bench.run(RULER, contexts=(150,))
+    results = bench.run(RULER, contexts=(150,))
+    assert {result.status for result in results} == {"skipped"}
+    (reason,) = {result.reason for result in results}  # one line for a whole length
+    assert "niah_single_1 (195), niah_single_2 (" in (reason or "")
     assert not bench.contexts
 
 

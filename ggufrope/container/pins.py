@@ -3,7 +3,8 @@
 A file is pinned by its SHA-256 before anything is measured with it, together with what the
 operating system says of it. While that stays the same the content is taken to be the same; where
 it differs the file is read and hashed again. Every worker checks the pins of a job before it begins
-and again before each result leaves it, so that no run mixes two contents of one file.
+and again before each result leaves it, and a search those of its model before it keeps a candidate,
+so that neither mixes two contents of one file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope._files import sha256_of, storage
 from ggufrope.container.shards import shard_paths
@@ -19,6 +20,9 @@ from ggufrope.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+FileState: TypeAlias = tuple[int, ...]
+"""Size, times, inode and device of a file; `()` for one that could not be read."""
 
 _TICK_NS = 20_000_000
 """Longer than a tick of the clock that file systems write times with."""
@@ -30,15 +34,14 @@ class FileChangedError(StorageError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """A file and its content. `state` is size, times, inode and device, `()` for a file that could
-    not be read; its `sha256` is then empty."""
+    """A file and its content. `sha256` is empty for a file that could not be read."""
 
     path: str
     sha256: str
-    state: tuple[int, ...]
+    state: FileState
 
 
-def file_state(path: Path) -> tuple[int, ...]:
+def file_state(path: Path) -> FileState:
     """Return what changes whenever a file is written or exchanged. Raises StorageError."""
     with storage("read", path):
         status = path.stat()
@@ -107,7 +110,16 @@ class PinChecks:
     def __init__(self) -> None:
         self._renewed: dict[Pin, Pin] = {}
 
-    def check(self, pins: Iterable[Pin]) -> None:
-        """Raise FileChangedError where a file has another content, StorageError where none."""
+    def check(self, pins: Iterable[Pin]) -> Path | None:
+        """Return a file that was touched since the last check, None where none was.
+
+        It has the same content again; what was read of it in between may have been another. Raises
+        FileChangedError where a file has another content, StorageError where none.
+        """
+        touched = None
         for each in pins:
-            self._renewed[each] = renewed(self._renewed.get(each, each))
+            before = self._renewed.get(each, each)
+            self._renewed[each] = now = renewed(before)
+            if now is not before:
+                touched = Path(each.path)
+        return touched

@@ -1,0 +1,158 @@
+"""The result of a search as a page, a picture and Markdown."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from ggufrope._format import duration
+from ggufrope.report import charts
+from ggufrope.report.html import render
+from ggufrope.report.overview import bullets, code_block, markdown_table, plain
+from ggufrope.report.pictures import framed
+from ggufrope.report.views import Series
+
+if TYPE_CHECKING:
+    from ggufrope.report.charts import Spec
+    from ggufrope.report.html import Draw
+    from ggufrope.report.tables import Content
+    from ggufrope.search.holdout import Comparison, SchemeScore
+    from ggufrope.search.result import SearchResult
+
+_FACTORS = "What each pair of dimensions is divided by"
+_LOSSES = "Loss of the candidates of the screening"
+_HEADS = ("scheme", "recall", "loss ± standard error, nat per token")
+
+
+def to_html(result: SearchResult) -> str:
+    """Return the result as one HTML document without script.
+
+    Raises MissingDependencyError without the `report` extra.
+    """
+    return render("search", lambda draw: _page(result, draw))
+
+
+def to_markdown(result: SearchResult) -> str:
+    """Return what the search found as Markdown: the conclusion, the holdout, and how to go on."""
+    comparison = result.holdout[0]
+    return "\n\n".join(
+        (
+            f"## {plain(_title(result))}",
+            bullets(_conclusion(result)),
+            markdown_table(_HEADS, _rows(comparison)),
+            plain(_difference(comparison)),
+            code_block((result.patch_command,)),
+            plain(_lead(result)) + "\n",
+        )
+    )
+
+
+def picture(result: SearchResult) -> Spec:
+    """Return the picture of the search: what each scheme divides the frequencies by."""
+    drawn = [
+        {**_factors(result), "title": _FACTORS},
+        {**_losses(result), "title": _LOSSES},
+    ]
+    return framed(_title(result), _conclusion(result), drawn, foot=_lead(result))
+
+
+def _page(result: SearchResult, draw: Draw) -> Content:
+    badge = ("pass", "The search wins") if result.won else ("open", "Keep YaRN")
+    flags = " ".join(result.flags)
+    return {
+        "title": _title(result),
+        "lead": _lead(result),
+        "badge": {"style": badge[0], "text": badge[1]},
+        "conclusion": _conclusion(result),
+        "keep": (result.patch_command, *([f"# at run time: {flags}"] if flags else [])),
+        "charts": [
+            {"title": _FACTORS, "svg": draw(_factors(result), f"{_FACTORS}: {result.file}")},
+            {"title": _LOSSES, "svg": draw(_losses(result), f"{_LOSSES}: {result.file}")},
+        ],
+        "comparisons": [
+            {
+                "title": f"{what}, {comparison.fitness}",
+                "heads": [_HEADS[0], *({"text": head, "style": "number"} for head in _HEADS[1:])],
+                "rows": [
+                    [name, *({"text": value, "style": "number"} for value in values)]
+                    for name, *values in _rows(comparison)
+                ],
+                "text": _difference(comparison),
+            }
+            for what, comparisons in (
+                ("Holdout", result.holdout),
+                ("Short contexts", result.short_context),
+            )
+            for comparison in comparisons
+        ],
+        "searched": "" if result.won else result.searched_command,
+        "settings": json.dumps(result.search, indent=1),
+        "footer": f"Search schema {result.schema}.",
+    }
+
+
+def _title(result: SearchResult) -> str:
+    return f"{result.file}: a search for {result.rotation.target_context:,} tokens"
+
+
+def _lead(result: SearchResult) -> str:
+    native = result.rotation.original_context
+    return (
+        f"Original context {native:,} tokens. {len(result.history):,} candidates in "
+        f"{duration(result.seconds)}."
+    )
+
+
+def _conclusion(result: SearchResult) -> tuple[str, ...]:
+    warning = "Quality within the original context dropped: see the short contexts."
+    return (result.conclusion, *([] if result.short_context_passed else [warning]))
+
+
+def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    return [(score.name, *_score(score)) for score in comparison.scores]
+
+
+def _score(score: SchemeScore) -> tuple[str, str]:
+    share, loss = score.recall, score.loss
+    recall = "–"
+    if share is not None and share.value is not None:
+        recall = f"{share.value:.1%} ({share.low or 0:.1%} – {share.high or 0:.1%}) of {share.n:,}"
+    if loss.value is None or loss.standard_error is None:
+        return recall, "–" if loss.value is None else f"{loss.value:.4f}"
+    return recall, f"{loss.value:.4f} ± {loss.standard_error:.4f}"
+
+
+def _difference(comparison: Comparison) -> str:
+    found = comparison.difference
+    return (
+        f"{comparison.scores[0].name} against {comparison.against}: {found.value:+.4f} nat per "
+        f"token (95 %: {found.low:+.4f} to {found.high:+.4f}), {found.verdict}"
+    )
+
+
+def _factors(result: SearchResult) -> Spec:
+    series = {
+        curve.name: [(float(pair), factor) for pair, factor in enumerate(curve.factors, 1)]
+        for curve in result.curves
+    }
+    return _lines(series, x="pair of dimensions, fast to slow", y="divided by")
+
+
+def _losses(result: SearchResult) -> Spec:
+    screened = [
+        (float(step.number), step.loss) for step in result.history if step.stage == "screening"
+    ]
+    return _lines({"screening": screened}, x="candidate", y="loss, nat per token")
+
+
+def _lines(series: dict[str, list[tuple[float, float]]], *, x: str, y: str) -> Spec:
+    return charts.lines(
+        [
+            Series(model="", scaling=name, kv="", points=tuple(points))
+            for name, points in series.items()
+        ],
+        {"scaling": list(series), "kv": [""]},
+        x=x,
+        y=y,
+        tokens=False,
+    )
