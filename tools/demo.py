@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 NANO = Path("fixtures/nano.gguf")
-NANO_OPTIONS = ("--target-ctx", "2048", "--haystack", "noise")
+NANO_OPTIONS = ("--ctx", "512,2048", "--haystack", "noise")
 REAL_OPTIONS = (
     *("--scaling", "none,yarn", "--ctx", "4096,12288"),
     *("--samples", "1", "--whole-prompts", "0", "--no-control"),
