@@ -38,9 +38,9 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
         require_formats(plan)
         store = cleanup.enter_context(open_run(plan, out))
         tell_rejudged(store)
-        tell_too_few(plan, view)
         jobs = [entry.job for entry in store.jobs() if entry.state == "pending"]
         announce(store, jobs)
+        tell_too_few(plan, view)
         with answering(out, view), RunBar(len(jobs)) as bar:
             drive(store, InlineTransport(open_model, on_job=bar.begin, progress=bar.advance))
 
@@ -69,11 +69,11 @@ def carry_out_batch(
     require_formats(plan)
     with open_run(plan, folder) as store:
         tell_rejudged(store)
-        tell_too_few(plan, view)
         if retry_failed:
             store.retry_failed()
         jobs = selection.choose(tuple(entry.job for entry in store.jobs()))
         announce(store, jobs)
+        tell_too_few(plan, view)
         left = sum(len(job.cells) - len(store.results_of(job)) for job in jobs)
         transport = (
             RayTransport(address=os.environ.get("RAY_ADDRESS")) if ray else ProcessTransport()

@@ -18,7 +18,7 @@ from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
 
-GRID = NeedlePlan(lengths=(192, 320), depths=(0, 50, 100), distractors=2)
+GRID = NeedlePlan(lengths=(192, 320), depths=(0, 50, 100), distractors=2, format="completion")
 
 
 @pytest.fixture(scope="module")

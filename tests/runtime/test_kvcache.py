@@ -105,10 +105,10 @@ def test_latent_attention_needs_equal_types(tmp_path: Path) -> None:
         models=(str(path),), contexts=(256,), depths=1, kv=("f16", "q8_0/q4_0"), control=False
     )
     cells = run(plan, tmp_path / "run").cells
-    assert [(str(cell.cell.kv), cell.status) for cell in cells] == [
+    assert {(cell.cell.kv, cell.status) for cell in cells if cell.status != "skipped"} == {
         ("f16", "ok"),
         ("q8_0/q4_0", "unsupported"),
-    ]
+    }
 
 
 def test_a_context_that_is_only_sized_agrees_with_one_that_is_made(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_report_has_every_cache_type(tmp_path: Path) -> None:
     assert [cache.type_k for cache in described.caches] == list(CACHE_TYPES)
     assert all(cache.refusal is None for cache in described.caches)
     assert described.free_bytes["CPU"] > 0
-    assert described.can_offload or any("GGML_CUDA" in line for line in described.advice)
+    assert described.advice == ()
 
 
 SIZE_LINE = "llama_kv_cache: size =    1.00 MiB (   256 cells,   2 layers, 64/1 seqs)"

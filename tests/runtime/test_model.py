@@ -156,7 +156,9 @@ def test_a_refused_load_quotes_llama_cpp(tmp_path: Path) -> None:
 def test_options_that_need_a_gpu_are_refused_without_one(
     smollm2: Path, option: dict[str, Any]
 ) -> None:
-    with pytest.raises(MissingDependencyError, match="GGML_CUDA"):
+    with pytest.raises(
+        MissingDependencyError, match="cannot use a GPU; `ggufrope doctor` has the command"
+    ):
         Model.open(smollm2, **option)
 
 
