@@ -18,7 +18,7 @@ from pathlib import Path
 NANO = Path("fixtures/nano.gguf")
 NANO_OPTIONS = ("--ctx", "512,2048", "--haystack", "noise")
 REAL_OPTIONS = (
-    *("--scaling", "none,yarn", "--ctx", "4096,12288"),
+    *("--scaling", "none,yarn", "--target-ctx", "16384", "--ctx", "4096,12288"),
     *("--samples", "1", "--whole-prompts", "0", "--no-control"),
 )
 

@@ -11,6 +11,7 @@ import re
 import textwrap
 from base64 import b64encode
 from contextlib import suppress
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from ggufrope._format import html_table, html_text
@@ -59,10 +60,16 @@ def picture(report: RunReport) -> Spec:
         view.title,
         view.conclusion,
         drawn,
-        columns=max(1, _WIDTH // (contexts * _STEP + _AXIS)) if maps else 2,
+        columns=_balanced(len(drawn), _WIDTH // (contexts * _STEP + _AXIS)) if maps else 2,
         key=[_key()] if maps else [],
         foot=" · ".join(view.facts[1:]),
     )
+
+
+def _balanced(count: int, most: int) -> int:
+    """Return the columns for so many charts, `most` side by side, in rows that are equally full."""
+    rows = ceil(count / max(1, most))
+    return ceil(count / max(1, rows))
 
 
 def framed(
