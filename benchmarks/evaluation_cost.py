@@ -92,14 +92,20 @@ def main() -> int:
         type=int,
         help="whole prompts at this many depths only; prompts of a length are equally long",
     )
+    parser.add_argument(
+        "--deep", type=int, help="only: 40 needles spliced at this length, beside its bare prefill"
+    )
     options = parser.parse_args()
-    n_ctx, chunks, longest = options.ctx, options.chunks, max(options.lengths)
+    n_ctx, chunks, longest = options.ctx, options.chunks, options.deep or max(options.lengths)
     with closing(open_model(options.model, RuntimeSettings(threads=options.threads))) as subject:
         model, trial = subject.model, ScalingRequest(scaling=options.scheme)
         plain, quantized = (
             subject.contexts(trial, KvTypes(k=kind, v=kind), largest=longest)
             for kind in ("f16", "q8_0")
         )
+        if options.deep is not None:
+            deep_needles(model, plain, options.deep)
+            return 0
         read = partial(bare, model, n_ctx=n_ctx, chunks=chunks)
         read(plain, skip=0)
 
@@ -117,6 +123,18 @@ def main() -> int:
         plan = NeedlePlan(lengths=tuple(options.lengths), depths=depths)
         compare_grids(model, plain, plan, sampled=options.sampled)
     return 0
+
+
+def deep_needles(model: LanguageModel, open_context: OpenContext, length: int) -> None:
+    """Print what 40 needles add to one prefill."""
+    depths = tuple(100 * i / 7 for i in range(8))
+    plan = NeedlePlan(lengths=(length,), depths=depths, samples=5)
+    asker, haystack = Asker(model, plan), NeedleGrid(model, plan).haystack(length)
+    with Trunk(open_context, length) as trunk:
+        _, bare_prefill = timed(lambda: trunk.move_to(haystack))
+        scores, asking = timed(lambda: list(asker.spliced(trunk, plan.points)))
+    report(f"{len(scores)} needles : bare prefill", asking, bare_prefill)
+    show("spliced", {score.point: score for score in scores})
 
 
 def compare_grids(
