@@ -56,13 +56,15 @@ class Control:
 class Needles:
     """The needles of one task at one length, and those they are compared with.
 
-    `per_sample` is how many a further sample would add. `whole_prompts` is how many whole prompts
-    are asked at most, None where each needle is one.
+    `is_control` is whether they are themselves what others are compared with: no share of their own
+    recall is judged. `per_sample` is how many a further sample would add. `whole_prompts` is how
+    many whole prompts are asked at most, None where each needle is one.
     """
 
     place: Place
     cells: tuple[RecallCell, ...]
     control: Control | None = None
+    is_control: bool = False
     per_sample: int = 1
     whole_prompts: int | None = None
 
@@ -170,7 +172,7 @@ def _checks(evidence: Evidence, at: Thresholds) -> Iterator[Check]:
         no_score = unscored.get(needles.place)
         if at.recall is not None:
             yield _recall(needles, at.recall, no_score)
-        if at.recall_share is not None:
+        if at.recall_share is not None and not needles.is_control:
             yield _recall_share(needles, at.recall_share, no_score)
     for reading in evidence.readings:
         if (limit := getattr(at, reading.limit)) is not None:
@@ -261,11 +263,14 @@ def _recall_share(needles: Needles, minimum: float, no_score: str | None) -> Che
         decide = "a run, or a share of it, that has the control"
         return _check("recall_share", place, "undecided", reason, threshold=minimum, decide=decide)
     known = recall.estimate(control.cells, error=recall.SHARE_ERROR)
+    if known.value is None:
+        reason = f"{words}: {control.words} the unscaled model has no score to compare it with"
+        return _check("recall_share", place, "undecided", reason, threshold=minimum)
     found = recall.share(needles.cells, known)
     outcome = recall.outcome(found, minimum)
     share = "no share" if found.value is None else f"{found.value:.1%}"
     words += (
-        f": {share} of the {found.control.value:.1%} {control.words} (required: at least "
+        f": {share} of the {known.value:.1%} {control.words} (required: at least "
         f"{minimum:.1%}); {found.recall.evidence}"
     )
     return _check(

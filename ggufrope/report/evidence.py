@@ -159,6 +159,7 @@ def _evidence(
                 place=row.place,
                 cells=recall_cells(row.results),
                 control=_control(row, controls.get((model.name, row.axes.task)), model),
+                is_control=controls.get((model.name, row.axes.task)) is row,
                 per_sample=len(plan.depth_percents),
                 whole_prompts=plan.whole_prompts if plan.mode == "spliced" else None,
             )

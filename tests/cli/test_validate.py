@@ -313,3 +313,9 @@ def test_an_unwritable_folder(cli: Call, nano: Path, tmp_path: Path) -> None:
     outcome = cli("validate", nano, "--ctx", "256", "--out", tmp_path / "file" / "run")
     assert outcome.code == 3
     assert outcome.err.count("\n") == 1
+
+
+def test_no_share_of_its_own_recall_is_judged(cli: Call, nano: Path) -> None:
+    outcome = cli("validate", nano, "--ctx", "256", *ENOUGH, "--min-recall-share", "0.9", "--json")
+    assert outcome.code == 0
+    assert [check["name"] for check in outcome.json["verdict"]["checks"]] == ["recall"]
