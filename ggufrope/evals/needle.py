@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 
 from ggufrope.errors import BackendError
+from ggufrope.evals.needle_kinds import PlanNeedle
 from ggufrope.evals.needle_prompts import (
     GridPoint,
     NeedleGrid,
@@ -293,6 +294,14 @@ def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
 
 
 def _run_needle(request: TaskRequest) -> Iterator[CellResult]:
+    return _run(request, request.settings.needle)
+
+
+def _run_passkey(request: TaskRequest) -> Iterator[CellResult]:
+    return _run(request, "passkey")
+
+
+def _run(request: TaskRequest, needle: PlanNeedle) -> Iterator[CellResult]:
     settings = request.settings
     file = settings.haystack.file
     plan = NeedlePlan(
@@ -300,25 +309,10 @@ def _run_needle(request: TaskRequest) -> Iterator[CellResult]:
         depths=settings.depth_percents,
         samples=settings.needle_samples,
         seed=request.seed,
-        needle=settings.needle,
+        needle=needle,
         value=settings.value,
         haystack=settings.haystack.kind,
         text=None if file is None else read_text(Path(file)).content,
-        distractors=settings.distractors,
-        format=settings.format,
-        thinking=settings.thinking,
-    )
-    return _Grid(request, plan).fill()
-
-
-def _run_passkey(request: TaskRequest) -> Iterator[CellResult]:
-    settings = request.settings
-    plan = NeedlePlan(
-        lengths=request.contexts,
-        depths=settings.depth_percents,
-        samples=settings.needle_samples,
-        seed=request.seed,
-        needle="passkey",
         distractors=settings.distractors,
         format=settings.format,
         thinking=settings.thinking,
