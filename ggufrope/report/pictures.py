@@ -51,7 +51,10 @@ def to_png(picture: Spec, *, scale: float = 2.0) -> bytes:
 def picture(report: RunReport) -> Spec:
     """Return the picture of a run. Raises RequestError where nothing of it can be drawn."""
     view = overview(report)
-    maps = sorted(views.heatmaps(report), key=lambda each: views.HEATMAP_TASKS.index(each.task))
+    maps = sorted(
+        views.heatmaps(report),
+        key=lambda each: views.HEATMAP_TASKS.index(each.task.partition(" ")[0]),
+    )
     drawn = [_map(each, report) for each in maps] or list(_charts(report))
     if not drawn:
         raise RequestError("nothing of this run can be drawn: it has no needles and no curves")

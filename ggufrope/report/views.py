@@ -180,7 +180,8 @@ def heatmaps(report: RunReport) -> tuple[Heatmap, ...]:
         cell = result.cell
         drawn = cell.task in HEATMAP_TASKS and not cell.control
         if drawn and cell.depth_percent is not None:
-            key = (cell.model, cell.scaling, cell.kv, cell.task)
+            task = cell.task if cell.part is None else f"{cell.task} ({cell.part})"
+            key = (cell.model, cell.scaling, cell.kv, task)
             place = (cell.context_tokens, cell.depth_percent)
             groups.setdefault(key, {}).setdefault(place, []).append(result)
     return tuple(
