@@ -5,7 +5,8 @@
 First the nano model of fixtures/, trained at 256 tokens: which of four schemes holds to 2048. Then
 a real model, SmolLM2, with YaRN and without, on both sides of the 8192 tokens that it was trained
 for, by spliced needles alone. No model is changed. Results, a page (demo.html) and a picture go to
-a new folder runs/demo-N. With --page, what the commands print goes to a Markdown file: docs/demo.md.
+a new folder runs/demo-N. With --page, what the commands print goes to a Markdown file, as
+docs/demo.md.
 """
 
 from __future__ import annotations
