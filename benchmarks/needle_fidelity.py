@@ -233,9 +233,8 @@ def main() -> int:
         text = page(list(compared(read())))
         (RESULTS / "needle_fidelity.md").write_text(
             "# Spliced needles and whole prompts\n\n"
-            "Written by `python -m benchmarks.needle_fidelity page` from needle_fidelity.jsonl. A case\n"
-            "that `python -m benchmarks.needle_fidelity list` names and that is not here was not run.\n\n"
-            + text
+            "Written by `python -m benchmarks.needle_fidelity page` from needle_fidelity.jsonl. "
+            "A case that\nits `list` names and that is not here was not run.\n\n" + text
         )
         print(text)
     else:
