@@ -84,9 +84,7 @@ def test_an_assertion_of_llama_cpp_is_one_line_and_exit_code_5(
     for arguments in (("probe", str(model)), ("validate", str(model), "--ctx", "256")):
         outcome = server.call(*arguments, cwd=tmp_path)
         assert outcome.code == 5
-        assert outcome.err.splitlines()[-1].endswith(
-            "ops.cpp:4132: GGML_ASSERT(eps >= 0.0f) failed"
-        )
+        assert outcome.err.rstrip().endswith("ops.cpp:4132: GGML_ASSERT(eps >= 0.0f) failed")
     (tmp_path / "plan.toml").write_text(
         f"models = [{json.dumps(str(model))}]\ncontexts = [256]\ndepths = 1\n"
     )
