@@ -9,7 +9,7 @@ them is not enough:
   RULER's multivalue needles (Hsieh et al., 2024), where the order is free.
 - `latent`: question and fact share no content word, so a fact is known only by what it implies, as
   in NoLiMa (Modarressi et al., 2025).
-- `ordered`: the sentences differ in their values alone, and the k-th is asked for, as in MRCR
+- `ordered`: the sentences differ in their values alone, and the question is about the k-th, as in MRCR
   (Vodrahalli et al., 2024).
 
 Answers are short and scored exactly. All wording and all latent facts are our own.
@@ -55,7 +55,7 @@ class Needle:
     `statements` are in the order of the text, each beginning with the space that separates it; the
     one of index `at` stands at the cell's depth. `question` is followed by `prefix`, the beginning
     of the answer, and that by `answer`. `wrong` has answers of the same form: first those that
-    other statements suggest. `key` names what is asked for.
+    other statements suggest. `key` names the fact in question.
     """
 
     key: str

@@ -15,7 +15,7 @@ NOT_FINITE = "the model's logits are not finite numbers"
 NOT_NEEDED = "decided without it"
 """Reason of a whole prompt that was not asked, because those before it decided the recall."""
 Method: TypeAlias = Literal["spliced", "whole"]
-"""How a needle is asked for: spliced into a fork of a plain haystack, or in a prompt of its own."""
+"""How a needle is measured: spliced into a fork of a plain haystack, or in a prompt of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

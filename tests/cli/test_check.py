@@ -1,4 +1,4 @@
-"""`ggufrope check`: one line per file, one exit code, and a config.json held against each file."""
+"""`ggufrope check`: one line per file, one exit code, and a config.json compared with each file."""
 
 from __future__ import annotations
 
