@@ -9,8 +9,8 @@ them is not enough:
   RULER's multivalue needles (Hsieh et al., 2024), where the order is free.
 - `latent`: question and fact share no content word, so a fact is known only by what it implies, as
   in NoLiMa (Modarressi et al., 2025).
-- `ordered`: the sentences differ in their values alone, and the question is about the k-th, as in MRCR
-  (Vodrahalli et al., 2024).
+- `ordered`: the sentences differ in their values alone, and the question is about the k-th, as in
+  MRCR (Vodrahalli et al., 2024).
 
 Answers are short and scored exactly. All wording and all latent facts are our own.
 """
