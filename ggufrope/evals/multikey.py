@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
-from pathlib import Path
 from random import Random
 
 from ggufrope.errors import RequestError
@@ -24,7 +23,7 @@ from ggufrope.evals.needle import QUESTION_TOKENS, NeedleScore, score_each
 from ggufrope.evals.needle_prompts import GridPoint, Question, grid_problems
 from ggufrope.evals.results import Cell, CellResult
 from ggufrope.evals.task import Coordinates, FormatName, Lengths, Task, TaskRequest, TaskSettings
-from ggufrope.evals.texts import read_text
+from ggufrope.evals.texts import haystack_text
 from ggufrope.evals.trunk import Trunk, branch_tokens, common_prefix
 from ggufrope.lm import Branch, LanguageModel
 
@@ -244,7 +243,6 @@ def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
 
 def _run(request: TaskRequest) -> Iterator[CellResult]:
     settings = request.settings
-    file = settings.haystack.file
     plan = MultikeyPlan(
         lengths=request.contexts,
         depths=settings.depth_percents,
@@ -252,14 +250,11 @@ def _run(request: TaskRequest) -> Iterator[CellResult]:
         seed=request.seed,
         value=settings.value,
         haystack=settings.haystack.kind,
-        text=None if file is None else read_text(Path(file)).content,
+        text=haystack_text(settings),
         format=settings.format,
         thinking=settings.thinking,
     )
-    cells = {
-        GridPoint(cell.context_tokens, cell.depth_percent or 0.0, cell.sample or 0): cell
-        for cell in request.todo
-    }
+    cells = {GridPoint.of(cell): cell for cell in request.todo}
     every = (
         Crowd(trunk=crowd.trunk, questions=tuple(q for q in crowd.questions if q.point in cells))
         for crowd in crowds(request.model, plan)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, product
 from math import ceil, isfinite
-from pathlib import Path
 from random import Random
 
 from ggufrope.errors import BackendError
@@ -32,7 +31,7 @@ from ggufrope.evals.recall import RecallCell, next_look
 from ggufrope.evals.results import NOT_FINITE, NOT_NEEDED, Cell, CellResult, Method, Metric
 from ggufrope.evals.stats import Mean, Proportion, mean, proportion
 from ggufrope.evals.task import Coordinates, Lengths, Task, TaskRequest, TaskSettings
-from ggufrope.evals.texts import read_text
+from ggufrope.evals.texts import haystack_text
 from ggufrope.evals.trunk import Trunk, branch_tokens, common_prefix
 from ggufrope.lm import AnswerScore, LanguageModel, OpenContext, Progress
 
@@ -303,7 +302,6 @@ def _run_passkey(request: TaskRequest) -> Iterator[CellResult]:
 
 def _run(request: TaskRequest, needle: PlanNeedle) -> Iterator[CellResult]:
     settings = request.settings
-    file = settings.haystack.file
     plan = NeedlePlan(
         lengths=request.contexts,
         depths=settings.depth_percents,
@@ -312,7 +310,7 @@ def _run(request: TaskRequest, needle: PlanNeedle) -> Iterator[CellResult]:
         needle=needle,
         value=settings.value,
         haystack=settings.haystack.kind,
-        text=None if file is None else read_text(Path(file)).content,
+        text=haystack_text(settings),
         distractors=settings.distractors,
         format=settings.format,
         thinking=settings.thinking,
@@ -338,7 +336,7 @@ class _Grid:
         with Trunk(request.open_context, self._longest, progress=request.progress) as trunk:
             yield from self._fill_spliced(trunk)
             while cells := self._next_whole():
-                request.plan_tokens(self._asker.whole_tokens(map(_point, cells), trunk))
+                request.plan_tokens(self._asker.whole_tokens(map(GridPoint.of, cells), trunk))
                 yield from self._ask(cells, partial(self._asker.whole, trunk))
         for cell in self._todo("whole"):
             yield CellResult(cell=cell, status="skipped", reason=NOT_NEEDED)
@@ -356,7 +354,7 @@ class _Grid:
                 yield CellResult(cell=cell, status="error", reason=str(failure))
             return
         if refusal is None:
-            self._request.plan_tokens(self._asker.spliced_tokens(map(_point, cells)))
+            self._request.plan_tokens(self._asker.spliced_tokens(map(GridPoint.of, cells)))
             yield from self._ask(cells, partial(self._asker.spliced, trunk))
         for cell in self._todo("spliced"):
             self._recalled[cell] = None
@@ -367,7 +365,7 @@ class _Grid:
         self, cells: Sequence[Cell], asked: Callable[[Iterable[GridPoint]], Iterator[NeedleScore]]
     ) -> Iterator[CellResult]:
         """Ask for the needles of `cells`, and note what is recalled."""
-        at = {_point(cell): cell for cell in cells}
+        at = {GridPoint.of(cell): cell for cell in cells}
         for score in asked(at):
             result = score.result(at[score.point])
             self._recalled[result.cell] = _recalled(result)
@@ -398,7 +396,7 @@ class _Grid:
         for cell in self._request.cells:
             if cell.context_tokens == length:
                 limit += cell.method == "whole"
-                found.setdefault(_point(cell), {})[cell.method] = self._recalled.get(cell)
+                found.setdefault(GridPoint.of(cell), {})[cell.method] = self._recalled.get(cell)
         pairs = [
             RecallCell(spliced=by.get("spliced"), whole=by.get("whole")) for by in found.values()
         ]
@@ -406,10 +404,6 @@ class _Grid:
         if minimum is None:
             return limit
         return next_look(pairs, minimum, limit)
-
-
-def _point(cell: Cell) -> GridPoint:
-    return GridPoint(cell.context_tokens, cell.depth_percent or 0.0, cell.sample or 0)
 
 
 def _recalled(result: CellResult) -> bool | None:

@@ -21,6 +21,7 @@ from ggufrope.evals.facts import NeedleKind, ValueKind
 from ggufrope.evals.formats import prompt_format
 from ggufrope.evals.haystack import Filler, HaystackKind, sentences, weave
 from ggufrope.evals.needle_kinds import Needle, PlanNeedle, needles
+from ggufrope.evals.results import Cell
 from ggufrope.evals.task import FormatName
 from ggufrope.lm import Branch, LanguageModel, Splice
 
@@ -96,6 +97,11 @@ class GridPoint(NamedTuple):
     context_tokens: int
     depth_percent: float
     sample: int
+
+    @classmethod
+    def of(cls, cell: Cell) -> GridPoint:
+        """Return the place of a cell."""
+        return cls(cell.context_tokens, cell.depth_percent or 0.0, cell.sample or 0)
 
     def __str__(self) -> str:
         return f"{self.context_tokens}/{self.depth_percent:g}/{self.sample}"

@@ -65,6 +65,15 @@ def chosen_text(settings: TaskSettings) -> Text | None:
     return None if settings.text is None else read_text(Path(settings.text))
 
 
+def haystack_text(settings: TaskSettings) -> str | None:
+    """Return what a haystack of the settings repeats, None for the built-in ones.
+
+    Raises StorageError or RequestError as `read_text` does.
+    """
+    file = settings.haystack.file
+    return None if file is None else read_text(Path(file)).content
+
+
 def tokens_of(
     model: LanguageModel, text: Text, *, at_least: int, at_most: int | None = None
 ) -> NDArray[np.int64]:
