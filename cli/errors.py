@@ -48,6 +48,7 @@ OTHER_FLAGS = {
     "control": "--control",
     "seeds": "--seed",
     "haystack": "--haystack",
+    "haystacks": "--haystacks",
     "value": "--value",
     "chunks": "--chunks",
     "text": "--text",
@@ -71,6 +72,7 @@ OTHER_FLAGS = {
     "finalists": "--finalists",
     "screening_context": "--screening-ctx",
     "screening_samples": "--screening-samples",
+    "short_weight": "--short-weight",
     "holdout_samples": "--holdout-samples",
     "budget_seconds": "--budget",
 }

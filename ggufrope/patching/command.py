@@ -95,10 +95,11 @@ def compare_command(model: Path | str, schemes: Sequence[str], target_context: i
     return command_line("compare", path_word(model), *target, FLAGS["scaling"], ",".join(schemes))
 
 
-def serve_command(model: Path | str, context_tokens: int) -> str:
+def serve_command(model: Path | str, context_tokens: int, flags: Sequence[str] = ()) -> str:
     """Return the shell command that serves `model` with llama.cpp's server, in a context of so many
-    tokens."""
-    return shlex.join(("llama-server", "-m", path_word(model), "-c", str(context_tokens)))
+    tokens, and with these `flags`."""
+    words = ("llama-server", "-m", path_word(model), "-c", str(context_tokens))
+    return shlex.join((*words, *flags))
 
 
 def search_command(model: Path | str, target_context: int) -> str:
