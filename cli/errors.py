@@ -73,7 +73,7 @@ OTHER_FLAGS = {
     "screening_context": "--screening-ctx",
     "screening_samples": "--screening-samples",
     "short_weight": "--short-weight",
-    "holdout_samples": "--holdout-samples",
+    "holdout_haystacks": "--holdout-haystacks",
     "budget_seconds": "--budget",
 }
 """The flags of the fields of run and search plans; those of a scaling request are in

@@ -100,9 +100,9 @@ class SearchOptions:
         int | None,
         token_option("--screening-ctx", "Context of the screening; default: the target.", _HOW),
     ] = None
-    holdout_samples: Annotated[
+    holdout_haystacks: Annotated[
         int,
-        option("--holdout-samples", "Most held-out haystacks for the winner and YaRN.", "N", _HOW),
+        option("--holdout-haystacks", "Most held-out ones for the winner and YaRN.", "N", _HOW),
     ] = 16
     short_weight: Annotated[
         float,
@@ -154,7 +154,7 @@ class SearchOptions:
             haystacks=self.haystacks,
             screening_samples=self.screening_samples,
             screening_context=self.screening_ctx,
-            holdout_samples=self.holdout_samples,
+            holdout_haystacks=self.holdout_haystacks,
             short_weight=self.short_weight,
             seed=self.seed,
             budget_seconds=None if self.budget is None else seconds(self.budget, "--budget"),
@@ -364,13 +364,13 @@ def _show_commands(result: SearchResult) -> None:
 
 
 def _show_comparison(comparison: Comparison) -> None:
-    made = table("scheme", "recall", "loss, nat/token", "± standard error")
+    made = table("scheme", "asked", "recall", "loss, nat/token", "± standard error")
     for score in comparison.scores:
         recall = "—"
         share = score.recall
         if share is not None and None not in (share.value, share.low, share.high):
             recall = f"{share.value:.1%} ({share.low:.1%}-{share.high:.1%})"
-        row(made, score.name, recall, score.loss.value, score.loss.standard_error)
+        row(made, score.name, score.asked, recall, score.loss.value, score.loss.standard_error)
     console().print(made)
     first, difference = comparison.scores[0].name, comparison.difference
     console().print(

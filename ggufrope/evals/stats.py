@@ -161,6 +161,11 @@ def exact_interval(successes: float, n: int, error: float) -> tuple[float, float
     return float(low), float(high)
 
 
+def require() -> None:
+    """Raise MissingDependencyError where scipy is not installed."""
+    _special()
+
+
 def _special() -> Any:
     try:
         from scipy import special

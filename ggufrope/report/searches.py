@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _FACTORS = "What each pair of dimensions is divided by"
 _LOSSES = "Loss of the candidates of the screening"
-_HEADS = ("scheme", "recall", "loss ± standard error, nat per token")
+_HEADS = ("scheme", "asked", "recall", "loss ± standard error, nat per token")
 _FINALS_COLUMNS = 4
 _FINALS_LEGEND = "front: no finalist is better at one length and as good at the other."
 
@@ -168,7 +168,7 @@ def _conclusion(result: SearchResult) -> tuple[str, ...]:
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    return [(score.name, *_score(score)) for score in comparison.scores]
+    return [(score.name, score.asked, *_score(score)) for score in comparison.scores]
 
 
 def _score(score: SchemeScore) -> tuple[str, str]:

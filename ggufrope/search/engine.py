@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ggufrope.errors import RequestError
 from ggufrope.rope.scaling import FrequencyFactors
 from ggufrope.search.evaluate import Evaluation, evaluate
-from ggufrope.search.holdout import Comparison, compare, looks
+from ggufrope.search.holdout import Comparison, Judged, compare, in_whole_prompts, looks, wins
 from ggufrope.search.optimizers import make_optimizer
 from ggufrope.search.plan import stages_of
 from ggufrope.search.race import Standing, race
@@ -28,6 +28,7 @@ from ggufrope.search.spaces import ShortSpace, Space, baselines, make_space, to_
 
 if TYPE_CHECKING:
     from ggufrope.patching.rotation import Rotation
+    from ggufrope.search.evaluate import Fitness
     from ggufrope.search.plan import SearchPlan, Stage
     from ggufrope.search.record import Record
     from ggufrope.search.rotators import Rotator
@@ -42,7 +43,7 @@ _GENERATION = (1, 2, 4)
 """Haystacks of the rounds in which a generation races: all of it, its half, its quarter."""
 _PER_CANDIDATE = 2
 """About how many haystacks those are for each candidate."""
-_ENDS = {"screening": 0.5, "final": 0.7, "short-factors": 0.75, "holdout": 0.95}
+_ENDS = {"screening": 0.45, "final": 0.6, "holdout": 0.9, "short-factors": 0.95}
 """The share of the budget after which a stage begins nothing more."""
 
 
@@ -110,11 +111,23 @@ class Evaluator:
         self._watch = watch
         self._unchanged = unchanged
         self._budget = math.inf
+        self._tokens = 0
         self.elapsed_seconds = 0.0
         self.budget_exhausted = False
 
-    def begin(self, stage: Stage, *, planned: int, budget_seconds: float | None = None) -> None:
-        """Begin a stage of about `planned` evaluations, in a search with a budget."""
+    def begin(
+        self,
+        stage: Stage,
+        *,
+        planned: int,
+        budget_seconds: float | None = None,
+        later_tokens: int = 0,
+    ) -> None:
+        """Begin a stage of about `planned` evaluations, in a search with a budget.
+
+        The least that must follow evaluates `later_tokens`.
+        """
+        self._later_tokens = later_tokens
         self._stage = stage
         self._planned = planned
         self._deadline = (
@@ -123,12 +136,13 @@ class Evaluator:
         self._budget = math.inf if budget_seconds is None else budget_seconds
         self._done = 0
         self._seconds = 0.0
-        self._lower_bounds: dict[int, dict[str, float]] = {}
+        self._lower_bounds: dict[tuple[str, int], dict[str, float]] = {}
         self.best: float | None = None
 
     def is_over(self) -> bool:
         """Return whether the stage has used up its part of the budget."""
-        over = self.elapsed_seconds >= self._deadline
+        later = self._later_tokens * self.elapsed_seconds / max(self._tokens, 1)
+        over = self.elapsed_seconds >= min(self._deadline, self._budget - later)
         self.budget_exhausted |= over
         return over
 
@@ -138,10 +152,22 @@ class Evaluator:
         An evaluation stops early where the candidate would stay above `cutoff` even if it were as
         good in each cell to come as the best candidate of the stage.
         """
-        bounds = self._lower_bounds.setdefault(haystack, {})
-        candidate = self._candidate(scheme, haystack, cutoff, bounds)
+        return self._judge(self._stage.fitness, scheme, haystack, cutoff)
+
+    def judge_whole(self, scheme: Scheme, haystack: int) -> Evaluation | None:
+        """Judge a scheme on one haystack of the stage in whole prompts; None where the stage has
+        none."""
+        fitness = self._stage.whole
+        return None if fitness is None else self._judge(fitness, scheme, haystack, math.inf)
+
+    def _judge(
+        self, fitness: Fitness, scheme: Scheme, haystack: int, cutoff: float
+    ) -> Evaluation | None:
+        bounds = self._lower_bounds.setdefault((fitness.name, haystack), {})
+        candidate = self._candidate(fitness, scheme, haystack, cutoff, bounds)
         if candidate is None:
             return None
+        self._tokens += fitness.tokens
         self.elapsed_seconds += candidate.seconds
         self._done += 1
         self._seconds += candidate.seconds
@@ -154,10 +180,15 @@ class Evaluator:
         return candidate.evaluation
 
     def _candidate(
-        self, scheme: Scheme, haystack: int, cutoff: float, bounds: Mapping[str, float]
+        self,
+        fitness: Fitness,
+        scheme: Scheme,
+        haystack: int,
+        cutoff: float,
+        bounds: Mapping[str, float],
     ) -> Candidate | None:
         """The candidate of a scheme: the recorded one where there is one."""
-        name, fitness = self._stage.name, self._stage.fitness
+        name = self._stage.name
         recorded = self._record.find(name, fitness.name, scheme, haystack)
         if recorded is not None:
             return recorded
@@ -202,14 +233,22 @@ def search(
     rival_name = to_beat(rotation)
     rival = baselines(rotation)[rival_name]
     space = make_space(plan.space, rotation, plan.attention)
+    held_out_tokens = sum(_least_tokens(stage, plan) for stage in stages.holdout)
+    final_tokens = (plan.finalists + len(space.seeds())) * stages.final.fitness.tokens
     evaluator.begin(
         stages.screening,
         planned=_PER_CANDIDATE * plan.candidates,
         budget_seconds=plan.budget_seconds,
+        later_tokens=final_tokens + held_out_tokens,
     )
     screened = _explore(evaluator, space, plan, plan.candidates, keep)
     finalists = _finalists(screened, space, plan, rotation, rival)
-    evaluator.begin(stages.final, planned=2 * len(finalists), budget_seconds=plan.budget_seconds)
+    evaluator.begin(
+        stages.final,
+        planned=2 * len(finalists),
+        budget_seconds=plan.budget_seconds,
+        later_tokens=held_out_tokens,
+    )
     finals = race(
         [rival, *finalists],
         evaluator.judge,
@@ -225,8 +264,7 @@ def search(
     holdout: tuple[Comparison, ...] = ()
     if ours < theirs:
         holdout = _compare(evaluator, stages.holdout, sides, plan, against=rival_name)
-    won = [each.verdict for each in holdout][:1] == ["better"]
-    won &= all(each.verdict != "worse" for each in holdout)
+    won = wins(holdout)
     short: FrequencyFactors | None = None
     short_context: tuple[Comparison, ...] = ()
     if won:
@@ -327,6 +365,14 @@ def _short_factors(
     return FrequencyFactors(factors=best.factors(rotation), attention_factor=magnitude)
 
 
+def _least_tokens(stage: Stage, plan: SearchPlan) -> int:
+    """About how many tokens two schemes take up to the first look at a comparison."""
+    first = looks(plan.holdout_haystacks)[0].haystacks
+    whole = 0 if stage.whole is None else sum(map(in_whole_prompts, range(first)))
+    asked = first * stage.fitness.tokens
+    return 2 * (asked + whole * (stage.whole.tokens if stage.whole else 0))
+
+
 def _compare(
     evaluator: Evaluator,
     stages: tuple[Stage, ...],
@@ -341,45 +387,49 @@ def _compare(
     for stage in stages:
         evaluator.begin(
             stage,
-            planned=len(schemes) * plan.holdout_samples,
+            planned=len(schemes) * plan.holdout_haystacks,
             budget_seconds=plan.budget_seconds,
         )
-        comparisons.append(_look(evaluator, stage, schemes, plan.holdout_samples, against))
+        comparisons.append(_look(evaluator, stage, schemes, plan.holdout_haystacks, against))
     return tuple(comparisons)
 
 
 def _look(
     evaluator: Evaluator, stage: Stage, schemes: Mapping[str, Scheme], most: int, against: str
 ) -> Comparison:
-    judged: dict[str, list[Evaluation]] = {name: [] for name in schemes}
+    judged = {name: Judged(evaluations=[], whole={}) for name in schemes}
     first, *later = looks(most)
-    _judge_up_to(first.haystacks, judged, schemes, evaluator.judge)
+    _judge_up_to(first.haystacks, judged, schemes, evaluator, always=True)
     found = compare(stage.fitness.name, judged, against=against, error=first.error)
     for look in later:
-        more = {name: list(evaluations) for name, evaluations in judged.items()}
-        if found.verdict != "undecided" or not _judge_up_to(
-            look.haystacks, more, schemes, evaluator.judge, evaluator.is_over
-        ):
+        if found.verdict != "undecided":
             break
-        judged = more
+        if not _judge_up_to(look.haystacks, judged, schemes, evaluator):
+            break
         found = compare(stage.fitness.name, judged, against=against, error=look.error)
     return found
 
 
 def _judge_up_to(
     haystacks: int,
-    judged: Mapping[str, list[Evaluation]],
+    judged: Mapping[str, Judged],
     schemes: Mapping[str, Scheme],
-    judge: Callable[[Scheme, int], Evaluation | None],
-    is_over: Callable[[], bool] = lambda: False,
+    evaluator: Evaluator,
+    *,
+    always: bool = False,
 ) -> bool:
-    """Judge every scheme on as many haystacks; return whether it came to the end."""
-    for haystack in range(len(next(iter(judged.values()))), haystacks):
-        if is_over():
+    """Judge every scheme on as many haystacks; return whether it came to the end, which it does
+    `always` unless there are no more haystacks."""
+    for haystack in range(len(next(iter(judged.values())).evaluations), haystacks):
+        if not always and evaluator.is_over():
             return False
         for name, scheme in schemes.items():
-            found = judge(scheme, haystack)
+            found = evaluator.judge(scheme, haystack)
             if found is None:  # for the first of them already
                 return False
-            judged[name].append(found)
+            judged[name].evaluations.append(found)
+            if in_whole_prompts(haystack):
+                whole = evaluator.judge_whole(scheme, haystack)
+                if whole is not None:
+                    judged[name].whole[haystack] = whole
     return True

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from ggufrope.errors import BackendError
-from ggufrope.evals.needle import ask
+from ggufrope.evals.needle import QUESTION_TOKENS, ask
 from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, read_chunks
 from ggufrope.evals.results import NOT_FINITE, Method
@@ -50,7 +50,12 @@ class Fitness(Protocol):
     """What candidates are judged by."""
 
     @property
-    def name(self) -> FitnessName: ...
+    def name(self) -> str: ...
+
+    @property
+    def tokens(self) -> int:
+        """Return about how many tokens a haystack takes to evaluate."""
+        ...
 
     @property
     def shares(self) -> Mapping[int, float]:
@@ -81,8 +86,15 @@ class NeedleFitness:
     weights: Mapping[int, float] | None = None
 
     @property
-    def name(self) -> FitnessName:
-        return "needle"
+    def name(self) -> str:
+        return "needle" if self.method == "spliced" else "whole prompts"
+
+    @property
+    def tokens(self) -> int:
+        cells = self.plan.samples * len(self.plan.depths) * len(self.plan.lengths)
+        after = [1 - depth / 100 for depth in self.plan.depths] * self.plan.samples
+        again = math.fsum(after) * sum(self.plan.lengths) if self.method == "whole" else 0
+        return self.plan.lengths[-1] + QUESTION_TOKENS // 2 * cells + round(again)
 
     @cached_property
     def shares(self) -> Mapping[int, float]:
@@ -117,8 +129,12 @@ class PerplexityFitness:
     weights: Mapping[int, float] | None = None
 
     @property
-    def name(self) -> FitnessName:
+    def name(self) -> str:
         return "perplexity"
+
+    @property
+    def tokens(self) -> int:
+        return sum(plan.n_ctx * (plan.chunks or 1) for plan in self.plans)
 
     @cached_property
     def shares(self) -> Mapping[int, float]:

@@ -1,9 +1,14 @@
-"""The comparison that counts: schemes on the holdout, samples that the search never saw.
+"""The comparison that counts: schemes on the holdout, haystacks that the search never saw.
 
 Haystacks are independent of each other and the needles of one are not, so a difference is that of
-paired haystacks, with Student's t. It is read a few times, after as many haystacks as were planned
-(`looks`), until it is shown. The error of 5 % is divided between the looks, so that all intervals
-together hold in 95 % of searches (Bonferroni): the last look has half of it.
+paired haystacks, with Student's t. It is of whole prompts: every second haystack is asked in that
+way too, and what whole prompts add to the difference of their spliced twins is added, with an
+interval of its own (prediction-powered inference, Angelopoulos et al. 2023). So nothing is assumed
+about the splice, and needles that cost little do most of the work.
+
+The comparison is read a few times, after as many haystacks as were planned (`looks`), until it is
+shown. The error of 5 % is divided between the looks, so that all intervals together hold in 95 % of
+searches (Bonferroni): the last look has half of it.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from ggufrope.evals.stats import ALPHA, Mean, Proportion, mean, proportion, sign
 from ggufrope.search.evaluate import MOST_LOSS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from ggufrope.search.evaluate import CellLoss, Evaluation
 
@@ -24,6 +29,11 @@ Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 
 _FEWEST = 4
 """Haystacks before the first look: below that an interval of Student's t is very wide."""
+_WHOLE_EVERY = 2
+"""Which of the haystacks are asked in whole prompts too."""
+_SPLICED = 0.8
+"""The part of an interval's error that goes to the spliced needles; the rest is for the splice,
+which hardly matters where it is good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +57,27 @@ def looks(most: int) -> tuple[Look, ...]:
     return tuple(Look(haystacks=n, error=e) for n, e in zip(counts, errors, strict=True))
 
 
+def in_whole_prompts(haystack: int) -> bool:
+    """Return whether a haystack is asked in whole prompts too."""
+    return haystack % _WHOLE_EVERY == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What a scheme came to on the haystacks of a holdout, and on those asked in whole prompts."""
+
+    evaluations: list[Evaluation]
+    whole: dict[int, Evaluation]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeScore:
     """One scheme on samples that no candidate was judged by: its loss in nat per token, and the
-    share of needles it found (None for a fitness without right answers)."""
+    share of needles it found (None for a fitness without right answers). `asked` is how: "spliced",
+    "whole" or "text"."""
 
     name: str
+    asked: str
     loss: Mean
     recall: Proportion | None
 
@@ -104,58 +129,77 @@ class Comparison:
         return "undecided" if found == "better" and fewer else found
 
 
+def wins(comparisons: Sequence[Comparison]) -> bool:
+    """Return whether a scheme is better by the first comparison, and worse by none."""
+    verdicts = [each.verdict for each in comparisons]
+    return verdicts[:1] == ["better"] and "worse" not in verdicts
+
+
 def compare(
-    fitness: str,
-    evaluations: Mapping[str, Sequence[Evaluation]],
-    *,
-    against: str,
-    error: float = ALPHA,
+    fitness: str, judged: Mapping[str, Judged], *, against: str, error: float = ALPHA
 ) -> Comparison:
-    """Compare whole evaluations on the same haystacks; the first of them with `against`.
+    """Compare schemes on the same haystacks; the first of them with `against`.
 
     `error` is that of the interval.
     """
-    first = next(iter(evaluations))
-    ours, theirs = evaluations[first], evaluations[against]
+    ours, theirs = next(iter(judged.values())), judged[against]
+    spliced = "spliced" if ours.whole else "text"
+    scores = [_score(name, spliced, each.evaluations) for name, each in judged.items()]
+    if ours.whole:
+        scores += [_score(name, "whole", each.whole.values()) for name, each in judged.items()]
     return Comparison(
         fitness=fitness,
-        scores=tuple(_score(name, each) for name, each in evaluations.items()),
+        scores=tuple(scores),
         against=against,
         difference=paired(ours, theirs, error),
-        answers=_answers(_cells(ours), _cells(theirs)),
+        answers=_answers(_cells(ours.evaluations), _cells(theirs.evaluations)),
     )
 
 
-def paired(
-    ours: Sequence[Evaluation], theirs: Sequence[Evaluation], error: float = ALPHA
-) -> Difference:
-    """Return the mean difference over haystacks."""
-    pairs = zip(ours, theirs, strict=True)
-    difference = mean(one.loss - other.loss for one, other in pairs)
-    value = difference.value if difference.value is not None else math.nan
-    low, high = difference.interval_at(error) or (-MOST_LOSS, MOST_LOSS)
-    return Difference(value=value, low=low, high=high, samples=difference.n)
+def paired(ours: Judged, theirs: Judged, error: float = ALPHA) -> Difference:
+    """Return the mean difference over haystacks; in whole prompts, where there are some."""
+    pairs = zip(ours.evaluations, theirs.evaluations, strict=True)
+    found = mean(one.loss - other.loss for one, other in pairs)
+    parts = [(found, error)]
+    if ours.whole:
+        added = mean(_added(ours, n) - _added(theirs, n) for n in ours.whole)
+        parts = [(found, error * _SPLICED), (added, error * (1 - _SPLICED))]
+    bounds = [part.interval_at(share) or (-MOST_LOSS, MOST_LOSS) for part, share in parts]
+    return Difference(
+        value=math.fsum(part.value or 0.0 for part, _ in parts),
+        low=math.fsum(low for low, _ in bounds),
+        high=math.fsum(high for _, high in bounds),
+        samples=found.n,
+    )
+
+
+def _added(judged: Judged, haystack: int) -> float:
+    """What whole prompts of a haystack lose more than the same needles spliced."""
+    spliced = {cell.key: cell.loss for cell in judged.evaluations[haystack].cells}
+    cells = judged.whole[haystack].cells
+    return math.fsum(cell.loss - spliced[cell.key] for cell in cells) / len(cells)
 
 
 def _answers(ours: Sequence[CellLoss], theirs: Sequence[CellLoss]) -> Answers | None:
+    if all(cell.exact is None for cell in ours):
+        return None
     changed = [
         one.exact for one, other in zip(ours, theirs, strict=True) if one.exact is not other.exact
     ]
-    if all(cell.exact is None for cell in ours):
-        return None
     gained = sum(exact is True for exact in changed)
     lost = len(changed) - gained
     return Answers(gained=gained, lost=lost, p_value=sign_test(lost, gained))
 
 
-def _score(name: str, evaluations: Sequence[Evaluation]) -> SchemeScore:
+def _score(name: str, asked: str, evaluations: Collection[Evaluation]) -> SchemeScore:
     answered = [cell.exact for cell in _cells(evaluations) if cell.exact is not None]
     return SchemeScore(
         name=name,
+        asked=asked,
         loss=mean(each.loss for each in evaluations),
         recall=proportion(sum(answered), len(answered)) if answered else None,
     )
 
 
-def _cells(evaluations: Sequence[Evaluation]) -> list[CellLoss]:
+def _cells(evaluations: Iterable[Evaluation]) -> list[CellLoss]:
     return [cell for each in evaluations for cell in each.cells]

@@ -35,7 +35,7 @@ _AT_LEAST = {
     "screening_samples": 1,
     "finalists": 1,
     "haystacks": 1,
-    "holdout_samples": 2,
+    "holdout_haystacks": 2,
     "candidates": 8,
 }
 
@@ -48,8 +48,8 @@ class SearchPlan:
     with `screening_samples` needles at each of `depths` percent. The best `finalists` of them, the
     seeds of the space and the scheme to beat then race at the target on other haystacks with
     `samples` needles at each depth, up to `haystacks` of them. What comes first is compared with
-    the scheme to beat on up to `holdout_samples` further haystacks, with a needle at each depth.
-    For perplexity chunks of `text` (None: Python's help topics) are what needles and haystacks are.
+    the scheme to beat on up to `holdout_haystacks` others. For perplexity it is chunks of `text`
+    (None: Python's help topics), as many to what is a haystack elsewhere.
 
     `budget_seconds` ends screening, finals and holdout early enough for what follows. With a
     `short_weight` above 0, candidates are judged by that share in the original context, and by the
@@ -72,7 +72,7 @@ class SearchPlan:
     haystacks: int = 8
     screening_samples: int = 4
     screening_context: int | None = None
-    holdout_samples: int = 16
+    holdout_haystacks: int = 16
     depths: tuple[float, ...] = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
     short_weight: float = 0.0
     seed: int = 0
@@ -110,10 +110,12 @@ class SearchPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A part of a search in which candidates are judged by one fitness."""
+    """A part of a search in which candidates are judged by one fitness. `whole` asks some of the
+    same needles in whole prompts."""
 
     name: StageName
     fitness: Fitness
+    whole: Fitness | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +165,12 @@ def _judging(plan: SearchPlan, name: StageName, weights: dict[int, float]) -> St
 
 
 def _held_out(plan: SearchPlan, name: StageName, weights: dict[int, float]) -> tuple[Stage, ...]:
-    """By needles in whole prompts, and by the text where that is what candidates are judged by."""
-    needle = Stage(name=name, fitness=_needle(plan, name, weights, 1, method="whole"))
+    """By needles, and by the text where that is what candidates are judged by."""
+    needle = Stage(
+        name=name,
+        fitness=_needle(plan, name, weights, plan.samples, method="spliced"),
+        whole=_needle(plan, name, weights, 1, method="whole"),
+    )
     if plan.fitness == "needle" and plan.text is None:
         return (needle,)
     longest = {max(weights): 1.0}

@@ -134,7 +134,7 @@ def result_of(
     )
     used = searched
     if not outcome.won:
-        used = _commands(_request_to_beat(model, rotation), outcome.to_beat, model, rotation)
+        used = _commands_to_beat(outcome.to_beat, model, rotation)
     return SearchResult(
         schema=SCHEMA,
         file=model.path.name,
@@ -181,7 +181,7 @@ def conclusion(outcome: Outcome, rotation: Rotation) -> str:
             f"{ours:.3f} nat per token, {shown} {theirs:.3f}."
         )
     comparison = outcome.holdout[0]
-    scores = {score.name: score for score in comparison.scores}
+    scores = {score.name: score for score in comparison.scores if score.asked != "whole"}
     difference, answers = comparison.difference, comparison.answers
     verdict = {
         "better": "The search wins",
@@ -282,15 +282,16 @@ def _commands(
     return written, served
 
 
-def _request_to_beat(model: StoredModel, rotation: Rotation) -> ScalingRequest | None:
-    """YaRN to the target of the search; nothing where the model stays as it stands."""
+def _commands_to_beat(scheme: Scheme, model: StoredModel, rotation: Rotation) -> tuple[str, str]:
+    """The same for YaRN to the target of the search; none where the model stays as it stands."""
     if rotation.factor <= 1:
-        return None
-    return ScalingRequest(
+        return "", ""
+    request = ScalingRequest(
         scaling="yarn",
         target_context=rotation.target_context,
         original_context=_original_context(model, rotation),
     )
+    return _commands(request, scheme, model, rotation)
 
 
 def _original_context(model: StoredModel, rotation: Rotation) -> int | None:

@@ -19,6 +19,7 @@ from ggufrope.container.ggml import KvTypes
 from ggufrope.container.pins import FileChangedError, Pin, PinChecks, pin
 from ggufrope.container.reader import read_header
 from ggufrope.errors import RequestError
+from ggufrope.evals import stats
 from ggufrope.patching.inspection import StoredModel, read_model
 from ggufrope.patching.rotation import Rotation, rotation_of
 from ggufrope.rope.architectures import architecture
@@ -79,6 +80,7 @@ def run_search(
         within=plan.space == "attention",
     )
     require_optimizer(plan.optimizer)
+    stats.require()
     backend.require()
     pins = _pinned(model)
     search_identity = identity(model, pins, plan, kv)
