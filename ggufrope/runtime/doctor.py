@@ -11,6 +11,7 @@ from ggufrope.container.ggml import CACHE_TYPES
 from ggufrope.errors import MissingDependencyError
 from ggufrope.runtime import library
 from ggufrope.runtime.cards import Card, cards, install_command, missing_tool
+from ggufrope.runtime.engine import INSTALL_COMMAND
 from ggufrope.runtime.library import Device, Versions
 from ggufrope.runtime.memory import CacheSupport, cache_support, free_memory
 
@@ -48,7 +49,7 @@ def report(model: Model | None = None) -> RuntimeReport:
     try:
         versions = library.versions()
     except MissingDependencyError as error:
-        reason, _, _ = str(error).partition(library.INSTALL_COMMAND)
+        reason, _, _ = str(error).partition(INSTALL_COMMAND)
         return RuntimeReport(
             versions=None,
             cards=seen,

@@ -34,6 +34,7 @@ from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime import library
 from ggufrope.runtime.batch import decode
 from ggufrope.runtime.context import Context
+from ggufrope.runtime.engine import INSTALL_COMMAND
 from ggufrope.runtime.settings import ContextSettings
 
 if TYPE_CHECKING:
@@ -63,10 +64,14 @@ _PARALLEL = 1e-9
 """How far from 1 the cosine of scaled and unscaled keys may be. The error of a norm is below its
 square root."""
 
-_STATE_VERSION = 3  # LLAMA_STATE_SEQ_VERSION at 0c1e570, include/llama.h
+KNOWN_STATES = (3, 4)
+"""LLAMA_STATE_SEQ_VERSION, include/llama.h: 3 at 0c1e570; 4 from b11434, which has two more numbers
+behind the number of layers."""
 _STATE_FILE_MAGIC = 0x67677371  # LLAMA_STATE_SEQ_MAGIC
 _STATE_MAGIC = 0xAF143CD8  # what precedes a state in memory, src/llama-context.cpp
 _F32 = 0
+_HADAMARD = 64  # the smallest matrix that rotates a cache, src/llama-kv-cache.cpp
+_CURE = f"use a version that ggufrope was tested with: {INSTALL_COMMAND}"
 _LAYER_LINE = re.compile(r"^llama_kv_cache: layer +(\d+): (dev =|filtered|does not have KV)")
 
 
@@ -211,8 +216,7 @@ def _unscaled(model: Model, rope: RopeOverrides) -> RopeOverrides:
 def _measure(model: Model, settings: ContextSettings, positions: Sequence[int]) -> dict[int, Keys]:
     """Measure keys `[positions, tokens, kv_heads * head_size]` by layer."""
     with library.capture(debug=True) as log, Context(model, settings) as context:
-        require_known_state(context.handle)
-        layout = _layout(model, log.lines)
+        layout = _layout(model, log.lines, state_version(context.handle))
         measured = [
             rows
             for token in _probe_tokens(model)
@@ -257,13 +261,14 @@ def _probe_tokens(model: Model) -> tuple[int, ...]:
 class StateLayout:
     """The format that a saved state must have.
 
-    `caches` has the layers of each cache, in the order of the state: a model with sliding-window
-    layers writes two caches, first that of its other layers. `cell_extra` is the bytes that a cell
-    has besides position and sequences: 12 with M-RoPE. `row_widths` has the number of values of a
-    K row, by layer. `recurrent` states follow the caches of a hybrid model. Without `values` there
-    are only K rows, as with multi-head latent attention.
+    `version` is one of `KNOWN_STATES`. `caches` has the layers of each cache, in the order of the
+    state: a model with sliding-window layers writes two caches, first that of its other layers.
+    `cell_extra` is the bytes that a cell has besides position and sequences: 12 with M-RoPE.
+    `row_widths` has the number of values of a K row, by layer. `recurrent` states follow the caches
+    of a hybrid model. Without `values` there are only K rows, as with multi-head latent attention.
     """
 
+    version: int
     caches: tuple[tuple[int, ...], ...]
     cell_extra: int
     row_widths: dict[int, int]
@@ -271,9 +276,10 @@ class StateLayout:
     values: bool = True
 
 
-def _layout(model: Model, log_lines: Sequence[str]) -> StateLayout:
+def _layout(model: Model, log_lines: Sequence[str], version: int) -> StateLayout:
     rope_type = library.load().llama_model_rope_type(model.handle)
     return StateLayout(
+        version=version,
         caches=cache_layers(log_lines),
         cell_extra=_MULTI_AXIS_CELL_EXTRA if rope_type in _MULTI_AXIS else 0,
         row_widths=_row_widths(model),
@@ -291,7 +297,10 @@ def _row_widths(model: Model) -> dict[int, int]:
 
 
 def cache_layers(log_lines: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Return the layers of each cache, in the order in which a context's debug log lists them."""
+    """Return the layers of each cache, in the order in which a context's debug log lists them.
+
+    Raises BackendError where the log lists none: without them a state cannot be read.
+    """
     caches: list[list[int]] = []
     previous = None
     for line in log_lines:
@@ -304,33 +313,40 @@ def cache_layers(log_lines: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         if match[2] == "dev =":
             caches[-1].append(layer)
         previous = layer
+    if not caches:
+        raise BackendError(
+            f"llama.cpp's log does not list the layers of its cache, so keys cannot be read back; "
+            f"{_CURE}"
+        )
     return tuple(map(tuple, caches))
 
 
-def require_known_state(context_handle: Any) -> None:
-    """Raise BackendError where this llama.cpp writes states in a format that is unknown here.
+def state_version(context_handle: Any) -> int:
+    """Return the version of the format in which this llama.cpp saves states.
 
-    A state in memory does not carry the version of its format; a state in a file does. So an empty
-    sequence is saved to a temporary file, which takes a few bytes.
+    A state in memory does not carry it; a state in a file does. So an empty sequence is saved to a
+    temporary file, which takes a few bytes. Raises BackendError for a version that is not known.
     """
     llama = library.load()
     with tempfile.TemporaryDirectory(prefix="ggufrope-") as folder:
         path = Path(folder) / "state"
         if not llama.llama_state_seq_save_file(context_handle, os.fsencode(path), 0, None, 0):
             raise BackendError("llama.cpp could not save the state of a sequence to a file")
-        check_state_version(read_bytes(path, most=path.stat().st_size))
+        return saved_version(read_bytes(path, most=path.stat().st_size))
 
 
-def check_state_version(saved: bytes) -> None:
-    """Raise BackendError where a state saved to a file is of another version than is read here."""
+def saved_version(saved: bytes) -> int:
+    """Return the version of the format of a state saved to a file.
+
+    Raises BackendError where it is not one of `KNOWN_STATES`.
+    """
     magic, version = struct.unpack("<II", saved[:8]) if len(saved) >= 8 else (None, None)
-    if magic == _STATE_FILE_MAGIC and version == _STATE_VERSION:
-        return
+    if magic == _STATE_FILE_MAGIC and version in KNOWN_STATES:
+        return int(version)
     written = f"version {version} of it" if magic == _STATE_FILE_MAGIC else "another one"
     raise BackendError(
-        f"the probe reads llama.cpp's state format in version {_STATE_VERSION}, and this llama.cpp "
-        f"writes {written}; install a version that ggufrope was tested with: "
-        f"{library.INSTALL_COMMAND}"
+        f"the probe reads llama.cpp's state format in versions "
+        f"{' and '.join(map(str, KNOWN_STATES))}, and this llama.cpp writes {written}; {_CURE}"
     )
 
 
@@ -353,6 +369,9 @@ def key_rows(state: bytes, layout: StateLayout) -> dict[int, Keys]:
         reader.skip(layout.cell_extra + 4)
         transposed = reader.word()
         reader.expect("layers", len(layers))
+        if layout.version >= 4:
+            reader.skip_rotation("K")
+            reader.skip_rotation("V")
         for layer in layers:
             rows[layer] = reader.key_row(layout.row_widths.get(layer))
         for _ in layers if layout.values else ():
@@ -402,6 +421,12 @@ class _StateReader:
         self.skip(size)
         return np.frombuffer(self._state[start : self._offset], dtype="<f4")
 
+    def skip_rotation(self, which: str) -> None:
+        """Skip the size of the Hadamard matrix that rotates what is stored, 0 for none."""
+        number = self.word()
+        if number % _HADAMARD:
+            raise self._unknown(f"has {number} as the size of {which}'s rotation")
+
     def skip_value_row(self, *, transposed: bool) -> None:
         number = self.word()
         if number not in TYPES:
@@ -425,8 +450,7 @@ class _StateReader:
     def _unknown(self, what: str) -> BackendError:
         return BackendError(
             f"llama.cpp's saved state {what} (at byte {self._offset}): this llama.cpp writes a "
-            f"state format that ggufrope does not know; install a version that it was tested "
-            f"with: {library.INSTALL_COMMAND}"
+            f"state format that ggufrope does not know; {_CURE}"
         )
 
 

@@ -13,10 +13,12 @@ from ggufrope.errors import BackendError
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.probe import (
+    KNOWN_STATES,
     StateLayout,
-    check_state_version,
+    cache_layers,
     key_rows,
-    require_known_state,
+    saved_version,
+    state_version,
 )
 from ggufrope.runtime.settings import ContextSettings
 
@@ -54,9 +56,17 @@ def state(*caches: bytes) -> bytes:
     return words(MAGIC, 0) + b"".join(caches)
 
 
-def layout(*caches: tuple[int, ...], recurrent: bool = False) -> StateLayout:
+def layout(
+    *caches: tuple[int, ...], version: int = 3, recurrent: bool = False, widths_known: bool = True
+) -> StateLayout:
     widths = {layer: WIDTH for layers in caches for layer in layers}
-    return StateLayout(caches=caches, cell_extra=0, row_widths=widths, recurrent=recurrent)
+    return StateLayout(
+        version=version,
+        caches=caches,
+        cell_extra=0,
+        row_widths=widths if widths_known else {},
+        recurrent=recurrent,
+    )
 
 
 def assert_rows(rows: dict[int, np.ndarray], layers: list[int]) -> None:
@@ -64,10 +74,14 @@ def assert_rows(rows: dict[int, np.ndarray], layers: list[int]) -> None:
     assert all(np.array_equal(rows[layer], value_of(layer)) for layer in layers)
 
 
+@pytest.mark.parametrize("version", KNOWN_STATES)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_rows_are_read_by_layer_from_each_cache(transposed: bool) -> None:
-    blob = state(cache(0, 2, transposed=transposed), cache(1, transposed=transposed))
-    assert_rows(key_rows(blob, layout((0, 2), (1,))), [0, 1, 2])
+def test_rows_are_read_by_layer_from_each_cache(transposed: bool, version: int) -> None:
+    blob = state(
+        cache(0, 2, version=version, transposed=transposed),
+        cache(1, version=version, transposed=transposed),
+    )
+    assert_rows(key_rows(blob, layout((0, 2), (1,), version=version)), [0, 1, 2])
 
 
 def test_a_recurrent_state_after_the_caches_is_left_alone() -> None:
@@ -79,28 +93,39 @@ def test_a_recurrent_state_after_the_caches_is_left_alone() -> None:
 
 @pytest.mark.parametrize("caches", [((0,),), ((0, 1),), ((0, 1), (2,))])
 @pytest.mark.parametrize("widths_known", [True, False])
-def test_a_state_of_version_4_is_refused(
-    caches: tuple[tuple[int, ...], ...], widths_known: bool
+@pytest.mark.parametrize(("written", "read"), [(3, 4), (4, 3)])
+def test_a_state_read_as_the_other_version_is_refused(
+    caches: tuple[tuple[int, ...], ...], widths_known: bool, written: int, read: int
 ) -> None:
     """Version 4 has two more numbers behind the number of layers.
 
     In a one-layer cache whose keys are not rotated these are two zeros. A reader of version 3
     takes them for the type F32 and a row of length 0.
     """
-    blob = state(*(cache(*layers, version=4) for layers in caches))
-    known = layout(*caches)
-    if not widths_known:
-        known = StateLayout(caches=caches, cell_extra=0, row_widths={}, recurrent=False)
+    blob = state(*(cache(*layers, version=written) for layers in caches))
+    known = layout(*caches, version=read, widths_known=widths_known)
     with pytest.raises(
         BackendError, match=f"a state format that ggufrope does not know.*{REINSTALL}"
     ):
         key_rows(blob, known)
 
 
-def test_an_empty_row_is_an_error() -> None:
-    blob = state(words(1, 1, 5, 1, 0, 0, 1, F32) + bytes(8) + words(F16) + bytes(8))
-    with pytest.raises(BackendError, match="has a K row of 0 bytes where 32 bytes were expected"):
-        key_rows(blob, layout((0,)))
+@pytest.mark.parametrize("version", KNOWN_STATES)
+@pytest.mark.parametrize("widths_known", [True, False])
+def test_an_empty_row_is_an_error(version: int, widths_known: bool) -> None:
+    rotated = (0, 0) if version == 4 else ()
+    blob = state(words(1, 1, 5, 1, 0, 0, 1, *rotated, F32) + bytes(8) + words(F16) + bytes(8))
+    with pytest.raises(BackendError, match="has a K row of 0 bytes where "):
+        key_rows(blob, layout((0,), version=version, widths_known=widths_known))
+
+
+def test_a_rotation_that_no_matrix_has_is_refused() -> None:
+    blob = bytearray(state(cache(0, version=4)))
+    struct.pack_into("<I", blob, 36, 128)
+    assert_rows(key_rows(bytes(blob), layout((0,), version=4)), [0])
+    struct.pack_into("<I", blob, 36, 3)
+    with pytest.raises(BackendError, match="has 3 as the size of K's rotation"):
+        key_rows(bytes(blob), layout((0,), version=4))
 
 
 def test_a_state_cut_off_anywhere_is_refused() -> None:
@@ -131,15 +156,22 @@ def test_what_is_not_expected_is_named(offset: int, value: int, message: str) ->
 
 
 def test_the_version_is_read_from_a_saved_file() -> None:
-    check_state_version(words(FILE_MAGIC, 3, 0))
-    with pytest.raises(BackendError, match=rf"version 3, .* version 4 of it; .*{REINSTALL}"):
-        check_state_version(words(FILE_MAGIC, 4, 0))
+    assert [saved_version(words(FILE_MAGIC, number, 0)) for number in KNOWN_STATES] == [3, 4]
+    with pytest.raises(
+        BackendError, match=rf"versions 3 and 4, .* writes version 5 of it; .*{REINSTALL}"
+    ):
+        saved_version(words(FILE_MAGIC, 5, 0))
     for saved in (b"", words(FILE_MAGIC), words(MAGIC, 3)):
-        with pytest.raises(BackendError, match="writes another one; install"):
-            check_state_version(saved)
+        with pytest.raises(BackendError, match="writes another one; use"):
+            saved_version(saved)
 
 
-def test_the_installed_llama_cpp_writes_the_known_version(tmp_path: Path) -> None:
+def test_the_installed_llama_cpp_writes_a_known_version(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf")
     with Model.open(path) as model, Context(model, ContextSettings(n_ctx=256)) as context:
-        require_known_state(context.handle)
+        assert state_version(context.handle) in KNOWN_STATES
+
+
+def test_without_the_lines_of_the_cache_no_state_is_read() -> None:
+    with pytest.raises(BackendError, match="does not list the layers of its cache"):
+        cache_layers(["llama_kv_cache: layer 0 lives on CPU", "llama_context: n_ctx = 256"])
