@@ -133,6 +133,8 @@ def _show_caches(result: RuntimeReport) -> None:
     caches = table("KV cache", column, "runs", numeric=[column])
     for support in result.caches:
         verdict = "yes" if support.refusal is None else f"no: {support.refusal}"
+        if support.refusal is None and support.falls_back is None:
+            verdict = "yes; whether some operations fall back to the CPU is not known"
         if support.falls_back:
             verdict = "yes, but slow: some operations fall back to the CPU"
         cache = support.cache

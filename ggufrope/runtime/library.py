@@ -186,7 +186,7 @@ def load() -> ModuleType:
     library.llama_backend_init()
     kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
     _abort_callback = kind(_on_abort)
-    _ggml_function("ggml_set_abort_callback", kind, kind)(_abort_callback)
+    ggml_function("ggml_set_abort_callback", kind, kind)(_abort_callback)
     _load_backends()
     return library
 
@@ -196,11 +196,11 @@ def _load_backends() -> None:
 
     Raises MissingDependencyError where there is none.
     """
-    count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
+    count = ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
     if count():
         return
     engine = loaded(imported())
-    load_from = _ggml_function("ggml_backend_load_all_from_path", None, ctypes.c_char_p)
+    load_from = ggml_function("ggml_backend_load_all_from_path", None, ctypes.c_char_p)
     load_from(os.fsencode(engine.path.parent))
     if not count():
         raise MissingDependencyError(
@@ -212,7 +212,7 @@ def versions() -> Versions:
     """Return the versions of llama-cpp-python and of the llama.cpp that it loaded."""
     library = load()
     engine = loaded(library)
-    package, commit = package_version(), _text(_ggml_function("ggml_commit", ctypes.c_char_p)())
+    package, commit = package_version(), _text(ggml_function("ggml_commit", ctypes.c_char_p)())
     return Versions(
         llama_cpp_python=package,
         llama_cpp=_text(library.llama_version()),
@@ -245,17 +245,17 @@ def can_offload() -> bool:
 
 def devices() -> tuple[Device, ...]:
     """Return the devices of all ggml backends of this build, in ggml's order."""
-    count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
-    get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    count = ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
+    get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
     return tuple(_device(ctypes.c_void_p(get(index))) for index in range(count()))
 
 
 def _device(handle: ctypes.c_void_p) -> Device:
     pointer = ctypes.POINTER(ctypes.c_size_t)
-    name = _ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
-    description = _ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
-    kind = _ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    memory = _ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
+    name = ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    description = ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
+    kind = ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    memory = ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     memory(handle, ctypes.byref(free), ctypes.byref(total))
     known = kind(handle)
@@ -268,7 +268,7 @@ def _device(handle: ctypes.c_void_p) -> Device:
     )
 
 
-def _ggml_function(name: str, result: Any, *arguments: Any) -> Any:
+def ggml_function(name: str, result: Any, *arguments: Any) -> Any:
     """Return a function of ggml's C API, which llama-cpp-python ships but does not bind."""
     function = next((part[name] for part in _ggml_libraries() if hasattr(part, name)), None)
     if function is None:
