@@ -37,6 +37,15 @@ ForceOption = Annotated[
         autocompletion=completion(guards),
     ),
 ]
+LlamaLibOption = Annotated[
+    str | None,
+    typer.Option(
+        "--llama-lib",
+        metavar="FOLDER",
+        help="Folder of another build of llama.cpp; default: LLAMA_CPP_LIB_PATH, else the one "
+        "installed.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -22,7 +22,7 @@ from ggufrope.runs.plan import RunPlan
 from .errors import OTHER_FLAGS, OptionError
 from .options import option
 from .start import default_contexts
-from .values import cache_type, kv_types, layers, share, token_counts, word, words
+from .values import cache_type, kv_types, layers, llama_lib, share, token_counts, word, words
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
@@ -236,6 +236,16 @@ class RunOptions:
         Path | None,
         option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
     ] = None
+    llama_lib: Annotated[
+        str | None,
+        option(
+            "--llama-lib",
+            "Folder of another build of llama.cpp; default: LLAMA_CPP_LIB_PATH, else the one "
+            "installed.",
+            "FOLDER",
+            _HOW,
+        ),
+    ] = None
     gpu_layers: Annotated[
         str,
         option(
@@ -325,6 +335,7 @@ class RunOptions:
                 templates=_name(self.templates),
             ),
             runtime=RuntimeSettings(
+                llama_lib=llama_lib(self.llama_lib),
                 gpu_layers=layers(self.gpu_layers),
                 threads=self.threads,
                 flash_attention=self.flash_attention,

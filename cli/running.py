@@ -28,9 +28,10 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
 
     from .errors import outlive_aborts
     from .progress import RunBar
-    from .start import announce, kept_results
+    from .start import announce, kept_results, use_llama
 
     outlive_aborts()
+    use_llama(plan.runtime.llama_lib)
     with ExitStack() as cleanup:
         if out is None:
             out = cleanup.enter_context(kept_results(plan.models[0]))
@@ -61,10 +62,12 @@ def carry_out_batch(
     from ggufrope.runs.driver import ProcessTransport, drive, open_run
     from ggufrope.runs.models import require_formats
     from ggufrope.runs.ray import RayTransport
+    from ggufrope.runtime.engine import use
 
     from .progress import CellBar
     from .start import announce
 
+    use(plan.runtime.llama_lib)
     repair(plan)
     require_formats(plan)
     with open_run(plan, folder) as store:

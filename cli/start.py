@@ -24,6 +24,23 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 
 
+def use_llama(folder: str | None) -> None:
+    """Use the build of llama.cpp in `folder`, None for the usual one; say where it was not tested.
+
+    Raises MissingDependencyError and RequestError where it cannot be used.
+    """
+    from ggufrope.runtime import library
+    from ggufrope.runtime.engine import use
+
+    use(folder)
+    found = library.versions()
+    if not found.tested:
+        _say(
+            f"ggufrope was not tested with llama.cpp {found.llama_cpp} ({found.commit}); "
+            f"`ggufrope doctor{' --llama-lib FOLDER' * (not found.own)}` says what it reads of it."
+        )
+
+
 def default_contexts(model: str, requests: tuple[ScalingRequest, ...]) -> tuple[int, ...]:
     """Return lengths to measure `model` at: from what it was trained for to what the requests
     reach, or up to the context of the file.

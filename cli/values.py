@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
@@ -80,6 +81,12 @@ def _said(text: str) -> str:
 
 def _folded(text: str) -> str:
     return text.strip().casefold().replace("_", "-")
+
+
+def llama_lib(*named: str | None) -> str | None:
+    """Return the first folder that is named, by an option or a plan, else by the variable that
+    llama-cpp-python reads: so the record of a run has it."""
+    return next(filter(None, (*named, os.environ.get("LLAMA_CPP_LIB_PATH"))), None)
 
 
 def guards() -> tuple[str, ...]:

@@ -61,6 +61,10 @@ _PROBE_CONTEXT = 256
 class RuntimeSettings:
     """How models are loaded and evaluated. What is None is left to the runtime."""
 
+    llama_lib: str | None = field(
+        default=None,
+        metadata={"help": "folder of another build of llama.cpp's libraries"},
+    )
     gpu_layers: Literal["all", "auto"] | int = "all"
     devices: tuple[str, ...] = field(
         default=(),
@@ -117,10 +121,17 @@ class LlamaBackend:
     settings: RuntimeSettings = RuntimeSettings()
 
     def require(self) -> None:
-        """Raise MissingDependencyError where llama-cpp-python is not installed."""
+        """Raise MissingDependencyError where llama-cpp-python is not installed, or where the build
+        that the settings name cannot be used."""
         from ggufrope.runtime import library
 
+        self._use_library()
         library.load()
+
+    def _use_library(self) -> None:
+        from ggufrope.runtime.engine import use
+
+        use(self.settings.llama_lib)
 
     def fitted(self, path: Path, context_tokens: int) -> LlamaBackend:
         """Return this backend with "auto" layers settled: as many as leave room on the GPUs for an
@@ -131,6 +142,7 @@ class LlamaBackend:
         from ggufrope.runtime.placement import fitting_layers
         from ggufrope.runtime.settings import ContextSettings
 
+        self._use_library()
         options = LoadOptions(
             main_gpu=self.settings.main_gpu, tensor_split=self.settings.tensor_split
         )
@@ -143,6 +155,7 @@ class LlamaBackend:
         RequestError where devices are named and this process has none."""
         from ggufrope.runtime.model import Model
 
+        self._use_library()
         self._require_devices()
         if self.settings.gpu_layers == "auto":
             return self.fitted(path, _UNKNOWN_CONTEXT).load(path, kv_overrides)
@@ -192,7 +205,8 @@ class LlamaBackend:
         versions, placement = library.versions(), model.placement
         known = {
             "llama-cpp-python": versions.llama_cpp_python,
-            "llama.cpp": f"{versions.llama_cpp} ({versions.commit})",
+            "llama.cpp": versions.shown,
+            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
             "system": versions.system_info,
             "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}",
         }

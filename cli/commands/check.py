@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import JsonOption
-from ..proof import ProveOption, proof_payload
+from ..options import JsonOption, LlamaLibOption
+from ..proof import ProveOption, prepare_proof, proof_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -41,6 +41,7 @@ def command(
         typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0 (for code scanning)."),
     ] = None,
     prove: ProveOption = False,
+    llama_lib: LlamaLibOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check files and folders, one line per file.
@@ -52,6 +53,7 @@ def command(
     from ..errors import BAD_FILE, CHECK_FAILED
     from ..output import emit_json
 
+    prepare_proof(prove, llama_lib)
     proofs: dict[Path, Proof] = {}
     report = check(*files, config=config, examine=_prover(proofs) if prove else None)
     if sarif is not None:
@@ -71,9 +73,7 @@ def command(
 
 def _prover(proofs: dict[Path, Proof]) -> Callable[[Path], Iterable[Finding]]:
     """Return a function that proves a model, for `check`; it adds each proof to `proofs`."""
-    from ggufrope.proof import prove, witnesses
-
-    witnesses()  # before the first file is read
+    from ggufrope.proof import prove
 
     def findings(path: Path) -> Iterable[Finding]:
         proofs[path] = prove(path)

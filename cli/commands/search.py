@@ -12,7 +12,7 @@ import typer
 
 from ggufrope._format import duration
 
-from ..options import FileArgument, JsonOption, grouped, option, token_option
+from ..options import FileArgument, JsonOption, LlamaLibOption, grouped, option, token_option
 from ..output import console, stderr_console
 from ..progress import plain_lines
 from ..tables import heading, row, shown, table
@@ -185,6 +185,7 @@ def command(
             autocompletion=completion(kv_types),
         ),
     ] = "f16",
+    llama_lib: LlamaLibOption = None,
     gpu_layers: Annotated[
         str,
         typer.Option("--gpu-layers", metavar="N", help="Layers on the GPU: all, auto or a number."),
@@ -206,12 +207,16 @@ def command(
 
     from ..errors import outlive_aborts
     from ..output import emit_json
+    from ..start import use_llama
     from ..values import layers, model_path
+    from ..values import llama_lib as folder_of_llama
 
     outlive_aborts()
+    named = folder_of_llama(llama_lib)
+    use_llama(named)
     model = read_model(model_path(file))
     plan = search.plan()
-    settings = RuntimeSettings(gpu_layers=layers(gpu_layers), threads=threads)
+    settings = RuntimeSettings(llama_lib=named, gpu_layers=layers(gpu_layers), threads=threads)
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
     with SearchBoard() as board, interruption(folder):
         result = run_search(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufrope._files import sha256_of
+from ggufrope._format import without_home
 from ggufrope.errors import MissingDependencyError, RequestError
 
 if TYPE_CHECKING:
@@ -93,11 +94,12 @@ def use(folder: str | os.PathLike[str] | None) -> None:
     """
     if folder is None:
         return
-    found = _library_in(Path(folder).expanduser().absolute(), "`llama_lib`")
+    named = VARIABLE if os.environ.get(VARIABLE) == os.fspath(folder) else "`llama_lib`"
+    found = _library_in(Path(folder).expanduser().absolute(), named)
     module = sys.modules.get("llama_cpp.llama_cpp")
     if module is not None and not found.samefile(loaded(module).path):
         raise RequestError(
-            f"`llama_lib` {folder}: this process has loaded {loaded(module).shown} already, and a "
+            f"{named} {folder}: this process has loaded {loaded(module).shown} already, and a "
             "process has one llama.cpp"
         )
     os.environ[VARIABLE] = os.fspath(found.parent)
@@ -155,13 +157,6 @@ def symbols(path: Path) -> ctypes.CDLL:
 def package_version() -> str:
     """Return the version of llama-cpp-python."""
     return str(importlib.import_module("llama_cpp").__version__)
-
-
-def without_home(path: str) -> str:
-    """Return a path with `~` in place of the user's home folder."""
-    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where there is none
-    inside = home not in ("~", os.sep) and path.startswith(home.rstrip(os.sep) + os.sep)
-    return f"~{path[len(home.rstrip(os.sep)) :]}" if inside else path
 
 
 # A library that was named -------------------------------------------------------------------------

@@ -75,6 +75,12 @@ class Versions:
     own: bool
     tested: bool
 
+    @property
+    def shown(self) -> str:
+        """Version and commit, and that it was not tested where it was not."""
+        untested = "" if self.tested else ", not tested with ggufrope"
+        return f"{self.llama_cpp} ({self.commit}){untested}"
+
 
 @dataclass(slots=True, eq=False)
 class Log:

@@ -194,7 +194,8 @@ def _require_applicable(model: Model) -> PairStyle:
 
 def _stand_in(model: Model, tokens: int) -> int:
     """Return the smallest context that llama.cpp gives the same factors as one of `tokens`."""
-    original = int(model.reported.get("n_ctx_orig_yarn", 0))
+    declared = model.setting(f"{model.architecture}.rope.scaling.original_context_length")
+    original = int(model.reported.get("n_ctx_orig_yarn") or declared or model.n_ctx_train)
     rounded = -(-tokens // 256) * 256
     return 256 if rounded <= original else original + 1
 
@@ -464,7 +465,8 @@ def _rotary_part(model: Model, layer: int, keys: Keys, pairs: PairStyle) -> tupl
     """
     if np.allclose(keys, keys[0], rtol=0, atol=_STILL * np.abs(keys).max()):
         return model.head_size, slice(0, 0)
-    for head_size in _reported(model, "n_embd_head_k", "n_embd_head_k_swa"):
+    reported = _reported(model, "n_embd_head_k", "n_embd_head_k_swa")
+    for head_size in reported or (model.head_size,):
         if keys.shape[-1] % head_size:
             continue
         heads = _heads(keys, head_size)
