@@ -192,14 +192,14 @@ def load() -> ModuleType:
     library.llama_backend_init()
     kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
     _abort_callback = kind(_on_abort)
-    _ggml_function("ggml_set_abort_callback", kind, kind)(_abort_callback)
+    ggml_function("ggml_set_abort_callback", kind, kind)(_abort_callback)
     return library
 
 
 def versions() -> Versions:
     """Return the versions of llama-cpp-python and of the llama.cpp inside it."""
     library = load()
-    commit = _ggml_function("ggml_commit", ctypes.c_char_p)
+    commit = ggml_function("ggml_commit", ctypes.c_char_p)
     return Versions(
         llama_cpp_python=_package_version(),
         llama_cpp=_text(library.llama_version()),
@@ -228,17 +228,35 @@ def can_offload() -> bool:
 
 def devices() -> tuple[Device, ...]:
     """Return the devices of all ggml backends of this build, in ggml's order."""
-    count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
-    get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    return tuple(_device(ctypes.c_void_p(get(index))) for index in range(count()))
+    return tuple(map(_device, device_handles()))
+
+
+def backends() -> tuple[str, ...]:
+    """Return the names of the backends of this build, also of those that find no device."""
+    load()
+    count = ggml_function("ggml_backend_reg_count", ctypes.c_size_t)
+    get = ggml_function("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    return tuple(_text(name(get(index))) for index in range(count()))
+
+
+def device_handles() -> tuple[ctypes.c_void_p, ...]:
+    """Return the `ggml_backend_dev_t` of each of `devices`, for the other modules of the runtime.
+
+    Raises MissingDependencyError as `load` does.
+    """
+    load()
+    count = ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
+    get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    return tuple(ctypes.c_void_p(get(index)) for index in range(count()))
 
 
 def _device(handle: ctypes.c_void_p) -> Device:
     pointer = ctypes.POINTER(ctypes.c_size_t)
-    name = _ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
-    description = _ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
-    kind = _ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    memory = _ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
+    name = ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    description = ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
+    kind = ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    memory = ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     memory(handle, ctypes.byref(free), ctypes.byref(total))
     known = kind(handle)
@@ -251,7 +269,7 @@ def _device(handle: ctypes.c_void_p) -> Device:
     )
 
 
-def _ggml_function(name: str, result: object, *arguments: object) -> Any:
+def ggml_function(name: str, result: object, *arguments: object) -> Any:
     """Return a function of ggml's C API, which llama-cpp-python ships but does not bind."""
     function: Any = next(getattr(part, name) for part in _ggml_libraries() if hasattr(part, name))
     function.restype, function.argtypes = result, arguments
