@@ -9,7 +9,17 @@ import typer
 from ..options import JsonOption
 
 if TYPE_CHECKING:
+    from ggufrope.runtime.attention import Attention
     from ggufrope.runtime.doctor import RuntimeReport
+
+_RUNS: dict[Attention, tuple[str, str]] = {
+    "native": ("yes", "runs"),
+    "plain": ("plain", "runs without flash attention"),
+    "converted": ("f16", "runs, but slowly: converted to f16 for every token"),
+    "cpu": ("CPU", "runs, but slowly: attention leaves the device"),
+    "unknown": ("?", "the server decides"),
+}
+"""The mark of each way to run attention, and what it means."""
 
 
 def command(
@@ -52,9 +62,13 @@ def payload(result: RuntimeReport) -> dict[str, Any]:
         "devices": result.devices,
         "free_bytes": result.free_bytes,
         "can_offload": result.can_offload,
+        "backends": result.backends,
+        "attention": result.attention,
+        "environment": result.environment,
         "caches": result.caches,
         "advice": result.advice,
         "install": result.install,
+        "wheel": result.wheel,
     }
 
 
@@ -92,16 +106,32 @@ def show(result: RuntimeReport) -> None:
         )
     if result.devices:
         _show_devices(result)
-    elif result.cards:
-        out.print(f"Cards: {', '.join(shown(card.name) for card in result.cards)}")
+    for card in result.cards:
+        words = (
+            card.capability and f"capability {card.capability}",
+            card.cuda and f"driver runs CUDA {card.cuda}",
+        )
+        out.print(f"Card: {', '.join([shown(card.name), *filter(None, words)])}")
+    if result.attention:
+        _show_attention(result)
     if result.caches:
         _show_caches(result)
+    if result.environment:
+        out.print(heading("environment variables that change llama.cpp"))
+    for name, what in result.environment.items():
+        out.print(f"{shown(name)}: {what}")
     if result.advice:
         out.print(heading("advice"))
     for line in result.advice:
         out.print(shown(line))
     if result.install is not None:
         out.print(f"  $ {result.install}", style="cyan", soft_wrap=True)
+    if result.wheel is not None:
+        out.print(
+            "or install a built wheel, where there is one of that version (it has the attention "
+            "kernels of few cache types):"
+        )
+        out.print(f"  $ {result.wheel}", style="cyan", soft_wrap=True)
 
 
 def _show_devices(result: RuntimeReport) -> None:
@@ -119,6 +149,35 @@ def _show_devices(result: RuntimeReport) -> None:
         row(devices, *cells, written(device.memory_total))
     console().print(devices)
     console().print(f"GPU offload: {'yes' if result.can_offload else 'no'}")
+
+
+def _show_attention(result: RuntimeReport) -> None:
+    """Print how each device runs each pair of cache types: a line where all are alike."""
+    from ..output import console
+    from ..tables import row, shown, table
+
+    out = console()
+    seen: dict[str, str] = {}
+    for device in dict.fromkeys(pair.device for pair in result.attention):
+        runs = {
+            (pair.type_k, pair.type_v): pair.runs
+            for pair in result.attention
+            if pair.device == device
+        }
+        if len(kinds := set(runs.values())) == 1:
+            (only,) = kinds
+            out.print(
+                f"Attention on {shown(device)}, all pairs of K/V cache types: {_RUNS[only][1]}"
+            )
+            continue
+        seen |= {_RUNS[kind][0]: _RUNS[kind][1] for kind in kinds}
+        values = dict.fromkeys(v for _, v in runs)
+        grid = table(f"{device}: K \\ V", *values)
+        for k in dict.fromkeys(k for k, _ in runs):
+            row(grid, k, *(_RUNS[runs[k, v]][0] for v in values))
+        out.print(grid)
+    for mark, meaning in seen.items():
+        out.print(f"{mark}: {meaning}", style="dim")
 
 
 def _show_caches(result: RuntimeReport) -> None:

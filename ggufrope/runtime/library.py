@@ -251,9 +251,27 @@ def can_offload() -> bool:
 
 def devices() -> tuple[Device, ...]:
     """Return the devices of all ggml backends of this build, in ggml's order."""
+    return tuple(map(_device, device_handles()))
+
+
+def backends() -> tuple[str, ...]:
+    """Return the names of the backends of this build, also of those that find no device."""
+    load()
+    count = ggml_function("ggml_backend_reg_count", ctypes.c_size_t)
+    get = ggml_function("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    return tuple(_text(name(get(index))) for index in range(count()))
+
+
+def device_handles() -> tuple[ctypes.c_void_p, ...]:
+    """Return the `ggml_backend_dev_t` of each of `devices`, for the other modules of the runtime.
+
+    Raises MissingDependencyError as `load` does.
+    """
+    load()
     count = ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
     get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    return tuple(_device(ctypes.c_void_p(get(index))) for index in range(count()))
+    return tuple(ctypes.c_void_p(get(index)) for index in range(count()))
 
 
 def _device(handle: ctypes.c_void_p) -> Device:
