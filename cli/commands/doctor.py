@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import JsonOption
+from ..options import JsonOption, LlamaLibOption
 
 if TYPE_CHECKING:
     from ggufrope.runtime.attention import Attention
     from ggufrope.runtime.doctor import RuntimeReport
+    from ggufrope.runtime.selfcheck import SelfCheck
 
 _RUNS: dict[Attention, tuple[str, str]] = {
     "native": ("yes", "runs"),
@@ -27,17 +28,24 @@ def command(
         str | None,
         typer.Option(metavar="FILE", help="Also test every KV cache type on this model."),
     ] = None,
+    llama_lib: LlamaLibOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show what is installed, and how to get what is missing."""
+    from ggufrope.runtime import library
     from ggufrope.runtime.doctor import report
+    from ggufrope.runtime.engine import use
     from ggufrope.runtime.model import Model
 
     from ..errors import outlive_aborts
     from ..output import emit_json
+    from ..values import llama_lib as folder_of_llama
     from ..values import model_path
 
     outlive_aborts()
+    if folder := folder_of_llama(llama_lib):
+        use(folder)
+        library.load()  # what was named is wrong, rather than missing
     if model is None:
         result = report()
     else:
@@ -55,6 +63,7 @@ def payload(result: RuntimeReport) -> dict[str, Any]:
 
     return {
         "versions": result.versions,
+        "self_check": result.self_check,
         "cards": result.cards,
         "extras": result.extras,
         "table_commit": source().commit,
@@ -89,7 +98,11 @@ def show(result: RuntimeReport) -> None:
         row(versions, "llama-cpp-python", "not usable")
     else:
         row(versions, "llama-cpp-python", result.versions.llama_cpp_python)
-        row(versions, "llama.cpp", f"{result.versions.llama_cpp} ({result.versions.commit})")
+        row(versions, "llama.cpp", result.versions.shown)
+        if not result.versions.own:
+            row(versions, "libllama", result.versions.library)
+    if result.self_check is not None:
+        row(versions, "self-check", _checked(result.self_check))
     row(versions, "predictions for", f"llama.cpp {source().commit[:9]}")
     for name, installed in result.extras.items():
         row(
@@ -132,6 +145,16 @@ def show(result: RuntimeReport) -> None:
             "kernels of few cache types):"
         )
         out.print(f"  $ {result.wheel}", style="cyan", soft_wrap=True)
+
+
+def _checked(check: SelfCheck) -> str:
+    """Return what the self-check read, in a few words; the advice has the rest."""
+    states = "unknown" if check.state_version is None else f"version {check.state_version}"
+    if check.failure is not None:
+        return f"failed; saved states: {states}"
+    rotation = "as declared" if check.rotation_right else "DIFFERS"
+    log = "read" if not check.unread else "partly read"
+    return f"rotation {rotation}; saved states {states}; log {log}"
 
 
 def _show_devices(result: RuntimeReport) -> None:
