@@ -25,8 +25,9 @@ from ggufrope.container.types import TypedValue, ValueType
 from ggufrope.errors import BackendError, RequestError
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
-from ggufrope.runtime.probe import probe, state_version
+from ggufrope.runtime.probe import probe
 from ggufrope.runtime.settings import ContextSettings
+from ggufrope.runtime.states import state_version
 
 _WIDTH, _HIDDEN, _TOKENS, _CONTEXT, _BASE = 64, 32, 32, 256, 10_000.0
 """One layer with one head of 64 values, the smallest whose quantized cache llama.cpp rotates."""

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import struct
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fixtures.make import build
 from ggufrope.errors import BackendError
+from ggufrope.runtime.batch import decode
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
-from ggufrope.runtime.probe import (
+from ggufrope.runtime.settings import ContextSettings
+from ggufrope.runtime.states import (
     KNOWN_STATES,
     StateLayout,
     cache_layers,
     key_rows,
+    saved_state,
     saved_version,
     state_version,
 )
-from ggufrope.runtime.settings import ContextSettings
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MAGIC, FILE_MAGIC = 0xAF143CD8, 0x67677371
 F32, F16 = 0, 1
@@ -175,3 +175,64 @@ def test_the_installed_llama_cpp_writes_a_known_version(tmp_path: Path) -> None:
 def test_without_the_lines_of_the_cache_no_state_is_read() -> None:
     with pytest.raises(BackendError, match="does not list the layers of its cache"):
         cache_layers(["llama_kv_cache: layer 0 lives on CPU", "llama_context: n_ctx = 256"])
+
+
+STATES = json.loads((Path(__file__).parents[2] / "fixtures" / "states.json").read_text())
+"""States that llama.cpp wrote, by the version of their format (tools/saved_states.py)."""
+WIDTHS = {"nano": 32, "gemma3": 16}
+
+
+def read_fixture(version: int, name: str) -> dict[int, np.ndarray]:
+    saved = STATES[str(version)][name]
+    caches = tuple(map(tuple, saved["caches"]))
+    widths = {layer: WIDTHS[name] for layers in caches for layer in layers}
+    known = StateLayout(
+        version=version, caches=caches, cell_extra=0, row_widths=widths, recurrent=False
+    )
+    return key_rows(bytes.fromhex(saved["memory"]), known)
+
+
+def test_there_is_a_saved_state_of_each_version_that_is_known() -> None:
+    assert tuple(map(int, STATES)) == KNOWN_STATES
+    for version, saved in STATES.items():
+        assert {saved_version(bytes.fromhex(saved[name]["file"])) for name in WIDTHS} == {
+            int(version)
+        }
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_all_versions_have_the_same_keys(name: str) -> None:
+    """The same model in two versions of llama.cpp: what is read from the states must agree."""
+    first, *others = [read_fixture(version, name) for version in KNOWN_STATES]
+    assert len(first) == {"nano": 2, "gemma3": 6}[name]
+    assert len({rows.tobytes() for rows in first.values()}) == len(first)
+    assert all(np.abs(rows).max() > 0.01 for rows in first.values())
+    for other in others:
+        assert other.keys() == first.keys()
+        for layer, rows in first.items():
+            np.testing.assert_allclose(other[layer], rows, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("written", "read"), [(3, 4), (4, 3)])
+@pytest.mark.parametrize("name", WIDTHS)
+def test_what_llama_cpp_wrote_is_not_read_as_the_other_version(
+    name: str, written: int, read: int
+) -> None:
+    saved = STATES[str(written)][name]
+    caches = tuple(map(tuple, saved["caches"]))
+    known = StateLayout(version=read, caches=caches, cell_extra=0, row_widths={}, recurrent=False)
+    with pytest.raises(BackendError, match="a state format that ggufrope does not know"):
+        key_rows(bytes.fromhex(saved["memory"]), known)
+
+
+def test_the_installed_llama_cpp_has_the_keys_of_the_fixture(nano: Path) -> None:
+    settings = ContextSettings(n_ctx=256, type_k="f32", type_v="f32", n_threads=1)
+    with Model.open(nano, gpu_layers=0) as model, Context(model, settings) as context:
+        token, position = np.array([7], dtype=np.int32), np.array([5], dtype=np.int32)
+        decode(context.handle, token, position, [(0,)], np.zeros(1, dtype=np.int8))
+        version = state_version(context.handle)
+        known = layout((0, 1), version=version, widths_known=False)
+        found = key_rows(saved_state(context.handle, 0), known)
+    for layer, rows in read_fixture(version, "nano").items():
+        np.testing.assert_allclose(found[layer], rows, rtol=1e-4, atol=1e-6)
+    assert len(found) == 2
