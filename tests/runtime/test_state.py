@@ -179,7 +179,7 @@ def test_without_the_lines_of_the_cache_no_state_is_read() -> None:
 
 STATES = json.loads((Path(__file__).parents[2] / "fixtures" / "states.json").read_text())
 """States that llama.cpp wrote, by the version of their format (tools/saved_states.py)."""
-WIDTHS = {"nano": 32, "gemma3": 16}
+WIDTHS = {"nano": 128, "gemma3": 16}
 
 
 def read_fixture(version: int, name: str) -> dict[int, np.ndarray]:
