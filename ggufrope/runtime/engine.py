@@ -165,9 +165,7 @@ def package_version() -> str:
 def _library_in(folder: Path, named: str) -> Path:
     """Return the libllama in a folder, by the names that llama-cpp-python looks for."""
     if not folder.is_dir():
-        what = (
-            "is a file; name the folder it is in" if folder.exists() else "there is no such folder"
-        )
+        what = "it is a file; name its folder" if folder.exists() else "there is no such folder"
         raise MissingDependencyError(f"{named} {folder}: {what}")
     if found := _libllama(folder):
         return found
