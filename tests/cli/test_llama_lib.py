@@ -1,4 +1,4 @@
-"""`--llama-lib`: each command that loads llama.cpp takes another build, and records which it was."""
+"""`--llama-lib`: each command that loads llama.cpp takes another build."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def test_a_wrong_library_is_one_line_and_nothing_is_written(
     names = {"MODEL": nano_copy, "PLAN": plan, "OUT": tmp_path / "out"}
     done = in_a_process(*(names.get(word, word) for word in command.split()), "--llama-lib", folder)
     assert (done.returncode, done.stdout) == (4, ""), done.stderr
-    (line,) = done.stderr.splitlines()
+    *said, line = done.stderr.splitlines()
+    assert len(said) == (command.startswith("run") and content is not None)  # what it will take
     assert line.startswith("ggufrope: ")
     assert words in line
     assert nano_copy.read_bytes() == before
@@ -84,9 +85,8 @@ def test_a_wrong_library_is_one_line_and_nothing_is_written(
 def test_a_library_that_nothing_would_load_is_a_usage_error(
     cli: Call, nano: Path, command: str
 ) -> None:
-    outcome = cli(
-        *(nano if word == "MODEL" else word for word in command.split()), "--llama-lib", "x"
-    )
+    words = [nano if word == "MODEL" else word for word in command.split()]
+    outcome = cli(*words, "--llama-lib", "x")
     assert outcome.code == 2
     assert "--llama-lib names what --prove loads; add --prove" in outcome.err
 
