@@ -62,12 +62,12 @@ def carry_out_batch(
     from ggufrope.runs.driver import ProcessTransport, drive, open_run
     from ggufrope.runs.models import require_formats
     from ggufrope.runs.ray import RayTransport
-    from ggufrope.runtime.engine import use
 
     from .progress import CellBar
-    from .start import announce
+    from .start import announce, use_llama
 
-    use(plan.runtime.llama_lib)
+    if plan.runtime.llama_lib is not None:
+        use_llama(plan.runtime.llama_lib)  # before there is a folder of results
     repair(plan)
     require_formats(plan)
     with open_run(plan, folder) as store:
