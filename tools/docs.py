@@ -26,7 +26,10 @@ import ggufrope
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "build" / "docs-source"
 """Where mkdocs.yml looks for the pages."""
-PAGES = ("*.md", "docs/*.md", "benchmarks/README.md", "benchmarks/results/*.md", "fixtures/*.md")
+PAGES = (
+    *("*.md", "docs/*.md", "docs/site.css", "fixtures/*.md"),
+    *("benchmarks/README.md", "benchmarks/results/*.md"),
+)
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 
 
