@@ -134,9 +134,8 @@ def _row(cells: list[str]) -> str:
 def page(engines: tuple[Engine, ...], model: Path, keep: Path) -> str:
     """Measure, and return the page."""
     doctors = [engine.call("doctor") for engine in engines]
-    columns = [
-        f"{each['versions']['llama_cpp']} ({each['versions']['commit']})" for each in doctors
-    ]
+    known = [each["versions"] for each in doctors]
+    columns = [f"{each['llama_cpp']} ({each['commit']})" for each in known]
     lines = [
         "# Another llama.cpp than the installed one",
         "",
