@@ -25,9 +25,9 @@ def prepare_proof(prove: bool, llama_lib: str | None) -> None:
     """
     if prove:
         from ggufrope.proof import witnesses
-        from ggufrope.runtime.engine import use
+        from ggufrope.runtime.engine import use_llama
 
-        use(llama_lib)
+        use_llama(llama_lib)
         witnesses()
     elif llama_lib is not None:
         from .errors import OptionError

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 
 
-def use_llama(folder: str | None) -> None:
+def take_llama(folder: str | None) -> None:
     """Use the build of llama.cpp in `folder`, None for the usual one; say where it was not tested.
 
     Raises MissingDependencyError and RequestError where it cannot be used.
     """
     from ggufrope.runtime import library
-    from ggufrope.runtime.engine import use
+    from ggufrope.runtime.engine import use_llama
 
-    use(folder)
+    use_llama(folder)
     found = library.versions()
     if not found.tested:
         _say(

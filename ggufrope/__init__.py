@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ggufrope.rope.export import export
     from ggufrope.runs.plan import RunPlan, read_plan
     from ggufrope.runtime.context import Context
+    from ggufrope.runtime.engine import use_llama
     from ggufrope.runtime.model import Model
     from ggufrope.runtime.settings import ContextSettings
     from ggufrope.search.plan import SearchPlan
@@ -57,6 +58,7 @@ _HOMES = {
     "rope.export": ("export",),
     "runs.plan": ("RunPlan", "read_plan"),
     "runtime.context": ("Context",),
+    "runtime.engine": ("use_llama",),
     "runtime.model": ("Model",),
     "runtime.settings": ("ContextSettings",),
     "search.plan": ("SearchPlan",),
@@ -96,6 +98,7 @@ __all__ = [
     "run_search",
     "sarif",
     "undo",
+    "use_llama",
     "verify",
 ]
 

@@ -129,9 +129,9 @@ class LlamaBackend:
         library.load()
 
     def _use_library(self) -> None:
-        from ggufrope.runtime.engine import use
+        from ggufrope.runtime.engine import use_llama
 
-        use(self.settings.llama_lib)
+        use_llama(self.settings.llama_lib)
 
     def fitted(self, path: Path, context_tokens: int) -> LlamaBackend:
         """Return this backend with "auto" layers settled: as many as leave room on the GPUs for an

@@ -38,7 +38,7 @@ def main() -> None:
     """Save the states of one llama.cpp."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--llama-lib", metavar="FOLDER", help="another build of llama.cpp")
-    engine.use(parser.parse_args().llama_lib)
+    engine.use_llama(parser.parse_args().llama_lib)
     states = json.loads(STATES.read_text(encoding="utf-8")) if STATES.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         (gemma,) = build("gemma3", Path(folder) / "gemma3.gguf", width=32, head_size=16)

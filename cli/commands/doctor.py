@@ -34,7 +34,7 @@ def command(
     """Show what is installed, and how to get what is missing."""
     from ggufrope.runtime import library
     from ggufrope.runtime.doctor import report
-    from ggufrope.runtime.engine import use
+    from ggufrope.runtime.engine import use_llama
     from ggufrope.runtime.model import Model
 
     from ..errors import outlive_aborts
@@ -44,7 +44,7 @@ def command(
 
     outlive_aborts()
     if folder := folder_of_llama(llama_lib):
-        use(folder)
+        use_llama(folder)
         library.load()  # what was named is wrong, rather than missing
     if model is None:
         result = report()

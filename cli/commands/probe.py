@@ -42,11 +42,11 @@ def command(
 
     from ..errors import CHECK_FAILED, outlive_aborts
     from ..output import emit_json
-    from ..start import use_llama
+    from ..start import take_llama
     from ..values import model_path
 
     outlive_aborts()
-    use_llama(llama_lib)
+    take_llama(llama_lib)
     path = model_path(file)
     predicted = inspect(path, context_tokens=ctx)
     with Model.open(path, gpu_layers=0) as model:

@@ -207,13 +207,13 @@ def command(
 
     from ..errors import outlive_aborts
     from ..output import emit_json
-    from ..start import use_llama
+    from ..start import take_llama
     from ..values import layers, model_path
     from ..values import llama_lib as folder_of_llama
 
     outlive_aborts()
     named = folder_of_llama(llama_lib)
-    use_llama(named)
+    take_llama(named)
     model = read_model(model_path(file))
     plan = search.plan()
     settings = RuntimeSettings(llama_lib=named, gpu_layers=layers(gpu_layers), threads=threads)

@@ -91,7 +91,7 @@ def report(model: Model | None = None) -> RuntimeReport:
         attention = pair_support() if model is None else pair_support(heads_of(model))
     rebuild = _faults_of_the_build(versions, seen, backends)
     rebuild += _lacking_kernels(attention)
-    lines = [_to_build(problem, seen) for problem in rebuild]
+    lines = [_to_build(problem, seen) if versions.own else problem for problem in rebuild]
     checked = self_check()
     if not versions.own and not versions.tested:
         lines.append(
@@ -120,8 +120,8 @@ def report(model: Model | None = None) -> RuntimeReport:
         environment=machine.environment(),
         extras=extras(),
         advice=tuple(lines),
-        install=install_command(seen, again=True) if rebuild else None,
-        wheel=wheel_command(seen) if rebuild else None,
+        install=install_command(seen, again=True) if rebuild and versions.own else None,
+        wheel=wheel_command(seen) if rebuild and versions.own else None,
     )
 
 

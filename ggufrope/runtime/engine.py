@@ -1,9 +1,9 @@
 """The libllama that this process uses: which one, whether it fits, and what it is.
 
 llama-cpp-python brings a library of its own. Another build of llama.cpp, as one for CUDA, a fork or
-yesterday's version, is named by its folder: `use`, or the variable that llama-cpp-python reads.
-The functions and the structures that are passed to it stay those that llama-cpp-python declares, so
-they are compared with the library before the first call.
+yesterday's version, is named by its folder: by `use_llama`, or by the variable that
+llama-cpp-python reads. The functions and the structures that are passed to it stay those that
+llama-cpp-python declares, so they are compared with the library before the first call.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Engine:
         return sha256_of(self.path)
 
 
-def use(folder: str | os.PathLike[str] | None) -> None:
+def use_llama(folder: str | os.PathLike[str] | None) -> None:
     """Use the llama.cpp whose libraries are in `folder`, in this process and those it starts.
 
     None leaves the choice as it is. Raises MissingDependencyError where `folder` has no libllama,

@@ -26,7 +26,7 @@ from ggufrope._plain import encode
 from ggufrope.errors import GgufRopeError
 from ggufrope.runtime import engine, library
 try:
-    engine.use(sys.argv[1] if len(sys.argv) > 1 else None)
+    engine.use_llama(sys.argv[1] if len(sys.argv) > 1 else None)
     print(json.dumps(encode(library.versions())))
 except GgufRopeError as error:
     print(type(error).__name__, error)
@@ -90,9 +90,9 @@ def test_the_home_of_the_user_is_in_no_record(copied: Path) -> None:
 
 def test_a_process_has_one_llama_cpp(copied: Path) -> None:
     library.load()
-    engine.use(None)
+    engine.use_llama(None)
     with pytest.raises(RequestError, match=r"a process has one llama\.cpp"):
-        engine.use(copied)
+        engine.use_llama(copied)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_folder_without_the_library_is_named(tmp_path: Path, name: str, words:
     (tmp_path / "deeper" / "build" / "bin").mkdir(parents=True)
     (tmp_path / "deeper" / "build" / "bin" / "libllama.so").touch()
     with pytest.raises(MissingDependencyError, match=f"`llama_lib` .*{name}: {words}"):
-        engine.use(tmp_path / name)
+        engine.use_llama(tmp_path / name)
     said = say_versions(LLAMA_CPP_LIB_PATH=str(tmp_path / name))
     assert said.startswith("MissingDependencyError LLAMA_CPP_LIB_PATH ")
 
