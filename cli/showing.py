@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "recall",
+    "exact",
     "top_ranked",
     "log_probability",
     "score",

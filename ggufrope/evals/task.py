@@ -31,8 +31,18 @@ TaskName: TypeAlias = Literal[
     "divergence",
     "short-context",
     "kv-cache",
+    "arithmetic",
+    "tool-call",
+    "ordered-copies",
+    "graph-walk",
+    "code-bug",
 ]
-ASKING: frozenset[TaskName] = frozenset({"needle", "passkey", "multikey", "ruler"})
+ASKING: frozenset[TaskName] = frozenset(
+    {
+        *("needle", "passkey", "multikey", "ruler"),
+        *("arithmetic", "tool-call", "ordered-copies", "graph-walk", "code-bug"),
+    }
+)
 """The tasks whose prompts have the `format` of the settings."""
 FormatName: TypeAlias = Literal["auto", "chat", "completion"]
 """How a model is asked: `auto` is chat where the file has a chat template."""
@@ -135,7 +145,7 @@ class TaskSettings:
         default=None,
         metadata={
             "help": "of each cell, with different needles; "
-            f"none: {SPLICED_SAMPLES} of a needle, 1 of other tasks"
+            f"none: {SPLICED_SAMPLES} of a needle, 16 of a damage task, 1 of other tasks"
         },
     )
     distractors: int = field(
@@ -285,7 +295,8 @@ class Task:
     that given cells take to evaluate. `run` yields the result of each cell as it is known, so that
     it can be stored before the next; a BackendError becomes the reason of the cells it concerns,
     and RequestError, where the job cannot be carried out, is raised before anything is evaluated.
-    `has_control` is whether a plan measures it within the native context of the unscaled model too.
+    `has_control` is whether a plan measures it within the native context of the unscaled model too,
+    in at most `control_tokens` where a shorter context tells what the model cannot do.
     """
 
     name: TaskName
@@ -294,6 +305,7 @@ class Task:
     run: Callable[[TaskRequest], Iterator[CellResult]]
     compares_with: BaseKind | None = None
     has_control: bool = False
+    control_tokens: int | None = None
 
     @property
     def contexts_at_once(self) -> int:

@@ -139,22 +139,23 @@ def expand(plan: RunPlan, models: tuple[ModelFile, ...]) -> tuple[Job, ...]:
 
 def _jobs_of(plan: RunPlan, model: ModelFile) -> Iterator[Job]:
     tasks = [TASKS[name] for name in plan.tasks]
-    if control := _control_context(plan, model):
-        unscaled = ScalingRequest(scaling=model.native_scalings[0])
-        for task, seed in product(tasks, plan.seeds):
-            if task.has_control:
-                yield _job(plan, model, unscaled, F16, task, seed, control=control)
+    unscaled = ScalingRequest(scaling=model.native_scalings[0])
+    for task, seed in product(tasks, plan.seeds):
+        if control := _control_context(plan, model, task):
+            yield _job(plan, model, unscaled, F16, task, seed, control=control)
     for request, kv, task, seed in product(plan.requests, plan.kv_types, tasks, plan.seeds):
         if task.compares_with is None or base_of(task.compares_with, request, kv) is not None:
             yield _job(plan, model, request, kv, task, seed)
 
 
-def _control_context(plan: RunPlan, model: ModelFile) -> int | None:
-    """Return the tokens of the control; None where there is none, or the plan measures the same."""
+def _control_context(plan: RunPlan, model: ModelFile, task: Task) -> int | None:
+    """Return the tokens of a task's control; None where it has none, or the plan measures it."""
     native, longest = model.native_context, max(plan.contexts)
-    if not plan.control or native is None or min(native, longest) < MIN_CONTEXT:
+    if not (plan.control and task.has_control) or native is None:
         return None
-    tokens = min(native, longest)
+    tokens = min(native, longest, task.control_tokens or longest)
+    if tokens < MIN_CONTEXT:
+        return None
     measured = tokens in plan.contexts and F16 in plan.kv_types
     unscaled = [ScalingRequest(scaling=name) for name in model.native_scalings]
     return None if measured and any(each in unscaled for each in plan.requests) else tokens
