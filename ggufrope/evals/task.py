@@ -36,10 +36,17 @@ TaskName: TypeAlias = Literal[
     "ordered-copies",
     "graph-walk",
     "code-bug",
+    "kv",
 ]
+KV_TASKS: tuple[TaskName, ...] = (
+    *("divergence", "needle"),
+    *("arithmetic", "tool-call", "ordered-copies", "graph-walk", "code-bug"),
+    "kv-cache",
+)
+"""What the task `kv` stands for: all that tells whether a KV cache is safe."""
 ASKING: frozenset[TaskName] = frozenset(
     {
-        *("needle", "passkey", "multikey", "ruler"),
+        *("needle", "passkey", "multikey", "ruler", "kv"),
         *("arithmetic", "tool-call", "ordered-copies", "graph-walk", "code-bug"),
     }
 )
@@ -50,6 +57,8 @@ SPLICED_SAMPLES = 4
 """Samples of a needle cell by default: in one prefill, each costs its needle and its question."""
 DEFAULT_DEPTHS = 11
 """Needle depths of a grid: 0, 10, ... 100 percent."""
+Cost: TypeAlias = Literal["cache", "scaling", "file"]
+"""What a model differs in from its base."""
 BaseKind: TypeAlias = Literal["reference", "original"]
 """What a task compares a model with. `reference`: the same scaling with an f16 cache, and for that
 itself the file as it stands. `original`: the model with no scaling added and an f16 cache."""
@@ -236,9 +245,11 @@ class Coordinates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """What cells are compared with: its name, and how to open contexts of it."""
+    """What cells are compared with: its name, and how to open contexts of it. `cost_of` is what
+    the comparison is the cost of."""
 
     name: str
+    cost_of: Cost
     open_context: OpenContext
 
 
@@ -279,6 +290,12 @@ class TaskRequest:
         """Report how many tokens will be evaluated."""
         if self.planned is not None:
             self.planned(count)
+
+    @property
+    def base_notes(self) -> tuple[tuple[str, str], ...]:
+        """What the cells are compared with, for the record of each."""
+        base = self.required_base()
+        return ("base", base.name), ("cost of", base.cost_of)
 
     def required_base(self) -> Base:
         """Return the base. Raises RequestError where there is none to compare with."""
