@@ -40,6 +40,7 @@ OTHER_FLAGS = {
     "contexts": "--ctx",
     "tasks": "--tasks",
     "kv": "--kv",
+    "base": "--base",
     "mode": "--mode",
     "depths": "--depths",
     "samples": "--samples",

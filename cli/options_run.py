@@ -17,7 +17,7 @@ from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.specs import BY_NAME
 from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
 from ggufrope.evals.thresholds import Thresholds, without_task
-from ggufrope.runs.plan import RunPlan
+from ggufrope.runs.plan import KV_TYPES, RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
 from .options import option
@@ -80,7 +80,8 @@ class RunOptions:
         str,
         option(
             "--kv",
-            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.",
+            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0; default of the task kv: all pairs of "
+            f"{', '.join(KV_TYPES)}.",
             "TYPES",
             _WHAT,
             known=kv_types,
@@ -90,12 +91,22 @@ class RunOptions:
         str,
         option(
             "--tasks",
-            f"Tasks: {', '.join(_choices('tasks'))}.",
+            f"Tasks: {', '.join(_choices('tasks'))}; kv answers which cache is safe.",
             "TASKS",
             _WHAT,
             known=partial(_choices, "tasks"),
         ),
     ] = ",".join(_DEFAULTS["tasks"])
+    base: Annotated[
+        str | None,
+        option(
+            "--base",
+            "File to compare with in divergence and short-context, in place of the model's own: "
+            "what a quantization costs.",
+            "FILE",
+            _WHAT,
+        ),
+    ] = None
     mode: Annotated[
         str,
         option(
@@ -318,6 +329,7 @@ class RunOptions:
             models=(model,),
             contexts=contexts,
             scalings=requests,
+            base=self.base,
             kv=tuple(cache_type(each, "--kv") for each in self.kv.split(",")),
             depths=_depths(self.depths),
             samples=self.samples,

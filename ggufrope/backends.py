@@ -256,6 +256,29 @@ class FakeBackend:
         return {"llama.cpp": "none: the fake runtime"}
 
 
+def require_room(path: Path, settings: RuntimeSettings) -> None:
+    """Raise InsufficientMemoryError where the weights of a second model have no room beside what is
+    loaded, before anything of them is read.
+
+    Layers on a GPU are weighed when they are placed (`runtime.placement`).
+    """
+    from ggufrope._format import byte_size
+    from ggufrope.container.pins import model_paths
+    from ggufrope.errors import InsufficientMemoryError
+    from ggufrope.runtime import library, memory
+
+    if library.can_offload() and settings.gpu_layers != 0:
+        return
+    need = sum(part.stat().st_size for part in model_paths(str(path)))
+    free = memory.free_memory()[library.CPU]
+    if need > free:
+        raise InsufficientMemoryError(
+            f"{path.name}: a second model of {byte_size(need)} does not fit beside the first: "
+            f"{byte_size(free)} are free; compare on a machine with more memory, or with a smaller "
+            "`base`"
+        )
+
+
 # A model under the scalings of a run. -----------------------------------------------------------
 
 
