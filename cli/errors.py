@@ -49,6 +49,7 @@ OTHER_FLAGS = {
     "control": "--control",
     "seeds": "--seed",
     "haystack": "--haystack",
+    "haystacks": "--haystacks",
     "value": "--value",
     "chunks": "--chunks",
     "text": "--text",
@@ -73,7 +74,8 @@ OTHER_FLAGS = {
     "finalists": "--finalists",
     "screening_context": "--screening-ctx",
     "screening_samples": "--screening-samples",
-    "holdout_samples": "--holdout-samples",
+    "short_weight": "--short-weight",
+    "holdout_haystacks": "--holdout-haystacks",
     "budget_seconds": "--budget",
 }
 """The flags of the fields of run and search plans; those of a scaling request are in
