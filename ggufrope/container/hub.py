@@ -155,6 +155,8 @@ def _library() -> Any:
     """Return huggingface_hub. Raises MissingDependencyError where it is not installed."""
     try:
         import huggingface_hub
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError as error:
         raise MissingDependencyError(
             "files of the Hub that are not in its cache need huggingface_hub: "

@@ -307,9 +307,14 @@ class RemoteStream:
                     block = self._range(offset, length)
             else:
                 block = self._take(offset, length)
-        except httpx.HTTPError as error:
-            reason = "the server is too slow; try again" if self._late else _reason(error)
-            raise StorageError(f"cannot read {file}: {reason}") from None
+        except (httpx.HTTPError, StorageError) as error:
+            if self._late:
+                raise StorageError(
+                    f"cannot read {file}: the server is too slow; try again"
+                ) from None
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"cannot read {file}: {_reason(error)}") from None
         except httpx.InvalidURL:
             raise StorageError(f"cannot read {file}: it is redirected to no address") from None
         file.keep(offset, block)
