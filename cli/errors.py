@@ -66,6 +66,7 @@ OTHER_FLAGS = {
     "long_context_nll": "--max-long-nll",
     "divergence": "--max-divergence",
     "require": "--require",
+    "whole": "--whole",
     "space": "--space",
     "attention": "--attention",
     "fitness": "--fitness",

@@ -21,8 +21,24 @@ FileArgument = Annotated[
     str,
     typer.Argument(
         metavar="FILE",
-        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE.",
+        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE[@REV].",
         show_default=False,
+    ),
+]
+HeaderArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="A path, the first shard of a split model, ollama:NAME, hf:OWNER/REPO/FILE[@REV], or "
+        "an https: address; of what is not on disk the header alone is read.",
+        show_default=False,
+    ),
+]
+WholeOption = Annotated[
+    bool,
+    typer.Option(
+        "--whole",
+        help="Let a server that cannot send parts of a file send it from its start.",
     ),
 ]
 OtherFileArgument = Annotated[

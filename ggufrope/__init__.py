@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ggufrope.advice.advise import advise
     from ggufrope.backends import FakeBackend, LlamaBackend, RuntimeSettings, open_model
     from ggufrope.container.compare import diff, verify
-    from ggufrope.container.location import locate
+    from ggufrope.container.hub import fetch
+    from ggufrope.container.location import find, locate
     from ggufrope.container.recovery import undo
     from ggufrope.errors import GgufRopeError
     from ggufrope.evals.thresholds import Thresholds
@@ -41,7 +42,8 @@ _HOMES = {
     "advice.advise": ("advise",),
     "backends": ("FakeBackend", "LlamaBackend", "RuntimeSettings", "open_model"),
     "container.compare": ("diff", "verify"),
-    "container.location": ("locate",),
+    "container.hub": ("fetch",),
+    "container.location": ("find", "locate"),
     "container.recovery": ("undo",),
     "errors": ("GgufRopeError",),
     "evals.thresholds": ("Thresholds",),
@@ -86,6 +88,8 @@ __all__ = [
     "diff",
     "export",
     "export_model",
+    "fetch",
+    "find",
     "inspect",
     "locate",
     "open_model",
