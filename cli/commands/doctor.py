@@ -41,14 +41,20 @@ def command(
 
 def payload(result: RuntimeReport) -> dict[str, Any]:
     """Return the JSON object of `doctor`."""
-    from ggufrope.rope.architectures import source
+    from ggufrope.rope.architectures import current_table
 
+    described = current_table()
     return {
         "versions": result.versions,
         "cards": result.cards,
         "extras": result.extras,
-        "table_commit": source().commit,
+        "table_commit": described.source.commit,
         "table_matches": _matches(result),
+        "table": {
+            "source": described.source,
+            "file": described.path,
+            "reason": described.reason,
+        },
         "devices": result.devices,
         "free_bytes": result.free_bytes,
         "can_offload": result.can_offload,
@@ -63,7 +69,7 @@ def show(result: RuntimeReport) -> None:
     import platform
 
     from ggufrope import __version__
-    from ggufrope.rope.architectures import source
+    from ggufrope.rope.architectures import current_table
 
     from ..output import console
     from ..tables import heading, row, shown, table
@@ -76,7 +82,9 @@ def show(result: RuntimeReport) -> None:
     else:
         row(versions, "llama-cpp-python", result.versions.llama_cpp_python)
         row(versions, "llama.cpp", f"{result.versions.llama_cpp} ({result.versions.commit})")
-    row(versions, "predictions for", f"llama.cpp {source().commit[:9]}")
+    described = current_table()
+    predicted = f"llama.cpp {described.source.commit[:9]} (the table {described.reason})"
+    row(versions, "predictions for", predicted)
     for name, installed in result.extras.items():
         row(
             versions,
@@ -86,8 +94,9 @@ def show(result: RuntimeReport) -> None:
     out.print(versions)
     if result.versions is not None and not _matches(result):
         out.print(
-            "The predictions were made from another llama.cpp than the one installed, so they may "
-            "be wrong. `ggufrope probe FILE` measures the rotation.",
+            "The predictions were not made from the very llama.cpp that is installed, so they may "
+            "be wrong. `ggufrope probe FILE` measures the rotation; docs/architectures.md says how "
+            "to make a table of another llama.cpp.",
             style="yellow",
         )
     if result.devices:

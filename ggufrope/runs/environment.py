@@ -8,6 +8,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from ggufrope.rope.architectures import source
+
 _PACKAGES = ("ggufrope", "llama-cpp-python", "numpy", "gguf")
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 _VARIABLE_PREFIXES = ("GGML_", "LLAMA_")
@@ -24,6 +26,7 @@ def environment() -> dict[str, str]:
         ),
         "memory": _memory(),
     }
+    known["architecture table"] = source().commit
     for package in _PACKAGES:
         try:
             known[package] = metadata.version(package)
