@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ggufrope._files import read_bytes, read_json
-from ggufrope._plain import decode
 from ggufrope.errors import FileError, RequestError
 from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 VARIABLE = "GGUFROPE_ARCHITECTURES"
 """Names the table in force, or a folder of tables that stands for the user's own."""
@@ -204,6 +203,10 @@ class Table:
     def entry(self, name: str) -> Architecture:
         """Return the entry of `name`. Raises FileError where it makes no sense."""
         fields = self.entries[name]
+        if self.path in _SHIPPED:  # checked by the tests, which saves 15 ms
+            return _as_written(name, **fields)
+        from ggufrope._plain import decode
+
         plain = {"name": name, **fields} if isinstance(fields, dict) else fields
         try:
             return decode(Architecture, plain)
@@ -308,6 +311,20 @@ _VERSIONS = re.compile(rb"\0(\d+\.\d+\.\d+)\0+(?:([0-9a-f]{7,40})(?:-dirty)?|unk
 a source package without its history calls its commit unknown."""
 
 
+def _as_written(
+    name: str,
+    *,
+    sliding: dict[str, Any] | None = None,
+    reads: Sequence[Any] = (),
+    tensors: Sequence[Any] = (),
+    **fields: Any,
+) -> Architecture:
+    window = None if sliding is None else SlidingWindow(**sliding)
+    return Architecture(
+        name=name, sliding=window, reads=tuple(reads), tensors=tuple(tensors), **fields
+    )
+
+
 def _forget() -> None:
     current_table.cache_clear()
     architecture.cache_clear()
@@ -367,7 +384,12 @@ def _read(path: Path, reason: str = "") -> Table:
             raise RequestError(
                 f'{path}: no table of architectures: expected "source" and "architectures"'
             )
-        source = decode(Source, plain.get("source"), where=f"{path}: source")
+        if path in _SHIPPED:
+            source = Source(**plain["source"])
+        else:
+            from ggufrope._plain import decode
+
+            source = decode(Source, plain.get("source"), where=f"{path}: source")
     except RequestError as error:
         raise FileError(f"{error}; {_AGAIN}") from None
     return Table(source=source, path=path, reason=reason, entries=plain["architectures"])

@@ -110,6 +110,17 @@ def test_a_folder_stands_for_that_of_the_user(
     assert source().package == "mine"
 
 
+@pytest.mark.parametrize("commit", ["0c1e570", "b11434"])
+def test_what_comes_along_passes_the_check_of_other_tables(commit: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(SHIPPED.with_name(f"architectures-{commit}.json").read_bytes())
+    use_table(copy)
+    checked = architectures.architectures()
+    use_table(commit)
+    assert checked == architectures.architectures()
+    assert len(checked) > 150
+
+
 def _of_llama(**fields: object) -> Callable[[dict[str, Any]], object]:
     return lambda plain: plain["architectures"]["llama"].update(fields)
 
