@@ -54,7 +54,7 @@ class Key:
 
     @property
     def encoded(self) -> bytes:
-        return _text(self.name.encode()) + struct.pack("<I", self.kind) + self.value
+        return encoded_text(self.name.encode()) + struct.pack("<I", self.kind) + self.value
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class File:
             tensors.append(Tensor(info.name, info.shape, info.type, content))
         return cls(tuple(keys), tuple(tensors))
 
+    def tensor(self, name: str) -> Tensor:
+        return next(tensor for tensor in self.tensors if tensor.name == name)
+
     def with_key(self, key: Key) -> File:
         return replace(self, keys=(*(k for k in self.keys if k.name != key.name), key))
 
@@ -100,7 +103,7 @@ class File:
     def renamed(self, architecture: str) -> File:
         """Return the same model as one of another architecture."""
         keys = (replace(k, name=k.name.replace("llama.", f"{architecture}.", 1)) for k in self.keys)
-        named = Key("general.architecture", STRING, _text(architecture.encode()))
+        named = Key("general.architecture", STRING, encoded_text(architecture.encode()))
         return replace(self, keys=tuple(keys)).with_key(named)
 
     @property
@@ -109,7 +112,7 @@ class File:
         out += b"".join(key.encoded for key in self.keys)
         offset, data = 0, b""
         for tensor in self.tensors:
-            out += _text(tensor.name.encode()) + struct.pack("<I", len(tensor.shape))
+            out += encoded_text(tensor.name.encode()) + struct.pack("<I", len(tensor.shape))
             out += struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape)
             out += struct.pack("<IQ", tensor.kind, offset)
             data += tensor.data + bytes(-len(tensor.data) % 32)
@@ -117,7 +120,7 @@ class File:
         return out + bytes(-len(out) % 32) + data
 
 
-def _text(value: bytes) -> bytes:
+def encoded_text(value: bytes) -> bytes:
     return struct.pack("<Q", len(value)) + value
 
 
@@ -140,7 +143,7 @@ def cases() -> Iterator[tuple[str, File]]:
             yield f"{name} = {value!r}", nano.with_key(number(name, value))
         for value in (False, True):
             yield f"{name} = {value}", nano.with_key(Key(name, BOOL, bytes([value])))
-        yield f"{name} = 'x'", nano.with_key(Key(name, STRING, _text(b"x")))
+        yield f"{name} = 'x'", nano.with_key(Key(name, STRING, encoded_text(b"x")))
         per_layer = struct.pack("<IQ2I", U32, 2, 0, 3)
         yield f"{name} = [0, 3]", nano.with_key(Key(name, ARRAY, per_layer))
     yield from _other_tensors(nano)
@@ -160,7 +163,7 @@ def _other_values(nano: File, key: Key) -> Iterator[tuple[str, File]]:
             yield f"{key.name} = {value}", nano.with_key(replace(key, value=bytes([value])))
     elif key.kind == STRING and not key.name.endswith(("description", "chat_template")):
         for word in WORDS:
-            changed = replace(key, value=_text(word.encode()))
+            changed = replace(key, value=encoded_text(word.encode()))
             yield f"{key.name} = {word!r}", nano.with_key(changed)
     elif key.kind == ARRAY:
         kind, count = struct.unpack_from("<IQ", key.value)
@@ -191,7 +194,7 @@ def _known_keys() -> Iterator[str]:
                     yield filled
 
 
-def _of_type(tensor: Tensor, kind: int) -> Tensor:
+def of_type(tensor: Tensor, kind: int) -> Tensor:
     """Return a tensor of zeros of another type, as large as it has to be."""
     found = TYPES[kind]
     count = 1
@@ -209,13 +212,13 @@ def _other_tensors(nano: File) -> Iterator[tuple[str, File]]:
             continue
         for kind in TYPES:
             name = f"{tensor.name} as {TYPES[kind].name}"
-            yield name, nano.with_tensor(_of_type(tensor, kind))
+            yield name, nano.with_tensor(of_type(tensor, kind))
         turned = tuple(reversed(tensor.shape))
         yield f"{tensor.name} turned", nano.with_tensor(replace(tensor, shape=turned))
         flat = replace(tensor, shape=(*tensor.shape, *(1,) * (4 - len(tensor.shape))))
         yield f"{tensor.name} of 4 dimensions", nano.with_tensor(flat)
         for size in (0, 1):
-            cut = _of_type(replace(tensor, shape=(size, *tensor.shape[1:])), tensor.kind)
+            cut = of_type(replace(tensor, shape=(size, *tensor.shape[1:])), tensor.kind)
             yield f"{tensor.name} of width {size}", nano.with_tensor(cut)
         endless = replace(tensor, data=b"\xff" * len(tensor.data))
         yield f"{tensor.name} of NaN", nano.with_tensor(endless)
@@ -224,12 +227,12 @@ def _other_tensors(nano: File) -> Iterator[tuple[str, File]]:
 def _factors(nano: File) -> Iterator[tuple[str, File]]:
     kinds = {"linear": ("rope_freqs",), "longrope": ("rope_factors_long", "rope_factors_short")}
     for word, names in kinds.items():
-        typed = nano.with_key(Key("llama.rope.scaling.type", STRING, _text(word.encode())))
+        typed = nano.with_key(Key("llama.rope.scaling.type", STRING, encoded_text(word.encode())))
         for shape in ((16,), (15,), (32,), (0,), (16, 1), (1, 16)):
             tensors = [Tensor(f"{name}.weight", shape, 0, b"") for name in names]
             for kind in TYPES if shape == (16,) else (0,):
                 made = replace(
-                    typed, tensors=(*typed.tensors, *(_of_type(t, kind) for t in tensors))
+                    typed, tensors=(*typed.tensors, *(of_type(t, kind) for t in tensors))
                 )
                 yield f"{names[0]} {shape} as {TYPES[kind].name}", made
 
@@ -246,7 +249,8 @@ def _other_architectures(nano: File) -> Iterator[tuple[str, File]]:
 def attempt(model: Path) -> tuple[str, str]:
     """Load a model in a fork and evaluate some tokens; return what became of it, and why.
 
-    The words are "ok", "refused", or the name of the signal that ended the fork.
+    The words are "ok", "refused", "a fault of ours", "too slow", or the name of the signal that
+    ended the fork.
     """
     with tempfile.TemporaryFile() as said:
         pid = os.fork()
@@ -257,6 +261,9 @@ def attempt(model: Path) -> tuple[str, str]:
             except GgufRopeError as error:
                 os.write(2, str(error).encode("utf-8", "replace"))
                 os._exit(1)
+            except BaseException as error:
+                os.write(2, repr(error).encode("utf-8", "replace"))
+                os._exit(2)
             os._exit(0)
         code = wait(pid, SECONDS)
         said.seek(0)
@@ -265,7 +272,7 @@ def attempt(model: Path) -> tuple[str, str]:
         return "too slow", reason
     if code < 0:
         return signal.Signals(-code).name, reason
-    return ("ok", "refused")[code], reason
+    return ("ok", "refused", "a fault of ours")[code], reason
 
 
 def _evaluate(model: Path) -> None:

@@ -17,6 +17,7 @@ from ggufrope.rope.attention import (
 from ggufrope.rope.factors import first_descent
 from ggufrope.rope.findings import Finding, Severity, error, info, warning
 from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, SCALING_TYPES
+from ggufrope.rope.layers import MAX_LAYERS
 from ggufrope.rope.llamacpp import rotary_dimensions, sliding_dimensions, yarn_file_magnitude
 from ggufrope.rope.reach import declared_scale, is_scaled, reach_findings
 from ggufrope.rope.unread import dead_keys, near_keys
@@ -101,7 +102,14 @@ def _lengths(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
         missing = f"{key} is missing: llama.cpp refuses the file"
         zero = f"{key} is 0: set the length the model was trained with"
         yield error("no-context-length", key, missing if metadata.context_length is None else zero)
-        return
+    if metadata.block_count is not None and not 0 < metadata.block_count <= MAX_LAYERS:
+        key = metadata.key("block_count")
+        yield error(
+            "layer-count",
+            key,
+            f"{key} is {metadata.block_count}, on which llama.cpp aborts: expected 1 to "
+            f"{MAX_LAYERS} layers",
+        )
 
 
 def _scaling(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
