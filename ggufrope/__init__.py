@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ggufrope.proof import prove
     from ggufrope.report.conclusion import conclude
     from ggufrope.report.record import RunReport, run
+    from ggufrope.rope.architectures import use_table
     from ggufrope.rope.export import export
     from ggufrope.runs.plan import RunPlan, read_plan
     from ggufrope.runtime.context import Context
@@ -57,6 +58,7 @@ _HOMES = {
     "proof": ("prove",),
     "report.conclusion": ("conclude",),
     "report.record": ("RunReport", "run"),
+    "rope.architectures": ("use_table",),
     "rope.export": ("export",),
     "runs.plan": ("RunPlan", "read_plan"),
     "runtime.context": ("Context",),
@@ -103,6 +105,7 @@ __all__ = [
     "sarif",
     "undo",
     "use_llama",
+    "use_table",
     "verify",
 ]
 

@@ -59,15 +59,21 @@ def command(
 
 def payload(result: RuntimeReport) -> dict[str, Any]:
     """Return the JSON object of `doctor`."""
-    from ggufrope.rope.architectures import source
+    from ggufrope.rope.architectures import current_table
 
+    described = current_table()
     return {
         "versions": result.versions,
         "self_check": result.self_check,
         "cards": result.cards,
         "extras": result.extras,
-        "table_commit": source().commit,
+        "table_commit": described.source.commit,
         "table_matches": _matches(result),
+        "table": {
+            "source": described.source,
+            "file": described.path,
+            "reason": described.reason,
+        },
         "devices": result.devices,
         "free_bytes": result.free_bytes,
         "can_offload": result.can_offload,
@@ -86,7 +92,7 @@ def show(result: RuntimeReport) -> None:
     import platform
 
     from ggufrope import __version__
-    from ggufrope.rope.architectures import source
+    from ggufrope.rope.architectures import current_table
 
     from ..output import console
     from ..tables import heading, row, shown, table
@@ -103,7 +109,9 @@ def show(result: RuntimeReport) -> None:
             row(versions, "libllama", result.versions.library)
     if result.self_check is not None:
         row(versions, "self-check", _checked(result.self_check))
-    row(versions, "predictions for", f"llama.cpp {source().commit[:9]}")
+    described = current_table()
+    predicted = f"llama.cpp {described.source.commit[:9]} (the table {described.reason})"
+    row(versions, "predictions for", predicted)
     for name, installed in result.extras.items():
         row(
             versions,
@@ -113,8 +121,9 @@ def show(result: RuntimeReport) -> None:
     out.print(versions)
     if result.versions is not None and not _matches(result):
         out.print(
-            "The predictions were made from another llama.cpp than the one installed, so they may "
-            "be wrong. `ggufrope probe FILE` measures the rotation.",
+            "The predictions were not made from the very llama.cpp that is installed, so they may "
+            "be wrong. `ggufrope probe FILE` measures the rotation; docs/architectures.md says how "
+            "to make a table of another llama.cpp.",
             style="yellow",
         )
     if result.devices:

@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -104,13 +104,15 @@ class Log:
 
 on_abort: Callable[[str], object] | None = None
 """Called with the reason before llama.cpp ends the process, on an assertion that does not hold say;
-it cannot go on. None: the reason goes to standard error."""
+it cannot go on. None: the reason goes to standard error. Where it is set before `load`, it is
+called for an exception of C++ that nothing catches too, on Linux."""
 
 _captures: list[Log] = []
 _unfinished: tuple[int, str] | None = None
 # llama.cpp keeps only the pointers, so these references must live.
 _callback: object = None
 _abort_callback: object = None
+_terminate_callback: object = None
 
 
 @contextmanager
@@ -147,7 +149,7 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
 
 def _on_abort(message: bytes | None) -> None:
     """Hand on why ggml ends the process, the source file without its folders."""
-    reason = re.sub(r"^\S*[/\\](?=[\w.-]+:\d+: )", "", _text(message))
+    reason = re.sub(r"^\S*[/\\](?=[\w.-]+:\d+: )", "", _text(message).strip())
     if on_abort is None:
         os.write(2, f"{reason}\n".encode())
     else:
@@ -193,6 +195,8 @@ def load() -> ModuleType:
     kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
     _abort_callback = kind(_on_abort)
     ggml_function("ggml_set_abort_callback", kind, kind)(_abort_callback)
+    if on_abort is not None:
+        _answer_exceptions()
     _load_backends()
     return library
 
@@ -212,6 +216,15 @@ def _load_backends() -> None:
         raise MissingDependencyError(
             f"{engine.shown} has no backend to compute with: put libggml-cpu beside it"
         )
+
+
+def _answer_exceptions() -> None:
+    """Have an exception of C++ that nothing catches told as an assertion that fails."""
+    global _terminate_callback
+    _terminate_callback = ctypes.CFUNCTYPE(None)(lambda: _on_abort(b"an exception of C++"))
+    with suppress(OSError, AttributeError):
+        # std::set_terminate
+        ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE(_terminate_callback)
 
 
 def versions() -> Versions:
