@@ -54,6 +54,7 @@ OTHER_FLAGS = {
     "format": "--format",
     "thinking": "--thinking",
     "gpu_layers": "--gpu-layers",
+    "experts_on_cpu": "--experts-on-cpu",
     "threads": "--threads",
     "recall": "--min-recall",
     "recall_share": "--min-recall-share",

@@ -22,7 +22,7 @@ from ggufrope.runs.plan import RunPlan
 from .errors import OTHER_FLAGS, OptionError
 from .options import option
 from .start import default_contexts
-from .values import cache_type, kv_types, layers, share, token_counts, word, words
+from .values import cache_type, experts, kv_types, layers, share, token_counts, word, words
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
@@ -246,6 +246,17 @@ class RunOptions:
             known=partial(tuple, ("all", "auto")),
         ),
     ] = "all"
+    experts_on_cpu: Annotated[
+        str,
+        option(
+            "--experts-on-cpu",
+            "Layers, from the first, whose experts stay on the CPU in a mixture of experts: all or "
+            "a number.",
+            "N",
+            _HOW,
+            known=partial(tuple, ("all",)),
+        ),
+    ] = "0"
     threads: Annotated[
         int | None, option("--threads", "CPU threads; default: every CPU.", "N", _HOW, min=1)
     ] = None
@@ -326,6 +337,7 @@ class RunOptions:
             ),
             runtime=RuntimeSettings(
                 gpu_layers=layers(self.gpu_layers),
+                experts_on_cpu=experts(self.experts_on_cpu),
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),

@@ -215,6 +215,15 @@ def seconds(text: str, option: str) -> float:
     return count
 
 
+def experts(text: str) -> int | Literal["all"]:
+    """Return `all` or a number of layers; OptionError for others."""
+    if text.lower() == "all":
+        return "all"
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise OptionError(f"--experts-on-cpu {text}: expected all or a number")
+    return int(text)
+
+
 def layers(text: str) -> int | Literal["all", "auto"]:
     """Return `all`, `auto` (as many as fit) or a number of layers; OptionError for others."""
     if text.lower() in ("all", "auto"):

@@ -68,6 +68,9 @@ class RuntimeSettings:
     )
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] = ()
+    experts_on_cpu: Literal["all"] | int = field(
+        default=0, metadata={"help": "layers whose experts stay on the CPU, from the first"}
+    )
     flash_attention: bool | None = None
     threads: int | None = None
     batch_tokens: int | None = None
@@ -132,7 +135,9 @@ class LlamaBackend:
         from ggufrope.runtime.settings import ContextSettings
 
         options = LoadOptions(
-            main_gpu=self.settings.main_gpu, tensor_split=self.settings.tensor_split
+            main_gpu=self.settings.main_gpu,
+            tensor_split=self.settings.tensor_split,
+            experts_on_cpu=self.settings.experts_on_cpu,
         )
         context = ContextSettings(n_ctx=context_tokens, spare=_SPARE)
         layers = fitting_layers(path, context, options)
@@ -152,6 +157,7 @@ class LlamaBackend:
             gpu_layers=self.settings.gpu_layers,
             main_gpu=self.settings.main_gpu,
             tensor_split=self.settings.tensor_split,
+            experts_on_cpu=self.settings.experts_on_cpu,
         )
 
     def _require_devices(self) -> None:
@@ -196,6 +202,12 @@ class LlamaBackend:
             "system": versions.system_info,
             "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}",
         }
+        if experts := self.settings.experts_on_cpu:
+            count = model.metadata(f"{model.architecture}.expert_count") or "0"
+            layers = model.n_layer if experts == "all" else min(experts, model.n_layer)
+            known["experts on CPU"] = (
+                f"{layers} of {model.n_layer} layers" if int(count) else "the model has no experts"
+            )
         weights = {buffer.device: buffer.size_bytes for buffer in placement.buffers}
         for device in library.devices():
             if device.kind in ("gpu", "igpu"):

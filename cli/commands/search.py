@@ -189,6 +189,14 @@ def command(
         str,
         typer.Option("--gpu-layers", metavar="N", help="Layers on the GPU: all, auto or a number."),
     ] = "all",
+    experts_on_cpu: Annotated[
+        str,
+        typer.Option(
+            "--experts-on-cpu",
+            metavar="N",
+            help="Layers whose experts stay on the CPU: all or a number.",
+        ),
+    ] = "0",
     threads: Annotated[
         int | None,
         typer.Option("--threads", metavar="N", min=1, help="Threads; default: every CPU."),
@@ -206,12 +214,14 @@ def command(
 
     from ..errors import outlive_aborts
     from ..output import emit_json
-    from ..values import layers, model_path
+    from ..values import experts, layers, model_path
 
     outlive_aborts()
     model = read_model(model_path(file))
     plan = search.plan()
-    settings = RuntimeSettings(gpu_layers=layers(gpu_layers), threads=threads)
+    settings = RuntimeSettings(
+        gpu_layers=layers(gpu_layers), experts_on_cpu=experts(experts_on_cpu), threads=threads
+    )
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
     with SearchBoard() as board, interruption(folder):
         result = run_search(

@@ -49,6 +49,8 @@ MAX_TEXT = 4096
 MAX_FOLDER_NAME = 200
 """Bytes of the name of a run where its folder is named after it."""
 MAX_THREADS = 4096
+MAX_LAYERS = 512
+"""Of any model that llama.cpp loads."""
 _KEY_CHARACTERS = re.compile(r"""[\w"'\t -]+""")
 _MAX_KEY_DOTS = 100
 """Of one key: thousands of tables in each other take the TOML parser seconds."""
@@ -233,6 +235,7 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
     counts = {
         "gpu_layers": (0, 1 << 31),
         "main_gpu": (0, 1 << 10),
+        "experts_on_cpu": (0, MAX_LAYERS),
         "threads": (1, MAX_THREADS),
         "batch_tokens": (1, MAX_CONTEXT),
         "micro_batch_tokens": (1, MAX_CONTEXT),

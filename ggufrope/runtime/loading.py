@@ -51,6 +51,7 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", r
 _INT, _FLOAT, _BOOL, _STRING = range(4)
 _LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1
 _OVERRIDE_BYTES = 127  # key and string value are char[128]
+_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX, common/common.h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,14 @@ class LoadOptions:
     use_mmap: bool = True
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] = ()
+    experts_on_cpu: int | Literal["all"] = 0
+
+    @property
+    def expert_patterns(self) -> tuple[str, ...]:
+        """Regular expressions for the names of the tensors that stay on the CPU."""
+        if self.experts_on_cpu == "all":
+            return (_EXPERTS,)
+        return tuple(rf"blk\.{layer}{_EXPERTS}" for layer in range(self.experts_on_cpu))
 
     @property
     def wants_gpu(self) -> bool:
@@ -98,6 +107,10 @@ def load(
             "installs one that can"
         )
     parameters = _model_parameters(llama, options, allocate=allocate)
+    # llama.cpp reads them until the model is loaded.
+    overrides = _on_cpu(options.expert_patterns)
+    if overrides is not None:
+        parameters.tensor_buft_overrides = ctypes.addressof(overrides)
     with library.capture(debug=not allocate) as log:
         handle = _load_from_file(llama, path, parameters, progress)
     if not handle:
@@ -241,6 +254,26 @@ def _override_array(llama: Any, overrides: Mapping[str, OverrideValue]) -> Any:
             slot.tag, slot.value.val_f64 = _FLOAT, value
         else:
             slot.tag, slot.value.val_str = _STRING, _short(value, key)
+    return array
+
+
+class _BufferOverride(ctypes.Structure):
+    """`struct llama_model_tensor_buft_override`, include/llama.h."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
+
+
+def _on_cpu(patterns: tuple[str, ...]) -> Any:
+    """Return a C array that keeps the tensors with these names on the CPU, None for none.
+
+    An empty pattern ends it.
+    """
+    if not patterns:
+        return None
+    cpu = library.ggml_function("ggml_backend_cpu_buffer_type", ctypes.c_void_p)()
+    array = (_BufferOverride * (len(patterns) + 1))()
+    for slot, pattern in zip(array, patterns, strict=False):
+        slot.pattern, slot.buft = pattern.encode(), cpu
     return array
 
 

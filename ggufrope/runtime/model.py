@@ -153,6 +153,7 @@ class Model:
         use_mmap: bool = True,
         main_gpu: int | None = None,
         tensor_split: Sequence[float] = (),
+        experts_on_cpu: int | Literal["all"] = 0,
         progress: LoadProgress | None = None,
     ) -> Self:
         """Load a GGUF file; for a split model, its first shard.
@@ -160,7 +161,9 @@ class Model:
         `gpu_layers` is how many layers to put on the GPU; "all" is none where the build cannot.
         `kv_overrides` replaces scalar metadata for this load only; nothing is written.
         `main_gpu` puts the whole model on that one GPU; `tensor_split` divides it in these
-        proportions.
+        proportions. `experts_on_cpu` keeps the experts of that many layers, from the first, on the
+        CPU, where they are of a mixture of experts: they are most of its weights, and few of them
+        are used for a token.
 
         Raises MalformedError for a file that is not GGUF, LoadError with llama.cpp's own reason,
         InsufficientMemoryError, RequestError for an override that llama.cpp would ignore, and
@@ -173,6 +176,7 @@ class Model:
             use_mmap=use_mmap,
             main_gpu=main_gpu,
             tensor_split=tuple(tensor_split),
+            experts_on_cpu=experts_on_cpu,
         )
         if library.can_offload():
             require_weights_fit(Path(path), options)
