@@ -34,6 +34,7 @@ def command(
     """Rank the ways to a longer context, with the commands to run next."""
     from ggufrope.advice.advise import advise
     from ggufrope.patching.inspection import naming, read_model
+    from ggufrope.runtime.attention import known_slow_pairs
 
     from ..output import emit_json
     from ..values import model_path
@@ -45,6 +46,7 @@ def command(
             model.metadata,
             target_context=target_ctx,
             memory_bytes=memory,
+            slow_pairs=known_slow_pairs(model.metadata),
             file=file,
         )
     if json:

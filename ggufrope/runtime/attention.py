@@ -15,9 +15,14 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ggufrope.container.ggml import CACHE_TYPES, F16, F32, CacheType
+from ggufrope.errors import FileError, MissingDependencyError
+from ggufrope.rope.cache import head_sizes
+from ggufrope.rope.metadata import first_layer
 from ggufrope.runtime import library
+from ggufrope.runtime.cards import cards
 
 if TYPE_CHECKING:
+    from ggufrope.rope.metadata import RopeMetadata
     from ggufrope.runtime.model import Model
 
 Attention: TypeAlias = Literal["native", "plain", "converted", "cpu", "unknown"]
@@ -103,13 +108,32 @@ def heads_of(model: Model) -> Heads:
     )
 
 
-def slow_pairs(support: tuple[PairSupport, ...]) -> dict[tuple[str, str], Attention]:
-    """Return the pairs, K and V, that are slow on some GPU, and how they run there."""
-    return {
-        (pair.type_k, pair.type_v): pair.runs
+def slow_pairs(support: tuple[PairSupport, ...]) -> frozenset[tuple[str, str]]:
+    """Return the pairs, K and V, that are slow on some GPU."""
+    return frozenset(
+        (pair.type_k, pair.type_v)
         for pair in support
         if pair.runs in SLOW and pair.device != library.CPU
-    }
+    )
+
+
+def known_slow_pairs(metadata: RopeMetadata) -> frozenset[tuple[str, str]] | None:
+    """Return the pairs that the installed build runs slowly on the heads of a file.
+
+    None where llama.cpp is not installed, where the file does not say, and where there is no GPU:
+    the model is meant for another machine.
+    """
+    if not cards():
+        return None
+    query = first_layer(metadata.head_count) or USUAL_HEADS.query
+    kv = first_layer(metadata.head_count_kv) or query
+    try:
+        key_size, value_size = head_sizes(metadata, slides=False)
+        return slow_pairs(
+            pair_support(Heads(query=query, kv=kv, key_size=key_size, value_size=value_size))
+        )
+    except (FileError, MissingDependencyError):
+        return None
 
 
 def compiled_pairs(system_info: str) -> frozenset[tuple[str, str]] | None:
