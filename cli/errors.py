@@ -78,6 +78,16 @@ OTHER_FLAGS = {
 """The flags of the fields of run and search plans; those of a scaling request are in
 `ggufrope.patching.command.FLAGS`."""
 
+_RENAMED = {
+    "--two-faced": "--keep-short-context",
+    "--one-face": "--shared-factors",
+    "--min-first": "--min-top-ranked",
+    "--max-short-loss": "--max-short-nll",
+    "--max-long-loss": "--max-long-nll",
+    "--optimiser": "--optimizer",
+}
+"""Options by the names that they had in the version before."""
+
 CHECK_FAILED = 1
 BAD_FILE = 3
 FAULT = 70
@@ -203,6 +213,8 @@ def _code_of(command: Callable[[], object]) -> int:
 
 def _usage(error: Exception) -> str:
     """Return what Typer says of words that are no call of a command, in one line."""
+    if now := _RENAMED.get(getattr(error, "option_name", "")):
+        return f"{error.option_name} is {now} now"  # type: ignore[attr-defined]
     message: str = error.format_message()  # type: ignore[attr-defined]
     for typed, plain in _PLAIN_TYPES.items():
         message = message.replace(f"not a valid {typed}.", f"not {plain}")
