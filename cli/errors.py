@@ -54,6 +54,7 @@ OTHER_FLAGS = {
     "format": "--format",
     "thinking": "--thinking",
     "gpu_layers": "--gpu-layers",
+    "rpc": "--rpc",
     "threads": "--threads",
     "recall": "--min-recall",
     "recall_share": "--min-recall-share",

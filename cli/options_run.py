@@ -20,9 +20,9 @@ from ggufrope.evals.thresholds import Thresholds, without_task
 from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
-from .options import option
+from .options import RPC_HELP, option
 from .start import default_contexts
-from .values import cache_type, kv_types, layers, share, token_counts, word, words
+from .values import cache_type, kv_types, layers, servers, share, token_counts, word, words
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
@@ -246,6 +246,7 @@ class RunOptions:
             known=partial(tuple, ("all", "auto")),
         ),
     ] = "all"
+    rpc: Annotated[str | None, option("--rpc", RPC_HELP, "HOST:PORT,…", _HOW)] = None
     threads: Annotated[
         int | None, option("--threads", "CPU threads; default: every CPU.", "N", _HOW, min=1)
     ] = None
@@ -326,6 +327,7 @@ class RunOptions:
             ),
             runtime=RuntimeSettings(
                 gpu_layers=layers(self.gpu_layers),
+                rpc=servers(self.rpc),
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),

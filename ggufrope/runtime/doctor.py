@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from ggufrope.container.ggml import CACHE_TYPES
 from ggufrope.errors import MissingDependencyError
-from ggufrope.runtime import library
+from ggufrope.runtime import library, rpc
 from ggufrope.runtime.cards import Card, cards, install_command, missing_tool
 from ggufrope.runtime.library import Device, Versions
 from ggufrope.runtime.memory import CacheSupport, cache_support, free_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ggufrope.runtime.model import Model
 
 
@@ -42,8 +44,12 @@ class RuntimeReport:
     install: str | None
 
 
-def report(model: Model | None = None) -> RuntimeReport:
-    """Examine what is installed. Works without llama-cpp-python, and says how to install it."""
+def report(model: Model | None = None, *, servers: Sequence[str] = ()) -> RuntimeReport:
+    """Examine what is installed, and what these RPC servers have.
+
+    Works without llama-cpp-python, and says how to install it. Raises BackendError where a server
+    does not answer, MissingDependencyError where llama.cpp is built without RPC.
+    """
     seen = cards()
     try:
         versions = library.versions()
@@ -60,7 +66,8 @@ def report(model: Model | None = None) -> RuntimeReport:
             advice=(_to_build(reason.strip(" :"), seen),),
             install=install_command(seen, again="not installed" not in reason),
         )
-    devices = library.devices()
+    rpc.register(servers)
+    devices = library.devices(servers)
     can_offload = library.can_offload()
     install, lines = None, []
     if not library.is_tested(versions.llama_cpp_python):
@@ -80,8 +87,8 @@ def report(model: Model | None = None) -> RuntimeReport:
         versions=versions,
         cards=seen,
         devices=devices,
-        free_bytes=free_memory(),
-        can_offload=can_offload,
+        free_bytes=free_memory(servers),
+        can_offload=any(device.kind in ("gpu", "igpu") for device in devices),
         caches=() if model is None else _caches(model),
         extras=extras(),
         advice=tuple(lines),

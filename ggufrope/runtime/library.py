@@ -229,7 +229,7 @@ def can_offload() -> bool:
 
     llama.cpp's own answer is yes for each build with RPC, with servers or without.
     """
-    return any(found.kind in ("gpu", "igpu") and not found.server for found in _found_devices())
+    return any(found.kind in ("gpu", "igpu") and not found.server for found in found_devices())
 
 
 def backends() -> tuple[str, ...]:
@@ -250,7 +250,7 @@ def devices(servers: Collection[str] = ()) -> tuple[Device, ...]:
     may be gone, and asking for its memory would end the process.
     """
     return tuple(
-        _device(found) for found in _found_devices() if not found.server or found.server in servers
+        _device(found) for found in found_devices() if not found.server or found.server in servers
     )
 
 
@@ -260,7 +260,7 @@ def device_of(buffer: str) -> str:
     "CUDA0" is on CUDA0, "CPU_Mapped" and "CUDA_Host" on the CPU, and "RPC0[host:port]" on the first
     device of that server, whatever its number among the devices of all.
     """
-    for found in _found_devices():
+    for found in found_devices():
         if buffer == found.buffer or buffer.startswith(f"{found.buffer}_"):
             return found.name
     return CPU if buffer.endswith("_Host") else buffer
@@ -273,7 +273,7 @@ def chosen_devices(servers: Sequence[str]) -> list[ctypes.c_void_p] | None:
     Its choice is the servers, then the GPUs of this machine, integrated ones where there are no
     others.
     """
-    found = _found_devices()
+    found = found_devices()
     registered = dict.fromkeys(each.server for each in found if each.server)
     if list(registered) == list(servers):
         return None
@@ -285,8 +285,8 @@ def chosen_devices(servers: Sequence[str]) -> list[ctypes.c_void_p] | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """A device as ggml lists it, with the name of its buffers; asks no server."""
+class FoundDevice:
+    """A device as ggml lists it: its `ggml_backend_dev_t`, and the name of its buffers."""
 
     handle: ctypes.c_void_p
     name: str
@@ -296,7 +296,8 @@ class _Found:
     buffer: str
 
 
-def _found_devices() -> list[_Found]:
+def found_devices() -> list[FoundDevice]:
+    """Return the devices that ggml lists, of RPC servers too; asks no server."""
     load()
     count = ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
     get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
@@ -307,7 +308,7 @@ def _found_devices() -> list[_Found]:
         ggml_function(f"ggml_backend_dev_{which}", ctypes.c_char_p, ctypes.c_void_p)
         for which in ("name", "description")
     ]
-    found: list[_Found] = []
+    found: list[FoundDevice] = []
     for index in range(count()):
         handle = ctypes.c_void_p(get(index))
         name, description = (_text(text(handle)) for text in texts)
@@ -316,7 +317,7 @@ def _found_devices() -> list[_Found]:
         number = sum(each.server == server for each in found)
         known = kind(handle)
         found.append(
-            _Found(
+            FoundDevice(
                 handle=handle,
                 name=name,
                 description=description,
@@ -328,7 +329,7 @@ def _found_devices() -> list[_Found]:
     return found
 
 
-def _device(found: _Found) -> Device:
+def _device(found: FoundDevice) -> Device:
     pointer = ctypes.POINTER(ctypes.c_size_t)
     memory = ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
     free, total = ctypes.c_size_t(), ctypes.c_size_t()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 """Time that a server has to accept a connection."""
-ANSWER_SECONDS = 20.0
+ANSWER_SECONDS = 10.0
 """Time that all servers together have, besides, to say what devices they have."""
 MOST_SERVERS = 15
 """GGML_SCHED_MAX_BACKENDS, ggml/src/ggml-backend.cpp, without the CPU."""
@@ -76,15 +76,15 @@ def release(servers: Sequence[str]) -> None:
     _users.subtract(servers)
 
 
-def require(servers: Sequence[str]) -> None:
+def require(servers: Sequence[str], *, answer_seconds: float = ANSWER_SECONDS) -> None:
     """Raise BackendError where a server does not answer as this llama.cpp expects, in a limited
     time; MissingDependencyError where llama.cpp is built without RPC."""
     if not servers:
         return
     if problems := tuple(address_problems(servers)):
         raise RequestError("; ".join(problems))
-    _rpc_function("ggml_backend_rpc_add_server")
-    limit = CONNECT_SECONDS * len(servers) + ANSWER_SECONDS
+    rpc_function("ggml_backend_rpc_add_server")
+    limit = CONNECT_SECONDS * len(servers) + answer_seconds
     command = [sys.executable, "-m", __name__, *servers]
     try:
         done = subprocess.run(
@@ -107,14 +107,14 @@ def _add(server: str) -> None:
     if server in _registered:
         return
     kind = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)
-    registry = kind(_rpc_function("ggml_backend_rpc_add_server"))(server.encode())
+    registry = kind(rpc_function("ggml_backend_rpc_add_server"))(server.encode())
     if not registry:
         raise BackendError(f"RPC server {server}: it has no device")
     library.ggml_function("ggml_backend_register", None, ctypes.c_void_p)(registry)
     _registered.add(server)
 
 
-def _rpc_function(name: str) -> Any:
+def rpc_function(name: str) -> Any:
     """Return the address of a function of ggml's RPC backend, wherever that is built."""
     library.load()
     by_name = library.ggml_function("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
