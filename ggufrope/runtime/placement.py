@@ -103,11 +103,16 @@ def _fits(
 def _by_device(path: Path, log: Log) -> tuple[Buffer, ...]:
     """Add up the sizes of layers by the device that the log assigns them to.
 
-    Tensors in no layer stay on the CPU, except the output, which counts as the last layer.
+    Tensors in no layer stay on the CPU, except the output, which counts as the last layer. Where
+    the file has none, the embedding is the output too, copied to its device.
     """
     devices = layer_devices(log)
     sizes = Counter[str]()
-    for tensor in open_model(path).tensors:
+    tensors = {tensor.name: tensor for tensor in open_model(path).tensors}
+    if "output.weight" not in tensors and devices and devices[-1] != library.CPU:
+        embedding = tensors.get("token_embd.weight")
+        sizes[devices[-1]] += 0 if embedding is None else embedding.length
+    for tensor in tensors.values():
         layer = re.match(r"blk\.(\d+)\.", tensor.name)
         number = int(layer[1]) if layer else len(devices) - 1
         placed = layer is not None or tensor.name.startswith("output")
