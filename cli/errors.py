@@ -55,6 +55,7 @@ OTHER_FLAGS = {
     "thinking": "--thinking",
     "gpu_layers": "--gpu-layers",
     "experts_on_cpu": "--experts-on-cpu",
+    "rpc": "--rpc",
     "threads": "--threads",
     "recall": "--min-recall",
     "recall_share": "--min-recall-share",

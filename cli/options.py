@@ -37,6 +37,7 @@ ForceOption = Annotated[
         autocompletion=completion(guards),
     ),
 ]
+RPC_HELP = "Spread the model over llama.cpp's RPC servers too, on a trusted network only."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -20,9 +20,9 @@ from ggufrope.evals.thresholds import Thresholds, without_task
 from ggufrope.runs.plan import RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
-from .options import option
+from .options import RPC_HELP, option
 from .start import default_contexts
-from .values import cache_type, experts, kv_types, layers, share, token_counts, word, words
+from .values import cache_type, experts, kv_types, layers, servers, share, token_counts, word, words
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
@@ -257,6 +257,7 @@ class RunOptions:
             known=partial(tuple, ("all",)),
         ),
     ] = "0"
+    rpc: Annotated[str | None, option("--rpc", RPC_HELP, "HOST:PORT,…", _HOW)] = None
     threads: Annotated[
         int | None, option("--threads", "CPU threads; default: every CPU.", "N", _HOW, min=1)
     ] = None
@@ -338,6 +339,7 @@ class RunOptions:
             runtime=RuntimeSettings(
                 gpu_layers=layers(self.gpu_layers),
                 experts_on_cpu=experts(self.experts_on_cpu),
+                rpc=servers(self.rpc),
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),

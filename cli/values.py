@@ -224,6 +224,11 @@ def experts(text: str) -> int | Literal["all"]:
     return int(text)
 
 
+def servers(text: str | None) -> tuple[str, ...]:
+    """Return the addresses in a list such as `host-a:50052,host-b:50052`."""
+    return () if text is None else tuple(each.strip() for each in text.split(","))
+
+
 def layers(text: str) -> int | Literal["all", "auto"]:
     """Return `all`, `auto` (as many as fit) or a number of layers; OptionError for others."""
     if text.lower() in ("all", "auto"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import JsonOption
+from ..options import RPC_HELP, JsonOption
 from ..options_run import GridsOption
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the jobs and their cost, run nothing.")
     ] = False,
+    rpc: Annotated[
+        str | None,
+        typer.Option("--rpc", metavar="HOST:PORT,…", help=f"{RPC_HELP} Default: the plan's."),
+    ] = None,
     ray: Annotated[
         bool, typer.Option("--ray", help="Run on Ray: the cluster at RAY_ADDRESS, or this machine.")
     ] = False,
@@ -59,8 +64,11 @@ def command(
     from ..running import carry_out_batch
     from ..showing import View
     from ..start import estimate_jobs
+    from ..values import servers
 
     wanted = read_plan(plan)
+    if rpc is not None:
+        wanted = replace(wanted, runtime=replace(wanted.runtime, rpc=servers(rpc)))
     selection = Selection.parse(tuple(only or ()), shard)
     if dry_run:
         show_jobs(estimate_jobs(wanted, selection, tokens_per_second=speed), json=json)

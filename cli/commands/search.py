@@ -12,7 +12,7 @@ import typer
 
 from ggufrope._format import duration
 
-from ..options import FileArgument, JsonOption, grouped, option, token_option
+from ..options import RPC_HELP, FileArgument, JsonOption, grouped, option, token_option
 from ..output import console, stderr_console
 from ..progress import plain_lines
 from ..tables import heading, row, shown, table
@@ -197,6 +197,7 @@ def command(
             help="Layers whose experts stay on the CPU: all or a number.",
         ),
     ] = "0",
+    rpc: Annotated[str | None, typer.Option("--rpc", metavar="HOST:PORT,…", help=RPC_HELP)] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", metavar="N", min=1, help="Threads; default: every CPU."),
@@ -214,13 +215,16 @@ def command(
 
     from ..errors import outlive_aborts
     from ..output import emit_json
-    from ..values import experts, layers, model_path
+    from ..values import experts, layers, model_path, servers
 
     outlive_aborts()
     model = read_model(model_path(file))
     plan = search.plan()
     settings = RuntimeSettings(
-        gpu_layers=layers(gpu_layers), experts_on_cpu=experts(experts_on_cpu), threads=threads
+        gpu_layers=layers(gpu_layers),
+        experts_on_cpu=experts(experts_on_cpu),
+        rpc=servers(rpc),
+        threads=threads,
     )
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
     with SearchBoard() as board, interruption(folder):

@@ -1,9 +1,10 @@
 """Which pairs of cache types the attention of this build runs, and where, device by device.
 
 The backends themselves are asked: an operation of the types and sizes of a model, without data, is
-shown to `ggml_backend_dev_supports_op`, which llama.cpp's scheduler follows too. A kernel that a
-build was made without shows only in what the build says of itself (ggml_cuda_get_fattn_vec_case,
-ggml/src/ggml-cuda/fattn.cu, and the feature FA_QUANTS).
+shown to `ggml_backend_dev_supports_op`, which llama.cpp's scheduler follows too. (The backend of an
+RPC server says yes to all of them and asks nobody, so nothing is known of its devices.) A kernel
+that a build was made without shows only in what the build says of itself
+(ggml_cuda_get_fattn_vec_case, ggml/src/ggml-cuda/fattn.cu, and the feature FA_QUANTS).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from ggufrope.runtime import library
 from ggufrope.runtime.cards import cards
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ggufrope.rope.metadata import RopeMetadata
     from ggufrope.runtime.model import Model
 
@@ -44,8 +47,6 @@ _VECTOR_HEADS = (64, 128, 256)
 the one or two tokens of a decode, and all other kernels convert."""
 _CUDA_LIKE = ("CUDA", "ROCm", "MUSA")
 """Backends made of CUDA's source, by the names of their registries."""
-_REMOTE = ("RPC",)
-"""Backends that say yes to every operation and leave it to a server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +73,16 @@ class PairSupport:
     runs: Attention
 
 
-def pair_support(heads: Heads = USUAL_HEADS) -> tuple[PairSupport, ...]:
-    """Return how each device of this build runs each pair of cache types.
+def pair_support(
+    heads: Heads = USUAL_HEADS, servers: Collection[str] = ()
+) -> tuple[PairSupport, ...]:
+    """Return how each device of this build, and of these RPC servers, runs each pair of cache
+    types.
 
     Pairs with blocks that do not divide a head are left out: they run nowhere. So are
     accelerators, which hold no cache. Raises MissingDependencyError without llama-cpp-python.
     """
     compiled = compiled_pairs(library.versions().system_info)
-    devices = zip(library.devices(), library.device_handles(), strict=True)
     pairs = [
         (k, v)
         for k, v in product(CACHE_TYPES.values(), repeat=2)
@@ -90,10 +93,10 @@ def pair_support(heads: Heads = USUAL_HEADS) -> tuple[PairSupport, ...]:
             device=device.name,
             type_k=k.name,
             type_v=v.name,
-            runs=_runs(handle, k, v, heads, compiled),
+            runs="unknown" if device.server else _runs(device.handle, k, v, heads, compiled),
         )
-        for device, handle in devices
-        if device.kind != "accelerator"
+        for device in library.found_devices()
+        if device.kind != "accelerator" and (not device.server or device.server in servers)
         for k, v in pairs
     )
 
@@ -156,9 +159,7 @@ def _runs(
     heads: Heads,
     compiled: frozenset[tuple[str, str]] | None,
 ) -> Attention:
-    backend = registry_of(device)
-    if backend in _REMOTE:
-        return "unknown"
+    backend = _registry_of(device)
     with _Graph() as graph:
         if not graph.stores(device, k, heads.kv * heads.key_size) or not graph.stores(
             device, v, heads.kv * heads.value_size
@@ -175,7 +176,7 @@ def _runs(
     return "native" if has_kernel else "converted"
 
 
-def registry_of(device: ctypes.c_void_p) -> str:
+def _registry_of(device: ctypes.c_void_p) -> str:
     """Return the name of the backend that a `ggml_backend_dev_t` belongs to, such as "CUDA"."""
     registry = library.ggml_function(
         "ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p

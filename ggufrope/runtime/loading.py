@@ -21,7 +21,7 @@ from ggufrope.errors import (
 from ggufrope.rope.keys import KEYS, SCALING_TYPES
 from ggufrope.rope.lint import lint
 from ggufrope.rope.metadata import read_metadata
-from ggufrope.runtime import library
+from ggufrope.runtime import library, rpc
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,6 +64,7 @@ class LoadOptions:
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] = ()
     experts_on_cpu: int | Literal["all"] = 0
+    rpc: tuple[str, ...] = ()
 
     @property
     def expert_patterns(self) -> tuple[str, ...]:
@@ -101,7 +102,8 @@ def load(
     """
     _refuse_what_aborts(path, options)
     llama = library.load()
-    if options.wants_gpu and not library.can_offload():
+    rpc.register(options.rpc)
+    if options.wants_gpu and not (options.rpc or library.can_offload()):
         raise MissingDependencyError(
             "this build of llama.cpp cannot use a GPU; `ggufrope doctor` has the command that "
             "installs one that can"
@@ -111,7 +113,7 @@ def load(
     overrides = _on_cpu(options.expert_patterns)
     if overrides is not None:
         parameters.tensor_buft_overrides = ctypes.addressof(overrides)
-    with library.capture(debug=not allocate) as log:
+    with library.capture(debug=True) as log:  # the devices of layers are in debug lines
         handle = _load_from_file(llama, path, parameters, progress)
     if not handle:
         raise _load_error(path, log)
@@ -138,8 +140,22 @@ def refusal(path: Path) -> str | None:
 
 def buffers(log: Log, what: str) -> tuple[Buffer, ...]:
     """Return the `what` buffers ("model", "KV", "compute", "output") that a log lists."""
-    lines = log.search(rf"(\S+) {what} buffer size = +([\d.]+) MiB")
-    return tuple(Buffer(device=m[1], size_bytes=round(float(m[2]) * _MIB)) for m in lines)
+    lines = log.search(rf"(\S+) +{what} buffer size = +([\d.]+) MiB")
+    return tuple(
+        Buffer(device=library.device_of(line[1]), size_bytes=round(float(line[2]) * _MIB))
+        for line in lines
+    )
+
+
+def layer_devices(log: Log) -> tuple[str, ...]:
+    """Return the device of each layer, the output last, as the log of a load assigns them.
+
+    It is empty where the log does not say. "offloaded N/M layers to GPU" is no source: llama.cpp
+    prints there what was asked of it, whatever devices it has.
+    """
+    assigned = log.search(r"layer +(\d+) assigned to device ([^,]+),")
+    device_of = {int(line[1]): line[2] for line in assigned}
+    return tuple(device_of[layer] for layer in sorted(device_of))
 
 
 def ran_out_of_memory(log: Log) -> bool:
@@ -158,6 +174,10 @@ def _model_parameters(llama: Any, options: LoadOptions, *, allocate: bool) -> An
         parameters.split_mode = llama.LLAMA_SPLIT_MODE_NONE
     if options.tensor_split:
         parameters.tensor_split = _tensor_split(llama, options.tensor_split)
+    handles = library.chosen_devices(options.rpc)
+    if handles is not None:
+        array = (ctypes.c_void_p * (len(handles) + 1))(*handles)  # ended by a null
+        parameters.devices = ctypes.cast(array, ctypes.c_void_p)  # which keeps the array
     parameters.kv_overrides = _override_array(llama, options.kv_overrides)
     return parameters
 
