@@ -57,6 +57,8 @@ OTHER_FLAGS = {
     "thinking": "--thinking",
     "gpu_layers": "--gpu-layers",
     "llama_lib": "--llama-lib",
+    "experts_on_cpu": "--experts-on-cpu",
+    "rpc": "--rpc",
     "threads": "--threads",
     "recall": "--min-recall",
     "recall_share": "--min-recall-share",

@@ -72,6 +72,7 @@ ArchitecturesOption = Annotated[
         show_default=False,
     ),
 ]
+RPC_HELP = "Spread the model over llama.cpp's RPC servers too, on a trusted network only."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -26,7 +26,7 @@ from ggufrope.errors import RequestError
 from ggufrope.lm import LanguageContext, LanguageModel, OpenContext
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from typing_extensions import Self
 
@@ -66,10 +66,29 @@ class RuntimeSettings:
     )
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] = ()
+    experts_on_cpu: Literal["all"] | int = field(
+        default=0, metadata={"help": "layers whose experts stay on the CPU, from the first"}
+    )
+    rpc: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "llama.cpp's RPC servers, HOST:PORT; GPUs before those of this machine"},
+    )
+    offload_kqv: bool = field(
+        default=True, metadata={"help": "keep the K/V cache of a layer on the device of the layer"}
+    )
     flash_attention: bool | None = None
     threads: int | None = None
     batch_tokens: int | None = None
     micro_batch_tokens: int | None = None
+
+    def server_problems(self) -> Iterator[str]:
+        """Yield what is wrong with `rpc`."""
+        if self.rpc:
+            from ggufrope.runtime.rpc import address_problems
+
+            yield from address_problems(self.rpc)
+            if len(self.devices) > 1:
+                yield "`rpc` is for one worker, a server has one client: give one of `devices`"
 
 
 class LoadedModel(LanguageModel, Protocol):
@@ -138,9 +157,14 @@ class LlamaBackend:
 
         self._use_library()
         options = LoadOptions(
-            main_gpu=self.settings.main_gpu, tensor_split=self.settings.tensor_split
+            main_gpu=self.settings.main_gpu,
+            tensor_split=self.settings.tensor_split,
+            experts_on_cpu=self.settings.experts_on_cpu,
+            rpc=self.settings.rpc,
         )
-        context = ContextSettings(n_ctx=context_tokens, spare=_SPARE)
+        context = ContextSettings(
+            n_ctx=context_tokens, spare=_SPARE, offload_kqv=self.settings.offload_kqv
+        )
         layers = fitting_layers(path, context, options)
         return LlamaBackend(settings=replace(self.settings, gpu_layers=layers))
 
@@ -159,6 +183,8 @@ class LlamaBackend:
             gpu_layers=self.settings.gpu_layers,
             main_gpu=self.settings.main_gpu,
             tensor_split=self.settings.tensor_split,
+            experts_on_cpu=self.settings.experts_on_cpu,
+            rpc=self.settings.rpc,
         )
 
     def _require_devices(self) -> None:
@@ -188,6 +214,7 @@ class LlamaBackend:
             n_batch=self.settings.batch_tokens,
             n_ubatch=self.settings.micro_batch_tokens,
             n_threads=self.settings.threads,
+            offload_kqv=self.settings.offload_kqv,
         )
         return Context(model, settings)
 
@@ -202,15 +229,24 @@ class LlamaBackend:
             "llama.cpp": versions.shown,
             "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
             "system": versions.system_info,
-            "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}",
+            "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}"
+            if placement.layers
+            else "not known",
         }
-        weights = {buffer.device: buffer.size_bytes for buffer in placement.buffers}
-        for device in library.devices():
+        if experts := self.settings.experts_on_cpu:
+            count = model.metadata(f"{model.architecture}.expert_count") or "0"
+            kept = model.n_layer if experts == "all" else min(experts, model.n_layer)
+            known["experts on CPU"] = (
+                f"{kept} of {model.n_layer} layers" if int(count) else "the model has no experts"
+            )
+        for device in library.devices(model.servers):
             if device.kind in ("gpu", "igpu"):
+                layers = placement.layer_devices.count(device.name)
                 known[device.name] = (
-                    f"{device.description}, {byte_size(device.memory_total)}, "
-                    f"{byte_size(weights.get(device.name, 0))} of it weights, "
-                    f"{byte_size(device.memory_free)} free with the model loaded"
+                    f"{'RPC server ' if device.server else ''}{device.description}, "
+                    f"{byte_size(device.memory_total)}, "
+                    f"{byte_size(placement.weights_on(device.name))} of it weights of {layers} "
+                    f"layers, {byte_size(device.memory_free)} free with the model loaded"
                 )
         return known
 

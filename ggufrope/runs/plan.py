@@ -52,6 +52,8 @@ MAX_FOLDER_NAME = 200
 MAX_THREADS = 4096
 KV_TYPES = ("f16", "q8_0", "q5_1", "q4_0")
 """Cache types whose pairs the task `kv` measures where a plan names no others."""
+MAX_LAYERS = 512
+"""Of any model that llama.cpp loads."""
 _KEY_CHARACTERS = re.compile(r"""[\w"'\t -]+""")
 _MAX_KEY_DOTS = 100
 """Of one key: thousands of tables in each other take the TOML parser seconds."""
@@ -302,6 +304,7 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
     counts = {
         "gpu_layers": (0, 1 << 31),
         "main_gpu": (0, 1 << 10),
+        "experts_on_cpu": (0, MAX_LAYERS),
         "threads": (1, MAX_THREADS),
         "batch_tokens": (1, MAX_CONTEXT),
         "micro_batch_tokens": (1, MAX_CONTEXT),
@@ -310,6 +313,7 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
         value = getattr(runtime, name)
         if isinstance(value, int) and not least <= value <= most:
             yield f"`{name}` {value} must be {least} to {most}"
+    yield from runtime.server_problems()
     for share in runtime.tensor_split:
         if not (math.isfinite(share) and share >= 0):
             yield f"`tensor_split` {share} must be a finite number, 0 or more"
