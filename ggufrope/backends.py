@@ -1,8 +1,8 @@
 """Opens models, and makes them rotate as asked: the one seam to a runtime.
 
-A server is opened by `open_server`; its models are taken as they are. A `Backend` loads files and opens contexts: `LlamaBackend` with llama.cpp, `FakeBackend` with the
-public fake. Runs, searches and scripts all use one. Above it this is the one place that makes a
-model rotate as a scheme says:
+A `Backend` loads files and opens contexts: `LlamaBackend` with llama.cpp, `FakeBackend` with the
+public fake. Runs, searches and scripts all use one. A model at a server is opened by `open_server`
+and taken as it is. Above them this is the one place that makes a model rotate as a scheme says:
 
 - `ScaledModel` follows scaling requests, for runs: by context parameters where these say the scheme
   exactly, else by an overlay of keys and factor tensors, else by a working copy;

@@ -21,7 +21,7 @@ from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import Cell
 from ggufrope.evals.task import BaseKind, Lengths, Task, TaskName
 from ggufrope.patching.request import ScalingRequest
-from ggufrope.runs.plan import MIN_CONTEXT, RunPlan
+from ggufrope.runs.plan import AS_SERVED, MIN_CONTEXT, RunPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,6 +152,8 @@ def _jobs_of(plan: RunPlan, model: ModelFile) -> Iterator[Job]:
 def _control_context(plan: RunPlan, model: ModelFile) -> int | None:
     """Return the tokens of the control; None where there is none, or the plan measures the same."""
     native, longest = model.native_context, max(plan.contexts)
+    if plan.runtime.server is not None:  # it cannot be told to leave the scaling off
+        return None
     if not plan.control or native is None or min(native, longest) < MIN_CONTEXT:
         return None
     tokens = min(native, longest)
@@ -193,7 +195,7 @@ def _job(
         Cell(
             model=model.name,
             scaling=request.name,
-            kv=str(kv),
+            kv=str(kv) if plan.runtime.server is None else AS_SERVED,
             task=task.name,
             context_tokens=place.context_tokens,
             seed=seed,

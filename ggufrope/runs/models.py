@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -13,7 +15,7 @@ from ggufrope.container.location import locate
 from ggufrope.container.reader import read_header
 from ggufrope.container.types import Scalar
 from ggufrope.errors import RequestError
-from ggufrope.evals.formats import chat_frame
+from ggufrope.evals.formats import USUAL_TOKENS, chat_frame
 from ggufrope.evals.task import ASKING
 from ggufrope.patching.inspection import read_model
 from ggufrope.patching.request import ScalingName
@@ -86,6 +88,47 @@ def _native_scalings(metadata: RopeMetadata) -> tuple[ScalingName, ...]:
     return ("file",) if scaled else ("file", "none")
 
 
+def served_models(plan: RunPlan) -> tuple[ModelFile, ...]:
+    """Return the models of a plan at its server, which is asked.
+
+    What the server tells identifies them: a run does not mix a context of 8k with one of 32k.
+    Raises RequestError where two names mean one model, and what `open_server` raises.
+    """
+    found = tuple(_served(plan, name) for name in plan.models or (None,))
+    if len({model.name for model in found}) < len(found):
+        raise RequestError(f"two of {', '.join(plan.models)} are one model; name it once")
+    return found
+
+
+def _served(plan: RunPlan, name: str | None) -> ModelFile:
+    from ggufrope.backends import open_server
+
+    with closing(open_server(plan.runtime, name)) as model:
+        told = model.told
+        require_format(told.model, model.chat_template, plan, model.special_tokens)
+    identity = (told.dialect, told.model, told.context_tokens, told.path, told.digest)
+    details = {
+        "server": told.dialect,
+        "server context": told.context_tokens,
+        "trained context": told.trained_tokens,
+        "reuses prefixes": model.reuses_prefixes,
+        "lacks": "; ".join(model.lacks),
+        **dict(told.settings),
+    }
+    return ModelFile(
+        name=told.model,
+        path=told.model,
+        file_size=told.file_size or 0,
+        header_sha256=hashlib.sha256(repr(identity).encode()).hexdigest(),
+        native_context=told.trained_tokens,
+        details=tuple(
+            (key, str(value)[:_DETAIL_LENGTH])
+            for key, value in details.items()
+            if value not in (None, "")
+        ),
+    )
+
+
 def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tuple[ModelFile, ...]:
     """Return the models that `names` mean, globs expanded in order of file names.
 
@@ -109,6 +152,8 @@ def require_formats(plan: RunPlan) -> None:
 
     Raises MissingDependencyError where a template needs jinja2, FileError as `identify` does.
     """
+    if plan.runtime.server is not None:
+        return  # `served_models` asks for the template
     if not ASKING & set(plan.tasks):
         if plan.format != "auto" or plan.thinking is not None:
             asking = ", ".join(sorted(ASKING))
@@ -117,10 +162,21 @@ def require_formats(plan: RunPlan) -> None:
     for label, path in (found for name in plan.models for found in _expand(name)):
         if path.is_file():
             template = read_header(path).get("tokenizer.chat_template")
-            try:
-                chat_frame(str(template) if template else None, plan.format, plan.thinking)
-            except RequestError as error:
-                raise RequestError(f"{label}: {error}") from None
+            require_format(label, str(template) if template else None, plan)
+
+
+def require_format(
+    label: str,
+    template: str | None,
+    plan: RunPlan,
+    special_tokens: Mapping[str, str] = USUAL_TOKENS,
+) -> None:
+    """Raise RequestError where a model with this template cannot be asked in the format of the
+    plan."""
+    try:
+        chat_frame(template, plan.format, plan.thinking, special_tokens)
+    except RequestError as error:
+        raise RequestError(f"{label}: {error}") from None
 
 
 def _expand(name: str) -> Iterator[tuple[str, Path]]:

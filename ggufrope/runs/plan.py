@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema, non_finite
-from ggufrope.backends import RuntimeSettings
+from ggufrope.backends import SERVED_AS_IT_IS, RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
-from ggufrope.evals.task import TaskName, TaskSettings
+from ggufrope.evals.task import ASKING, TaskName, TaskSettings
 from ggufrope.evals.thresholds import LIMITS, Thresholds, without_task
 from ggufrope.patching.request import ScalingName, ScalingRequest, check_parameters
 
@@ -49,6 +49,11 @@ MAX_TEXT = 4096
 MAX_FOLDER_NAME = 200
 """Bytes of the name of a run where its folder is named after it."""
 MAX_THREADS = 4096
+MAX_PARALLEL = 256
+MAX_TIMEOUT = 1_000_000
+"""Seconds: eleven days."""
+AS_SERVED = "as served"
+"""The scaling and the cache types of what a server runs, which it chose."""
 _KEY_CHARACTERS = re.compile(r"""[\w"'\t -]+""")
 _MAX_KEY_DOTS = 100
 """Of one key: thousands of tables in each other take the TOML parser seconds."""
@@ -60,7 +65,11 @@ class RunPlan(TaskSettings):
     they are run on."""
 
     models: tuple[str, ...] = field(
-        metadata={"help": "paths, globs, ollama:NAME or hf:OWNER/REPO/FILE"}
+        default=(),
+        metadata={
+            "help": "paths, globs, ollama:NAME or hf:OWNER/REPO/FILE; with `server` names of its "
+            "models, none: its only one"
+        },
     )
     contexts: tuple[int, ...] = field(metadata={"help": "context lengths in tokens"})
     name: str = "run"
@@ -88,7 +97,9 @@ class RunPlan(TaskSettings):
 
     @property
     def requests(self) -> tuple[ScalingRequest, ...]:
-        """`scalings`, with a request for each name."""
+        """`scalings`, with a request for each name; a server has its own."""
+        if self.runtime.server is not None:
+            return (ScalingRequest(scaling="file", label=AS_SERVED),)
         return tuple(
             item if isinstance(item, ScalingRequest) else ScalingRequest(scaling=item)
             for item in self.scalings
@@ -119,7 +130,10 @@ class RunPlan(TaskSettings):
 
     def _empty(self) -> list[str]:
         names = ("models", "contexts", "tasks", "scalings", "kv", "seeds")
-        return [f"`{name}` is empty" for name in names if getattr(self, name) == ()]
+        empty = [name for name in names if getattr(self, name) == ()]
+        if self.runtime.server is not None:
+            empty = [name for name in empty if name != "models"]
+        return [f"`{name}` is empty" for name in empty]
 
     def _repeated(self) -> list[str]:
         lists: dict[str, tuple[object, ...]] = {
@@ -155,6 +169,7 @@ class RunPlan(TaskSettings):
             if "\0" in name
         ]
         problems += _runtime_problems(self.runtime)
+        problems += self._unserved()
         problems += [
             f"scalings{path} {value} must be a finite number"
             for path, value in non_finite(self.scalings)
@@ -187,6 +202,18 @@ class RunPlan(TaskSettings):
             yield f"`require` {at.require}: no scaling of the plan; it has {', '.join(names)}"
         if at.require is not None and not at.applied(self.tasks):
             yield f"`require` {at.require}: no threshold applies to `tasks` {' '.join(self.tasks)}"
+
+    def _unserved(self) -> Iterator[str]:
+        """Say what of the plan a server cannot do."""
+        if self.runtime.server is None:
+            return
+        if set(self.scalings) != {"file"} or set(map(_short_form, self.kv)) != {"f16"}:
+            yield SERVED_AS_IT_IS
+        if unable := [task for task in self.tasks if task not in ASKING]:
+            yield (
+                f"`tasks` {', '.join(unable)}: a server gives no logits; it can be asked "
+                f"{', '.join(sorted(ASKING))}"
+            )
 
     @property
     def _cells_per_model(self) -> int:
@@ -236,11 +263,22 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
         "threads": (1, MAX_THREADS),
         "batch_tokens": (1, MAX_CONTEXT),
         "micro_batch_tokens": (1, MAX_CONTEXT),
+        "parallel": (1, MAX_PARALLEL),
+        "num_ctx": (1, MAX_CONTEXT),
     }
     for name, (least, most) in counts.items():
         value = getattr(runtime, name)
         if isinstance(value, int) and not least <= value <= most:
             yield f"`{name}` {value} must be {least} to {most}"
+    if runtime.server is not None:
+        from ggufrope.server.address import normal_address
+
+        yield from _refusals(normal_address, [runtime.server])
+    for name in ("timeout_seconds", "parallel", "num_ctx"):
+        if runtime.server is None and getattr(runtime, name) is not None:
+            yield f"`{name}` is for a `server`"
+    if runtime.timeout_seconds is not None and not 0 < runtime.timeout_seconds < MAX_TIMEOUT:
+        yield f"`timeout_seconds` {runtime.timeout_seconds:g} must be above 0, below {MAX_TIMEOUT}"
     for share in runtime.tensor_split:
         if not (math.isfinite(share) and share >= 0):
             yield f"`tensor_split` {share} must be a finite number, 0 or more"
@@ -304,9 +342,10 @@ def changed_keys(before: RunPlan, after: RunPlan) -> tuple[str, ...]:
 
 
 def judged_as(before: RunPlan, after: RunPlan) -> RunPlan:
-    """Return plan `before` with the thresholds and the name of `after`: nothing is measured by
-    them."""
-    return replace(before, thresholds=after.thresholds, name=after.name)
+    """Return plan `before` with the thresholds, the name and the patience with a server of `after`:
+    nothing is measured by them."""
+    runtime = replace(before.runtime, timeout_seconds=after.runtime.timeout_seconds)
+    return replace(before, thresholds=after.thresholds, name=after.name, runtime=runtime)
 
 
 def plan_schema() -> dict[str, Plain]:
