@@ -25,6 +25,15 @@ FileArgument = Annotated[
         show_default=False,
     ),
 ]
+ServedFileArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="FILE",
+        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE; none "
+        "with --server.",
+        show_default=False,
+    ),
+]
 OtherFileArgument = Annotated[
     str, typer.Argument(metavar="OTHER", help="The file to compare with.", show_default=False)
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
@@ -213,6 +214,17 @@ def seconds(text: str, option: str) -> float:
     if not 0 < count < 1e9:
         raise OptionError(f"{option} {text}: expected a time such as 90s, 45m or 1h 30m")
     return count
+
+
+def server_address(text: str) -> str:
+    """Return the address of a server; a user name and a password in it are kept for this process
+    and its workers, and nowhere else."""
+    from ggufrope.server.address import LOGIN_VARIABLE, split_login
+
+    address, login = split_login(text)
+    if login is not None:
+        os.environ[LOGIN_VARIABLE] = login
+    return address
 
 
 def layers(text: str) -> int | Literal["all", "auto"]:

@@ -206,6 +206,7 @@ def _job(
             method=place.method,
         )
         for place in task.places(plan, lengths)
+        if place.method != "spliced" or plan.runtime.server is None
     )
     content = {
         "file": [model.header_sha256, model.file_size],

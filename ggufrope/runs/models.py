@@ -50,6 +50,9 @@ class ModelFile:
 _DETAILS = ("general.name", "general.architecture", "general.size_label", "general.file_type")
 
 _DETAIL_LENGTH = 400
+REUSES, LACKS = "reuses prefixes", "not given by the server"
+"""Details of a model at a server: whether a prompt in the order of a run keeps the beginning of the
+one before, and what the server cannot give."""
 
 Identify: TypeAlias = Callable[[str, Path], ModelFile]
 
@@ -88,12 +91,15 @@ def _native_scalings(metadata: RopeMetadata) -> tuple[ScalingName, ...]:
     return ("file",) if scaled else ("file", "none")
 
 
-def served_models(plan: RunPlan) -> tuple[ModelFile, ...]:
-    """Return the models of a plan at its server, which is asked.
+def models_of(plan: RunPlan, identify: Identify = identify) -> tuple[ModelFile, ...]:
+    """Return the models of a plan: files, or those of its server, which is asked.
 
-    What the server tells identifies them: a run does not mix a context of 8k with one of 32k.
-    Raises RequestError where two names mean one model, and what `open_server` raises.
+    What a server tells identifies them: a run does not mix a context of 8k with one of 32k.
+    Raises RequestError where two names mean one model, and what `resolve_models` or `open_server`
+    raise.
     """
+    if plan.runtime.server is None:
+        return resolve_models(plan.models, identify)
     found = tuple(_served(plan, name) for name in plan.models or (None,))
     if len({model.name for model in found}) < len(found):
         raise RequestError(f"two of {', '.join(plan.models)} are one model; name it once")
@@ -111,8 +117,8 @@ def _served(plan: RunPlan, name: str | None) -> ModelFile:
         "server": told.dialect,
         "server context": told.context_tokens,
         "trained context": told.trained_tokens,
-        "reuses prefixes": model.reuses_prefixes,
-        "lacks": "; ".join(model.lacks),
+        REUSES: "yes" if model.reuses_prefixes and model.lanes == 1 else "no",
+        LACKS: "; ".join(model.lacks),
         **dict(told.settings),
     }
     return ModelFile(
@@ -153,7 +159,7 @@ def require_formats(plan: RunPlan) -> None:
     Raises MissingDependencyError where a template needs jinja2, FileError as `identify` does.
     """
     if plan.runtime.server is not None:
-        return  # `served_models` asks for the template
+        return  # `models_of` asks for the template
     if not ASKING & set(plan.tasks):
         if plan.format != "auto" or plan.thinking is not None:
             asking = ", ".join(sorted(ASKING))

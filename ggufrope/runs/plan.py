@@ -207,8 +207,11 @@ class RunPlan(TaskSettings):
         """Say what of the plan a server cannot do."""
         if self.runtime.server is None:
             return
-        if set(self.scalings) != {"file"} or set(map(_short_form, self.kv)) != {"f16"}:
+        own = ("file", ScalingRequest(scaling="file"))
+        if any(each not in own for each in self.scalings) or self.kv != ("f16",):
             yield SERVED_AS_IT_IS
+        if self.mode == "spliced" and not self.whole_prompts:
+            yield "`whole_prompts` 0: a server takes nothing else"
         if unable := [task for task in self.tasks if task not in ASKING]:
             yield (
                 f"`tasks` {', '.join(unable)}: a server gives no logits; it can be asked "

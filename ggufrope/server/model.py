@@ -42,6 +42,9 @@ class ServerModel:
         loaded = dialect.told.context_tokens is None and not dialect.tokenizes
         self.told: Told = dialect.ask_again() if loaded else dialect.told
         self.lanes = lanes or self.told.slots
+        self.cut: tuple[int, str] | None = None
+        """The shortest prompt in tokens that the server has cut, and how that showed. One that is
+        as long is not sent."""
         self._opened = 0
 
     @property
@@ -228,6 +231,8 @@ class ServerContext:
     def _ask(self, tokens: tuple[int, ...], *, max_tokens: int) -> Answer:
         """Return what the server generates after a prompt, which it has taken whole."""
         dialect, model = self._model.dialect, self._model
+        if model.cut is not None and len(tokens) >= model.cut[0]:
+            raise DecodeError(model.cut[1])
         if USER in tokens:
             words, prefix = _turn(tokens)
             room = max_tokens + len(prefix) + _CHAT_WORDS
@@ -257,10 +262,12 @@ class ServerContext:
             return
         if counted < sent - slack:
             about = "" if self._model.tokens.exact else "about "
-            raise DecodeError(
+            reason = (
                 f"the server counts {counted} tokens of a prompt of {about}{sent}: it cut the "
                 "prompt, or its count is wrong"
             )
+            self._model.cut = min(self._model.cut or (len(tokens), reason), (len(tokens), reason))
+            raise DecodeError(reason)
         if slack == 0 and counted > sent + 1:
             raise DecodeError(
                 f"the server counts {counted} tokens of a prompt of {sent}: its count is wrong"
