@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import JsonOption
+from ..errors import OptionError
+from ..options import JsonOption, option, token_option
 from ..proof import ProveOption, proof_payload
 
 if TYPE_CHECKING:
@@ -20,15 +21,19 @@ if TYPE_CHECKING:
     from ggufrope.rope.lint import Finding
 
 
+_SERVER = "A running server"
+
+
 def command(
     files: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="FILE...",
-            help="Models as for the other commands, and folders: every .gguf file below one.",
+            help="Models as for the other commands, and folders: every .gguf file below one; none "
+            "with --server.",
             show_default=False,
         ),
-    ],
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -41,12 +46,42 @@ def command(
         typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0 (for code scanning)."),
     ] = None,
     prove: ProveOption = False,
+    server: Annotated[
+        str | None,
+        option("--server", "Measure what this running server really serves.", "URL", _SERVER),
+    ] = None,
+    model: Annotated[
+        str | None, option("--model", "Model of it; default: its only one.", "NAME", _SERVER)
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        token_option("--ctx", "Context that you need; default: what the server tells.", _SERVER),
+    ] = None,
+    num_ctx: Annotated[
+        int | None,
+        token_option("--num-ctx", "Context that requests to an Ollama server ask for.", _SERVER),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Check files and folders, one line per file.
+    """Check files and folders, one line per file; or what a server serves.
 
-    Exit code 1: a file has an error; 3: a file cannot be read.
+    Exit code 1: a file has an error, or a server serves less; 3: a file cannot be read.
     """
+    if server is not None:
+        if files or config or sarif or prove:
+            raise OptionError("--server: give no FILE, --config, --sarif or --prove with it")
+        from ggufrope.backends import RuntimeSettings
+
+        from ..served import check_server
+        from ..values import server_address
+
+        settings = RuntimeSettings(server=server_address(server), num_ctx=num_ctx)
+        check_server(settings, model, ctx, json=json)
+        return
+    if not files:
+        raise OptionError("missing FILE, a model or a folder; or --server, an address")
+    if model is not None or ctx is not None or num_ctx is not None:
+        raise OptionError("--model, --ctx and --num-ctx are for --server")
     from ggufrope.patching.check import check
 
     from ..errors import BAD_FILE, CHECK_FAILED

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ggufrope.server.client import Client
 
 _NAMES_SHOWN = 12
+_LATEST = ":latest"
 _UNRECOGNIZED = (
     "no known API: expected llama-server, Ollama, or a server with OpenAI's /v1/models; is the "
     "path of the address right?"
@@ -52,8 +53,8 @@ def connect(client: Client, name: str | None = None, *, num_ctx: int | None = No
         found = _openai(client, partial(_lm_studio, client, name))
     elif text(asked.object("/api/version").get("version")):
         models = part(client.get("/api/tags"), "models")
-        names = [str(part(one, "name")) for one in models or ()]
-        return Ollama(client, _chosen(name, names, latest=True), num_ctx)
+        names = [str(part(one, "name")).removesuffix(_LATEST) for one in models or ()]
+        return Ollama(client, _chosen(name and name.removesuffix(_LATEST), names), num_ctx)
     elif isinstance(part(asked.object("/v1/models"), "data"), list):
         found = _openai(client, partial(_listed, client, name))
     else:
@@ -153,13 +154,12 @@ def _listed(client: Client, name: str | None) -> Told:
     )
 
 
-def _chosen(name: str | None, names: Sequence[str], *, latest: bool = False) -> str:
+def _chosen(name: str | None, names: Sequence[str]) -> str:
     """Return the name of the model that is meant. Raises RequestError."""
     if name is not None:
-        for each in (name, f"{name}:latest") if latest else (name,):
-            if each in names:
-                return each
-        raise _no_such_model(name, names)
+        if name not in names:
+            raise _no_such_model(name, names)
+        return name
     if len(names) == 1:
         return names[0]
     if not names:

@@ -20,9 +20,9 @@ Prompt: TypeAlias = str | tuple[int, ...]
 OnTokens: TypeAlias = Callable[[int], None]
 """Called with how many tokens of the prompt have been evaluated so far."""
 
-NO_LOG_PROBABILITIES = "log-probabilities: answers are judged by what is generated"
-NO_TOKENS = "a tokenizer: lengths are estimated from characters, and counted by the server"
-NO_REUSE = "the reuse of a prompt's beginning: every prompt is evaluated from its first token"
+NO_LOG_PROBABILITIES = "log-probabilities (answers are judged by what is generated)"
+NO_TOKENS = "a tokenizer (lengths are estimated from characters, and counted by the server)"
+NO_REUSE = "the reuse of a prompt's beginning (each is evaluated from its first token)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

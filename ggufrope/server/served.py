@@ -1,9 +1,9 @@
 """What a server really serves: the longest prompt that it takes whole, and what happens beyond.
 
-Nothing that a server says of its context is believed. Prompts of known length are sent: a code word
-at the start, sentences, a code word at the end, and a question. A prompt is taken whole where the
+Nothing that a server says of its context is believed. Prompts of known length are sent: a code
+at the start, sentences, a code at the end, and a question. A prompt is taken whole where the
 server counts all of its tokens, and where the model, if it can answer such a question at all, knows
-the word at the start. The longest such prompt is found by bisection, to the token; what the server
+the code at the start. The longest such prompt is found by bisection, to the token; what the server
 tells only says where to look first.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ggufrope.server.model import ServerModel
 
 LEAST_ASKED = 256
-"""Tokens: below, there is no room for the words and the question."""
+"""Tokens: below, there is no room for the codes and the question."""
 MOST_ASKED = 1 << 25
 Behavior: TypeAlias = Literal["whole", "refused", "cut", "unanswered"]
 """What becomes of a prompt of the length asked. `unanswered`: every token is counted, and the model
@@ -39,7 +39,9 @@ does not know its start."""
 End: TypeAlias = Literal["start", "middle", "end"]
 AtTheEnd: TypeAlias = Literal["stops", "shifts"]
 
-_FIRST, _LAST = "48213", "90576"
+_CODES = {"golden bridge": "4821376", "quiet garden": "9057614"}
+_FIRST, _LAST = _CODES
+"""The keys of the codes at the start and at the end of a prompt."""
 _SENTENCE = " The grass is green, the sky is blue, and the sun is yellow."
 _PADS = (" one", " a", " the", " and", " x")
 _ANSWER_TOKENS = 12
@@ -57,7 +59,7 @@ class Served:
     that is so to the token. `refusal` is what the server says to a longer one. Of a cut prompt,
     `dropped` names the part, `dropped_tokens` and `dropped_bytes` how much. `at_the_end` is what
     happens where an answer reaches the end of the context. `knows_start` is whether the model
-    knows the word at the start of the longest prompt, None where it cannot answer such a question.
+    knows the code at the start of the longest prompt, None where it cannot answer such a question.
     `file` is the file that the server tells, where it is on this machine, `file_scaling` and
     `file_context` what it says. `remarks` are sentences on what does not fit together.
     """
@@ -128,7 +130,11 @@ class _Prompts:
         self.sent = self.tokens_sent = 0
         self._pad, self._pad_tokens, self._sentence_tokens = _PADS[0], 1.0, 14.0
         self.exact = False
-        self.least = self._size()
+        self._around = dict.fromkeys(_CODES, self._size())
+        other = self._count(self.text(0, _LAST))
+        if other is not None:
+            self._around[_LAST] = other
+        self.least = max(self._around.values())
 
     def _size(self) -> int:
         """Count the parts; return the tokens of a prompt without any filler."""
@@ -149,25 +155,26 @@ class _Prompts:
         # What stands around the filler joins it otherwise than without.
         return round(three - 3 * self._sentence_tokens)
 
-    def text(self, tokens: int, asks: str) -> str:
-        """Return a prompt of that many tokens that asks for the first or the last word."""
-        sentences, rest = divmod(max(tokens - self.least, 0), self._sentence_tokens)
-        return self._text(int(sentences), int(rest / self._pad_tokens), asks)
+    def text(self, tokens: int, key: str = _FIRST) -> str:
+        """Return a prompt of that many tokens that asks for the code of a key."""
+        sentences, rest = divmod(max(tokens - self._around[key], 0), self._sentence_tokens)
+        return self._text(int(sentences), int(rest / self._pad_tokens), key)
 
-    def _text(self, sentences: int, pads: int, asks: str = "first") -> str:
+    def _text(self, sentences: int, pads: int, key: str = _FIRST) -> str:
+        first, last = (f" The secret number of the {at} is {code}." for at, code in _CODES.items())
         return (
-            f"The first code is {_FIRST}.{_SENTENCE * sentences}{self._pad * pads}\n"
-            f"The last code is {_LAST}.\nQuestion: What is the {asks} code?\n"
-            f"Answer: The {asks} code is"
+            f"{first}{_SENTENCE * sentences}{self._pad * pads}{last}\n"
+            f"Question: What is the secret number of the {key}?\n"
+            f"Answer: The secret number of the {key} is"
         )
 
     def _count(self, text: str) -> int | None:
         return self.ask(text, max_tokens=1).prompt_tokens
 
-    def send(self, tokens: int, *, asks: str = "first", max_tokens: int = 1) -> _Taken:
+    def send(self, tokens: int, *, key: str = _FIRST, max_tokens: int = 1) -> _Taken:
         """Send a prompt of that many tokens; a refusal for its length is no error."""
         try:
-            answer = self.ask(self.text(tokens, asks), max_tokens=max_tokens)
+            answer = self.ask(self.text(tokens, key), max_tokens=max_tokens)
         except ServerError as error:
             if error.status not in _REFUSALS:
                 raise
@@ -205,7 +212,7 @@ class _Measurement:
         """Carry out the measurement."""
         prompts, told, most = self._prompts, self._model.told, self._asked - 1
         short = min(prompts.least + 64, most)
-        can_answer = self._knows(short, "first")
+        can_answer = self._knows(short)
         self._tell(f"a prompt of {most} tokens")
         whole = prompts.send(most)
         counts = whole.answer is not None and whole.answer.prompt_tokens is not None
@@ -214,14 +221,14 @@ class _Measurement:
         dropped: End | None = None
         knows: bool | None = None
         if behavior == "whole" and can_answer:
-            knows = self._knows(most, "first")
+            knows = self._knows(most - _ANSWER_TOKENS)
             behavior = "whole" if knows else "unanswered"
         if behavior == "unanswered":
-            longest = largest(lambda n: self._knows(n, "first"), short, most - 1)
+            longest = largest(self._knows, short, most - _ANSWER_TOKENS - 1)
             knows = True
         elif behavior != "whole":
             longest = self._longest(whole, short, most)
-            knows = self._knows(longest - _ANSWER_TOKENS, "first") if can_answer else None
+            knows = self._knows(longest - _ANSWER_TOKENS) if can_answer else None
         elif not counts and not can_answer:
             longest = None
         if behavior == "cut":
@@ -280,17 +287,23 @@ class _Measurement:
             found.append(first.answer.prompt_tokens)
         yield from dict.fromkeys(each for each in found if each is not None)
 
-    def _knows(self, tokens: int, which: str) -> bool:
-        """Return whether the model knows the first or the last word of a prompt."""
-        taken = self._prompts.send(tokens, asks=which, max_tokens=_ANSWER_TOKENS)
-        word = _FIRST if which == "first" else _LAST
-        return taken.answer is not None and word in taken.answer.text
+    def _knows(self, tokens: int, key: str = _FIRST) -> bool:
+        """Return whether the model knows the code of a key in a prompt."""
+        taken = self._prompts.send(tokens, key=key, max_tokens=_ANSWER_TOKENS)
+        return taken.answer is not None and _CODES[key] in taken.answer.text
 
-    def _dropped(self, tokens: int) -> End:
-        """Return which part of a cut prompt is gone; without its end there is no question."""
-        if self._knows(tokens, "first"):
+    def _dropped(self, tokens: int) -> End | None:
+        """Return which part of a cut prompt is gone; without its end there is no question. None
+        where no room for an answer was left."""
+        if self._knows(tokens):
             return "middle"
-        return "start" if self._knows(tokens, "last") else "end"
+        taken = self._prompts.send(tokens, key=_LAST, max_tokens=_ANSWER_TOKENS)
+        if taken.answer is None:
+            return None
+        if _CODES[_LAST] in taken.answer.text:
+            return "start"
+        generated = taken.answer.generated_tokens
+        return None if generated is not None and generated < _ANSWER_TOKENS else "end"
 
     def _at_the_end(self, longest: int) -> AtTheEnd | None:
         """Return what happens where an answer goes on beyond the context; None where the server
@@ -312,7 +325,7 @@ class _Measurement:
 
     def _bytes(self, tokens: int, lost: int) -> int:
         """Return how many bytes of a prompt its lost tokens are, on average."""
-        return round(len(self._prompts.text(tokens, "first").encode()) * lost / tokens)
+        return round(len(self._prompts.text(tokens).encode()) * lost / tokens)
 
     def _file(self) -> tuple[str | None, str | None, int | None]:
         """Return the path, the scaling and the context of the file that the server tells, where it
