@@ -42,9 +42,10 @@ class ServerModel:
         loaded = dialect.told.context_tokens is None and not dialect.tokenizes
         self.told: Told = dialect.ask_again() if loaded else dialect.told
         self.lanes = lanes or self.told.slots
-        self.cut: tuple[int, str] | None = None
-        """The shortest prompt in tokens that the server has cut, and how that showed. One that is
-        as long is not sent."""
+        self.window: int | None = None
+        """Tokens that the server takes of a longer prompt, once two were cut to the same: others
+        that are longer are not sent."""
+        self._cut_to: int | None = None
         self._opened = 0
 
     @property
@@ -89,6 +90,12 @@ class ServerModel:
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
+
+    def note_cut(self, counted: int) -> None:
+        """Remember to how many tokens a prompt was cut."""
+        before, self._cut_to = self._cut_to, counted
+        if before is not None and abs(counted - before) <= 8 + before // 50:
+            self.window = max(before, counted)
 
     def require_same(self) -> None:
         """Ask again who answers, where the connection was lost since. Raises ServerError where the
@@ -231,8 +238,8 @@ class ServerContext:
     def _ask(self, tokens: tuple[int, ...], *, max_tokens: int) -> Answer:
         """Return what the server generates after a prompt, which it has taken whole."""
         dialect, model = self._model.dialect, self._model
-        if model.cut is not None and len(tokens) >= model.cut[0]:
-            raise DecodeError(model.cut[1])
+        if model.window is not None:
+            self._require_whole(tokens, model.window)
         if USER in tokens:
             words, prefix = _turn(tokens)
             room = max_tokens + len(prefix) + _CHAT_WORDS
@@ -261,13 +268,8 @@ class ServerContext:
         if counted is None:
             return
         if counted < sent - slack:
-            about = "" if self._model.tokens.exact else "about "
-            reason = (
-                f"the server counts {counted} tokens of a prompt of {about}{sent}: it cut the "
-                "prompt, or its count is wrong"
-            )
-            self._model.cut = min(self._model.cut or (len(tokens), reason), (len(tokens), reason))
-            raise DecodeError(reason)
+            self._model.note_cut(counted)
+        self._require_whole(tokens, counted)
         if slack == 0 and counted > sent + 1:
             raise DecodeError(
                 f"the server counts {counted} tokens of a prompt of {sent}: its count is wrong"
@@ -276,6 +278,15 @@ class ServerContext:
             raise DecodeError(
                 f"the server counts {counted} tokens in a context of {most}: what was before is "
                 "gone"
+            )
+
+    def _require_whole(self, tokens: Sequence[int], counted: int) -> None:
+        sent, slack = self._model.tokens.expected(tokens)
+        if counted < sent - slack:
+            about = "" if self._model.tokens.exact else "about "
+            raise DecodeError(
+                f"the server counts {counted} tokens of a prompt of {about}{sent}: it cut the "
+                "prompt, or its count is wrong"
             )
 
     def _evaluated(self, prompt_tokens: int) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any, Literal
 
 import httpx
@@ -21,6 +24,8 @@ from ggufrope.server.model import ServerModel
 Kind = Literal["llama-server", "Ollama", "KoboldCpp", "LM Studio", "vLLM", "OpenAI"]
 Beyond = Literal["refuse", "cut start", "cut middle", "cut end", "lie"]
 _QUESTION = re.compile(r"What is t(he .*)\?$")
+DROPPED = 599
+"""As the status of a fault on loopback: the connection ends without an answer."""
 ADDRESS = "http://server.test:8080"
 
 
@@ -231,3 +236,43 @@ class StandIn:
         choice = {"message": {"content": said}} if chat else {"text": said}
         usage = {"prompt_tokens": counted, "completion_tokens": len(tokens)}
         return httpx.Response(200, json={"choices": [choice], "usage": usage})
+
+
+@contextmanager
+def serving(server: StandIn, port: int = 0) -> Iterator[str]:
+    """The address of a stand-in on loopback, for what opens its own connections."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._pass_on()
+
+        def do_POST(self) -> None:
+            self._pass_on()
+
+        def _pass_on(self) -> None:
+            content = self.rfile.read(int(self.headers.get("content-length", 0)))
+            url = f"http://{self.headers['host']}{self.path}"
+            headers = dict(self.headers.items())
+            answer = server(httpx.Request(self.command, url, content=content, headers=headers))
+            if answer.status_code == DROPPED:
+                self.close_connection = True
+                return
+            self.send_response(answer.status_code)
+            for name in ("content-type", "retry-after"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.send_header("content-length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as listener:
+        thread = Thread(target=listener.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.server_port}"
+        finally:
+            listener.shutdown()
+            thread.join()
