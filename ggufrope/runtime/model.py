@@ -365,6 +365,11 @@ class Model:
     # Tokens -------------------------------------------------------------------------------------
 
     @property
+    def lanes(self) -> int:
+        """1: two contexts at once would share the same devices."""
+        return 1
+
+    @property
     def n_vocab(self) -> int:
         """Tokens in the vocabulary."""
         return self.vocabulary.size
