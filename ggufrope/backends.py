@@ -1,8 +1,8 @@
 """Opens models, and makes them rotate as asked: the one seam to a runtime.
 
 A `Backend` loads files and opens contexts: `LlamaBackend` with llama.cpp, `FakeBackend` with the
-public fake. Runs, searches and scripts all use one. Above it this is the one place that makes a
-model rotate as a scheme says:
+public fake. Runs, searches and scripts all use one. A model at a server is opened by `open_server`
+and taken as it is. Above them this is the one place that makes a model rotate as a scheme says:
 
 - `ScaledModel` follows scaling requests, for runs: by context parameters where these say the scheme
   exactly, else by an overlay of keys and factor tensors, else by a working copy;
@@ -26,8 +26,9 @@ from ggufrope.errors import RequestError
 from ggufrope.lm import LanguageContext, LanguageModel, OpenContext
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from httpx import BaseTransport
     from typing_extensions import Self
 
     from ggufrope.container.ggml import KvTypes
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
     from ggufrope.runtime.context import Context
     from ggufrope.runtime.fake import FakeContext, FakeModel
     from ggufrope.runtime.model import Model
+    from ggufrope.server.model import ServerModel
 
 OverrideValue: TypeAlias = int | float | bool | str
 
 OPENER = f"{__name__}:open_model"
 """How worker processes open models with llama.cpp."""
+
+SERVED_AS_IT_IS = "a server scales as it was started: give no `scaling` and no `kv` with `server`"
 
 _UNKNOWN_CONTEXT = 4096
 _SPARE = 512
@@ -55,6 +59,10 @@ _SPARE = 512
 class RuntimeSettings:
     """How models are loaded and evaluated. What is None is left to the runtime."""
 
+    llama_lib: str | None = field(
+        default=None,
+        metadata={"help": "folder of another build of llama.cpp's libraries"},
+    )
     gpu_layers: Literal["all", "auto"] | int = "all"
     devices: tuple[str, ...] = field(
         default=(),
@@ -62,10 +70,41 @@ class RuntimeSettings:
     )
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] = ()
+    experts_on_cpu: Literal["all"] | int = field(
+        default=0, metadata={"help": "layers whose experts stay on the CPU, from the first"}
+    )
+    rpc: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "llama.cpp's RPC servers, HOST:PORT; GPUs before those of this machine"},
+    )
+    offload_kqv: bool = field(
+        default=True, metadata={"help": "keep the K/V cache of a layer on the device of the layer"}
+    )
     flash_attention: bool | None = None
     threads: int | None = None
     batch_tokens: int | None = None
     micro_batch_tokens: int | None = None
+    server: str | None = field(
+        default=None, metadata={"help": "address of a running server; `models` are models of it"}
+    )
+    timeout_seconds: float | None = field(
+        default=None, metadata={"help": "longest silence of a server; none: half an hour"}
+    )
+    parallel: int | None = field(
+        default=None, metadata={"help": "prompts at once to a server; none: as it has slots"}
+    )
+    num_ctx: int | None = field(
+        default=None, metadata={"help": "context that requests to an Ollama server ask for"}
+    )
+
+    def server_problems(self) -> Iterator[str]:
+        """Yield what is wrong with `rpc`."""
+        if self.rpc:
+            from ggufrope.runtime.rpc import address_problems
+
+            yield from address_problems(self.rpc)
+            if len(self.devices) > 1:
+                yield "`rpc` is for one worker, a server has one client: give one of `devices`"
 
 
 class LoadedModel(LanguageModel, Protocol):
@@ -111,10 +150,17 @@ class LlamaBackend:
     settings: RuntimeSettings = RuntimeSettings()
 
     def require(self) -> None:
-        """Raise MissingDependencyError where llama-cpp-python is not installed."""
+        """Raise MissingDependencyError where llama-cpp-python is not installed, or where the build
+        that the settings name cannot be used."""
         from ggufrope.runtime import library
 
+        self._use_library()
         library.load()
+
+    def _use_library(self) -> None:
+        from ggufrope.runtime.engine import use_llama
+
+        use_llama(self.settings.llama_lib)
 
     def fitted(self, path: Path, context_tokens: int) -> LlamaBackend:
         """Return this backend with "auto" layers settled: as many as leave room on the GPUs for an
@@ -125,10 +171,16 @@ class LlamaBackend:
         from ggufrope.runtime.placement import fitting_layers
         from ggufrope.runtime.settings import ContextSettings
 
+        self._use_library()
         options = LoadOptions(
-            main_gpu=self.settings.main_gpu, tensor_split=self.settings.tensor_split
+            main_gpu=self.settings.main_gpu,
+            tensor_split=self.settings.tensor_split,
+            experts_on_cpu=self.settings.experts_on_cpu,
+            rpc=self.settings.rpc,
         )
-        context = ContextSettings(n_ctx=context_tokens, spare=_SPARE)
+        context = ContextSettings(
+            n_ctx=context_tokens, spare=_SPARE, offload_kqv=self.settings.offload_kqv
+        )
         layers = fitting_layers(path, context, options)
         return LlamaBackend(settings=replace(self.settings, gpu_layers=layers))
 
@@ -137,6 +189,7 @@ class LlamaBackend:
         RequestError where devices are named and this process has none."""
         from ggufrope.runtime.model import Model
 
+        self._use_library()
         self._require_devices()
         if self.settings.gpu_layers == "auto":
             return self.fitted(path, _UNKNOWN_CONTEXT).load(path, kv_overrides)
@@ -146,6 +199,8 @@ class LlamaBackend:
             gpu_layers=self.settings.gpu_layers,
             main_gpu=self.settings.main_gpu,
             tensor_split=self.settings.tensor_split,
+            experts_on_cpu=self.settings.experts_on_cpu,
+            rpc=self.settings.rpc,
         )
 
     def _require_devices(self) -> None:
@@ -175,6 +230,7 @@ class LlamaBackend:
             n_batch=self.settings.batch_tokens,
             n_ubatch=self.settings.micro_batch_tokens,
             n_threads=self.settings.threads,
+            offload_kqv=self.settings.offload_kqv,
         )
         return Context(model, settings)
 
@@ -186,17 +242,27 @@ class LlamaBackend:
         versions, placement = library.versions(), model.placement
         known = {
             "llama-cpp-python": versions.llama_cpp_python,
-            "llama.cpp": f"{versions.llama_cpp} ({versions.commit})",
+            "llama.cpp": versions.shown,
+            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
             "system": versions.system_info,
-            "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}",
+            "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}"
+            if placement.layers
+            else "not known",
         }
-        weights = {buffer.device: buffer.size_bytes for buffer in placement.buffers}
-        for device in library.devices():
+        if experts := self.settings.experts_on_cpu:
+            count = model.metadata(f"{model.architecture}.expert_count") or "0"
+            kept = model.n_layer if experts == "all" else min(experts, model.n_layer)
+            known["experts on CPU"] = (
+                f"{kept} of {model.n_layer} layers" if int(count) else "the model has no experts"
+            )
+        for device in library.devices(model.servers):
             if device.kind in ("gpu", "igpu"):
+                layers = placement.layer_devices.count(device.name)
                 known[device.name] = (
-                    f"{device.description}, {byte_size(device.memory_total)}, "
-                    f"{byte_size(weights.get(device.name, 0))} of it weights, "
-                    f"{byte_size(device.memory_free)} free with the model loaded"
+                    f"{'RPC server ' if device.server else ''}{device.description}, "
+                    f"{byte_size(device.memory_total)}, "
+                    f"{byte_size(placement.weights_on(device.name))} of it weights of {layers} "
+                    f"layers, {byte_size(device.memory_free)} free with the model loaded"
                 )
         return known
 
@@ -236,6 +302,29 @@ class FakeBackend:
         return {"llama.cpp": "none: the fake runtime"}
 
 
+def require_room(path: Path, settings: RuntimeSettings) -> None:
+    """Raise InsufficientMemoryError where the weights of a second model have no room beside what is
+    loaded, before anything of them is read.
+
+    Layers on a GPU are weighed when they are placed (`runtime.placement`).
+    """
+    from ggufrope._format import byte_size
+    from ggufrope.container.pins import model_paths
+    from ggufrope.errors import InsufficientMemoryError
+    from ggufrope.runtime import library, memory
+
+    if library.can_offload() and settings.gpu_layers != 0:
+        return
+    need = sum(part.stat().st_size for part in model_paths(str(path)))
+    free = memory.free_memory()[library.CPU]
+    if need > free:
+        raise InsufficientMemoryError(
+            f"{path.name}: a second model of {byte_size(need)} does not fit beside the first: "
+            f"{byte_size(free)} are free; compare on a machine with more memory, or with a smaller "
+            "`base`"
+        )
+
+
 # A model under the scalings of a run. -----------------------------------------------------------
 
 
@@ -266,8 +355,13 @@ class OpenedModel(Protocol):
 OpenModel: TypeAlias = Callable[[Path, RuntimeSettings], OpenedModel]
 
 
-def open_model(path: Path, settings: RuntimeSettings) -> ScaledModel[Model]:
-    """Open a model file with llama.cpp. Raises FileError."""
+def open_model(path: Path, settings: RuntimeSettings) -> OpenedModel:
+    """Open a model file with llama.cpp, or the model of that name at the server of the settings.
+
+    Raises FileError, ServerError.
+    """
+    if settings.server is not None:
+        return ServedModel(open_server(settings, path.as_posix()))
     return ScaledModel(path, LlamaBackend(settings=settings))
 
 
@@ -280,6 +374,71 @@ def opener(name: str) -> OpenModel:
         raise RequestError(
             f"no opener {name!r}: expected package.module:function ({error})"
         ) from error
+
+
+def open_server(
+    settings: RuntimeSettings,
+    name: str | None = None,
+    *,
+    transport: BaseTransport | None = None,
+) -> ServerModel:
+    """Return the model of that name at the server of the settings, or its only one.
+
+    `transport` takes the place of the network, for tests. Raises ServerError where it does not
+    answer, RequestError where it has no such model, MissingDependencyError without httpx.
+    """
+    from ggufrope.server.address import Credentials, normal_address
+    from ggufrope.server.client import TIMEOUT_SECONDS, Client
+    from ggufrope.server.connect import connect
+    from ggufrope.server.model import ServerModel
+
+    client = Client(
+        normal_address(settings.server or ""),
+        credentials=Credentials.from_environment(),
+        timeout_seconds=settings.timeout_seconds or TIMEOUT_SECONDS,
+        transport=transport,
+    )
+    try:
+        dialect = connect(client, name, num_ctx=settings.num_ctx)
+        return ServerModel(client, dialect, lanes=settings.parallel)
+    except BaseException:
+        client.close()
+        raise
+
+
+class ServedModel:
+    """A model at a server; an `OpenedModel`. It rotates as the server was started."""
+
+    def __init__(self, model: ServerModel) -> None:
+        self._model = model
+
+    @property
+    def model(self) -> ServerModel:
+        """The model."""
+        return self._model
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What the server tells, and what it cannot give."""
+        told = self._model.told
+        known = {
+            "server": told.dialect,
+            "server build": told.build,
+            "server context": told.context_tokens,
+            "prompts at once": self._model.lanes,
+            "not given by the server": "; ".join(self._model.lacks),
+        }
+        return {name: str(value) for name, value in known.items() if value}
+
+    def contexts(self, request: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
+        """Return a function that opens contexts. Raises RequestError for any scaling."""
+        if not request.is_file:
+            raise RequestError(SERVED_AS_IT_IS)
+        return self._model.open
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._model.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,7 +278,7 @@ def _commands(
         found = parameters(scheme, model.metadata)  # what the search measured
     if found is not None:
         flags = found.flags(model.metadata)
-        served = serve_command(model.path, rotation.target_context, flags)
+        served = serve_command(model.path, rotation.target_context, flags=flags)
     return written, served
 
 

@@ -70,8 +70,7 @@ def run_search(
     arch = architecture(model.metadata.architecture)
     if not arch.loads_factors and plan.space in FACTOR_SPACES:
         raise RequestError(
-            f"llama.cpp loads no factor tensors for {arch.name}: search with the space yarn, "
-            "whose result is run-time flags"
+            f"{arch.no_factors}: search with the space yarn, whose result is run-time flags"
         )
     rotation = rotation_of(
         model.metadata,
