@@ -110,7 +110,6 @@ class Evaluator:
         self._record = record
         self._watch = watch
         self._unchanged = unchanged
-        self._budget = math.inf
         self._tokens = 0
         self.elapsed_seconds = 0.0
         self.budget_exhausted = False
