@@ -17,7 +17,7 @@ from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.specs import BY_NAME
 from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
 from ggufrope.evals.thresholds import Thresholds, without_task
-from ggufrope.runs.plan import RunPlan
+from ggufrope.runs.plan import KV_TYPES, RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
 from .options import option
@@ -26,6 +26,7 @@ from .values import (
     cache_type,
     kv_types,
     layers,
+    llama_lib,
     seconds,
     server_address,
     share,
@@ -91,7 +92,8 @@ class RunOptions:
         str,
         option(
             "--kv",
-            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.",
+            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0; default of the task kv: all pairs of "
+            f"{', '.join(KV_TYPES)}.",
             "TYPES",
             _WHAT,
             known=kv_types,
@@ -101,12 +103,22 @@ class RunOptions:
         str,
         option(
             "--tasks",
-            f"Tasks: {', '.join(_choices('tasks'))}.",
+            f"Tasks: {', '.join(_choices('tasks'))}; kv answers which cache is safe.",
             "TASKS",
             _WHAT,
             known=partial(_choices, "tasks"),
         ),
     ] = ",".join(_DEFAULTS["tasks"])
+    base: Annotated[
+        str | None,
+        option(
+            "--base",
+            "File to compare with in divergence and short-context, in place of the model's own: "
+            "what a quantization costs.",
+            "FILE",
+            _WHAT,
+        ),
+    ] = None
     mode: Annotated[
         str,
         option(
@@ -247,6 +259,16 @@ class RunOptions:
         Path | None,
         option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
     ] = None
+    llama_lib: Annotated[
+        str | None,
+        option(
+            "--llama-lib",
+            "Folder of another build of llama.cpp; default: LLAMA_CPP_LIB_PATH, else the one "
+            "installed.",
+            "FOLDER",
+            _HOW,
+        ),
+    ] = None
     gpu_layers: Annotated[
         str,
         option(
@@ -371,6 +393,7 @@ class RunOptions:
             models=models,
             contexts=contexts,
             scalings=requests,
+            base=self.base,
             kv=tuple(cache_type(each, "--kv") for each in self.kv.split(",")),
             depths=_depths(self.depths),
             samples=self.samples,
@@ -388,6 +411,7 @@ class RunOptions:
                 templates=_name(self.templates),
             ),
             runtime=RuntimeSettings(
+                llama_lib=llama_lib(self.llama_lib),
                 gpu_layers=layers(self.gpu_layers),
                 threads=self.threads,
                 flash_attention=self.flash_attention,

@@ -28,9 +28,10 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
 
     from .errors import outlive_aborts
     from .progress import RunBar
-    from .start import announce, kept_results
+    from .start import announce, kept_results, take_llama
 
     outlive_aborts()
+    take_llama(plan.runtime.llama_lib)
     with ExitStack() as cleanup:
         if out is None:
             name = plan.models[0] if plan.models else "server"
@@ -64,8 +65,10 @@ def carry_out_batch(
     from ggufrope.runs.ray import RayTransport
 
     from .progress import CellBar
-    from .start import announce
+    from .start import announce, take_llama
 
+    if plan.runtime.llama_lib is not None:
+        take_llama(plan.runtime.llama_lib)  # before there is a folder of results
     repair(plan)
     require_formats(plan)
     with open_run(plan, folder) as store:

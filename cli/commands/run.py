@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import JsonOption
+from ..options import JsonOption, LlamaLibOption
 from ..options_run import GridsOption
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def command(
         float | None,
         typer.Option(metavar="TOKENS/S", help="Prefill speed, for the estimate of the time."),
     ] = None,
+    llama_lib: LlamaLibOption = None,
     grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -59,8 +61,11 @@ def command(
     from ..running import carry_out_batch
     from ..showing import View
     from ..start import estimate_jobs
+    from ..values import llama_lib as folder_of_llama
 
     wanted = read_plan(plan)
+    named = folder_of_llama(llama_lib, wanted.runtime.llama_lib)
+    wanted = replace(wanted, runtime=replace(wanted.runtime, llama_lib=named))
     selection = Selection.parse(tuple(only or ()), shard)
     if dry_run:
         show_jobs(estimate_jobs(wanted, selection, tokens_per_second=speed), json=json)
