@@ -79,7 +79,7 @@ def run_search(
     with storage("create", folder):
         folder.mkdir(parents=True, exist_ok=True)
     pins = _pinned(model)
-    search_identity = identity(model, pins, plan, kv)
+    search_identity = {**identity(model, pins, plan, kv), "runtime": backend.versions()}
 
     def keep(best: RopeScaling, short: RopeScaling | None = None) -> None:
         write_factors(folder / FACTORS, rotation, best, short)
@@ -143,8 +143,8 @@ def write_factors(
 def identity(
     model: StoredModel, pins: Sequence[Pin], plan: SearchPlan, kv: KvTypes
 ) -> dict[str, Any]:
-    """Return what the losses of a search depend on. The budget is not of it: more can be given
-    later."""
+    """Return what the losses of a search depend on besides the runtime. The budget is not of it:
+    more can be given later."""
     options = asdict(plan)
     del options["budget_seconds"]
     options["text"] = None if plan.text is None else plan.text.sha256
