@@ -29,6 +29,12 @@ def command(
         typer.Option(metavar="FILE", help="Also test every KV cache type on this model."),
     ] = None,
     llama_lib: LlamaLibOption = None,
+    rpc: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT,…", help="Show the devices of llama.cpp's RPC servers too."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show what is installed, and how to get what is missing."""
@@ -40,17 +46,18 @@ def command(
     from ..errors import outlive_aborts
     from ..output import emit_json
     from ..values import llama_lib as folder_of_llama
-    from ..values import model_path
+    from ..values import model_path, servers
 
     outlive_aborts()
     if folder := folder_of_llama(llama_lib):
         use_llama(folder)
         library.load()  # what was named is wrong, rather than missing
+    addresses = servers(rpc)
     if model is None:
-        result = report()
+        result = report(servers=addresses)
     else:
-        with Model.open(model_path(model)) as loaded:
-            result = report(loaded)
+        with Model.open(model_path(model), rpc=addresses) as loaded:
+            result = report(loaded, servers=addresses)
     if json:
         emit_json(payload(result))
     else:
@@ -59,15 +66,21 @@ def command(
 
 def payload(result: RuntimeReport) -> dict[str, Any]:
     """Return the JSON object of `doctor`."""
-    from ggufrope.rope.architectures import source
+    from ggufrope.rope.architectures import current_table
 
+    described = current_table()
     return {
         "versions": result.versions,
         "self_check": result.self_check,
         "cards": result.cards,
         "extras": result.extras,
-        "table_commit": source().commit,
+        "table_commit": described.source.commit,
         "table_matches": _matches(result),
+        "table": {
+            "source": described.source,
+            "file": described.path,
+            "reason": described.reason,
+        },
         "devices": result.devices,
         "free_bytes": result.free_bytes,
         "can_offload": result.can_offload,
@@ -86,7 +99,7 @@ def show(result: RuntimeReport) -> None:
     import platform
 
     from ggufrope import __version__
-    from ggufrope.rope.architectures import source
+    from ggufrope.rope.architectures import current_table
 
     from ..output import console
     from ..tables import heading, row, shown, table
@@ -103,7 +116,9 @@ def show(result: RuntimeReport) -> None:
             row(versions, "libllama", result.versions.library)
     if result.self_check is not None:
         row(versions, "self-check", _checked(result.self_check))
-    row(versions, "predictions for", f"llama.cpp {source().commit[:9]}")
+    described = current_table()
+    predicted = f"llama.cpp {described.source.commit[:9]} (the table {described.reason})"
+    row(versions, "predictions for", predicted)
     for name, installed in result.extras.items():
         row(
             versions,
@@ -113,8 +128,9 @@ def show(result: RuntimeReport) -> None:
     out.print(versions)
     if result.versions is not None and not _matches(result):
         out.print(
-            "The predictions were made from another llama.cpp than the one installed, so they may "
-            "be wrong. `ggufrope probe FILE` measures the rotation.",
+            "The predictions were not made from the very llama.cpp that is installed, so they may "
+            "be wrong. `ggufrope probe FILE` measures the rotation; docs/architectures.md says how "
+            "to make a table of another llama.cpp.",
             style="yellow",
         )
     if result.devices:

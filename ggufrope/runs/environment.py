@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ggufrope._format import without_home
+from ggufrope.rope.architectures import source
 
 _PACKAGES = ("ggufrope", "llama-cpp-python", "numpy", "gguf")
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS")
@@ -26,6 +27,7 @@ def environment() -> dict[str, str]:
         ),
         "memory": _memory(),
     }
+    known["architecture table"] = source().commit
     for package in _PACKAGES:
         try:
             known[package] = metadata.version(package)
