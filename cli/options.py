@@ -21,8 +21,24 @@ FileArgument = Annotated[
     str,
     typer.Argument(
         metavar="FILE",
-        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE.",
+        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE[@REV].",
         show_default=False,
+    ),
+]
+HeaderArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="A path, the first shard of a split model, ollama:NAME, hf:OWNER/REPO/FILE[@REV], or "
+        "an https: address; of what is not on disk the header alone is read.",
+        show_default=False,
+    ),
+]
+WholeOption = Annotated[
+    bool,
+    typer.Option(
+        "--whole",
+        help="Let a server that cannot send parts of a file send it from its start.",
     ),
 ]
 OtherFileArgument = Annotated[
@@ -37,6 +53,15 @@ ForceOption = Annotated[
         autocompletion=completion(guards),
     ),
 ]
+LlamaLibOption = Annotated[
+    str | None,
+    typer.Option(
+        "--llama-lib",
+        metavar="FOLDER",
+        help="Folder of another build of llama.cpp; default: LLAMA_CPP_LIB_PATH, else the one "
+        "installed.",
+    ),
+]
 ArchitecturesOption = Annotated[
     str | None,
     typer.Option(
@@ -47,6 +72,7 @@ ArchitecturesOption = Annotated[
         show_default=False,
     ),
 ]
+RPC_HELP = "Spread the model over llama.cpp's RPC servers too, on a trusted network only."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

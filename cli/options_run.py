@@ -17,12 +17,23 @@ from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.specs import BY_NAME
 from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
 from ggufrope.evals.thresholds import Thresholds, without_task
-from ggufrope.runs.plan import RunPlan
+from ggufrope.runs.plan import KV_TYPES, RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
-from .options import option
+from .options import RPC_HELP, option
 from .start import default_contexts
-from .values import cache_type, kv_types, layers, share, token_counts, word, words
+from .values import (
+    cache_type,
+    experts,
+    kv_types,
+    layers,
+    llama_lib,
+    servers,
+    share,
+    token_counts,
+    word,
+    words,
+)
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
@@ -80,7 +91,8 @@ class RunOptions:
         str,
         option(
             "--kv",
-            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.",
+            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0; default of the task kv: all pairs of "
+            f"{', '.join(KV_TYPES)}.",
             "TYPES",
             _WHAT,
             known=kv_types,
@@ -90,12 +102,22 @@ class RunOptions:
         str,
         option(
             "--tasks",
-            f"Tasks: {', '.join(_choices('tasks'))}.",
+            f"Tasks: {', '.join(_choices('tasks'))}; kv answers which cache is safe.",
             "TASKS",
             _WHAT,
             known=partial(_choices, "tasks"),
         ),
     ] = ",".join(_DEFAULTS["tasks"])
+    base: Annotated[
+        str | None,
+        option(
+            "--base",
+            "File to compare with in divergence and short-context, in place of the model's own: "
+            "what a quantization costs.",
+            "FILE",
+            _WHAT,
+        ),
+    ] = None
     mode: Annotated[
         str,
         option(
@@ -236,6 +258,16 @@ class RunOptions:
         Path | None,
         option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
     ] = None
+    llama_lib: Annotated[
+        str | None,
+        option(
+            "--llama-lib",
+            "Folder of another build of llama.cpp; default: LLAMA_CPP_LIB_PATH, else the one "
+            "installed.",
+            "FOLDER",
+            _HOW,
+        ),
+    ] = None
     gpu_layers: Annotated[
         str,
         option(
@@ -246,6 +278,18 @@ class RunOptions:
             known=partial(tuple, ("all", "auto")),
         ),
     ] = "all"
+    experts_on_cpu: Annotated[
+        str,
+        option(
+            "--experts-on-cpu",
+            "Layers, from the first, whose experts stay on the CPU in a mixture of experts: all or "
+            "a number.",
+            "N",
+            _HOW,
+            known=partial(tuple, ("all",)),
+        ),
+    ] = "0"
+    rpc: Annotated[str | None, option("--rpc", RPC_HELP, "HOST:PORT,…", _HOW)] = None
     threads: Annotated[
         int | None, option("--threads", "CPU threads; default: every CPU.", "N", _HOW, min=1)
     ] = None
@@ -308,6 +352,7 @@ class RunOptions:
             models=(model,),
             contexts=contexts,
             scalings=requests,
+            base=self.base,
             kv=tuple(cache_type(each, "--kv") for each in self.kv.split(",")),
             depths=_depths(self.depths),
             samples=self.samples,
@@ -325,7 +370,10 @@ class RunOptions:
                 templates=_name(self.templates),
             ),
             runtime=RuntimeSettings(
+                llama_lib=llama_lib(self.llama_lib),
                 gpu_layers=layers(self.gpu_layers),
+                experts_on_cpu=experts(self.experts_on_cpu),
+                rpc=servers(self.rpc),
                 threads=self.threads,
                 flash_attention=self.flash_attention,
             ),

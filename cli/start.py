@@ -24,6 +24,23 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 
 
+def take_llama(folder: str | None) -> None:
+    """Use the build of llama.cpp in `folder`, None for the usual one; say where it was not tested.
+
+    Raises MissingDependencyError and RequestError where it cannot be used.
+    """
+    from ggufrope.runtime import library
+    from ggufrope.runtime.engine import use_llama
+
+    use_llama(folder)
+    found = library.versions()
+    if not found.tested:
+        _say(
+            f"ggufrope was not tested with llama.cpp {found.llama_cpp} ({found.commit}); "
+            f"`ggufrope doctor{' --llama-lib FOLDER' * (not found.own)}` says what it reads of it."
+        )
+
+
 def default_contexts(model: str, requests: tuple[ScalingRequest, ...]) -> tuple[int, ...]:
     """Return lengths to measure `model` at: from what it was trained for to what the requests
     reach, or up to the context of the file.
@@ -122,10 +139,10 @@ def estimate_jobs(
 ) -> tuple[JobEstimate, ...]:
     """Return the selected jobs of `plan` with the tokens, memory and time that each will take."""
     from ggufrope.runs.jobs import expand
-    from ggufrope.runs.models import resolve_models
+    from ggufrope.runs.models import resolve_base, resolve_models
 
     files = resolve_models(plan.models)
-    jobs = selection.choose(expand(plan, files))
+    jobs = selection.choose(expand(plan, files, resolve_base(plan, files)))
     return _estimates(plan, jobs, {file.name: file.path for file in files}, tokens_per_second)
 
 
@@ -133,10 +150,13 @@ def _estimates(
     plan: RunPlan, jobs: tuple[Job, ...], paths: Mapping[str, str], tokens_per_second: float | None
 ) -> tuple[JobEstimate, ...]:
     from ggufrope.advice.memory import memory_need
+    from ggufrope.container.location import locate
     from ggufrope.patching.inspection import naming, read_model
     from ggufrope.runs.estimate import contexts_at_once, estimate
 
     models = {name: read_model(Path(path)) for name, path in paths.items()}
+    base = None if plan.base is None else read_model(locate(plan.base)).header
+    beside = 0 if base is None else sum(tensor.length for tensor in base.tensors)
 
     def memory(job: Job, context_tokens: int) -> int:
         model = models[job.model]
@@ -148,7 +168,8 @@ def _estimates(
                 k_type=job.kv.k,
                 v_type=job.kv.v,
             )
-        return need.total_bytes + (contexts_at_once(job) - 1) * (need.kv_bytes + need.compute_bytes)
+        others = contexts_at_once(job) - 1
+        return need.total_bytes + others * (need.kv_bytes + need.compute_bytes + beside)
 
     return estimate(plan, jobs, memory=memory, tokens_per_second=tokens_per_second)
 

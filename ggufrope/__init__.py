@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ggufrope.advice.advise import advise
     from ggufrope.backends import FakeBackend, LlamaBackend, RuntimeSettings, open_model
     from ggufrope.container.compare import diff, verify
-    from ggufrope.container.location import locate
+    from ggufrope.container.hub import fetch
+    from ggufrope.container.location import find, locate
     from ggufrope.container.recovery import undo
     from ggufrope.errors import GgufRopeError
     from ggufrope.evals.thresholds import Thresholds
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ggufrope.rope.export import export
     from ggufrope.runs.plan import RunPlan, read_plan
     from ggufrope.runtime.context import Context
+    from ggufrope.runtime.engine import use_llama
     from ggufrope.runtime.model import Model
     from ggufrope.runtime.settings import ContextSettings
     from ggufrope.search.plan import SearchPlan
@@ -41,7 +43,8 @@ _HOMES = {
     "advice.advise": ("advise",),
     "backends": ("FakeBackend", "LlamaBackend", "RuntimeSettings", "open_model"),
     "container.compare": ("diff", "verify"),
-    "container.location": ("locate",),
+    "container.hub": ("fetch",),
+    "container.location": ("find", "locate"),
     "container.recovery": ("undo",),
     "errors": ("GgufRopeError",),
     "evals.thresholds": ("Thresholds",),
@@ -59,6 +62,7 @@ _HOMES = {
     "rope.export": ("export",),
     "runs.plan": ("RunPlan", "read_plan"),
     "runtime.context": ("Context",),
+    "runtime.engine": ("use_llama",),
     "runtime.model": ("Model",),
     "runtime.settings": ("ContextSettings",),
     "search.plan": ("SearchPlan",),
@@ -86,6 +90,8 @@ __all__ = [
     "diff",
     "export",
     "export_model",
+    "fetch",
+    "find",
     "inspect",
     "locate",
     "open_model",
@@ -98,6 +104,7 @@ __all__ = [
     "run_search",
     "sarif",
     "undo",
+    "use_llama",
     "use_table",
     "verify",
 ]

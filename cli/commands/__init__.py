@@ -19,6 +19,7 @@ _PANELS = {
         "factors": "ggufrope factors model.gguf --export factors.json",
         "diff": "ggufrope diff model.gguf long.gguf",
         "verify": "ggufrope verify model.gguf long.gguf",
+        "fetch": "ggufrope fetch hf:OWNER/REPO/model.gguf",
     },
     "Change a file": {
         "patch": "ggufrope patch model.gguf -o long.gguf --scaling yarn --target-ctx 32k",

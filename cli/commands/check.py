@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import JsonOption
-from ..proof import ProveOption, proof_payload
+from ..options import JsonOption, LlamaLibOption, WholeOption
+from ..proof import ProveOption, prepare_proof, proof_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from rich.text import Text
 
+    from ggufrope.container.remote import Place
     from ggufrope.patching.check import CheckReport, ConfigCheck, FileCheck
     from ggufrope.proof import Proof
     from ggufrope.rope.lint import Finding
@@ -25,7 +26,7 @@ def command(
         list[str],
         typer.Argument(
             metavar="FILE...",
-            help="Models as for the other commands, and folders: every .gguf file below one.",
+            help="Models, also on a server, and folders: every .gguf file below one.",
             show_default=False,
         ),
     ],
@@ -41,6 +42,8 @@ def command(
         typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0 (for code scanning)."),
     ] = None,
     prove: ProveOption = False,
+    llama_lib: LlamaLibOption = None,
+    whole: WholeOption = False,
     json: JsonOption = False,
 ) -> None:
     """Check files and folders, one line per file.
@@ -51,16 +54,20 @@ def command(
 
     from ..errors import BAD_FILE, CHECK_FAILED
     from ..output import emit_json
+    from ..values import say_reading
 
-    proofs: dict[Path, Proof] = {}
-    report = check(*files, config=config, examine=_prover(proofs) if prove else None)
+    prepare_proof(prove, llama_lib)
+    proofs: dict[Place, Proof] = {}
+    report = check(*files, config=config, examine=_prover(proofs) if prove else None, whole=whole)
+    for each in report.files:
+        say_reading(each.place)
     if sarif is not None:
         from ggufrope._files import write_whole
         from ggufrope.patching.sarif import sarif as to_sarif
 
         write_whole(sarif, to_sarif(report))
     if json:
-        emit_json(payload(report, proofs))
+        emit_json(payload(report, proofs), *(each.place for each in report.files))
     else:
         show(report)
         if prove:
@@ -69,11 +76,9 @@ def command(
         raise typer.Exit(BAD_FILE if report.unreadable_only else CHECK_FAILED)
 
 
-def _prover(proofs: dict[Path, Proof]) -> Callable[[Path], Iterable[Finding]]:
+def _prover(proofs: dict[Place, Proof]) -> Callable[[Path], Iterable[Finding]]:
     """Return a function that proves a model, for `check`; it adds each proof to `proofs`."""
-    from ggufrope.proof import prove, witnesses
-
-    witnesses()  # before the first file is read
+    from ggufrope.proof import prove
 
     def findings(path: Path) -> Iterable[Finding]:
         proofs[path] = prove(path)
@@ -82,7 +87,7 @@ def _prover(proofs: dict[Path, Proof]) -> Callable[[Path], Iterable[Finding]]:
     return findings
 
 
-def _show_proofs(proofs: Mapping[Path, Proof]) -> None:
+def _show_proofs(proofs: Mapping[Place, Proof]) -> None:
     """Print how many models were proved, and by whom."""
     from ..output import console
 
@@ -92,12 +97,12 @@ def _show_proofs(proofs: Mapping[Path, Proof]) -> None:
     console().print(f"Proved: {passed} of {len(proofs)} readable, by {by}.", soft_wrap=True)
 
 
-def payload(report: CheckReport, proofs: Mapping[Path, Proof]) -> dict[str, Any]:
+def payload(report: CheckReport, proofs: Mapping[Place, Proof]) -> dict[str, Any]:
     """Return the JSON object of `check`."""
     return {
         "files": [
             {
-                "file": file.path,
+                "file": str(file.place),
                 "name": file.name,
                 "readable": file.readable,
                 "architecture": file.architecture,
@@ -106,7 +111,7 @@ def payload(report: CheckReport, proofs: Mapping[Path, Proof]) -> dict[str, Any]
                 "worst": file.worst,
                 "findings": file.findings,
                 "config": file.config,
-                "proof": proof_payload(proofs.get(file.path)),
+                "proof": proof_payload(proofs.get(file.place)),
             }
             for file in report.files
         ],
@@ -121,7 +126,7 @@ def show(report: CheckReport) -> None:
 
     out = console()
     names = [
-        shown_path(file.path) if file.name == str(file.path) else shown(file.name)
+        shown_path(file.place) if file.name == str(file.place) else shown(file.name)
         for file in report.files
     ]
     facts = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import FileArgument, JsonOption, token_option
+from ..options import HeaderArgument, JsonOption, WholeOption, token_option
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -24,11 +24,12 @@ _SOURCE_STYLES = {
 
 
 def command(
-    file: FileArgument,
+    file: HeaderArgument,
     ctx: Annotated[
         int | None,
         token_option("--ctx", "Context length to predict for, in tokens (default: the file's)."),
     ] = None,
+    whole: WholeOption = False,
     json: JsonOption = False,
 ) -> None:
     """Show what a file says about RoPE, and what llama.cpp does with it.
@@ -39,11 +40,12 @@ def command(
 
     from ..errors import CHECK_FAILED
     from ..output import emit_json
-    from ..values import model_path
+    from ..values import model_place
 
-    inspection = inspect(model_path(file), context_tokens=ctx)
+    with model_place(file, whole=whole) as place:
+        inspection = inspect(place, context_tokens=ctx)
     if json:
-        emit_json(payload(inspection))
+        emit_json(payload(inspection), place)
     else:
         show(inspection)
     if not inspection.passed:
@@ -59,7 +61,7 @@ def payload(inspection: Inspection) -> dict[str, Any]:
     metadata = inspection.model.metadata
     effective = inspection.effective
     return {
-        "file": str(inspection.model.path),
+        "file": str(inspection.model.place),
         "architecture": metadata.architecture,
         "declared": inspection.model.declared,
         "trained_context": trained_context(metadata),
@@ -139,7 +141,7 @@ def _title(inspection: Inspection) -> Text:
     size = sum(shard.header.file_size for shard in files.shards)
     name = header.get("general.name")
     return Text.assemble(
-        (one_line(name if isinstance(name, str) else inspection.model.path.name), "bold"),
+        (one_line(name if isinstance(name, str) else inspection.model.place.name), "bold"),
         f"  {one_line(inspection.model.metadata.architecture, 30)}"
         f" · {len(files.tensors)} tensors{shards} · {byte_size(size)} · GGUF v{header.version}",
     )

@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from ggufrope._format import without_home
 from ggufrope.rope.architectures import source
 
 _PACKAGES = ("ggufrope", "llama-cpp-python", "numpy", "gguf")
@@ -34,7 +35,7 @@ def environment() -> dict[str, str]:
             continue
     for name, value in sorted(os.environ.items()):
         if name in _VARIABLES or name.startswith(_VARIABLE_PREFIXES):
-            known[name] = value
+            known[name] = without_home(value)
     return {name: value for name, value in known.items() if value}
 
 

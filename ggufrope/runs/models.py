@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ggufrope._files import model_status, sha256_of
+from ggufrope._files import model_status, sha256_of, storage
 from ggufrope.container.location import locate
 from ggufrope.container.reader import read_header
-from ggufrope.container.types import Scalar
+from ggufrope.container.types import ArrayValue, Header, Scalar
 from ggufrope.errors import RequestError
 from ggufrope.evals.formats import chat_frame
 from ggufrope.evals.task import ASKING
@@ -43,11 +44,22 @@ class ModelFile:
     native_context: int | None = None
     native_scalings: tuple[ScalingName, ...] = ("file",)
     details: tuple[tuple[str, str], ...] = ()
+    vocabulary: tuple[tuple[str, str], ...] = field(
+        default=(), metadata={"help": "what decides the tokens of a text, key by key, in short"}
+    )
 
 
 _DETAILS = ("general.name", "general.architecture", "general.size_label", "general.file_type")
 
 _DETAIL_LENGTH = 400
+
+_VOCABULARY = tuple(
+    f"tokenizer.ggml.{name}"
+    for name in (
+        *("tokens", "model", "pre", "merges", "scores", "bos_token_id", "eos_token_id"),
+        *("add_bos_token", "add_space_prefix"),
+    )
+)
 
 Identify: TypeAlias = Callable[[str, Path], ModelFile]
 
@@ -74,7 +86,50 @@ def identify(name: str, path: Path) -> ModelFile:
             for key, value in details.items()
             if isinstance(value, Scalar)
         ),
+        vocabulary=tuple(_vocabulary(header, path)),
     )
+
+
+def _vocabulary(header: Header, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the keys that decide the tokens of a text, arrays by their hash."""
+    with storage("read", path), open(path, "rb") as file:
+        for key in _VOCABULARY:
+            value = header.get(key)
+            if isinstance(value, ArrayValue):
+                file.seek(value.span.offset)
+                yield key, f"{value.count} × {sha256(file.read(value.span.length)).hexdigest()[:8]}"
+            elif value is not None:
+                yield key, str(value)[:_DETAIL_LENGTH]
+
+
+def resolve_base(
+    plan: RunPlan, models: tuple[ModelFile, ...], identify: Identify = identify
+) -> ModelFile | None:
+    """Return the file of the plan's base, None where it names none.
+
+    Raises RequestError where a model of the plan has another vocabulary, or is that file; else as
+    `resolve_models` does.
+    """
+    if plan.base is None:
+        return None
+    path = locate(plan.base)
+    model_status(path)
+    base = identify(_labels([plan.base])[0], path)
+    known = dict(base.vocabulary)
+    for model in models:
+        if Path(model.path).resolve() == path.resolve():
+            raise RequestError(f"`base` {plan.base} is the model itself: it differs in nothing")
+        differing = [
+            f"{key} ({value} in {model.name}, {known[key]} in {base.name})"
+            for key, value in model.vocabulary
+            if known.get(key, value) != value
+        ]
+        if differing:
+            raise RequestError(
+                f"{model.name} and the base {base.name} have different vocabularies, so their "
+                f"probabilities cannot be compared: {'; '.join(differing)}"
+            )
+    return base
 
 
 def _native_scalings(metadata: RopeMetadata) -> tuple[ScalingName, ...]:

@@ -12,15 +12,16 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import chain, product
 from math import prod
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema, non_finite
 from ggufrope.backends import RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
-from ggufrope.evals.task import TaskName, TaskSettings
+from ggufrope.evals.task import KV_TASKS, TaskName, TaskSettings
 from ggufrope.evals.thresholds import LIMITS, Thresholds, without_task
 from ggufrope.patching.request import ScalingName, ScalingRequest, check_parameters
 
@@ -49,6 +50,10 @@ MAX_TEXT = 4096
 MAX_FOLDER_NAME = 200
 """Bytes of the name of a run where its folder is named after it."""
 MAX_THREADS = 4096
+KV_TYPES = ("f16", "q8_0", "q5_1", "q4_0")
+"""Cache types whose pairs the task `kv` measures where a plan names no others."""
+MAX_LAYERS = 512
+"""Of any model that llama.cpp loads."""
 _KEY_CHARACTERS = re.compile(r"""[\w"'\t -]+""")
 _MAX_KEY_DOTS = 100
 """Of one key: thousands of tables in each other take the TOML parser seconds."""
@@ -69,7 +74,18 @@ class RunPlan(TaskSettings):
         default=("file",), metadata={"help": "schemes by name, or tables with their parameters"}
     )
     kv: tuple[str, ...] = field(
-        default=("f16",), metadata={"help": "KV cache types, K or K/V, e.g. q8_0/q4_0"}
+        default=("f16",),
+        metadata={
+            "help": "KV cache types, K or K/V, e.g. q8_0/q4_0; the task kv measures f16 too, and "
+            f"where it is alone all pairs of {', '.join(KV_TYPES)}"
+        },
+    )
+    base: str | None = field(
+        default=None,
+        metadata={
+            "help": "another file to compare with in place of the model's own: of divergence and "
+            "short-context"
+        },
     )
     seeds: tuple[int, ...] = (0,)
     runtime: RuntimeSettings = RuntimeSettings()  # noqa: RUF009 (frozen)
@@ -96,7 +112,46 @@ class RunPlan(TaskSettings):
 
     @property
     def kv_types(self) -> tuple[KvTypes, ...]:
-        return tuple(KvTypes.parse(text) for text in self.kv)
+        """The pairs of cache types to measure, f16 first for the task `kv`."""
+        given = tuple(KvTypes.parse(text) for text in self.kv)
+        if not self.answers_kv:
+            return given
+        f16 = KvTypes.parse("f16")
+        if set(given) == {f16}:
+            return tuple(KvTypes(k=k, v=v) for k, v in product(KV_TYPES, repeat=2))
+        return (f16, *(kv for kv in given if kv != f16))
+
+    @property
+    def answers_kv(self) -> bool:
+        """Whether the plan asks which KV cache is safe."""
+        return "kv" in self.tasks
+
+    @property
+    def measured(self) -> tuple[TaskName, ...]:
+        """The tasks to carry out, with those that `kv` stands for in its place."""
+        each = (KV_TASKS if name == "kv" else (name,) for name in self.tasks)
+        return tuple(dict.fromkeys(chain.from_iterable(each)))
+
+    @property
+    def limits(self) -> Thresholds:
+        """The thresholds to judge by: for the task `kv` only those that are given, because it
+        compares caches with f16, whatever the model itself can do."""
+        if not self.answers_kv:
+            return self.thresholds
+        default = Thresholds()
+        none: dict[str, Any] = {
+            name: None
+            for name in LIMITS
+            if getattr(self.thresholds, name) == getattr(default, name)
+        }
+        return replace(self.thresholds, **none)
+
+    def settings_of(self, task: TaskName) -> TaskSettings:
+        """Return the settings of one task. The needles of `kv` have no whole prompts: each cache is
+        compared with f16 on the same spliced ones."""
+        if task == "needle" and self.answers_kv and task not in self.tasks:
+            return replace(self, whole_prompts=0)
+        return self
 
     @property
     def folder_name(self) -> str:
@@ -162,7 +217,8 @@ class RunPlan(TaskSettings):
         problems += _refusals(KvTypes.parse, self.kv)
         problems += _refusals(check_parameters, self.requests)
         problems += self._gates_of_nothing()
-        if self.tasks and "divergence" in self.tasks and self._is_base_alone():
+        problems += self._base_problems()
+        if "divergence" in self.tasks and self.base is None and self._is_base_alone():
             problems.append(
                 "divergence is from the file with an f16 cache: give another scaling or cache type"
             )
@@ -177,7 +233,7 @@ class RunPlan(TaskSettings):
         """Say which thresholds apply to nothing that the plan measures. A default is no gate."""
         at, default = self.thresholds, Thresholds()
         given = [name for name in LIMITS if getattr(at, name) not in (None, getattr(default, name))]
-        yield from without_task(given, self.tasks)
+        yield from without_task(given, self.measured)
         if at.recall_share is not None and not self.control:
             yield "`recall_share` needs `control`"
         if at.top_ranked is not None and not self.distractors and "multikey" not in self.tasks:
@@ -185,17 +241,32 @@ class RunPlan(TaskSettings):
         names = {name: None for each in self.requests for name in (each.scaling, each.name)}
         if at.require is not None and at.require not in names:
             yield f"`require` {at.require}: no scaling of the plan; it has {', '.join(names)}"
-        if at.require is not None and not at.applied(self.tasks):
+        if at.require is not None and not self.limits.applied(self.measured):
             yield f"`require` {at.require}: no threshold applies to `tasks` {' '.join(self.tasks)}"
 
     @property
     def _cells_per_model(self) -> int:
         """Upper limit of the cells of one model, RULER's tasks aside."""
         depths = self.depths if isinstance(self.depths, int) else len(self.depths)
-        axes = (self.contexts, self.tasks, self.scalings, self.kv, self.seeds)
+        axes = (self.contexts, self.measured, self.scalings, self.kv_types, self.seeds)
         return prod(map(len, axes)) * depths * self.needle_samples
 
+    def _base_problems(self) -> Iterator[str]:
+        if self.base is None:
+            return
+        if "\0" in self.base:
+            yield f"{self.base!r} has a NUL character, which no file has"
+        if not {"divergence", "short-context"} & set(self.tasks):
+            yield "`base` needs `tasks` divergence or short-context"
+        if self.answers_kv:
+            yield (
+                "`base` and `tasks` kv: what a cache costs is measured from the same file with an "
+                "f16 cache; what the file costs is a run of its own"
+            )
+
     def _is_base_alone(self) -> bool:
+        if self.answers_kv:
+            return False
         return set(map(_short_form, self.kv)) == {"f16"} and all(
             request.is_file for request in self.requests
         )
@@ -233,6 +304,7 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
     counts = {
         "gpu_layers": (0, 1 << 31),
         "main_gpu": (0, 1 << 10),
+        "experts_on_cpu": (0, MAX_LAYERS),
         "threads": (1, MAX_THREADS),
         "batch_tokens": (1, MAX_CONTEXT),
         "micro_batch_tokens": (1, MAX_CONTEXT),
@@ -241,6 +313,7 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
         value = getattr(runtime, name)
         if isinstance(value, int) and not least <= value <= most:
             yield f"`{name}` {value} must be {least} to {most}"
+    yield from runtime.server_problems()
     for share in runtime.tensor_split:
         if not (math.isfinite(share) and share >= 0):
             yield f"`tensor_split` {share} must be a finite number, 0 or more"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from ggufrope._files import storage, write_whole
 from ggufrope._plain import non_finite
+from ggufrope.container.location import locate
 from ggufrope.container.pins import (
     FileChangedError,
     FileState,
@@ -325,7 +326,8 @@ class RunStore:
         what it was.
         """
         chosen = [record for record in self.models() if record.file.name in names]
-        named = tuple(self._pin(Path(name)) for name in self.plan.files)
+        base = () if self.plan.base is None else model_paths(str(locate(self.plan.base)))
+        named = tuple(self._pin(path) for path in (*map(Path, self.plan.files), *base))
         return {record.file.name: (*self._pin_model(record), *named) for record in chosen}
 
     def _pin_model(self, record: ModelRecord) -> tuple[Pin, ...]:
