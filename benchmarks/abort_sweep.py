@@ -7,9 +7,9 @@ llama.cpp knows, a tensor's type, shape or presence, the vocabulary, the archite
 loads it and evaluates some tokens, in a fork; and so the unchanged model with every setting of a
 context, of which none may end the fork. llama.cpp asserts much that it does not check: an
 assertion that fails, a signal, or an exception that nobody catches ends the fork. Each case that
-does so, and every 100th of the others, goes through `probe`, `validate` and `doctor` as a person
-calls them: each must end with a documented exit code, and with one line where that is 2 or more.
-Anything else is printed, and the exit code is 1.
+does so, and every 100th of the others, goes through `probe`, `validate` or `doctor --model` as a
+person calls them, which must end with a documented exit code, and with one line where that is 2 or
+more. Anything else is printed, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from ggufrope.lm import Branch
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.rope.keys import SCALING_TYPES
 from ggufrope.runtime import library
+from ggufrope.runtime.context import Context
+from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
 
 U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
@@ -144,10 +146,9 @@ def cases() -> Iterator[tuple[str, File]]:
         yield from _other_values(nano, key)
     have = {key.name for key in nano.keys}
     for name in sorted(set(_known_keys()) - have):
-        for value in (0, 1, 3, (1 << 32) - 1, 0.0, -1.0, float("nan")):
+        for value in (0, 3, (1 << 32) - 1, float("nan")):
             yield f"{name} = {value!r}", nano.with_key(number(name, value))
-        for value in (False, True):
-            yield f"{name} = {value}", nano.with_key(Key(name, BOOL, bytes([value])))
+        yield f"{name} = True", nano.with_key(Key(name, BOOL, b"\1"))
         yield f"{name} = 'x'", nano.with_key(Key(name, STRING, encoded_text(b"x")))
         per_layer = struct.pack("<IQ2I", U32, 2, 0, 3)
         yield f"{name} = [0, 3]", nano.with_key(Key(name, ARRAY, per_layer))
@@ -213,7 +214,7 @@ def _other_tensors(nano: File) -> Iterator[tuple[str, File]]:
     for tensor in nano.tensors:
         left = tuple(t for t in nano.tensors if t.name != tensor.name)
         yield f"without {tensor.name}", replace(nano, tensors=left)
-        if tensor.name.startswith("blk.1."):
+        if tensor.name.startswith("blk.1.") or "attn_k" in tensor.name or "ffn_up" in tensor.name:
             continue
         for kind in TYPES:
             name = f"{tensor.name} as {TYPES[kind].name}"
@@ -309,9 +310,6 @@ def attempt(model: Path, context: ContextSettings) -> tuple[str, str]:
 
 
 def _evaluate(model: Path, settings: ContextSettings) -> None:
-    from ggufrope.runtime.context import Context
-    from ggufrope.runtime.model import Model
-
     with Model.open(model, gpu_layers=0) as loaded:
         loaded.tokenize("One and two.", beginning=True)
         loaded.size_context(settings)
@@ -366,14 +364,14 @@ def main() -> None:
                 print(f"{case}: {died[case]}", flush=True)
             if options.raw or (case not in died and number_ % options.every):
                 continue
-            for command in COMMANDS:
-                working = folder / str(sum(exits.values()))
-                working.mkdir()
-                outcome = as_called(model, command, working)
-                exits[f"{command[0]} {outcome.code}"] += 1
-                if fault := outcome.fault(command):
-                    faults.append(f"{case}: {fault}")
-                    print(f"FAULT {faults[-1]}", flush=True)
+            command = COMMANDS[len(died) % len(COMMANDS)]
+            working = folder / str(number_)
+            working.mkdir()
+            outcome = as_called(model, command, working)
+            exits[f"{command[0]} {outcome.code}"] += 1
+            if fault := outcome.fault(command):
+                faults.append(f"{case}: {fault}")
+                print(f"FAULT {faults[-1]}", flush=True)
     counts = {"settings": settings_ends, "files": ends, "commands": exits}
     for what, found in counts.items():
         shown = ", ".join(f"{end}: {count}" for end, count in sorted(found.items()))
