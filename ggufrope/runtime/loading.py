@@ -40,10 +40,14 @@ _ABORTS = frozenset(
         "factor-length",
         "rotary-dimensions",
         "attention-temperature",
+        "layer-count",
         "misaligned-data",
+        "unusable-type",
     }
 )
 """Codes of findings on which llama.cpp ends the process."""
+_EPSILONS = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
+"""Suffixes of keys that ggml asserts to be 0 or more (ggml/src/ggml-cpu/ops.cpp)."""
 
 _MIB = 1024 * 1024
 _OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", re.IGNORECASE)
@@ -51,6 +55,7 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", r
 _INT, _FLOAT, _BOOL, _STRING = range(4)
 _LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1
 _OVERRIDE_BYTES = 127  # key and string value are char[128]
+_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX, common/common.h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +67,15 @@ class LoadOptions:
     use_mmap: bool = True
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] = ()
+    experts_on_cpu: int | Literal["all"] = 0
     rpc: tuple[str, ...] = ()
+
+    @property
+    def expert_patterns(self) -> tuple[str, ...]:
+        """Regular expressions for the names of the tensors that stay on the CPU."""
+        if self.experts_on_cpu == "all":
+            return (_EXPERTS,)
+        return tuple(rf"blk\.{layer}{_EXPERTS}" for layer in range(self.experts_on_cpu))
 
     @property
     def wants_gpu(self) -> bool:
@@ -100,6 +113,10 @@ def load(
             "installs one that can"
         )
     parameters = _model_parameters(llama, options, allocate=allocate)
+    # llama.cpp reads them until the model is loaded.
+    overrides = _on_cpu(options.expert_patterns)
+    if overrides is not None:
+        parameters.tensor_buft_overrides = ctypes.addressof(overrides)
     with library.capture(debug=True) as log:  # the devices of layers are in debug lines
         handle = _load_from_file(llama, path, parameters, progress)
     if not handle:
@@ -198,7 +215,8 @@ def _refuse_what_aborts(path: Path, options: LoadOptions) -> None:
     """Refuse a file on which llama.cpp ends the process: it asserts what it does not check.
 
     Known are scaling types, the element type of factor tensors, rotary dimensions, attention
-    temperatures, and where the tensors of a mapped file start.
+    temperatures, the number of layers, the epsilon of norms, types of weights that nothing
+    multiplies by, and where the tensors of a mapped file start.
     """
     overrides = options.kv_overrides
     header = read_header(path)
@@ -209,11 +227,17 @@ def _refuse_what_aborts(path: Path, options: LoadOptions) -> None:
             f"{path.name}: {key} is {word!r} (expected one of {', '.join(SCALING_TYPES)}); "
             f"llama.cpp aborts on any other value"
         )
+    for suffix in _EPSILONS:
+        key = f"{header.architecture}.{suffix}"
+        epsilon = overrides.get(key, header.get(key))
+        if isinstance(epsilon, float) and not epsilon >= 0:
+            raise (RequestError if key in overrides else LoadError)(
+                f"{path.name}: {key} is {epsilon:g}, on which llama.cpp aborts: expected 0 or more"
+            )
     found = [(each.code, each.message) for each in _settings_findings(header, overrides)]
-    if options.use_mmap:
-        found += [(each.code, each.message) for each in layout_findings(header)]
+    found += [(each.code, each.message) for each in layout_findings(header)]
     for code, message in found:
-        if code in _ABORTS:
+        if code in _ABORTS and (code != "misaligned-data" or options.use_mmap):
             raise LoadError(f"{path.name}: {message}")
 
 
@@ -261,6 +285,26 @@ def _override_array(llama: Any, overrides: Mapping[str, OverrideValue]) -> Any:
             slot.tag, slot.value.val_f64 = _FLOAT, value
         else:
             slot.tag, slot.value.val_str = _STRING, _short(value, key)
+    return array
+
+
+class _BufferOverride(ctypes.Structure):
+    """`struct llama_model_tensor_buft_override`, include/llama.h."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
+
+
+def _on_cpu(patterns: tuple[str, ...]) -> Any:
+    """Return a C array that keeps the tensors with these names on the CPU, None for none.
+
+    An empty pattern ends it.
+    """
+    if not patterns:
+        return None
+    cpu = library.ggml_function("ggml_backend_cpu_buffer_type", ctypes.c_void_p)()
+    array = (_BufferOverride * (len(patterns) + 1))()
+    for slot, pattern in zip(array, patterns, strict=False):
+        slot.pattern, slot.buft = pattern.encode(), cpu
     return array
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ggufrope.container.reader import read_header
-from ggufrope.errors import LoadError
+from ggufrope.errors import BackendError, LoadError
 from ggufrope.rope.metadata import read_metadata
 from ggufrope.rope.purpose import Purpose, purpose
 from ggufrope.runtime import library
@@ -104,6 +104,8 @@ class Vocabulary:
     def _tokenize(self, text: str, special: bool) -> list[int]:
         if not text:
             return []
+        if not self._library.llama_vocab_type(self._handle):
+            raise BackendError("the model has no vocabulary: it cannot tokenize a text")
         encoded = text.encode("utf-8", "surrogateescape")
         capacity = len(encoded) + 2
         while True:
@@ -185,6 +187,7 @@ class Model:
         use_mmap: bool = True,
         main_gpu: int | None = None,
         tensor_split: Sequence[float] = (),
+        experts_on_cpu: int | Literal["all"] = 0,
         rpc: Sequence[str] = (),
         progress: LoadProgress | None = None,
     ) -> Self:
@@ -193,8 +196,10 @@ class Model:
         `gpu_layers` is how many layers to put on the GPU; "all" is none where the build cannot.
         `kv_overrides` replaces scalar metadata for this load only; nothing is written.
         `main_gpu` puts the whole model on that one GPU; `tensor_split` divides it in these
-        proportions. `rpc` are llama.cpp's RPC servers, each "host:port": their devices are GPUs
-        that come before those of this machine.
+        proportions. `experts_on_cpu` keeps the experts of that many layers, from the first, on the
+        CPU, where they are of a mixture of experts: they are most of its weights, and few of them
+        are used for a token. `rpc` are llama.cpp's RPC servers, each "host:port": their devices are
+        GPUs that come before those of this machine.
 
         Raises MalformedError for a file that is not GGUF, LoadError with llama.cpp's own reason,
         InsufficientMemoryError, RequestError for an override that llama.cpp would ignore,
@@ -207,6 +212,7 @@ class Model:
             use_mmap=use_mmap,
             main_gpu=main_gpu,
             tensor_split=tuple(tensor_split),
+            experts_on_cpu=experts_on_cpu,
             rpc=tuple(rpc),
         )
         servers.acquire(options.rpc)
@@ -370,6 +376,11 @@ class Model:
         return str(overrides[key]) if key in overrides else self.metadata(key)
 
     # Tokens -------------------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> int:
+        """1: two contexts at once would share the same devices."""
+        return 1
 
     @property
     def n_vocab(self) -> int:

@@ -41,7 +41,7 @@ def weights_need(path: Path, options: LoadOptions) -> tuple[Buffer, ...]:
     """
     handle, log = load(path, options, allocate=False)
     library.load().llama_model_free(handle)
-    return _by_device(path, log)
+    return _by_device(path, options, log)
 
 
 def require_weights_fit(
@@ -95,18 +95,20 @@ def _fits(
     finally:
         library.load().llama_model_free(handle)
     need = Counter[str]()
-    for buffer in (*_by_device(path, log), *context.buffers):
+    for buffer in (*_by_device(path, options, log), *context.buffers):
         need[buffer.device] += buffer.size_bytes
     return context.refusal is None and all(need[name] <= size for name, size in free.items())
 
 
-def _by_device(path: Path, log: Log) -> tuple[Buffer, ...]:
+def _by_device(path: Path, options: LoadOptions, log: Log) -> tuple[Buffer, ...]:
     """Add up the sizes of layers by the device that the log assigns them to.
 
-    Tensors in no layer stay on the CPU, except the output, which counts as the last layer. Where
-    the file has none, the embedding is the output too, copied to its device.
+    Tensors in no layer stay on the CPU, except the output, which counts as the last layer; so do
+    the experts that the options keep there. Where the file has no output, the embedding is the
+    output too, copied to its device.
     """
     devices = layer_devices(log)
+    on_cpu = re.compile("|".join(options.expert_patterns) or r"\Z.")
     sizes = Counter[str]()
     tensors = {tensor.name: tensor for tensor in open_model(path).tensors}
     if "output.weight" not in tensors and devices and devices[-1] != library.CPU:
@@ -116,5 +118,6 @@ def _by_device(path: Path, log: Log) -> tuple[Buffer, ...]:
         layer = re.match(r"blk\.(\d+)\.", tensor.name)
         number = int(layer[1]) if layer else len(devices) - 1
         placed = layer is not None or tensor.name.startswith("output")
-        sizes[devices[number] if placed and number < len(devices) else library.CPU] += tensor.length
+        placed = placed and number < len(devices) and not on_cpu.search(tensor.name)
+        sizes[devices[number] if placed else library.CPU] += tensor.length
     return tuple(Buffer(device=device, size_bytes=size) for device, size in sizes.items())

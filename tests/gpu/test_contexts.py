@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ggufrope import Context, ContextSettings, Model, inspect
+from ggufrope.container.ggml import CACHE_TYPES
 from ggufrope.errors import InsufficientMemoryError
+from ggufrope.runtime.attention import heads_of, pair_support
 from ggufrope.runtime.library import Device, device_of
 from ggufrope.runtime.memory import cache_support, context_need, require_fit
 from ggufrope.runtime.probe import compare, probe
@@ -107,3 +109,32 @@ def test_the_rotation_on_the_gpu_is_the_predicted_one(model: Model, model_path: 
     predicted = inspect(model_path).effective
     assert predicted is not None
     assert compare(probe(model), predicted).agrees
+
+
+def test_a_pair_leaves_the_gpu_where_the_backend_refuses_it(
+    model: Model, servers: tuple[str, ...], gpus: tuple[Device, ...]
+) -> None:
+    said = {
+        (pair.type_k, pair.type_v): pair.runs
+        for pair in pair_support(heads_of(model), servers)
+        if pair.device == gpus[0].name
+    }
+    assert len(said) == len(CACHE_TYPES) ** 2
+    if servers:
+        assert set(said.values()) == {"unknown"}  # the server decides
+        return
+    assert said["f16", "f16"] == "native"
+    # One kind of V with all of K, and one of K with all of V: each pair takes a context.
+    pairs = {(kind, "q8_0") for kind in CACHE_TYPES} | {("q8_0", kind) for kind in CACHE_TYPES}
+    for k, v in sorted(pairs):
+        support = cache_support(model, k, v)
+        assert support.refusal is None
+        assert support.falls_back == (said[k, v] == "cpu"), (k, v, said[k, v])
+
+
+@pytest.mark.parametrize("pair", ["q8_0/q4_0", "f16/q8_0", "q5_1/f16"])
+def test_a_mixed_pair_computes_what_the_cpu_does(pair: str, model: Model, model_path: Path) -> None:
+    k, v = pair.split("/")
+    with Model.open(model_path, gpu_layers=0) as on_cpu:
+        expected = logits(on_cpu, offload_kqv=False, type_k=k, type_v=v)
+    assert divergence(expected, logits(model, type_k=k, type_v=v)) < 5e-3

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from ggufrope import RuntimeSettings, open_model
+from ggufrope import Context, RuntimeSettings, open_model
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import InsufficientMemoryError
 from ggufrope.patching.request import ScalingRequest
@@ -15,7 +17,8 @@ from ggufrope.runtime.loading import LoadOptions
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.placement import fitting_layers, free_on_gpus, weights_need
 from ggufrope.runtime.settings import ContextSettings
-from tests.gpu.conftest import LAYERS
+from tests.gpu.conftest import LAYERS, SHAPE
+from tools.random_model import write
 
 MIB = 1024 * 1024
 
@@ -111,3 +114,28 @@ def test_auto_is_all_layers_where_they_fit(
         assert gpus[0].description in subject.details[gpus[0].name]
     finally:
         subject.close()
+
+
+@pytest.mark.parametrize("chosen", [1, "all"])
+def test_experts_stay_on_the_cpu(
+    chosen: int | Literal["all"],
+    servers: tuple[str, ...],
+    gpus: tuple[Device, ...],
+    tmp_path: Path,
+) -> None:
+    shape = replace(SHAPE, experts=4)
+    path = tmp_path / "mixture.gguf"
+    write(path, shape)
+    experts = 3 * shape.experts * shape.hidden * shape.width // 32 * 34  # in q8_0, one layer
+    moved = experts * (shape.layers if chosen == "all" else chosen)
+    options = LoadOptions(rpc=servers, experts_on_cpu=chosen)
+    predicted = {b.device: b.size_bytes for b in weights_need(path, options)}
+    with Model.open(path, rpc=servers) as model:
+        whole = sum(on(model, gpu) for gpu in gpus)
+    with Model.open(path, rpc=servers, experts_on_cpu=chosen) as model:
+        assert whole - sum(on(model, gpu) for gpu in gpus) == pytest.approx(moved, abs=MIB)
+        for gpu in gpus:
+            assert on(model, gpu) == pytest.approx(predicted.get(gpu.name, 0), abs=MIB)
+        with Context(model, ContextSettings(n_ctx=1024)) as context:
+            tokens = model.tokenize("the mill")
+            assert sum(len(rows) for rows in context.logits(tokens)) == len(tokens)
