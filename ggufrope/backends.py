@@ -97,12 +97,14 @@ class RuntimeSettings:
         default=None, metadata={"help": "context that requests to an Ollama server ask for"}
     )
 
-    def server_problems(self) -> Iterator[str]:
+    def rpc_problems(self) -> Iterator[str]:
         """Yield what is wrong with `rpc`."""
         if self.rpc:
             from ggufrope.runtime.rpc import address_problems
 
             yield from address_problems(self.rpc)
+            if self.server is not None:
+                yield "`rpc` is for models in this process, and `server` has its own"
             if len(self.devices) > 1:
                 yield "`rpc` is for one worker, a server has one client: give one of `devices`"
 
@@ -331,7 +333,7 @@ def require_room(path: Path, settings: RuntimeSettings) -> None:
     from ggufrope.errors import InsufficientMemoryError
     from ggufrope.runtime import library, memory
 
-    if library.can_offload() and settings.gpu_layers != 0:
+    if (settings.rpc or library.can_offload()) and settings.gpu_layers != 0:
         return
     need = sum(part.stat().st_size for part in model_paths(str(path)))
     free = memory.free_memory()[library.CPU]

@@ -347,7 +347,7 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
         value = getattr(runtime, name)
         if isinstance(value, int) and not least <= value <= most:
             yield f"`{name}` {value} must be {least} to {most}"
-    yield from runtime.server_problems()
+    yield from runtime.rpc_problems()
     if runtime.server is not None:
         from ggufrope.server.address import normal_address
 
