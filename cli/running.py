@@ -31,12 +31,14 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
 
     from .errors import outlive_aborts
     from .progress import CellBar, RunBar
-    from .start import announce, kept_results
+    from .start import announce, kept_results, take_llama
 
     outlive_aborts()
+    take_llama(plan.runtime.llama_lib)
     with ExitStack() as cleanup:
         if out is None:
-            out = cleanup.enter_context(kept_results(plan.models[0]))
+            name = plan.models[0] if plan.models else "server"
+            out = cleanup.enter_context(kept_results(name))
         repair(plan)
         require_formats(plan)
         require_servers(plan)
@@ -72,8 +74,10 @@ def carry_out_batch(
     from ggufrope.runs.ray import RayTransport
 
     from .progress import CellBar
-    from .start import announce
+    from .start import announce, take_llama
 
+    if plan.runtime.llama_lib is not None:
+        take_llama(plan.runtime.llama_lib)  # before there is a folder of results
     repair(plan)
     require_formats(plan)
     if not ray:
@@ -104,6 +108,8 @@ def repair(plan: RunPlan) -> None:
     """Repair models of the plan that have an interrupted edit, and say so."""
     from .values import model_path
 
+    if plan.runtime.server is not None:
+        return
     for name in plan.models:
         for path in sorted(glob.glob(name, recursive=True)) or [name]:  # noqa: PTH207
             model_path(path)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import JsonOption
+from ..options import JsonOption, LlamaLibOption
 
 if TYPE_CHECKING:
     from ggufrope.runtime.attention import Attention
     from ggufrope.runtime.doctor import RuntimeReport
+    from ggufrope.runtime.selfcheck import SelfCheck
 
 _RUNS: dict[Attention, tuple[str, str]] = {
     "native": ("yes", "runs"),
@@ -27,6 +28,7 @@ def command(
         str | None,
         typer.Option(metavar="FILE", help="Also test every KV cache type on this model."),
     ] = None,
+    llama_lib: LlamaLibOption = None,
     rpc: Annotated[
         str | None,
         typer.Option(
@@ -36,14 +38,20 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Show what is installed, and how to get what is missing."""
+    from ggufrope.runtime import library
     from ggufrope.runtime.doctor import report
+    from ggufrope.runtime.engine import use_llama
     from ggufrope.runtime.model import Model
 
     from ..errors import outlive_aborts
     from ..output import emit_json
+    from ..values import llama_lib as folder_of_llama
     from ..values import model_path, servers
 
     outlive_aborts()
+    if folder := folder_of_llama(llama_lib):
+        use_llama(folder)
+        library.load()  # what was named is wrong, rather than missing
     addresses = servers(rpc)
     if model is None:
         result = report(servers=addresses)
@@ -58,14 +66,21 @@ def command(
 
 def payload(result: RuntimeReport) -> dict[str, Any]:
     """Return the JSON object of `doctor`."""
-    from ggufrope.rope.architectures import source
+    from ggufrope.rope.architectures import current_table
 
+    described = current_table()
     return {
         "versions": result.versions,
+        "self_check": result.self_check,
         "cards": result.cards,
         "extras": result.extras,
-        "table_commit": source().commit,
+        "table_commit": described.source.commit,
         "table_matches": _matches(result),
+        "table": {
+            "source": described.source,
+            "file": described.path,
+            "reason": described.reason,
+        },
         "devices": result.devices,
         "free_bytes": result.free_bytes,
         "can_offload": result.can_offload,
@@ -84,7 +99,7 @@ def show(result: RuntimeReport) -> None:
     import platform
 
     from ggufrope import __version__
-    from ggufrope.rope.architectures import source
+    from ggufrope.rope.architectures import current_table
 
     from ..output import console
     from ..tables import heading, row, shown, table
@@ -96,8 +111,14 @@ def show(result: RuntimeReport) -> None:
         row(versions, "llama-cpp-python", "not usable")
     else:
         row(versions, "llama-cpp-python", result.versions.llama_cpp_python)
-        row(versions, "llama.cpp", f"{result.versions.llama_cpp} ({result.versions.commit})")
-    row(versions, "predictions for", f"llama.cpp {source().commit[:9]}")
+        row(versions, "llama.cpp", result.versions.shown)
+        if not result.versions.own:
+            row(versions, "libllama", result.versions.library)
+    if result.self_check is not None:
+        row(versions, "self-check", _checked(result.self_check))
+    described = current_table()
+    predicted = f"llama.cpp {described.source.commit[:9]} (the table {described.reason})"
+    row(versions, "predictions for", predicted)
     for name, installed in result.extras.items():
         row(
             versions,
@@ -107,8 +128,9 @@ def show(result: RuntimeReport) -> None:
     out.print(versions)
     if result.versions is not None and not _matches(result):
         out.print(
-            "The predictions were made from another llama.cpp than the one installed, so they may "
-            "be wrong. `ggufrope probe FILE` measures the rotation.",
+            "The predictions were not made from the very llama.cpp that is installed, so they may "
+            "be wrong. `ggufrope probe FILE` measures the rotation; docs/architectures.md says how "
+            "to make a table of another llama.cpp.",
             style="yellow",
         )
     if result.devices:
@@ -139,6 +161,16 @@ def show(result: RuntimeReport) -> None:
             "kernels of few cache types):"
         )
         out.print(f"  $ {result.wheel}", style="cyan", soft_wrap=True)
+
+
+def _checked(check: SelfCheck) -> str:
+    """Return what the self-check read, in a few words; the advice has the rest."""
+    states = "unknown" if check.state_version is None else f"version {check.state_version}"
+    if check.failure is not None:
+        return f"failed; saved states: {states}"
+    rotation = "as declared" if check.rotation_right else "DIFFERS"
+    log = "read" if not check.unread else "partly read"
+    return f"rotation {rotation}; saved states {states}; log {log}"
 
 
 def _show_devices(result: RuntimeReport) -> None:
@@ -199,6 +231,8 @@ def _show_caches(result: RuntimeReport) -> None:
     caches = table("KV cache", column, "runs", numeric=[column])
     for support in result.caches:
         verdict = "yes" if support.refusal is None else f"no: {support.refusal}"
+        if support.refusal is None and support.falls_back is None:
+            verdict = "yes; whether some operations fall back to the CPU is not known"
         if support.falls_back:
             verdict = "yes, but slow: some operations fall back to the CPU"
         cache = support.cache

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import RPC_HELP, JsonOption
+from ..options import RPC_HELP, JsonOption, LlamaLibOption
 from ..options_run import GridsOption
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def command(
         float | None,
         typer.Option(metavar="TOKENS/S", help="Prefill speed, for the estimate of the time."),
     ] = None,
+    llama_lib: LlamaLibOption = None,
     grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -64,9 +65,12 @@ def command(
     from ..running import carry_out_batch
     from ..showing import View
     from ..start import estimate_jobs
+    from ..values import llama_lib as folder_of_llama
     from ..values import servers
 
     wanted = read_plan(plan)
+    named = folder_of_llama(llama_lib, wanted.runtime.llama_lib)
+    wanted = replace(wanted, runtime=replace(wanted.runtime, llama_lib=named))
     if rpc is not None:
         wanted = replace(wanted, runtime=replace(wanted.runtime, rpc=servers(rpc)))
     selection = Selection.parse(tuple(only or ()), shard)

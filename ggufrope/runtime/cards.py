@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ggufrope.runtime.library import INSTALL_COMMAND, TESTED_VERSIONS
+from ggufrope.runtime.engine import INSTALL_COMMAND
+from ggufrope.runtime.library import TESTED_VERSIONS
 
 Maker: TypeAlias = Literal["NVIDIA", "AMD", "Intel", "Apple"]
 

@@ -13,11 +13,13 @@ from ggufrope.errors import MissingDependencyError
 from ggufrope.runtime import library, machine, rpc
 from ggufrope.runtime.attention import SLOW, USUAL_HEADS, PairSupport, heads_of, pair_support
 from ggufrope.runtime.cards import Card, cards, install_command, missing_tool, wheel_command
+from ggufrope.runtime.engine import INSTALL_COMMAND
 from ggufrope.runtime.library import Device, Versions
 from ggufrope.runtime.memory import CacheSupport, cache_support, free_memory
+from ggufrope.runtime.selfcheck import SelfCheck, self_check
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ggufrope.runtime.model import Model
 
@@ -29,7 +31,8 @@ _NO_GPU = frozenset({"CPU", "BLAS", "RPC", "ZenDNN"})
 class RuntimeReport:
     """Versions, devices and abilities of the installed llama.cpp.
 
-    `versions` is None where it is not installed. `cards` are the graphics cards of the machine,
+    `versions` is None where it is not installed. `self_check` is what is read of the llama.cpp that
+    is loaded, seen on a small model. `cards` are the graphics cards of the machine,
     whatever llama.cpp can do with them. `free_bytes` is the memory free by device name, with the
     limit of a container applied. `backends` are those that this build has. `attention` says how
     each device runs each pair of cache types, on the heads of the model, else on usual ones.
@@ -42,6 +45,7 @@ class RuntimeReport:
     """
 
     versions: Versions | None
+    self_check: SelfCheck | None
     cards: tuple[Card, ...]
     devices: tuple[Device, ...]
     free_bytes: dict[str, int]
@@ -66,9 +70,10 @@ def report(model: Model | None = None, *, servers: Sequence[str] = ()) -> Runtim
     try:
         versions = library.versions()
     except MissingDependencyError as error:
-        reason, _, _ = str(error).partition(library.INSTALL_COMMAND)
+        reason, _, _ = str(error).partition(INSTALL_COMMAND)
         return RuntimeReport(
             versions=None,
+            self_check=None,
             cards=seen,
             devices=(),
             free_bytes={},
@@ -90,7 +95,14 @@ def report(model: Model | None = None, *, servers: Sequence[str] = ()) -> Runtim
         attention = pair_support(USUAL_HEADS if model is None else heads_of(model), servers)
     rebuild = _faults_of_the_build(versions, seen, backends)
     rebuild += _lacking_kernels(attention)
-    lines = [_to_build(problem, seen) for problem in rebuild]
+    lines = [_to_build(problem, seen) if versions.own else problem for problem in rebuild]
+    checked = self_check()
+    if not versions.own and not versions.tested:
+        lines.append(
+            f"ggufrope was not tested with llama.cpp {versions.llama_cpp} ({versions.commit}) "
+            f"(tested: {', '.join(library.TESTED_BUILDS)})"
+        )
+    lines += _self_check_problems(checked)
     able = [name for name in backends if name not in _NO_GPU]
     if able and not library.can_offload():
         lines.append(
@@ -101,6 +113,7 @@ def report(model: Model | None = None, *, servers: Sequence[str] = ()) -> Runtim
         lines.append(_purpose_advice(model))
     return RuntimeReport(
         versions=versions,
+        self_check=checked,
         cards=seen,
         devices=devices,
         free_bytes=free_memory(servers),
@@ -111,8 +124,8 @@ def report(model: Model | None = None, *, servers: Sequence[str] = ()) -> Runtim
         environment=machine.environment(),
         extras=extras(),
         advice=tuple(lines),
-        install=install_command(seen, again=True) if rebuild else None,
-        wheel=wheel_command(seen) if rebuild else None,
+        install=install_command(seen, again=True) if rebuild and versions.own else None,
+        wheel=wheel_command(seen) if rebuild and versions.own else None,
     )
 
 
@@ -121,7 +134,7 @@ def _faults_of_the_build(
 ) -> list[str]:
     """Return why another build would serve this machine better: version, backends, CPU."""
     faults = []
-    if not library.is_tested(versions.llama_cpp_python):
+    if versions.own and not versions.tested:
         faults.append(version_problem(versions.llama_cpp_python))
     if seen and set(backends) <= _NO_GPU:
         faults.append(f"this build has no backend for a GPU (it has {', '.join(backends)})")
@@ -180,6 +193,23 @@ def _is_installed(package: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _self_check_problems(checked: SelfCheck) -> Iterator[str]:
+    """Yield what the self-check found that measurements suffer from."""
+    if checked.failure is not None:
+        yield f"the self-check failed on this llama.cpp: {checked.failure}"
+    elif checked.rotation_error is not None and not checked.rotation_right:
+        yield (
+            "the self-check measured another rotation than its model declares (largest relative "
+            f"error {checked.rotation_error:.2g}): this llama.cpp rotates in another way, or "
+            "is read wrongly"
+        )
+    if checked.unread:
+        yield (
+            f"the log of this llama.cpp does not say in a known form {', '.join(checked.unread)}: "
+            "reports show these as not known"
+        )
 
 
 def version_problem(installed: str) -> str:

@@ -8,31 +8,31 @@ and errors quote what was captured.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 import re
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ggufrope.errors import MissingDependencyError
+from ggufrope.runtime.engine import imported, loaded, package_version, symbols
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from types import ModuleType
 
-INSTALL_COMMAND = 'pip install "ggufrope[llama]"'
 TESTED_VERSIONS = ("0.3.36", "0.3.37")
 """The first version of llama-cpp-python that ggufrope was tested with, and the first it was not.
 
 The same bounds as in pyproject.toml. The runtime reads llama.cpp's log and its saved states, and
 their formats change without notice.
 """
+TESTED_BUILDS = ("0c1e570", "b11434")
+"""The commits and tags of llama.cpp that ggufrope was tested with (docs/llama-builds.md)."""
 
 CPU = "CPU"
 """ggml's name of the CPU as a device."""
@@ -61,12 +61,27 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Versions:
-    """The installed versions, enough to find the source of each."""
+    """What llama.cpp is: enough to find its source, and to tell two builds apart.
+
+    `commit` is what the build calls itself, "unknown" for one outside a git repository. `library`
+    is the path of libllama with `~` for the user's home folder, `own` whether llama-cpp-python
+    brought it, and `tested` whether ggufrope was tested with it.
+    """
 
     llama_cpp_python: str
     llama_cpp: str
     commit: str
     system_info: str
+    library: str
+    library_sha256: str
+    own: bool
+    tested: bool
+
+    @property
+    def shown(self) -> str:
+        """Version and commit, and that it was not tested where it was not."""
+        untested = "" if self.tested else ", not tested with ggufrope"
+        return f"{self.llama_cpp} ({self.commit}){untested}"
 
 
 @dataclass(slots=True, eq=False)
@@ -91,13 +106,15 @@ class Log:
 
 on_abort: Callable[[str], object] | None = None
 """Called with the reason before llama.cpp ends the process, on an assertion that does not hold say;
-it cannot go on. None: the reason goes to standard error."""
+it cannot go on. None: the reason goes to standard error. Where it is set before `load`, it is
+called for an exception of C++ that nothing catches too, on Linux."""
 
 _captures: list[Log] = []
 _unfinished: tuple[int, str] | None = None
 # llama.cpp keeps only the pointers, so these references must live.
 _callback: object = None
 _abort_callback: object = None
+_terminate_callback: object = None
 
 
 @contextmanager
@@ -134,7 +151,7 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
 
 def _on_abort(message: bytes | None) -> None:
     """Hand on why ggml ends the process, the source file without its folders."""
-    reason = re.sub(r"^\S*[/\\](?=[\w.-]+:\d+: )", "", _text(message))
+    reason = re.sub(r"^\S*[/\\](?=[\w.-]+:\d+: )", "", _text(message).strip())
     if on_abort is None:
         os.write(2, f"{reason}\n".encode())
     else:
@@ -169,26 +186,10 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 def load() -> ModuleType:
     """Return the module `llama_cpp.llama_cpp`, llama.cpp's C functions, ready for use.
 
-    Raises MissingDependencyError where llama-cpp-python is absent, does not load, or is older
-    than the structures that the runtime passes to it.
+    Raises MissingDependencyError where llama-cpp-python or the library is absent, does not load, or
+    does not fit what the runtime passes to it.
     """
-    try:
-        library = importlib.import_module("llama_cpp.llama_cpp")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"llama-cpp-python is not installed: {INSTALL_COMMAND} (with a GPU, as `ggufrope "
-            "doctor` says)"
-        ) from error
-    except (ImportError, OSError, RuntimeError) as error:
-        raise MissingDependencyError(
-            f"llama-cpp-python is installed but does not load ({error}); "
-            f"reinstall it: {INSTALL_COMMAND}"
-        ) from error
-    if not hasattr(library, "llama_version"):
-        raise MissingDependencyError(
-            f"llama-cpp-python {_package_version()} is too old (required: {TESTED_VERSIONS[0]} or "
-            f"newer): {INSTALL_COMMAND}"
-        )
+    library = imported()
     global _callback, _abort_callback
     _callback = library.llama_log_callback(_on_log)
     library.llama_log_set(_callback, ctypes.c_void_p(0))
@@ -196,18 +197,52 @@ def load() -> ModuleType:
     kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
     _abort_callback = kind(_on_abort)
     ggml_function("ggml_set_abort_callback", kind, kind)(_abort_callback)
+    if on_abort is not None:
+        _answer_exceptions()
+    _load_backends()
     return library
 
 
+def _load_backends() -> None:
+    """Load the backends of a build that has each in a library of its own, as llama.cpp's releases.
+
+    Raises MissingDependencyError where there is none.
+    """
+    count = ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
+    if count():
+        return
+    engine = loaded(imported())
+    load_from = ggml_function("ggml_backend_load_all_from_path", None, ctypes.c_char_p)
+    load_from(os.fsencode(engine.path.parent))
+    if not count():
+        raise MissingDependencyError(
+            f"{engine.shown} has no backend to compute with: put libggml-cpu beside it"
+        )
+
+
+def _answer_exceptions() -> None:
+    """Have an exception of C++ that nothing catches told as an assertion that fails."""
+    global _terminate_callback
+    _terminate_callback = ctypes.CFUNCTYPE(None)(lambda: _on_abort(b"an exception of C++"))
+    with suppress(OSError, AttributeError):
+        # std::set_terminate
+        ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE(_terminate_callback)
+
+
 def versions() -> Versions:
-    """Return the versions of llama-cpp-python and of the llama.cpp inside it."""
+    """Return the versions of llama-cpp-python and of the llama.cpp that it loaded."""
     library = load()
-    commit = ggml_function("ggml_commit", ctypes.c_char_p)
+    engine = loaded(library)
+    package, commit = package_version(), _text(ggml_function("ggml_commit", ctypes.c_char_p)())
     return Versions(
-        llama_cpp_python=_package_version(),
+        llama_cpp_python=package,
         llama_cpp=_text(library.llama_version()),
-        commit=_text(commit()),
+        commit=commit,
         system_info=_text(library.llama_print_system_info()).strip(" |"),
+        library=engine.shown,
+        library_sha256=engine.sha256,
+        own=engine.own,
+        tested=is_tested(package) if engine.own else commit.startswith(TESTED_BUILDS),
     )
 
 
@@ -344,30 +379,23 @@ def _device(found: FoundDevice) -> Device:
     )
 
 
-def ggml_function(name: str, result: object, *arguments: object) -> Any:
+def ggml_function(name: str, result: Any, *arguments: Any) -> Any:
     """Return a function of ggml's C API, which llama-cpp-python ships but does not bind."""
-    function: Any = next(getattr(part, name) for part in _ggml_libraries() if hasattr(part, name))
+    function = next((part[name] for part in _ggml_libraries() if hasattr(part, name)), None)
+    if function is None:
+        raise MissingDependencyError(
+            f"{loaded(imported()).shown} is too old a llama.cpp: it has no function {name}"
+        )
     function.restype, function.argtypes = result, arguments
     return function
 
 
 @cache
 def _ggml_libraries() -> tuple[ctypes.CDLL, ...]:
-    """Return what to look ggml's functions up in: the copy of ggml that libllama is linked to.
-
-    An installed wheel has each library under several names, as files of their own. Another one
-    than libllama's, loaded by its name, has devices of its own, which llama.cpp does not know.
-    """
-    llama: ctypes.CDLL = importlib.import_module("llama_cpp.llama_cpp")._lib
-    if sys.platform != "win32":
-        return (llama,)  # dlsym searches what a library is linked to as well
-    extensions = importlib.import_module("llama_cpp._ctypes_extensions")
-    folder = Path(llama._name).parent
-    return tuple(extensions.load_shared_library(name, folder) for name in ("ggml", "ggml-base"))
-
-
-def _package_version() -> str:
-    return str(importlib.import_module("llama_cpp").__version__)
+    """Return where ggml's functions are: the libraries that libllama is linked to."""
+    if sys.platform == "win32":  # which looks into no library but the one that is named
+        return ctypes.CDLL("ggml"), ctypes.CDLL("ggml-base")
+    return (symbols(loaded(imported()).path),)
 
 
 def _text(value: bytes | None) -> str:

@@ -40,10 +40,14 @@ _ABORTS = frozenset(
         "factor-length",
         "rotary-dimensions",
         "attention-temperature",
+        "layer-count",
         "misaligned-data",
+        "unusable-type",
     }
 )
 """Codes of findings on which llama.cpp ends the process."""
+_EPSILONS = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
+"""Suffixes of keys that ggml asserts to be 0 or more (ggml/src/ggml-cpu/ops.cpp)."""
 
 _MIB = 1024 * 1024
 _OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", re.IGNORECASE)
@@ -211,7 +215,8 @@ def _refuse_what_aborts(path: Path, options: LoadOptions) -> None:
     """Refuse a file on which llama.cpp ends the process: it asserts what it does not check.
 
     Known are scaling types, the element type of factor tensors, rotary dimensions, attention
-    temperatures, and where the tensors of a mapped file start.
+    temperatures, the number of layers, the epsilon of norms, types of weights that nothing
+    multiplies by, and where the tensors of a mapped file start.
     """
     overrides = options.kv_overrides
     header = read_header(path)
@@ -222,11 +227,17 @@ def _refuse_what_aborts(path: Path, options: LoadOptions) -> None:
             f"{path.name}: {key} is {word!r} (expected one of {', '.join(SCALING_TYPES)}); "
             f"llama.cpp aborts on any other value"
         )
+    for suffix in _EPSILONS:
+        key = f"{header.architecture}.{suffix}"
+        epsilon = overrides.get(key, header.get(key))
+        if isinstance(epsilon, float) and not epsilon >= 0:
+            raise (RequestError if key in overrides else LoadError)(
+                f"{path.name}: {key} is {epsilon:g}, on which llama.cpp aborts: expected 0 or more"
+            )
     found = [(each.code, each.message) for each in _settings_findings(header, overrides)]
-    if options.use_mmap:
-        found += [(each.code, each.message) for each in layout_findings(header)]
+    found += [(each.code, each.message) for each in layout_findings(header)]
     for code, message in found:
-        if code in _ABORTS:
+        if code in _ABORTS and (code != "misaligned-data" or options.use_mmap):
             raise LoadError(f"{path.name}: {message}")
 
 

@@ -35,7 +35,6 @@ CPU_FEATURES = {
 Linux's in /proc/cpuinfo."""
 
 ENVIRONMENT = {
-    "LLAMA_CPP_LIB_PATH": "the folder that llama.cpp is loaded from",
     "LLAMA_ATTN_ROT_DISABLE": "quantized caches are not rotated, which costs quality",
     "LLAMA_GRAPH_REUSE_DISABLE": "the graph is built anew for every token, which is slower",
     "LLAMA_KV_CACHE_DEBUG": "prints the cells of the cache",

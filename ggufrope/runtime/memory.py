@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ggufrope.runtime.loading import Buffer
     from ggufrope.runtime.model import Model
-    from ggufrope.runtime.sizing import Cache
+    from ggufrope.runtime.sizing import Cache, ContextSize
 
 _SMALL = ContextSettings(n_ctx=CONTEXT_GRANULE)
 _SMALLER_CACHES = ("q8_0", "q4_0")
@@ -44,13 +44,13 @@ class CacheSupport:
     """Whether a pair of cache types runs on a model; `refusal` is the reason where it does not.
 
     `falls_back` is True where operations leave the GPU that stay on it with f16, which runs but is
-    slow.
+    slow; None where llama.cpp's log does not say.
     """
 
     type_k: str
     type_v: str
     refusal: str | None
-    falls_back: bool
+    falls_back: bool | None
     cache: Cache | None
 
 
@@ -71,11 +71,16 @@ def cache_support(
         type_k=type_k,
         type_v=type_v,
         refusal=refusal,
-        falls_back=size is not None
-        and refusal is None
-        and size.graph_splits > model.size_context(plain).graph_splits,
+        falls_back=_falls_back(size, model.size_context(plain)) if size and not refusal else False,
         cache=None if size is None else size.cache,
     )
+
+
+def _falls_back(size: ContextSize, plain: ContextSize) -> bool | None:
+    """Return whether a computation changes device more often than that of the plain context."""
+    if size.graph_splits is None or plain.graph_splits is None:
+        return None
+    return size.graph_splits > plain.graph_splits
 
 
 def cache_refusal(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ggufrope.container.reader import read_header
-from ggufrope.errors import LoadError
+from ggufrope.errors import BackendError, LoadError
 from ggufrope.rope.metadata import read_metadata
 from ggufrope.rope.purpose import Purpose, purpose
 from ggufrope.runtime import library
@@ -92,6 +92,8 @@ class Vocabulary:
     def _tokenize(self, text: str, special: bool) -> list[int]:
         if not text:
             return []
+        if not self._library.llama_vocab_type(self._handle):
+            raise BackendError("the model has no vocabulary: it cannot tokenize a text")
         encoded = text.encode("utf-8", "surrogateescape")
         capacity = len(encoded) + 2
         while True:
@@ -361,6 +363,11 @@ class Model:
         return str(overrides[key]) if key in overrides else self.metadata(key)
 
     # Tokens -------------------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> int:
+        """1: two contexts at once would share the same devices."""
+        return 1
 
     @property
     def n_vocab(self) -> int:

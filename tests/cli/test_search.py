@@ -11,8 +11,8 @@ from tests.cli.conftest import Call
 
 QUICK = (
     *("--target-ctx", "1k", "--candidates", "8", "--finalists", "1", "--samples", "1"),
-    *("--screening-samples", "1", "--screening-ctx", "600", "--holdout-samples", "2"),
-    *("--threads", "1"),
+    *("--haystacks", "1", "--screening-samples", "1", "--screening-ctx", "600"),
+    *("--holdout-haystacks", "2", "--threads", "1"),
 )
 
 
