@@ -29,7 +29,7 @@ from ggufrope.rope.scaling import FrequencyFactors
 from ggufrope.search.engine import Evaluator, Watch, search
 from ggufrope.search.optimizers import require_optimizer
 from ggufrope.search.record import Record
-from ggufrope.search.result import SCHEMA, SearchResult, result_of
+from ggufrope.search.result import SearchResult, result_of
 from ggufrope.search.rotators import open_rotator
 from ggufrope.search.schemes import Scheme
 from ggufrope.search.spaces import FACTOR_SPACES, UNIFORM_SPACES
@@ -133,10 +133,7 @@ def read_result(folder: Path) -> SearchResult:
         raise RequestError(
             f"the search in {folder} has not ended: run the same command to go on with it"
         )
-    plain = read_json(path)
-    if isinstance(plain, dict) and plain.get("schema") != SCHEMA:
-        raise RequestError(f"{path} is of another version of ggufrope: search again")
-    return decode(SearchResult, plain, where=str(path))
+    return decode(SearchResult, read_json(path), where=str(path))
 
 
 def write_factors(
