@@ -80,7 +80,8 @@ def watch(servers: Sequence[str]) -> None:
     """Let the connections of ggml to these servers fail where a machine is gone from the network.
 
     ggml waits for an answer without a limit, for a computation may take long. So the system asks
-    whether the other side is there, on the sockets that ggml has opened, where there is a list of what a process has open.
+    whether the other side is there, on the sockets that ggml has opened, where the system lists
+    what a process has open.
     """
     hosts = {server.rpartition(":")[0] for server in servers}
     infos = (info for host in hosts for info in socket.getaddrinfo(host, None, socket.AF_INET))
