@@ -140,6 +140,10 @@ class Backend(Protocol[ModelT]):
         """Open a context of `n_ctx` tokens and `spare` further cells for questions."""
         ...
 
+    def versions(self) -> dict[str, str]:
+        """Return what the runtime is, as records have it."""
+        ...
+
     def describe(self, model: ModelT) -> dict[str, str]:
         """Return what a report says of how `model` runs: versions, devices, layers offloaded."""
         ...
@@ -236,17 +240,27 @@ class LlamaBackend:
         )
         return Context(model, settings)
 
+    def versions(self) -> dict[str, str]:
+        """Return the versions of llama.cpp and what tells its build apart."""
+        from ggufrope.runtime import library
+
+        self._use_library()
+        versions = library.versions()
+        return {
+            "llama-cpp-python": versions.llama_cpp_python,
+            "llama.cpp": versions.shown,
+            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
+        }
+
     def describe(self, model: Model) -> dict[str, str]:
         """Return versions, devices with their memory, and where the layers really went."""
         from ggufrope._format import byte_size
         from ggufrope.runtime import library
 
-        versions, placement = library.versions(), model.placement
+        placement = model.placement
         known = {
-            "llama-cpp-python": versions.llama_cpp_python,
-            "llama.cpp": versions.shown,
-            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
-            "system": versions.system_info,
+            **self.versions(),
+            "system": library.versions().system_info,
             "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}"
             if placement.layers
             else "not known",
@@ -299,9 +313,13 @@ class FakeBackend:
 
         return FakeContext(model, n_ctx=n_ctx + spare)
 
-    def describe(self, model: FakeModel) -> dict[str, str]:
+    def versions(self) -> dict[str, str]:
         """Return that it is the fake."""
         return {"llama.cpp": "none: the fake runtime"}
+
+    def describe(self, model: FakeModel) -> dict[str, str]:
+        """Return that it is the fake."""
+        return self.versions()
 
 
 def require_room(path: Path, settings: RuntimeSettings) -> None:

@@ -302,14 +302,12 @@ class Model:
     @property
     def head_size(self) -> int:
         """Width of one key head: `attention.key_length`, else embedding width / heads."""
-        declared = self.metadata(f"{self.architecture}.attention.key_length")
-        return int(declared) if declared else self.n_embd // self.n_head
+        return self.attention_size("key_length") or self.n_embd // self.n_head
 
     @property
     def value_head_size(self) -> int:
         """Width of one value head: `attention.value_length`, else embedding width / heads."""
-        declared = self.metadata(f"{self.architecture}.attention.value_length")
-        return int(declared) if declared else self.n_embd // self.n_head
+        return self.attention_size("value_length") or self.n_embd // self.n_head
 
     @property
     def n_swa(self) -> int:
@@ -371,6 +369,11 @@ class Model:
         buffer = ctypes.create_string_buffer(length + 1)
         self._library.llama_model_meta_val_str(self.handle, name, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
+
+    def attention_size(self, name: str) -> int:
+        """Return the file's whole number `attention.NAME`, 0 where it has none."""
+        declared = self.metadata(f"{self.architecture}.attention.{name}") or ""
+        return int(declared) if declared.isdecimal() else 0
 
     def setting(self, key: str) -> str | None:
         """Return the scalar value in effect: the override's, else the file's, else None."""
