@@ -148,10 +148,13 @@ def _decode_record(record: type, plain: Plain, path: str, problems: list[str]) -
         problems.append(f"{path or 'the value'} must be a table, found {_show(plain)}")
         return None
     known = _fields(record)
+    renamed = {field.metadata.get("was"): name for name, (field, _) in known.items()}
     before = len(problems)
     for name in plain:
         if name not in known:
             hint = did_you_mean(name, known) or f"; known here: {', '.join(known)}"
+            if name in renamed:
+                hint = f": it is {renamed[name]!r} now"
             problems.append(f"unknown key {_join(path, str(name))!r}{hint}")
     values = {}
     for name, (field, kind) in known.items():

@@ -12,9 +12,11 @@ SHARES = ("recall", "recall_share", "top_ranked", "ruler_share")
 """The limits that are a least share; the others are a most in nat."""
 
 
-def _limit(default: float | None, help_: str, *tasks: str) -> float | None:
-    """A threshold, and the tasks whose measurements it applies to."""
-    value: float | None = field(default=default, metadata={"help": help_, "tasks": tasks})
+def _limit(default: float | None, help_: str, *tasks: str, was: str | None = None) -> float | None:
+    """A threshold, the tasks whose measurements it applies to, and its name in the version
+    before."""
+    metadata = {"help": help_, "tasks": tasks, "was": was}
+    value: float | None = field(default=default, metadata=metadata)
     return value
 
 
@@ -41,6 +43,7 @@ class Thresholds:
         "needle",
         "passkey",
         "multikey",
+        was="beats_distractors",
     )
     ruler_share: float | None = _limit(
         0.85, "minimum RULER-style mean, as a share of the mean at the shortest length", "ruler"
@@ -50,12 +53,14 @@ class Thresholds:
         "maximum increase of the negative log-likelihood within the original context, nat per "
         "token",
         "short-context",
+        was="short_nll",
     )
     long_context_nll: float | None = _limit(
         1.0,
         "maximum increase of the negative log-likelihood from the shortest length to any other, "
         "nat per token",
         "perplexity",
+        was="long_nll",
     )
     divergence: float | None = _limit(
         None,

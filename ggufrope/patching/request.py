@@ -90,9 +90,9 @@ def _option(help_: str, unit: str | None = None) -> Any:
     return field(default=None, metadata={"help": help_, "unit": unit})
 
 
-def _switch(help_: str) -> Any:
-    """A field that is off unless given."""
-    return field(default=False, metadata={"help": help_})
+def _switch(help_: str, *, was: str | None = None) -> Any:
+    """A field that is off unless given, and its name in the version before."""
+    return field(default=False, metadata={"help": help_, "was": was})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +146,8 @@ class ScalingRequest:
     )
     bake: bool = _switch("write the scheme as factor tensors, past keys that llama.cpp ignores")
     keep_short_context: bool = _switch(
-        "scale only beyond the original context, with long factors of their own (implies bake)"
+        "scale only beyond the original context, with long factors of their own (implies bake)",
+        was="two_faced",
     )
     replace_scaling: bool = _switch(
         "drop the scaling that the file has, even if the model was trained with it"

@@ -29,7 +29,7 @@ FORCE = {"in-use"}
 BIG = 192 << 20
 
 
-class SignalledFiles(FaultyFiles):
+class SignaledFiles(FaultyFiles):
     """Files whose process gets SIGTERM at operation number `at`, and lives on."""
 
     def __init__(self, at: int) -> None:
@@ -53,7 +53,7 @@ def test_an_edit_is_undone_at_once(case: Case, tmp_path: Path) -> None:
     finished = 0
     for at in count():
         old = prepare(path, case)
-        made, files = plan(path, case, CapableFiles()), SignalledFiles(at)
+        made, files = plan(path, case, CapableFiles()), SignaledFiles(at)
         try:
             execute(made, files=files)
         except KeyboardInterrupt:
@@ -91,7 +91,7 @@ def test_the_files_of_a_model_stay_one(tmp_path: Path, what: str) -> None:
     undo(first, force=FORCE, files=CapableFiles())
     struck = 0
     for at in count():
-        files = SignalledFiles(at)
+        files = SignaledFiles(at)
         try:
             if what == "edit":
                 edit(files)
