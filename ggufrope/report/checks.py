@@ -16,14 +16,13 @@ def to_markdown(report: CheckReport) -> str:
     """Return a table with one row per file, then every finding, and the commands that mend what
     differs from a config."""
     heads = ("file", "architecture", "context", "scaling", "worst finding")
-    counts = ", ".join(f"{count} {severity}" for severity, count in report.counts.items() if count)
+    counts = [f"{count} {severity}" for severity, count in report.counts.items() if count]
+    files = f"{len(report.files)} file{'s' * (len(report.files) != 1)}"
     commands = [file.config.command for file in report.files if file.config and file.config.command]
     parts = [
         f"## ggufrope check: {'passed' if report.passed else 'failed'}",
         markdown_table(heads, [_row(file) for file in report.files]),
-        plain(
-            f"{len(report.files)} file{'s' * (len(report.files) != 1)}: {counts or 'no finding'}"
-        ),
+        plain(f"{files}: {', '.join(counts) or 'no finding'}"),
         bullets(
             [
                 f"{file.name}: {finding.severity} {finding.code}: {finding.message}"

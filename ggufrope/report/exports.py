@@ -220,9 +220,8 @@ def _verdict_suite(report: RunReport) -> ElementTree.Element:
         if check.outcome == "fail":
             ElementTree.SubElement(case, "failure", type="fail", message=xml_text(check.reason))
         elif check.outcome == "undecided":
-            message = xml_text(
-                "undecided: " + "; ".join(filter(None, (check.reason, check.decide)))
-            )
+            reasons = "; ".join(filter(None, (check.reason, check.decide)))
+            message = xml_text(f"undecided: {reasons}")
             if allowed:
                 ElementTree.SubElement(case, "skipped", message=message)
             else:
