@@ -274,7 +274,10 @@ def outlive_aborts() -> None:
 
 
 def _tell_abort(reason: str) -> None:
-    _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
+    if "RPC" in reason:
+        _tell(f"an RPC server is lost, and llama.cpp ended the process: {reason}")
+    else:
+        _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
     os._exit(exit_code(BackendError()))
 
 

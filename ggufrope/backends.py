@@ -95,12 +95,14 @@ class RuntimeSettings:
         default=None, metadata={"help": "context that requests to an Ollama server ask for"}
     )
 
-    def server_problems(self) -> Iterator[str]:
+    def rpc_problems(self) -> Iterator[str]:
         """Yield what is wrong with `rpc`."""
         if self.rpc:
             from ggufrope.runtime.rpc import address_problems
 
             yield from address_problems(self.rpc)
+            if self.server is not None:
+                yield "`rpc` is for models in this process, and `server` has its own"
             if len(self.devices) > 1:
                 yield "`rpc` is for one worker, a server has one client: give one of `devices`"
 
@@ -134,6 +136,10 @@ class Backend(Protocol[ModelT]):
         self, model: ModelT, n_ctx: int, *, kv: KvTypes, rope: RopeOverrides, spare: int
     ) -> LanguageContext:
         """Open a context of `n_ctx` tokens and `spare` further cells for questions."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Return what the runtime is, as records have it."""
         ...
 
     def describe(self, model: ModelT) -> dict[str, str]:
@@ -232,17 +238,27 @@ class LlamaBackend:
         )
         return Context(model, settings)
 
+    def versions(self) -> dict[str, str]:
+        """Return the versions of llama.cpp and what tells its build apart."""
+        from ggufrope.runtime import library
+
+        self._use_library()
+        versions = library.versions()
+        return {
+            "llama-cpp-python": versions.llama_cpp_python,
+            "llama.cpp": versions.shown,
+            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
+        }
+
     def describe(self, model: Model) -> dict[str, str]:
         """Return versions, devices with their memory, and where the layers really went."""
         from ggufrope._format import byte_size
         from ggufrope.runtime import library
 
-        versions, placement = library.versions(), model.placement
+        placement = model.placement
         known = {
-            "llama-cpp-python": versions.llama_cpp_python,
-            "llama.cpp": versions.shown,
-            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
-            "system": versions.system_info,
+            **self.versions(),
+            "system": library.versions().system_info,
             "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}"
             if placement.layers
             else "not known",
@@ -295,9 +311,13 @@ class FakeBackend:
 
         return FakeContext(model, n_ctx=n_ctx + spare)
 
-    def describe(self, model: FakeModel) -> dict[str, str]:
+    def versions(self) -> dict[str, str]:
         """Return that it is the fake."""
         return {"llama.cpp": "none: the fake runtime"}
+
+    def describe(self, model: FakeModel) -> dict[str, str]:
+        """Return that it is the fake."""
+        return self.versions()
 
 
 def require_room(path: Path, settings: RuntimeSettings) -> None:
@@ -311,7 +331,7 @@ def require_room(path: Path, settings: RuntimeSettings) -> None:
     from ggufrope.errors import InsufficientMemoryError
     from ggufrope.runtime import library, memory
 
-    if library.can_offload() and settings.gpu_layers != 0:
+    if (settings.rpc or library.can_offload()) and settings.gpu_layers != 0:
         return
     need = sum(part.stat().st_size for part in model_paths(str(path)))
     free = memory.free_memory()[library.CPU]

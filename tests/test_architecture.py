@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "patching": {"container", "rope"},
     "advice": {"container", "rope", "patching"},
     "runtime": {"container", "rope"},
-    "server": set(),
+    "server": {"container", "rope"},
     "evals": {"container", "rope"},
     "backends": {"container", "rope", "patching", "runtime", "server"},
     "proof": {"container", "rope", "patching", "runtime"},

@@ -268,10 +268,12 @@ class RunPlan(TaskSettings):
             yield SERVED_AS_IT_IS
         if self.mode == "spliced" and not self.whole_prompts:
             yield "`whole_prompts` 0: a server takes nothing else"
-        if unable := [task for task in self.tasks if task not in ASKING]:
+        if self.base is not None:
+            yield "`base` is for files: what a server gives is compared with no other model"
+        if unable := [task for task in self.measured if task not in ASKING]:
             yield (
                 f"`tasks` {', '.join(unable)}: a server gives no logits; it can be asked "
-                f"{', '.join(sorted(ASKING))}"
+                f"{', '.join(sorted(ASKING - {'kv'}))}"
             )
 
     @property
@@ -345,7 +347,7 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
         value = getattr(runtime, name)
         if isinstance(value, int) and not least <= value <= most:
             yield f"`{name}` {value} must be {least} to {most}"
-    yield from runtime.server_problems()
+    yield from runtime.rpc_problems()
     if runtime.server is not None:
         from ggufrope.server.address import normal_address
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ggufrope.container.checks import layout_findings
 from ggufrope.container.reader import read_header
+from ggufrope.container.types import ArrayValue
 from ggufrope.errors import (
     FileError,
     InsufficientMemoryError,
@@ -46,8 +47,7 @@ _ABORTS = frozenset(
     }
 )
 """Codes of findings on which llama.cpp ends the process."""
-_EPSILONS = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
-"""Suffixes of keys that ggml asserts to be 0 or more (ggml/src/ggml-cpu/ops.cpp)."""
+_MOST_EXPERTS = 1024  # LLAMA_MAX_EXPERTS, src/llama-hparams.h
 
 _MIB = 1024 * 1024
 _OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", re.IGNORECASE)
@@ -215,8 +215,8 @@ def _refuse_what_aborts(path: Path, options: LoadOptions) -> None:
     """Refuse a file on which llama.cpp ends the process: it asserts what it does not check.
 
     Known are scaling types, the element type of factor tensors, rotary dimensions, attention
-    temperatures, the number of layers, the epsilon of norms, types of weights that nothing
-    multiplies by, and where the tensors of a mapped file start.
+    temperatures, the number of layers, numbers of experts, the epsilon of norms, types of weights
+    that nothing multiplies by, and where the tensors of a mapped file start.
     """
     overrides = options.kv_overrides
     header = read_header(path)
@@ -227,18 +227,49 @@ def _refuse_what_aborts(path: Path, options: LoadOptions) -> None:
             f"{path.name}: {key} is {word!r} (expected one of {', '.join(SCALING_TYPES)}); "
             f"llama.cpp aborts on any other value"
         )
-    for suffix in _EPSILONS:
+    for suffix, problem in _asserted(header, overrides):
         key = f"{header.architecture}.{suffix}"
-        epsilon = overrides.get(key, header.get(key))
-        if isinstance(epsilon, float) and not epsilon >= 0:
-            raise (RequestError if key in overrides else LoadError)(
-                f"{path.name}: {key} is {epsilon:g}, on which llama.cpp aborts: expected 0 or more"
-            )
+        raise (RequestError if key in overrides else LoadError)(
+            f"{path.name}: {key} is {problem}; llama.cpp aborts on it"
+        )
     found = [(each.code, each.message) for each in _settings_findings(header, overrides)]
     found += [(each.code, each.message) for each in layout_findings(header)]
     for code, message in found:
         if code in _ABORTS and (code != "misaligned-data" or options.use_mmap):
             raise LoadError(f"{path.name}: {message}")
+
+
+def _asserted(header: Header, overrides: Mapping[str, OverrideValue]) -> Iterator[tuple[str, str]]:
+    """Yield the suffix of each key that llama.cpp asserts something else of, and what is wrong:
+    `llama_model_base::load_hparams` (src/llama-model.cpp 1318-1375), and norms in
+    ggml/src/ggml-cpu/ops.cpp."""
+
+    def value(suffix: str) -> float:
+        key = f"{header.architecture}.{suffix}"
+        found = overrides.get(key, header.get(key))
+        items = (found.items or ()) if isinstance(found, ArrayValue) else (found,)
+        return max((each for each in items if isinstance(each, int | float)), default=0)
+
+    for suffix in ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"):
+        if not value(suffix) >= 0:
+            yield suffix, f"{value(suffix):g}: expected 0 or more"
+    if (drafting := value("nextn_predict_layers")) > value("block_count"):
+        yield "nextn_predict_layers", f"{drafting}: more than there are layers"
+    experts, used = value("expert_count"), value("expert_used_count")
+    groups, groups_used = value("expert_group_count"), value("expert_group_used_count")
+    if header.architecture in ("hunyuan-dense", "hunyuan_vl") and experts <= 1:
+        return
+    if experts > _MOST_EXPERTS:
+        yield "expert_count", f"{experts}: expected at most {_MOST_EXPERTS}"
+    if used > experts or (experts and not used):
+        expected = f"1 to {experts}, the number of experts" if experts else "0, without experts"
+        yield "expert_used_count", f"{used}: expected {expected}"
+    if groups and groups >= experts:
+        yield "expert_group_count", f"{groups}: expected fewer than {experts}, the experts"
+    elif groups > 1 and experts % groups:
+        yield "expert_group_count", f"{groups}: expected a divisor of {experts}, the experts"
+    elif groups > 1 and not 0 < groups_used < groups:
+        yield "expert_group_used_count", f"{groups_used}: expected 1 to {groups - 1}"
 
 
 def _settings_findings(header: Header, overrides: Mapping[str, OverrideValue]) -> Iterator[Finding]:

@@ -94,9 +94,7 @@ def cache_refusal(
 
 
 def _rules(model: Model) -> CacheRules:
-    def declared(name: str) -> int:
-        return int(model.metadata(f"{model.architecture}.attention.{name}") or 0)
-
+    declared = model.attention_size
     keys, values = [model.head_size], [model.value_head_size]
     if model.n_swa:
         keys.append(declared("key_length_swa") or model.head_size)

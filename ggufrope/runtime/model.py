@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import weakref
 from dataclasses import dataclass
@@ -33,6 +34,17 @@ if TYPE_CHECKING:
     from ggufrope.runtime.sizing import ContextSize
 
 _ANCHOR = "\n"
+_open: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what is left open while llama.cpp can still call back.
+
+    Later its log would end the thread that calls, and another that waits for it would never end.
+    """
+    for model in tuple(_open):
+        model.close()
 
 
 class Vocabulary:
@@ -159,6 +171,7 @@ class Model:
         self._options = options
         self._log = log
         self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+        _open.add(self)
         self.path = path
         self.vocabulary = Vocabulary(handle)
         # Read now: a context with a YaRN scale makes llama.cpp change it in the model itself.
@@ -210,7 +223,9 @@ class Model:
         except BaseException:
             servers.release(options.rpc)
             raise
-        return cls(Path(path), options, handle, log)
+        model = cls(Path(path), options, handle, log)
+        servers.watch(options.rpc)
+        return model
 
     def close(self) -> None:
         """Free the weights, after the contexts made of them. Closing twice is fine."""
@@ -287,14 +302,12 @@ class Model:
     @property
     def head_size(self) -> int:
         """Width of one key head: `attention.key_length`, else embedding width / heads."""
-        declared = self.metadata(f"{self.architecture}.attention.key_length")
-        return int(declared) if declared else self.n_embd // self.n_head
+        return self.attention_size("key_length") or self.n_embd // self.n_head
 
     @property
     def value_head_size(self) -> int:
         """Width of one value head: `attention.value_length`, else embedding width / heads."""
-        declared = self.metadata(f"{self.architecture}.attention.value_length")
-        return int(declared) if declared else self.n_embd // self.n_head
+        return self.attention_size("value_length") or self.n_embd // self.n_head
 
     @property
     def n_swa(self) -> int:
@@ -356,6 +369,11 @@ class Model:
         buffer = ctypes.create_string_buffer(length + 1)
         self._library.llama_model_meta_val_str(self.handle, name, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
+
+    def attention_size(self, name: str) -> int:
+        """Return the file's whole number `attention.NAME`, 0 where it has none."""
+        declared = self.metadata(f"{self.architecture}.attention.{name}") or ""
+        return int(declared) if declared.isdecimal() else 0
 
     def setting(self, key: str) -> str | None:
         """Return the scalar value in effect: the override's, else the file's, else None."""

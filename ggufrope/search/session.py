@@ -82,7 +82,7 @@ def run_search(
     stats.require()
     backend.require()
     pins = _pinned(model)
-    search_identity = identity(model, pins, plan, kv)
+    search_identity = {**identity(model, pins, plan, kv), "runtime": backend.versions()}
     with storage("create", folder):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -149,8 +149,8 @@ def write_factors(
 def identity(
     model: StoredModel, pins: Sequence[Pin], plan: SearchPlan, kv: KvTypes
 ) -> dict[str, Any]:
-    """Return what the losses of a search depend on. The budget is not of it: more can be given
-    later."""
+    """Return what the losses of a search depend on besides the runtime. The budget is not of it:
+    more can be given later."""
     options = asdict(plan)
     del options["budget_seconds"]
     options["text"] = None if plan.text is None else plan.text.sha256

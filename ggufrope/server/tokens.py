@@ -31,8 +31,8 @@ _ANCHOR = "\n"
 _SAMPLE = (
     " The river had been low since the spring, and the boats of the ferry company lay on the mud "
     "beside the old warehouse. Nobody in the village could remember a year like it. Some people "
-    "said that the new dam had taken the water, but most of them kept their opinions to "
-    "themselves. She counted the steps down to the landing every morning, and wrote the number into a small "
+    "said that the new dam had taken the water, but most of them kept that to themselves. "
+    "She counted the steps down to the landing every morning, and wrote the number into a small "
     "green notebook before she went to work."
 )
 _USUAL_CHARACTERS = 3.5
