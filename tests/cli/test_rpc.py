@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ONE_JOB = ("--ctx", "128", "--tasks", "perplexity", "--no-control", "--threads", "1")
 SEARCH = (
     *("--target-ctx", "1k", "--candidates", "8", "--finalists", "1", "--samples", "1"),
-    *("--screening-samples", "1", "--screening-ctx", "600", "--holdout-samples", "2"),
+    *("--screening-samples", "1", "--screening-ctx", "600", "--holdout-haystacks", "2"),
     *("--threads", "1"),
 )
 DEAD = "127.0.0.1:1"
