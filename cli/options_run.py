@@ -425,7 +425,7 @@ class RunOptions:
                 templates=_name(self.templates),
             ),
             runtime=RuntimeSettings(
-                llama_lib=llama_lib(self.llama_lib),
+                llama_lib=self.llama_lib if self.server else llama_lib(self.llama_lib),
                 gpu_layers=layers(self.gpu_layers),
                 experts_on_cpu=experts(self.experts_on_cpu),
                 rpc=servers(self.rpc),

@@ -268,6 +268,8 @@ class RunPlan(TaskSettings):
             yield SERVED_AS_IT_IS
         if self.mode == "spliced" and not self.whole_prompts:
             yield "`whole_prompts` 0: a server takes nothing else"
+        if self.runtime.llama_lib is not None:
+            yield "`llama_lib` is for models in this process, and a server has its own"
         if self.base is not None:
             yield "`base` is for files: what a server gives is compared with no other model"
         if unable := [task for task in self.measured if task not in ASKING]:
