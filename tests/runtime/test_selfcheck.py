@@ -77,3 +77,23 @@ def test_a_build_that_fails_is_said_to(tmp_path: Path, source: str, words: str) 
     assert words in check.failure
     assert check.state_version is None
     assert not check.rotation_right
+
+
+NEED = """
+import sys
+from ggufrope import ContextSettings, Model, use_llama
+from ggufrope.runtime.memory import context_need, estimated_cache_bytes
+use_llama(sys.argv[1])
+with Model.open(sys.argv[2], gpu_layers=0) as model:
+    settings = ContextSettings(n_ctx=1 << 20)
+    (need,) = context_need(model, settings)
+    print(need.device, need.size_bytes == estimated_cache_bytes(model, settings) > 1 << 29)
+"""
+
+
+@NEEDS_COMPILER
+def test_a_cache_that_the_log_does_not_name_still_needs_memory(nano: Path, tmp_path: Path) -> None:
+    folder = stub(tmp_path / "silent", SILENT, linked=True)
+    words = [sys.executable, "-c", NEED, folder, nano]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "CPU True\n"
