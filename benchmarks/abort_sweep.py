@@ -51,6 +51,7 @@ COMMANDS = (
     ("doctor", "--model", "{model}", "--json"),
 )
 SECONDS = 20.0
+OUR_FAULT = "a fault of ours"
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,7 @@ def attempt(model: Path, context: ContextSettings) -> tuple[str, str]:
         return "too slow", reason
     if code < 0:
         return signal.Signals(-code).name, reason
-    return ("ok", "refused", "a fault of ours")[code], reason
+    return ("ok", "refused", OUR_FAULT)[code], reason
 
 
 def _evaluate(model: Path, settings: ContextSettings) -> None:
@@ -320,15 +321,18 @@ def _evaluate(model: Path, settings: ContextSettings) -> None:
 
 def as_called(model: Path, command: tuple[str, ...], folder: Path) -> Outcome:
     """Run a command in a process of its own, as a person does."""
-    words = [word.format(model=model, folder=folder) for word in command]
-    done = subprocess.run(
-        [sys.executable, "-m", "ggufrope", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    words = [word.format(model=model) for word in command]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ggufrope", *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=6 * SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(code=None, out="", err="took too long")
     return Outcome(code=done.returncode, out=done.stdout, err=done.stderr)
 
 
@@ -359,7 +363,10 @@ def main() -> None:
             model.write_bytes(file.encoded)
             end, reason = attempt(model, ContextSettings(n_ctx=256, n_threads=1))
             ends[end] += 1
-            if end not in ("ok", "refused"):
+            if end == OUR_FAULT:
+                faults.append(f"{case}: {reason}")
+                print(f"FAULT {faults[-1]}", flush=True)
+            elif end not in ("ok", "refused"):
                 died[case] = f"{end}: {reason}"
                 print(f"{case}: {died[case]}", flush=True)
             if options.raw or (case not in died and number_ % options.every):
