@@ -253,7 +253,7 @@ def _table(named: str, library: str) -> Table:
     if found is not None:
         commit, ggml = found
         for path in _tables():
-            if commit and _is_of(path, commit):
+            if _is_of(path, commit):
                 return _read(path, f"made from the installed llama.cpp, {commit}")
         for each in map(_read, _SHIPPED):
             if each.source.ggml == ggml:
@@ -315,9 +315,9 @@ _SHARED_RULES = (
 _LIBRARY_VARIABLE = "LLAMA_CPP_LIB_PATH"
 """Where llama-cpp-python, and `--llama-lib` of ours, look for another library."""
 _MOST_BYTES = 1 << 24
-_VERSIONS = re.compile(rb"\0(\d+\.\d+\.\d+)\0+(?:([0-9a-f]{7,40})(?:-dirty)?|unknown)\0")
-"""What ggml_version and ggml_commit return (ggml/src/ggml.c), one after the other in the library;
-a source package without its history calls its commit unknown."""
+_VERSIONS = re.compile(rb"\0(\d+\.\d+\.\d+)\0+([\w.+-]{1,60}?)(?:-dirty)?\0")
+"""What ggml_version and ggml_commit return (ggml/src/ggml.c), one after the other in the library; a
+build from a source package calls its commit unknown, or as whoever built it said."""
 
 
 def _as_written(
@@ -335,21 +335,20 @@ def _as_written(
 
 
 def _installed(folder: str) -> tuple[str, str] | None:
-    """Return the commit, empty where unknown, and ggml's version of the llama.cpp in `folder`, else
-    of the one that is installed, read from its file: to load it takes longer than a prediction."""
-    places = [Path(folder, place) for place in ("", "bin", "lib", "build/bin")]
+    """Return the commit and ggml's version of the llama.cpp in `folder`, else of the one that is
+    installed, read from its file: to load it takes longer than a prediction."""
     if not folder:
         package = find_spec("llama_cpp")
         if package is None or package.origin is None:
             return None
-        places = [Path(package.origin).with_name("lib")]
-    for path in (path for place in places for path in sorted(place.glob("*ggml-base*"))):
+        folder = str(Path(package.origin).with_name("lib"))
+    for path in sorted(Path(folder).glob("*ggml-base*")):
         try:
             found = _VERSIONS.search(read_bytes(path))
         except FileError:
             continue
         if found is not None:
-            return (found[2] or b"").decode(), found[1].decode()
+            return found[2].decode(), found[1].decode()
     return None
 
 
