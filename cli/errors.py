@@ -60,6 +60,11 @@ OTHER_FLAGS = {
     "experts_on_cpu": "--experts-on-cpu",
     "rpc": "--rpc",
     "threads": "--threads",
+    "server": "--server",
+    "models": "--model",
+    "timeout_seconds": "--timeout",
+    "parallel": "--parallel",
+    "num_ctx": "--num-ctx",
     "recall": "--min-recall",
     "recall_share": "--min-recall-share",
     "top_ranked": "--min-top-ranked",
@@ -268,7 +273,10 @@ def outlive_aborts() -> None:
 
 
 def _tell_abort(reason: str) -> None:
-    _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
+    if "RPC" in reason:
+        _tell(f"an RPC server is lost, and llama.cpp ended the process: {reason}")
+    else:
+        _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
     os._exit(exit_code(BackendError()))
 
 

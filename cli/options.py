@@ -41,6 +41,15 @@ WholeOption = Annotated[
         help="Let a server that cannot send parts of a file send it from its start.",
     ),
 ]
+ServedFileArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="FILE",
+        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE; none "
+        "with --server.",
+        show_default=False,
+    ),
+]
 OtherFileArgument = Annotated[
     str, typer.Argument(metavar="OTHER", help="The file to compare with.", show_default=False)
 ]

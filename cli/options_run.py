@@ -28,9 +28,12 @@ from .values import (
     kv_types,
     layers,
     llama_lib,
+    seconds,
+    server_address,
     servers,
     share,
     token_counts,
+    tokens,
     word,
     words,
 )
@@ -301,6 +304,54 @@ class RunOptions:
             rich_help_panel=_HOW,
         ),
     ] = None
+    server: Annotated[
+        str | None,
+        option(
+            "--server",
+            "Ask a running server in the place of a FILE: http://localhost:8080. A key it requires "
+            "is read from GGUFROPE_API_KEY.",
+            "URL",
+            _HOW,
+        ),
+    ] = None
+    model: Annotated[
+        list[str] | None,
+        option(
+            "--model",
+            "Model of the server; default: its only one. `compare` takes several.",
+            "NAME",
+            _HOW,
+        ),
+    ] = None
+    num_ctx: Annotated[
+        int | None,
+        typer.Option(
+            "--num-ctx",
+            metavar="TOKENS",
+            help="Context that each request to an Ollama server asks for.",
+            rich_help_panel=_HOW,
+            parser=tokens("--num-ctx"),
+        ),
+    ] = None
+    parallel: Annotated[
+        int | None,
+        option(
+            "--parallel",
+            "Prompts to a server at once; default: its slots, where it tells them.",
+            "N",
+            _HOW,
+            min=1,
+        ),
+    ] = None
+    timeout: Annotated[
+        str | None,
+        option(
+            "--timeout",
+            "Longest silence of a server before a cell is an error; default: 30m.",
+            "TIME",
+            _HOW,
+        ),
+    ] = None
     out: Annotated[
         Path | None,
         option(
@@ -327,19 +378,23 @@ class RunOptions:
     ] = False
 
     def plan(
-        self, model: str, requests: tuple[ScalingRequest, ...], *, require: str | None = None
+        self, file: str | None, requests: tuple[ScalingRequest, ...], *, require: str | None = None
     ) -> RunPlan:
-        """Return the plan for one model under these scalings; `require` is the one to judge.
+        """Return the plan for a file under these scalings, or for models of a server; `require` is
+        the scaling to judge.
 
         Raises OptionError or RequestError.
         """
+        models = self._models(file)
         ruler_tasks: tuple[str, ...] = ()
         if self.ruler_tasks is not None:
             ruler_tasks = words(self.ruler_tasks, "--ruler-tasks", tuple(BY_NAME))
-        if self.ctx is None:
-            contexts = default_contexts(model, requests)
-        else:
+        if self.ctx is not None:
             contexts = token_counts(self.ctx, "--ctx")
+        elif file is None:
+            raise OptionError("--server needs --ctx, such as 8k,16k: the lengths to measure")
+        else:
+            contexts = default_contexts(file, requests)
         chosen: dict[str, Any] = {
             "tasks": words(self.tasks, "--tasks", _choices("tasks")),
             "mode": word(self.mode, "--mode", _choices("mode")),
@@ -349,7 +404,7 @@ class RunOptions:
             "thinking": _switch(self.thinking, "--thinking"),
         }
         return RunPlan(
-            models=(model,),
+            models=models,
             contexts=contexts,
             scalings=requests,
             base=self.base,
@@ -376,10 +431,28 @@ class RunOptions:
                 rpc=servers(self.rpc),
                 threads=self.threads,
                 flash_attention=self.flash_attention,
+                server=None if self.server is None else server_address(self.server),
+                timeout_seconds=None
+                if self.timeout is None
+                else seconds(self.timeout, "--timeout"),
+                parallel=self.parallel,
+                num_ctx=self.num_ctx,
             ),
             thresholds=self._thresholds(chosen["tasks"], require),
             **chosen,
         )
+
+    def _models(self, file: str | None) -> tuple[str, ...]:
+        """Return the models of the plan: a file, or those named at the server."""
+        if self.server is None:
+            if file is None:
+                raise OptionError("missing FILE, a model; or --server, the address of a server")
+            if self.model is not None:
+                raise OptionError("--model is for --server: FILE is the model")
+            return (file,)
+        if file is not None:
+            raise OptionError(f"{file}: with --server give no FILE; --model names its model")
+        return tuple(self.model or ())
 
     def _thresholds(self, tasks: tuple[str, ...], require: str | None) -> Thresholds:
         options = {

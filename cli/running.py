@@ -37,7 +37,8 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
     take_llama(plan.runtime.llama_lib)
     with ExitStack() as cleanup:
         if out is None:
-            out = cleanup.enter_context(kept_results(plan.models[0]))
+            name = plan.models[0] if plan.models else "server"
+            out = cleanup.enter_context(kept_results(name))
         repair(plan)
         require_formats(plan)
         require_servers(plan)
@@ -107,6 +108,8 @@ def repair(plan: RunPlan) -> None:
     """Repair models of the plan that have an interrupted edit, and say so."""
     from .values import model_path
 
+    if plan.runtime.server is not None:
+        return
     for name in plan.models:
         for path in sorted(glob.glob(name, recursive=True)) or [name]:  # noqa: PTH207
             model_path(path)

@@ -264,6 +264,17 @@ def servers(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(each.strip() for each in text.split(","))
 
 
+def server_address(text: str) -> str:
+    """Return the address of a server; a user name and a password in it are kept for this process
+    and its workers, and nowhere else."""
+    from ggufrope.server.address import LOGIN_VARIABLE, split_login
+
+    address, login = split_login(text)
+    if login is not None:
+        os.environ[LOGIN_VARIABLE] = login
+    return address
+
+
 def layers(text: str) -> int | Literal["all", "auto"]:
     """Return `all`, `auto` (as many as fit) or a number of layers; OptionError for others."""
     if text.lower() in ("all", "auto"):

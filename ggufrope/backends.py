@@ -1,8 +1,8 @@
 """Opens models, and makes them rotate as asked: the one seam to a runtime.
 
 A `Backend` loads files and opens contexts: `LlamaBackend` with llama.cpp, `FakeBackend` with the
-public fake. Runs, searches and scripts all use one. Above it this is the one place that makes a
-model rotate as a scheme says:
+public fake. Runs, searches and scripts all use one. A model at a server is opened by `open_server`
+and taken as it is. Above them this is the one place that makes a model rotate as a scheme says:
 
 - `ScaledModel` follows scaling requests, for runs: by context parameters where these say the scheme
   exactly, else by an overlay of keys and factor tensors, else by a working copy;
@@ -28,6 +28,7 @@ from ggufrope.lm import LanguageContext, LanguageModel, OpenContext
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from httpx import BaseTransport
     from typing_extensions import Self
 
     from ggufrope.container.ggml import KvTypes
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
     from ggufrope.runtime.context import Context
     from ggufrope.runtime.fake import FakeContext, FakeModel
     from ggufrope.runtime.model import Model
+    from ggufrope.server.model import ServerModel
 
 OverrideValue: TypeAlias = int | float | bool | str
 
 OPENER = f"{__name__}:open_model"
 """How worker processes open models with llama.cpp."""
+
+SERVED_AS_IT_IS = "a server scales as it was started: give no `scaling` and no `kv` with `server`"
 
 _UNKNOWN_CONTEXT = 4096
 _SPARE = 512
@@ -80,13 +84,27 @@ class RuntimeSettings:
     threads: int | None = None
     batch_tokens: int | None = None
     micro_batch_tokens: int | None = None
+    server: str | None = field(
+        default=None, metadata={"help": "address of a running server; `models` are models of it"}
+    )
+    timeout_seconds: float | None = field(
+        default=None, metadata={"help": "longest silence of a server; none: half an hour"}
+    )
+    parallel: int | None = field(
+        default=None, metadata={"help": "prompts at once to a server; none: as it has slots"}
+    )
+    num_ctx: int | None = field(
+        default=None, metadata={"help": "context that requests to an Ollama server ask for"}
+    )
 
-    def server_problems(self) -> Iterator[str]:
+    def rpc_problems(self) -> Iterator[str]:
         """Yield what is wrong with `rpc`."""
         if self.rpc:
             from ggufrope.runtime.rpc import address_problems
 
             yield from address_problems(self.rpc)
+            if self.server is not None:
+                yield "`rpc` is for models in this process, and `server` has its own"
             if len(self.devices) > 1:
                 yield "`rpc` is for one worker, a server has one client: give one of `devices`"
 
@@ -120,6 +138,10 @@ class Backend(Protocol[ModelT]):
         self, model: ModelT, n_ctx: int, *, kv: KvTypes, rope: RopeOverrides, spare: int
     ) -> LanguageContext:
         """Open a context of `n_ctx` tokens and `spare` further cells for questions."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Return what the runtime is, as records have it."""
         ...
 
     def describe(self, model: ModelT) -> dict[str, str]:
@@ -218,17 +240,27 @@ class LlamaBackend:
         )
         return Context(model, settings)
 
+    def versions(self) -> dict[str, str]:
+        """Return the versions of llama.cpp and what tells its build apart."""
+        from ggufrope.runtime import library
+
+        self._use_library()
+        versions = library.versions()
+        return {
+            "llama-cpp-python": versions.llama_cpp_python,
+            "llama.cpp": versions.shown,
+            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
+        }
+
     def describe(self, model: Model) -> dict[str, str]:
         """Return versions, devices with their memory, and where the layers really went."""
         from ggufrope._format import byte_size
         from ggufrope.runtime import library
 
-        versions, placement = library.versions(), model.placement
+        placement = model.placement
         known = {
-            "llama-cpp-python": versions.llama_cpp_python,
-            "llama.cpp": versions.shown,
-            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
-            "system": versions.system_info,
+            **self.versions(),
+            "system": library.versions().system_info,
             "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}"
             if placement.layers
             else "not known",
@@ -281,9 +313,13 @@ class FakeBackend:
 
         return FakeContext(model, n_ctx=n_ctx + spare)
 
-    def describe(self, model: FakeModel) -> dict[str, str]:
+    def versions(self) -> dict[str, str]:
         """Return that it is the fake."""
         return {"llama.cpp": "none: the fake runtime"}
+
+    def describe(self, model: FakeModel) -> dict[str, str]:
+        """Return that it is the fake."""
+        return self.versions()
 
 
 def require_room(path: Path, settings: RuntimeSettings) -> None:
@@ -297,7 +333,7 @@ def require_room(path: Path, settings: RuntimeSettings) -> None:
     from ggufrope.errors import InsufficientMemoryError
     from ggufrope.runtime import library, memory
 
-    if library.can_offload() and settings.gpu_layers != 0:
+    if (settings.rpc or library.can_offload()) and settings.gpu_layers != 0:
         return
     need = sum(part.stat().st_size for part in model_paths(str(path)))
     free = memory.free_memory()[library.CPU]
@@ -339,8 +375,13 @@ class OpenedModel(Protocol):
 OpenModel: TypeAlias = Callable[[Path, RuntimeSettings], OpenedModel]
 
 
-def open_model(path: Path, settings: RuntimeSettings) -> ScaledModel[Model]:
-    """Open a model file with llama.cpp. Raises FileError."""
+def open_model(path: Path, settings: RuntimeSettings) -> OpenedModel:
+    """Open a model file with llama.cpp, or the model of that name at the server of the settings.
+
+    Raises FileError, ServerError.
+    """
+    if settings.server is not None:
+        return ServedModel(open_server(settings, path.as_posix()))
     return ScaledModel(path, LlamaBackend(settings=settings))
 
 
@@ -353,6 +394,71 @@ def opener(name: str) -> OpenModel:
         raise RequestError(
             f"no opener {name!r}: expected package.module:function ({error})"
         ) from error
+
+
+def open_server(
+    settings: RuntimeSettings,
+    name: str | None = None,
+    *,
+    transport: BaseTransport | None = None,
+) -> ServerModel:
+    """Return the model of that name at the server of the settings, or its only one.
+
+    `transport` takes the place of the network, for tests. Raises ServerError where it does not
+    answer, RequestError where it has no such model, MissingDependencyError without httpx.
+    """
+    from ggufrope.server.address import Credentials, normal_address
+    from ggufrope.server.client import TIMEOUT_SECONDS, Client
+    from ggufrope.server.connect import connect
+    from ggufrope.server.model import ServerModel
+
+    client = Client(
+        normal_address(settings.server or ""),
+        credentials=Credentials.from_environment(),
+        timeout_seconds=settings.timeout_seconds or TIMEOUT_SECONDS,
+        transport=transport,
+    )
+    try:
+        dialect = connect(client, name, num_ctx=settings.num_ctx)
+        return ServerModel(client, dialect, lanes=settings.parallel)
+    except BaseException:
+        client.close()
+        raise
+
+
+class ServedModel:
+    """A model at a server; an `OpenedModel`. It rotates as the server was started."""
+
+    def __init__(self, model: ServerModel) -> None:
+        self._model = model
+
+    @property
+    def model(self) -> ServerModel:
+        """The model."""
+        return self._model
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What the server tells, and what it cannot give."""
+        told = self._model.told
+        known = {
+            "server": told.dialect,
+            "server build": told.build,
+            "server context": told.context_tokens,
+            "prompts at once": self._model.lanes,
+            "not given by the server": "; ".join(self._model.lacks),
+        }
+        return {name: str(value) for name, value in known.items() if value}
+
+    def contexts(self, request: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
+        """Return a function that opens contexts. Raises RequestError for any scaling."""
+        if not request.is_file:
+            raise RequestError(SERVED_AS_IT_IS)
+        return self._model.open
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._model.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,16 +50,21 @@ _SLOW = 0.6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """Lengths in tokens and the random model; small ones are for a machine without a GPU."""
+    """Lengths in tokens and the random model; small ones are for a machine without a GPU.
+
+    All time limits are `patience` times as long: such a machine may be busy with other work.
+    """
 
     native: int
     needles: tuple[int, ...]
     timed: int
     shape: str
+    threads: int | None = None
+    patience: float = 1.0
 
 
 GPU = Size(native=8192, needles=(16384, 32768), timed=8192, shape="8b")
-CPU = Size(native=256, needles=(512,), timed=256, shape="tiny")
+CPU = Size(native=256, needles=(512,), timed=256, shape="tiny", threads=1, patience=5.0)
 
 
 class GpuCheck:
@@ -67,7 +72,8 @@ class GpuCheck:
 
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         self.out: Path = options.out
-        self.phases = Phases(self.out, minutes=options.minutes)
+        self._size = CPU if options.cpu else GPU
+        self.phases = Phases(self.out, minutes=options.minutes, patience=self._size.patience)
         self.result: dict[str, Any] = {
             "schema": 2,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -77,7 +83,6 @@ class GpuCheck:
             "speeds": [],
         }
         self._options = options
-        self._size = CPU if options.cpu else GPU
         self._work = work
         self._site = work / "site"
         self._builds: dict[str, Path | None] = names_of(options.build) or {"installed": None}
@@ -124,7 +129,8 @@ class GpuCheck:
         if (build := self._builds[self._build]) is not None:
             variables["LLAMA_CPP_LIB_PATH"] = str(build)
             wheels = {path.parent for each in sys.path for path in Path(each).glob(_CUDA_LIBRARY)}
-            places = [str(build), *map(str, sorted(wheels)), variables.get("LD_LIBRARY_PATH", "")]
+            cuda = [*sorted(wheels), *filter(Path.is_dir, [_CUDA_TOOLKIT])]
+            places = [str(build), *map(str, cuda), variables.get("LD_LIBRARY_PATH", "")]
             variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, places))
         return variables
 
@@ -204,10 +210,11 @@ class GpuCheck:
         name = f"needles {scaling}"
         with self.phases.phase(name, seconds=100) as phase:
             lengths = ",".join(map(str, contexts))
+            threads = ("--threads", str(self._size.threads)) if self._size.threads else ()
             run = self._measured(
                 self.out / "run" / name.replace(" ", "-"),
                 *("validate", str(self._smollm2), "--scaling", scaling, "--ctx", lengths),
-                *("--depths", "11", "--whole-prompts", "20", "--no-control"),
+                *("--depths", "11", "--whole-prompts", "20", "--no-control", *threads),
             )
             self.result["needles"][scaling] = {each: run[each] for each in ("verdict", "summary")}
             phase.details = {
@@ -225,7 +232,7 @@ class GpuCheck:
         name = f"speeds of {model.stem} {self._build}"
         with self.phases.phase(name, seconds=seconds) as phase:
             plan = self.out / f"{name.replace(' ', '-')}.toml"
-            plan.write_text(plan_text(model, pairs, self._size.timed), encoding="utf-8")
+            plan.write_text(plan_text(model, pairs, self._size), encoding="utf-8")
             run = self._measured(self.out / "run" / plan.stem, "run", str(plan))
             rows = speed_rows(run["cells"], self._says(model))
             self.result["speeds"] += [
@@ -256,6 +263,7 @@ class GpuCheck:
 
 
 _CUDA_LIBRARY = "nvidia/*/lib/lib*.so.*"
+_CUDA_TOOLKIT = Path("/usr/local/cuda/lib64")
 
 
 def names_of(builds: Sequence[Path]) -> dict[str, Path | None]:
@@ -268,17 +276,20 @@ def names_of(builds: Sequence[Path]) -> dict[str, Path | None]:
     return named
 
 
-def plan_text(model: Path, pairs: Sequence[str], context: int) -> str:
+def plan_text(model: Path, pairs: Sequence[str], size: Size) -> str:
     """Return the plan that times pairs of cache types."""
     settings = {
         "name": "speeds",
         "models": [str(model)],
-        "contexts": [context],
+        "contexts": [size.timed],
         "tasks": ["kv-cache"],
         "kv": list(pairs),
         "control": False,
     }
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    if size.threads:
+        lines.append(f"runtime = {{ threads = {size.threads} }}")
+    return "\n".join([*lines, ""])
 
 
 def speed_rows(cells: Sequence[dict[str, Any]], says: dict[str, str]) -> list[dict[str, Any]]:

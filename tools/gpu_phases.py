@@ -38,12 +38,16 @@ class Phase:
 
 
 class Phases:
-    """Carries out phases one after the other, within `minutes` for all of them together."""
+    """Carries out phases one after the other, within `minutes` for all of them together.
 
-    def __init__(self, folder: Path, *, minutes: float) -> None:
+    Every limit is multiplied by `patience`.
+    """
+
+    def __init__(self, folder: Path, *, minutes: float, patience: float = 1.0) -> None:
         self.done: list[Phase] = []
         self._folder = folder
-        self._deadline = time.monotonic() + 60 * minutes
+        self._patience = patience
+        self._deadline = time.monotonic() + 60 * minutes * patience
         self._phase_deadline = self._deadline
 
     @contextmanager
@@ -56,7 +60,7 @@ class Phases:
         self.done.append(phase)
         print(f"{name} …", flush=True)
         start = time.monotonic()
-        self._phase_deadline = min(self._deadline, start + seconds)
+        self._phase_deadline = min(self._deadline, start + seconds * self._patience)
         with _GpuWatch() as watch:
             try:
                 yield phase

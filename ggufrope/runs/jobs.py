@@ -21,7 +21,7 @@ from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import Cell
 from ggufrope.evals.task import BaseKind, Lengths, Task, TaskName
 from ggufrope.patching.request import ScalingRequest
-from ggufrope.runs.plan import MIN_CONTEXT, RunPlan
+from ggufrope.runs.plan import AS_SERVED, MIN_CONTEXT, RunPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,6 +155,8 @@ def _jobs_of(plan: RunPlan, model: ModelFile, base: ModelFile | None) -> Iterato
 def _control_context(plan: RunPlan, model: ModelFile, task: Task) -> int | None:
     """Return the tokens of a task's control; None where it has none, or the plan measures it."""
     native, longest = model.native_context, max(plan.contexts)
+    if plan.runtime.server is not None:  # it cannot be told to leave the scaling off
+        return None
     if not (plan.control and task.has_control) or native is None:
         return None
     tokens = min(native, longest, task.control_tokens or longest)
@@ -205,7 +207,7 @@ def _job(
         Cell(
             model=model.name,
             scaling=request.name,
-            kv=str(kv),
+            kv=str(kv) if plan.runtime.server is None else AS_SERVED,
             task=task.name,
             context_tokens=place.context_tokens,
             seed=seed,
@@ -216,6 +218,7 @@ def _job(
             method=place.method,
         )
         for place in task.places(plan.settings_of(task.name), lengths)
+        if place.method != "spliced" or plan.runtime.server is None
     )
     content = {
         "file": [model.header_sha256, model.file_size],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +15,7 @@ from ggufrope.container.location import locate
 from ggufrope.container.reader import read_header
 from ggufrope.container.types import ArrayValue, Header, Scalar
 from ggufrope.errors import RequestError
-from ggufrope.evals.formats import chat_frame
+from ggufrope.evals.formats import USUAL_TOKENS, chat_frame
 from ggufrope.evals.task import ASKING
 from ggufrope.patching.inspection import read_model
 from ggufrope.patching.request import ScalingName
@@ -52,6 +53,9 @@ class ModelFile:
 _DETAILS = ("general.name", "general.architecture", "general.size_label", "general.file_type")
 
 _DETAIL_LENGTH = 400
+REUSES, LACKS = "reuses prefixes", "not given by the server"
+"""Details of a model at a server: whether a prompt in the order of a run keeps the beginning of the
+one before, and what the server cannot give."""
 
 _VOCABULARY = tuple(
     f"tokenizer.ggml.{name}"
@@ -141,6 +145,50 @@ def _native_scalings(metadata: RopeMetadata) -> tuple[ScalingName, ...]:
     return ("file",) if scaled else ("file", "none")
 
 
+def models_of(plan: RunPlan, identify: Identify = identify) -> tuple[ModelFile, ...]:
+    """Return the models of a plan: files, or those of its server, which is asked.
+
+    What a server tells identifies them: a run does not mix a context of 8k with one of 32k.
+    Raises RequestError where two names mean one model, and what `resolve_models` or `open_server`
+    raise.
+    """
+    if plan.runtime.server is None:
+        return resolve_models(plan.models, identify)
+    found = tuple(_served(plan, name) for name in plan.models or (None,))
+    if len({model.name for model in found}) < len(found):
+        raise RequestError(f"two of {', '.join(plan.models)} are one model; name it once")
+    return found
+
+
+def _served(plan: RunPlan, name: str | None) -> ModelFile:
+    from ggufrope.backends import open_server
+
+    with closing(open_server(plan.runtime, name)) as model:
+        told = model.told
+        require_format(told.model, model.chat_template, plan, model.special_tokens)
+    identity = (told.dialect, told.model, told.context_tokens, told.path, told.digest)
+    details = {
+        "server": told.dialect,
+        "server context": told.context_tokens,
+        "trained context": told.trained_tokens,
+        REUSES: "yes" if model.reuses_prefixes and model.lanes == 1 else "no",
+        LACKS: "; ".join(model.lacks),
+        **dict(told.settings),
+    }
+    return ModelFile(
+        name=told.model,
+        path=told.model,
+        file_size=told.file_size or 0,
+        header_sha256=sha256(repr(identity).encode()).hexdigest(),
+        native_context=told.trained_tokens,
+        details=tuple(
+            (key, str(value)[:_DETAIL_LENGTH])
+            for key, value in details.items()
+            if value not in (None, "")
+        ),
+    )
+
+
 def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tuple[ModelFile, ...]:
     """Return the models that `names` mean, globs expanded in order of file names.
 
@@ -164,6 +212,8 @@ def require_formats(plan: RunPlan) -> None:
 
     Raises MissingDependencyError where a template needs jinja2, FileError as `identify` does.
     """
+    if plan.runtime.server is not None:
+        return  # `models_of` asks for the template
     if not ASKING & set(plan.tasks):
         if plan.format != "auto" or plan.thinking is not None:
             asking = ", ".join(sorted(ASKING))
@@ -172,10 +222,21 @@ def require_formats(plan: RunPlan) -> None:
     for label, path in (found for name in plan.models for found in _expand(name)):
         if path.is_file():
             template = read_header(path).get("tokenizer.chat_template")
-            try:
-                chat_frame(str(template) if template else None, plan.format, plan.thinking)
-            except RequestError as error:
-                raise RequestError(f"{label}: {error}") from None
+            require_format(label, str(template) if template else None, plan)
+
+
+def require_format(
+    label: str,
+    template: str | None,
+    plan: RunPlan,
+    special_tokens: Mapping[str, str] = USUAL_TOKENS,
+) -> None:
+    """Raise RequestError where a model with this template cannot be asked in the format of the
+    plan."""
+    try:
+        chat_frame(template, plan.format, plan.thinking, special_tokens)
+    except RequestError as error:
+        raise RequestError(f"{label}: {error}") from None
 
 
 def _expand(name: str) -> Iterator[tuple[str, Path]]:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema, non_finite
-from ggufrope.backends import RuntimeSettings
+from ggufrope.backends import SERVED_AS_IT_IS, RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
-from ggufrope.evals.task import KV_TASKS, TaskName, TaskSettings
+from ggufrope.evals.task import ASKING, KV_TASKS, TaskName, TaskSettings
 from ggufrope.evals.thresholds import LIMITS, Thresholds, without_task
 from ggufrope.patching.request import ScalingName, ScalingRequest, check_parameters
 
@@ -54,6 +54,11 @@ KV_TYPES = ("f16", "q8_0", "q5_1", "q4_0")
 """Cache types whose pairs the task `kv` measures where a plan names no others."""
 MAX_LAYERS = 512
 """Of any model that llama.cpp loads."""
+MAX_PARALLEL = 256
+MAX_TIMEOUT = 1_000_000
+"""Seconds: eleven days."""
+AS_SERVED = "as served"
+"""The scaling and the cache types of what a server runs, which it chose."""
 _KEY_CHARACTERS = re.compile(r"""[\w"'\t -]+""")
 _MAX_KEY_DOTS = 100
 """Of one key: thousands of tables in each other take the TOML parser seconds."""
@@ -65,7 +70,11 @@ class RunPlan(TaskSettings):
     they are run on."""
 
     models: tuple[str, ...] = field(
-        metadata={"help": "paths, globs, ollama:NAME or hf:OWNER/REPO/FILE"}
+        default=(),
+        metadata={
+            "help": "paths, globs, ollama:NAME or hf:OWNER/REPO/FILE; with `server` names of its "
+            "models, none: its only one"
+        },
     )
     contexts: tuple[int, ...] = field(metadata={"help": "context lengths in tokens"})
     name: str = "run"
@@ -104,7 +113,9 @@ class RunPlan(TaskSettings):
 
     @property
     def requests(self) -> tuple[ScalingRequest, ...]:
-        """`scalings`, with a request for each name."""
+        """`scalings`, with a request for each name; a server has its own."""
+        if self.runtime.server is not None:
+            return (ScalingRequest(scaling="file", label=AS_SERVED),)
         return tuple(
             item if isinstance(item, ScalingRequest) else ScalingRequest(scaling=item)
             for item in self.scalings
@@ -174,7 +185,10 @@ class RunPlan(TaskSettings):
 
     def _empty(self) -> list[str]:
         names = ("models", "contexts", "tasks", "scalings", "kv", "seeds")
-        return [f"`{name}` is empty" for name in names if getattr(self, name) == ()]
+        empty = [name for name in names if getattr(self, name) == ()]
+        if self.runtime.server is not None:
+            empty = [name for name in empty if name != "models"]
+        return [f"`{name}` is empty" for name in empty]
 
     def _repeated(self) -> list[str]:
         lists: dict[str, tuple[object, ...]] = {
@@ -210,6 +224,7 @@ class RunPlan(TaskSettings):
             if "\0" in name
         ]
         problems += _runtime_problems(self.runtime)
+        problems += self._unserved()
         problems += [
             f"scalings{path} {value} must be a finite number"
             for path, value in non_finite(self.scalings)
@@ -243,6 +258,23 @@ class RunPlan(TaskSettings):
             yield f"`require` {at.require}: no scaling of the plan; it has {', '.join(names)}"
         if at.require is not None and not self.limits.applied(self.measured):
             yield f"`require` {at.require}: no threshold applies to `tasks` {' '.join(self.tasks)}"
+
+    def _unserved(self) -> Iterator[str]:
+        """Say what of the plan a server cannot do."""
+        if self.runtime.server is None:
+            return
+        own = ("file", ScalingRequest(scaling="file"))
+        if any(each not in own for each in self.scalings) or self.kv != ("f16",):
+            yield SERVED_AS_IT_IS
+        if self.mode == "spliced" and not self.whole_prompts:
+            yield "`whole_prompts` 0: a server takes nothing else"
+        if self.base is not None:
+            yield "`base` is for files: what a server gives is compared with no other model"
+        if unable := [task for task in self.measured if task not in ASKING]:
+            yield (
+                f"`tasks` {', '.join(unable)}: a server gives no logits; it can be asked "
+                f"{', '.join(sorted(ASKING - {'kv'}))}"
+            )
 
     @property
     def _cells_per_model(self) -> int:
@@ -308,12 +340,23 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
         "threads": (1, MAX_THREADS),
         "batch_tokens": (1, MAX_CONTEXT),
         "micro_batch_tokens": (1, MAX_CONTEXT),
+        "parallel": (1, MAX_PARALLEL),
+        "num_ctx": (1, MAX_CONTEXT),
     }
     for name, (least, most) in counts.items():
         value = getattr(runtime, name)
         if isinstance(value, int) and not least <= value <= most:
             yield f"`{name}` {value} must be {least} to {most}"
-    yield from runtime.server_problems()
+    yield from runtime.rpc_problems()
+    if runtime.server is not None:
+        from ggufrope.server.address import normal_address
+
+        yield from _refusals(normal_address, [runtime.server])
+    for name in ("timeout_seconds", "parallel", "num_ctx"):
+        if runtime.server is None and getattr(runtime, name) is not None:
+            yield f"`{name}` is for a `server`"
+    if runtime.timeout_seconds is not None and not 0 < runtime.timeout_seconds < MAX_TIMEOUT:
+        yield f"`timeout_seconds` {runtime.timeout_seconds:g} must be above 0, below {MAX_TIMEOUT}"
     for share in runtime.tensor_split:
         if not (math.isfinite(share) and share >= 0):
             yield f"`tensor_split` {share} must be a finite number, 0 or more"
@@ -377,9 +420,10 @@ def changed_keys(before: RunPlan, after: RunPlan) -> tuple[str, ...]:
 
 
 def judged_as(before: RunPlan, after: RunPlan) -> RunPlan:
-    """Return plan `before` with the thresholds and the name of `after`: nothing is measured by
-    them."""
-    return replace(before, thresholds=after.thresholds, name=after.name)
+    """Return plan `before` with the thresholds, the name and the patience with a server of `after`:
+    nothing is measured by them."""
+    runtime = replace(before.runtime, timeout_seconds=after.runtime.timeout_seconds)
+    return replace(before, thresholds=after.thresholds, name=after.name, runtime=runtime)
 
 
 def plan_schema() -> dict[str, Plain]:

@@ -331,6 +331,8 @@ class RunStore:
         return {record.file.name: (*self._pin_model(record), *named) for record in chosen}
 
     def _pin_model(self, record: ModelRecord) -> tuple[Pin, ...]:
+        if self.plan.runtime.server is not None:  # no file of ours: the server is compared instead
+            return ()
         if record.sha256 is not None:
             return tuple(self._pin(path) for path in model_paths(record.file.path))
         pins = pin_model(record.file.path)

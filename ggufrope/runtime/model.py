@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import weakref
 from dataclasses import dataclass
@@ -33,6 +34,17 @@ if TYPE_CHECKING:
     from ggufrope.runtime.sizing import ContextSize
 
 _ANCHOR = "\n"
+_open: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what is left open while llama.cpp can still call back.
+
+    Later its log would end the thread that calls, and another that waits for it would never end.
+    """
+    for model in tuple(_open):
+        model.close()
 
 
 class Vocabulary:
@@ -159,6 +171,7 @@ class Model:
         self._options = options
         self._log = log
         self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+        _open.add(self)
         self.path = path
         self.vocabulary = Vocabulary(handle)
         # Read now: a context with a YaRN scale makes llama.cpp change it in the model itself.
@@ -366,6 +379,11 @@ class Model:
         return str(overrides[key]) if key in overrides else self.metadata(key)
 
     # Tokens -------------------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> int:
+        """1: two contexts at once would share the same devices."""
+        return 1
 
     @property
     def n_vocab(self) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 """Time that a server has to accept a connection."""
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 20.0
 """Time that all servers together have, besides, to say what devices they have."""
 MOST_SERVERS = 15
 """GGML_SCHED_MAX_BACKENDS, ggml/src/ggml-backend.cpp, without the CPU."""

@@ -140,9 +140,7 @@ def test_a_server_that_has_less_than_it_says_is_out_of_memory(
     path = tmp_path / "random.gguf"
     write(path, SHAPE)
     server = start_server(has=4 * MIB)
-    with pytest.raises(
-        InsufficientMemoryError, match="not enough memory for the weights: failed to"
-    ):
+    with pytest.raises(InsufficientMemoryError, match="not enough memory for the weights: fail"):
         Model.open(path, rpc=(server.address,))
 
 

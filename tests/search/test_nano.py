@@ -25,9 +25,10 @@ def test_searched_parameters_lose_less_than_yarn(nano: Path, tmp_path: Path) -> 
         space="yarn",
         candidates=24,
         finalists=2,
-        samples=2,
+        samples=1,
         screening_samples=1,
-        holdout_samples=8,
+        haystacks=2,
+        holdout_haystacks=4,
         shared_factors=True,
     )
     backend = LlamaBackend(settings=RuntimeSettings(gpu_layers=0, threads=1))

@@ -171,7 +171,8 @@ def test_a_pair_is_unexpected_where_its_speed_is_not_what_doctor_says() -> None:
 
 
 def test_the_plan_is_valid() -> None:
-    plan = parse_plan(gpu_check.plan_text(Path("a.gguf"), ["f16", "q8_0/q4_0"], 8192))
+    plan = parse_plan(gpu_check.plan_text(Path("a.gguf"), ["f16", "q8_0/q4_0"], gpu_check.GPU))
+    assert plan.runtime.threads is None
     assert (plan.contexts, plan.kv, plan.tasks) == ((8192,), ("f16", "q8_0/q4_0"), ("kv-cache",))
 
 
