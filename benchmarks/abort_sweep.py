@@ -51,7 +51,7 @@ COMMANDS = (
     ("validate", "{model}", "--ctx", "256", "--depths", "1", "--samples", "1", "--json"),
     ("doctor", "--model", "{model}", "--json"),
 )
-SECONDS = 20.0
+SECONDS = 60.0
 OUR_FAULT = "a fault of ours"
 
 
@@ -291,6 +291,7 @@ def attempt(model: Path, context: ContextSettings) -> tuple[str, str]:
     with tempfile.TemporaryFile() as said:
         pid = os.fork()
         if not pid:
+            os.setsid()
             os.dup2(said.fileno(), 2)
             try:
                 _evaluate(model, context)
@@ -330,7 +331,7 @@ def as_called(model: Path, command: tuple[str, ...], folder: Path) -> Outcome:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=6 * SECONDS,
+            timeout=2 * SECONDS,
         )
     except subprocess.TimeoutExpired:
         return Outcome(code=None, out="", err="took too long")
