@@ -157,6 +157,15 @@ def test_a_server_that_says_it_has_too_little_gets_no_weights(
         assert model.placement.layers_on_gpu == 1
 
 
+def test_a_server_that_does_not_say_what_it_has_is_not_one_without_memory(
+    start_server: Callable[..., RpcServer], nano: Path
+) -> None:
+    server = start_server(says=0)
+    with Model.open(nano, rpc=(server.address,)) as model:
+        assert model.placement.layers_on_gpu == 3
+        assert list(free_memory(model.servers)) == ["CPU"]
+
+
 def test_a_dead_server_is_an_error_for_its_models_alone(
     start_server: Callable[..., RpcServer], nano: Path
 ) -> None:
