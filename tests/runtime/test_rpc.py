@@ -134,6 +134,7 @@ def test_servers_compute_what_the_cpu_does(nano: Path, two_servers: tuple[str, s
         assert np.abs(np.exp(other) - np.exp(found[0])).max() < 1e-3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 def test_a_server_that_has_less_than_it_says_is_out_of_memory(
     start_server: Callable[..., RpcServer], tmp_path: Path
 ) -> None:
