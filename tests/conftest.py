@@ -121,6 +121,13 @@ def two_servers() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
+def only_cpu(two_servers: tuple[str, str]) -> None:
+    """Skip the test where devices of this machine would take layers beside those of servers."""
+    if library.can_offload():
+        pytest.skip("a GPU of this machine takes layers too")
+
+
+@pytest.fixture
 def start_server() -> Iterator[StartServer]:
     """Start RPC servers of the test's own."""
     with starting_servers() as start:

@@ -67,6 +67,7 @@ def hello(*version: int) -> bytes:
     return (28).to_bytes(8, "little") + bytes(version) + bytes(25)
 
 
+@pytest.mark.usefixtures("only_cpu")
 def test_a_model_is_on_the_servers_that_it_names_and_no_other(
     nano: Path, two_servers: tuple[str, str]
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_server_that_has_less_than_it_says_is_out_of_memory(
         Model.open(path, rpc=(server.address,))
 
 
+@pytest.mark.usefixtures("only_cpu")
 def test_a_server_that_says_it_has_too_little_gets_no_weights(
     start_server: Callable[..., RpcServer], nano: Path
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_server_that_says_it_has_too_little_gets_no_weights(
         assert model.placement.layers_on_gpu == 1
 
 
+@pytest.mark.usefixtures("only_cpu")
 def test_a_server_that_does_not_say_what_it_has_is_not_one_without_memory(
     start_server: Callable[..., RpcServer], nano: Path
 ) -> None:
