@@ -113,8 +113,8 @@ def _rules(model: Model) -> CacheRules:
 
 def free_memory(servers: Collection[str] = ()) -> dict[str, int]:
     """Return the bytes free by device name, those of these RPC servers included; "CPU" is what this
-    process may still take."""
-    free = {device.name: device.memory_free for device in library.devices(servers)}
+    process may still take. A device that does not say what it has is left out."""
+    free = {each.name: each.memory_free for each in library.devices(servers) if each.memory_total}
     limits = [free.get(CPU), _available(), _left_in_control_group()]
     free[CPU] = min(limit for limit in limits if limit is not None)
     return free
