@@ -128,8 +128,11 @@ class GpuCheck:
         self._build = next(iter(self._builds))
         self._places()
         self.result["phases"] = [asdict(phase) for phase in self.phases.done]
-        (self.out / "result.json").write_text(json.dumps(self.result, indent=2) + "\n")
-        (self.out / "result.html").write_text(page(self.result), encoding="utf-8")
+        text = json.dumps(self.result, indent=2)
+        for name, build in self._builds.items():  # a result says nothing of the machine's folders
+            text = text if build is None else text.replace(str(build), name)
+        (self.out / "result.json").write_text(f"{text}\n")
+        (self.out / "result.html").write_text(page(json.loads(text)), encoding="utf-8")
         return all(phase.status != "failed" for phase in self.phases.done)
 
     @property
