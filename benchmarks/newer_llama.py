@@ -160,16 +160,13 @@ def page(engines: tuple[Engine, ...], model: Path, keep: Path) -> str:
         _row(["log lines not known", *(str(len(d["self_check"]["unread"])) for d in doctors)]),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        lines += ["", "## Probe", "", "Layers measured, and the largest relative error against", ""]
-        lines[-2] += " the prediction for 0c1e570."
+        lines += ["", "## Probe", ""]
+        lines += ["Layers measured, and the largest relative error against the prediction.", ""]
         lines += [_table("architecture", columns), *probes(engines, Path(folder))]
     lines += ["", f"## Cache types on {model.stem}", ""]
     lines += [_table("K/V", columns), *caches(engines, model)]
     lines += ["", "## Needles", ""]
-    lines += [
-        "Answered exactly, and the largest difference of a mean log-probability, in nat.",
-        "",
-    ]
+    lines += ["Answered exactly, and the largest difference of a log-probability, in nat.", ""]
     lines += [_table("", [*columns, "difference"]), *needles(engines, model, keep)]
     return "\n".join(lines) + "\n"
 

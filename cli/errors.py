@@ -92,6 +92,7 @@ OTHER_FLAGS = {
 _RENAMED = {
     "--two-faced": "--keep-short-context",
     "--one-face": "--shared-factors",
+    "--holdout-samples": "--holdout-haystacks",
     "--min-first": "--min-top-ranked",
     "--max-short-loss": "--max-short-nll",
     "--max-long-loss": "--max-long-nll",

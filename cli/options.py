@@ -132,10 +132,17 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def predicting(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` the option `--architectures`, which puts a table in force before it runs."""
+    """Give `command` the option `--architectures`, which puts a table in force before it runs.
+
+    Without it the table is that of the llama.cpp in use, which `--llama-lib` may name.
+    """
 
     @functools.wraps(command)
     def with_table(*, architectures: str | None = None, **arguments: Any) -> None:
+        if arguments.get("llama_lib") is not None:
+            from ggufrope.runtime.engine import use_llama
+
+            use_llama(arguments["llama_lib"])
         if architectures is not None:
             from ggufrope.rope.architectures import use_table
 

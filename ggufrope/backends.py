@@ -2,11 +2,9 @@
 
 A `Backend` loads files and opens contexts: `LlamaBackend` with llama.cpp, `FakeBackend` with the
 public fake. Runs, searches and scripts all use one. A model at a server is opened by `open_server`
-and taken as it is. Above them this is the one place that makes a model rotate as a scheme says:
-
-- `ScaledModel` follows scaling requests, for runs: by context parameters where these say the scheme
-  exactly, else by an overlay of keys and factor tensors, else by a working copy;
-- a `Rotator` follows the candidates of a search, thousands of them, on one loaded model.
+and taken as it is. Above them `ScaledModel` follows the scaling requests of a run: by context
+parameters where these say the scheme exactly, else by an overlay of keys and factor tensors, else
+by a working copy. The candidates of a search have `ggufrope.search.rotators`.
 
 Worker processes import `open_model` by name, as in "package.module:function", because functions do
 not travel between processes.

@@ -103,6 +103,7 @@ def _normal(name: str) -> str:
         ("validate", "--min-first", "--min-top-ranked"),
         ("compare", "--max-short-loss", "--max-short-nll"),
         ("search", "--one-face", "--shared-factors"),
+        ("search", "--holdout-samples", "--holdout-haystacks"),
     ],
 )
 def test_old_option_answers_with_the_new_one(command: str, old: str, new: str) -> None:

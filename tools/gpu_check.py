@@ -9,10 +9,10 @@ installed. DIR has wheels to install first, for the check alone. CUDA's librarie
 wheels of the installed Python too, as PyTorch brings them.
 
 The GPU tests run, SmolLM2 answers needles with all layers on the card (8k as it is, 16k and 32k by
-YaRN), every pair of some K and V cache types is timed, also on a random model of 8B shapes, and the
-layers and the cache are put on the GPU and off it. OUT gets result.json, result.html and one log
-per phase. A phase that fails or takes too long is recorded, and the next ones run; the exit code is
-1 if any failed.
+YaRN), every pair of some K and V cache types is timed, some with a cache of 32k tokens on a random
+model of 8B shapes, and its layers and its cache are put on the GPU and off it. OUT gets
+result.json, result.html and one log per phase. A phase that fails or takes too long is recorded,
+and the next ones run; the exit code is 1 if any failed.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from xml.etree import ElementTree
 
 from tools.cuda_build import unpack
 from tools.gpu_page import page
-from tools.gpu_phases import PhaseError, Phases, cards
+from tools.gpu_phases import Phase, PhaseError, Phases, cards
 
 ROOT = Path(__file__).resolve().parent.parent
 TYPES = ("f16", "q8_0", "q5_1", "q4_0", "iq4_nl")
 """Cache types of K and of V whose pairs are timed."""
-LARGE_PAIRS = ("f16", "q8_0", "q4_0", "q8_0/q4_0")
-"""Pairs that are timed on the random model."""
+LARGE_PAIRS = ("f16", "q8_0", "q4_0", "q8_0/q4_0", "q5_1", "f16/q8_0")
+"""Pairs that are timed on the random model; none of them leaves an NVIDIA GPU, which would take
+minutes."""
 _GGUFROPE = (sys.executable, "-m", "ggufrope_cli")
 _ANSWERED = (0, 1, 5)
 """Exit codes with a result: fine, a check failed, and the runtime failed on all of it."""
@@ -58,13 +59,24 @@ class Size:
     native: int
     needles: tuple[int, ...]
     timed: int
+    full: int
+    places: int
     shape: str
     threads: int | None = None
     patience: float = 1.0
 
 
-GPU = Size(native=8192, needles=(16384, 32768), timed=8192, shape="8b")
-CPU = Size(native=256, needles=(512,), timed=256, shape="tiny", threads=1, patience=5.0)
+GPU = Size(native=8192, needles=(16384, 32768), timed=8192, full=32768, places=2048, shape="8b")
+CPU = Size(
+    native=256,
+    needles=(512,),
+    timed=256,
+    full=256,
+    places=128,
+    shape="tiny",
+    threads=1,
+    patience=5.0,
+)
 
 
 class GpuCheck:
@@ -108,13 +120,13 @@ class GpuCheck:
         for name in self._builds:
             self._build = name
             pairs = ["/".join(pair) for pair in product(TYPES, repeat=2)]
-            self._speeds(self._smollm2, pairs, seconds=90)
+            self._speeds(pairs)
         self._random_model()
         for name in self._builds:
             self._build = name
-            self._speeds(self._random, LARGE_PAIRS, seconds=60)
+            self._full()
         self._build = next(iter(self._builds))
-        self._offload()
+        self._places()
         self.result["phases"] = [asdict(phase) for phase in self.phases.done]
         (self.out / "result.json").write_text(json.dumps(self.result, indent=2) + "\n")
         (self.out / "result.html").write_text(page(self.result), encoding="utf-8")
@@ -227,20 +239,51 @@ class GpuCheck:
             }
             _raise(run)
 
-    def _speeds(self, model: Path, pairs: Sequence[str], *, seconds: float) -> None:
-        """Time pairs of cache types, and compare with what `doctor` said of each."""
-        name = f"speeds of {model.stem} {self._build}"
-        with self.phases.phase(name, seconds=seconds) as phase:
+    def _speeds(self, pairs: Sequence[str]) -> None:
+        """Time pairs of cache types on SmolLM2, by a run with the task kv-cache."""
+        name = f"speeds of smollm2 {self._build}"
+        with self.phases.phase(name, seconds=90) as phase:
             plan = self.out / f"{name.replace(' ', '-')}.toml"
-            plan.write_text(plan_text(model, pairs, self._size), encoding="utf-8")
+            plan.write_text(plan_text(self._smollm2, pairs, self._size), encoding="utf-8")
             run = self._measured(self.out / "run" / plan.stem, "run", str(plan))
-            rows = speed_rows(run["cells"], self._says(model))
-            self.result["speeds"] += [
-                {"build": self._build, "model": model.stem} | row for row in rows
-            ]
-            unexpected = [row["kv"] for row in rows if row["unexpected"]]
-            phase.details = {"pairs": len(rows), "unexpected": ", ".join(unexpected)}
+            rows = [cell_row(cell) for cell in run["cells"]]
+            self._record(phase, self._smollm2, rows)
             _raise(run)
+
+    def _full(self) -> None:
+        """Time pairs of cache types on the random model, with the cache full."""
+        with self.phases.phase(f"speeds of {self._random.stem} {self._build}", seconds=75) as phase:
+            cases = [f"{kv}:{self._size.full}:all:gpu" for kv in LARGE_PAIRS]
+            failure, rows = self._timed(phase, cases)
+            self._record(phase, self._random, rows)
+            _raise({"failure": failure})
+
+    def _places(self) -> None:
+        """Put the layers and the cache of the random model on the GPU and off it."""
+        with self.phases.phase("places", seconds=90) as phase:
+            places = product(("all", "0"), ("gpu", "cpu"))
+            cases = [f"f16:{self._size.places}:{layers}:{cache}" for layers, cache in places]
+            failure, self.result["places"] = self._timed(phase, cases)
+            _raise({"failure": failure})
+
+    def _timed(self, phase: Phase, cases: Sequence[str]) -> tuple[str | None, list[dict[str, Any]]]:
+        """Return why not all cases of the random model were timed, and those that were."""
+        out = self.out / f"{phase.name.replace(' ', '-')}.jsonl"
+        failure = None
+        try:
+            command = (sys.executable, "-m", "tools.gpu_speeds")
+            self._run(*command, str(self._random), str(out), *cases)
+        except PhaseError as error:
+            failure = str(error)
+        lines = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
+        return failure, [json.loads(line) for line in lines]
+
+    def _record(self, phase: Phase, model: Path, rows: list[dict[str, Any]]) -> None:
+        """Compare speeds with what `doctor` said of each pair, and keep them."""
+        compare(rows, self._says(model))
+        self.result["speeds"] += [{"build": self._build, "model": model.stem} | row for row in rows]
+        unexpected = [row["kv"] for row in rows if row["unexpected"]]
+        phase.details = {"pairs": len(rows), "unexpected": ", ".join(unexpected)}
 
     def _says(self, model: Path) -> dict[str, str]:
         """Return how the current build runs each pair on its GPU, as doctor said."""
@@ -254,12 +297,6 @@ class GpuCheck:
         with self.phases.phase("random model", seconds=90):
             command = (sys.executable, "-m", "tools.random_model")
             self._run(*command, str(self._random), self._size.shape)
-
-    def _offload(self) -> None:
-        with self.phases.phase("offload", seconds=90):
-            command = (sys.executable, "-m", "tools.gpu_offload")
-            answer = self._run(*command, str(self._random), str(self._size.timed))
-            self.result["offload"] = json.loads(answer)
 
 
 _CUDA_LIBRARY = "nvidia/*/lib/lib*.so.*"
@@ -292,29 +329,28 @@ def plan_text(model: Path, pairs: Sequence[str], size: Size) -> str:
     return "\n".join([*lines, ""])
 
 
-def speed_rows(cells: Sequence[dict[str, Any]], says: dict[str, str]) -> list[dict[str, Any]]:
-    """Return a row per pair: its speeds, its share of the decode speed of f16, and what `says`
-    about it; "unexpected" where that does not go with the share."""
-    rows: list[dict[str, Any]] = []
-    for cell in cells:
-        kv = cell["cell"]["kv"]
-        metrics = {name: each["value"] for name, each in cell["metrics"].items()}
-        rows.append(
-            {
-                "kv": kv if "/" in kv else f"{kv}/{kv}",
-                "reason": cell["reason"],
-                "prefill": metrics.get("prefill_tokens_per_second"),
-                "decode": metrics.get("decode_tokens_per_second"),
-            }
-        )
-    whole = next((row["decode"] for row in rows if row["kv"] == "f16/f16"), None)
+def cell_row(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return the pair of a cell of a run, and its speeds."""
+    kv = cell["cell"]["kv"]
+    metrics = {name: each["value"] for name, each in cell["metrics"].items()}
+    return {
+        "kv": kv if "/" in kv else f"{kv}/{kv}",
+        "reason": cell["reason"],
+        "prefill": metrics.get("prefill_tokens_per_second"),
+        "decode": metrics.get("decode_tokens_per_second"),
+    }
+
+
+def compare(rows: Sequence[dict[str, Any]], says: dict[str, str]) -> None:
+    """Add to each row its share of the decode speed of f16, and what `says` about the pair; it is
+    "unexpected" where that does not go with the share."""
+    whole = next((row.get("decode") for row in rows if row["kv"] == "f16/f16"), None)
     for row in rows:
-        share = row["decode"] / whole if whole and row["decode"] else None
+        share = row["decode"] / whole if whole and row.get("decode") else None
         row["share"] = None if share is None else round(share, 3)
         row["says"] = says.get(row["kv"])
         promised = row["says"] in ("native", "plain")
         row["unexpected"] = share is not None and promised != (share >= _SLOW)
-    return rows
 
 
 def _raise(run: dict[str, Any]) -> None:

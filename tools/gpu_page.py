@@ -13,14 +13,9 @@ td, th { border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: left }
 .failed, .unexpected { color: #b00020 } .skipped { color: #777 }
 """
 _PHASES = ("name", "status", "seconds", "gpu_percent", "gpu_peak_mib")
-_OFFLOAD = (
-    "gpu_layers",
-    "offload_kqv",
-    "weights_on",
-    "cache_on",
-    "prefill_tokens_per_second",
-    "decode_tokens_per_second",
-    "reason",
+_PLACES = (
+    *("gpu_layers", "offload_kqv", "weights_on", "cache_on"),
+    *("prefill", "decode", "reason"),
 )
 
 
@@ -34,7 +29,7 @@ def page(result: Mapping[str, Any]) -> str:
 {_table((*_PHASES, "more"), map(_phase, result["phases"]), result["phases"])}
 {"".join(_grids(result["speeds"]))}
 <h2>Layers and K/V cache on the GPU and off it</h2>
-{_table(_OFFLOAD, ([row.get(name) for name in _OFFLOAD] for row in result.get("offload", ())))}
+{_table(_PLACES, ([row.get(name) for name in _PLACES] for row in result.get("places", ())))}
 </body></html>
 """
 
@@ -61,7 +56,7 @@ def _grids(speeds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _speed(row: Mapping[str, Any] | None) -> str | None:
-    if row is None or row["decode"] is None:
+    if row is None or row.get("decode") is None:
         return None if row is None else row["reason"]
     words = [f"{row['decode']:.0f}", f"({row['share']:.0%})" if row["share"] else ""]
     words += [str(row["says"])] if row["says"] not in ("native", None) else []

@@ -223,7 +223,9 @@ class Model:
         except BaseException:
             servers.release(options.rpc)
             raise
-        return cls(Path(path), options, handle, log)
+        model = cls(Path(path), options, handle, log)
+        servers.watch(options.rpc)
+        return model
 
     def close(self) -> None:
         """Free the weights, after the contexts made of them. Closing twice is fine."""

@@ -13,9 +13,12 @@ import ctypes
 import os
 import re
 import socket
+import stat
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError
@@ -28,6 +31,8 @@ CONNECT_SECONDS = 5.0
 """Time that a server has to accept a connection."""
 ANSWER_SECONDS = 20.0
 """Time that all servers together have, besides, to say what devices they have."""
+LOST_SECONDS = 60
+"""Time without any sign of the machine of a server after which a connection to it is lost."""
 MOST_SERVERS = 15
 """GGML_SCHED_MAX_BACKENDS, ggml/src/ggml-backend.cpp, without the CPU."""
 
@@ -69,6 +74,42 @@ def acquire(servers: Sequence[str]) -> None:
     for server in servers:
         _add(server)
     _users.update(servers)
+
+
+def watch(servers: Sequence[str]) -> None:
+    """Let the connections of ggml to these servers fail where a machine is gone from the network.
+
+    ggml waits for an answer without a limit, for a computation may take long. So the system asks
+    whether the other side is there, on the sockets that ggml has opened, where the system lists
+    what a process has open.
+    """
+    hosts = {server.rpartition(":")[0] for server in servers}
+    infos = (info for host in hosts for info in socket.getaddrinfo(host, None, socket.AF_INET))
+    addresses = {str(info[4][0]) for info in infos}
+    ports = {int(server.rpartition(":")[2]) for server in servers}
+    for number in [int(path.name) for path in Path("/dev/fd").glob("*")]:
+        with suppress(OSError):  # not connected, or the list itself, which is closed by now
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(number)) as connection:
+                if connection.family == socket.AF_INET:
+                    host, port = connection.getpeername()
+                    if host in addresses and port in ports:
+                        _limit(connection)
+
+
+def _limit(connection: socket.socket) -> None:
+    """Ask each 10 seconds of silence whether the other side is there, and wait a limited time."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    limits = {
+        "TCP_KEEPIDLE": 10,
+        "TCP_KEEPINTVL": 10,
+        "TCP_KEEPCNT": LOST_SECONDS // 10 - 1,
+        "TCP_USER_TIMEOUT": 1000 * LOST_SECONDS,
+    }
+    for name, value in limits.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def release(servers: Sequence[str]) -> None:

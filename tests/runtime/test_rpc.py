@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from ggufrope import Context, ContextSettings, Model
 from ggufrope.errors import BackendError, InsufficientMemoryError, RequestError
 from ggufrope.runtime import library
 from ggufrope.runtime.memory import free_memory
-from ggufrope.runtime.rpc import CONNECT_SECONDS, address_problems, require
+from ggufrope.runtime.rpc import CONNECT_SECONDS, LOST_SECONDS, address_problems, require
 
 if TYPE_CHECKING:
     from tests.conftest import RpcServer
@@ -209,6 +211,43 @@ def test_a_server_that_says_nothing_has_a_limited_time(
     with pytest.raises(BackendError, match=f"RPC server {address}: no answer in 6 s"):
         require((address,), answer_seconds=1)
     assert time.monotonic() - before < CONNECT_SECONDS + 5
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the limits of Linux")
+def test_the_connection_of_a_model_ends_where_its_server_is_gone_from_the_network(
+    nano: Path, two_servers: tuple[str, str]
+) -> None:
+    with socket.socket() as other, Model.open(nano, rpc=two_servers):
+        assert not other.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        found = {}
+        for path in filter(Path.is_socket, Path("/dev/fd").glob("*")):
+            with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as connection:
+                host, port = connection.getpeername()
+                kept = connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                limit = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                found[f"{host}:{port}"] = (kept, limit)
+    assert {server: found[server] for server in two_servers} == dict.fromkeys(
+        two_servers, (1, 1000 * LOST_SECONDS)
+    )
+
+
+def test_a_model_left_open_on_a_dead_server_does_not_hold_up_the_end_of_python(
+    start_server: Callable[..., RpcServer], nano: Path
+) -> None:
+    server = start_server()
+    code = (
+        "import sys\nfrom ggufrope import Model\n"
+        f"model = Model.open({str(nano)!r}, rpc=({server.address!r},))\n"
+        "print('open', flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        server.kill()
+        _, said = process.communicate(timeout=60)
+    assert "Remote RPC server crashed" in said
 
 
 def test_a_name_that_is_none_is_an_error(two_servers: tuple[str, str]) -> None:

@@ -55,7 +55,7 @@ def test_every_phase_is_recorded_with_its_time(checked: Path) -> None:
         "speeds of smollm2 installed": "ok",
         "random model": "ok",
         "speeds of random-tiny installed": "ok",
-        "offload": "ok",
+        "places": "ok",
     }
     doctor = result(checked)["phases"][2]
     assert doctor["seconds"] > 0
@@ -70,7 +70,8 @@ def test_every_pair_of_cache_types_has_speeds_and_what_doctor_says(checked: Path
         *(("random-tiny", kv) for kv in large),
     }
     assert len(speeds) == len(pairs)
-    assert all(row["prefill"] > 0 and row["decode"] > 0 and row["share"] > 0 for row in speeds)
+    assert all(row["prefill"] > 0 and row["decode"] > 0 for row in speeds)
+    assert not any(row["share"] is None for row in speeds)
     if not library.can_offload():
         assert {row["says"] for row in speeds} == {"native"}
 
@@ -83,10 +84,10 @@ def test_needles_are_found_as_it_is_and_by_yarn(checked: Path) -> None:
 
 
 def test_layers_and_cache_are_put_on_the_gpu_and_off_it(checked: Path) -> None:
-    rows = result(checked)["offload"]
+    rows = result(checked)["places"]
     places = {(row["gpu_layers"], row["offload_kqv"]) for row in rows}
     assert places == {("all", True), ("all", False), (0, True), (0, False)}
-    assert all(row["decode_tokens_per_second"] > 0 for row in rows)
+    assert all(row["decode"] > 0 for row in rows)
     assert all(row["cache_on"] == ["CPU"] for row in rows if row["gpu_layers"] == 0)
 
 
@@ -121,7 +122,7 @@ def test_without_a_gpu_the_next_phases_run_and_the_check_fails(
     assert "nvidia-smi does not answer" in phases["card"].reason
     assert "give it with --model" in phases["packages"].reason
     assert "no time is left" in phases["doctor installed"].reason
-    assert phases["offload"].status == "failed"
+    assert phases["places"].status == "failed"
     assert "no GPU" in (options.out / "result.html").read_text()
 
 
@@ -164,7 +165,8 @@ def test_a_pair_is_unexpected_where_its_speed_is_not_what_doctor_says() -> None:
     ]
     says = {f"{kv}/{kv}": "native" for kv in ("f16", "q8_0")}
     says |= {"q8_0/q4_0": "native", "iq4_nl/iq4_nl": "cpu", "q4_0/q4_0": "converted"}
-    rows = {row["kv"]: row for row in gpu_check.speed_rows(cells, says)}
+    rows = {row["kv"]: row for row in map(gpu_check.cell_row, cells)}
+    gpu_check.compare(list(rows.values()), says)
     assert rows["q8_0/q8_0"]["share"] == 0.9
     unexpected = {kv for kv, row in rows.items() if row["unexpected"]}
     assert unexpected == {"q8_0/q4_0", "q4_0/q4_0"}
