@@ -94,7 +94,7 @@ def calls(seed: int) -> list[tuple[Puzzle, dict[str, Any], dict[str, Any]]]:
             Draft202012Validator.check_schema(tool["parameters"])
         for puzzle in group.puzzles:
             call = json.loads(puzzle.answer)
-            (tool,) = (each for each in tools if each["name"] == call["name"])
+            (tool,) = (each for each in tools if each["name"] == call["call"])
             found.append((puzzle, call, tool))
     return found
 
@@ -110,7 +110,7 @@ def test_a_request_has_what_its_call_needs(seed: int) -> None:
 def test_a_call_counts_however_it_is_written(seed: int, indent: int | None, data: Any) -> None:
     puzzle, call, _ = data.draw(st.sampled_from(calls(seed)))
     names = data.draw(st.permutations(list(call["arguments"])))
-    shuffled = {"name": call["name"], "arguments": {n: call["arguments"][n] for n in names}}
+    shuffled = {"call": call["call"], "arguments": {n: call["arguments"][n] for n in names}}
     output = json.dumps(shuffled, indent=indent) + data.draw(st.sampled_from(["", "\nDone.", "}"]))
     assert grade(puzzle, output) == {"exact": 1.0, "valid": 1.0}
 
@@ -128,7 +128,7 @@ def test_a_call_counts_however_it_is_written(seed: int, indent: int | None, data
         (lambda call: call["arguments"].update(grams=1), False),
         (lambda call: call["arguments"].update(note="fragile"), False),
         (lambda call: call["arguments"].pop("city"), False),
-        (lambda call: call.update(name="rent_bicycle"), False),
+        (lambda call: call.update(call="rent_bicycle"), False),
         (lambda call: call.update(extra=1), False),
         (lambda call: call.update(arguments=[]), False),
     ],
@@ -136,12 +136,12 @@ def test_a_call_counts_however_it_is_written(seed: int, indent: int | None, data
 def test_another_call_does_not_count(
     change: Callable[[dict[str, Any]], object], valid: bool
 ) -> None:
-    puzzle, call, _ = next(each for each in calls(1) if each[1]["name"] == "send_parcel")
+    puzzle, call, _ = next(each for each in calls(1) if each[1]["call"] == "send_parcel")
     change(call)
     assert grade(puzzle, json.dumps(call)) == {"exact": 0.0, "valid": float(valid)}
 
 
-@pytest.mark.parametrize("output", ["", "{", "[]", "3", "null", '{"name":', "send it", "{}"])
+@pytest.mark.parametrize("output", ["", "{", "[]", "3", "null", '{"call":', "send it", "{}"])
 def test_what_is_no_call_is_wrong(output: str) -> None:
     puzzle, *_ = calls(0)[0]
     assert grade(puzzle, output) == {"exact": 0.0, "valid": 0.0}
@@ -155,10 +155,17 @@ def test_the_copy_is_the_kth_reply_in_the_order_of_the_text(seed: int) -> None:
             strict=True,
         )
         assert len(set(requests)) == 1
-        assert len(set(replies)) == len(ORDINALS) == len(group.puzzles)
-        for ordinal, reply, puzzle in zip(ORDINALS, replies, group.puzzles, strict=True):
+        assert len(set(replies)) == len(ORDINALS)
+        numbered, begun = group.puzzles[: len(ORDINALS)], group.puzzles[len(ORDINALS) :]
+        for ordinal, reply, puzzle in zip(ORDINALS, replies, numbered, strict=True):
             assert f"the {ordinal} of these replies" in puzzle.question
             assert puzzle.answer == f" {reply}"
+        for reply, puzzle in zip(replies, begun, strict=True):
+            first = puzzle.prefix.removeprefix(" Reply: ")
+            assert f'the one that begins with "{first}"' in puzzle.question
+            assert [other for other in replies if other.startswith(f"{first} ")] == [reply]
+            assert first + puzzle.answer == reply
+            assert {first + wrong for wrong in puzzle.wrong}.isdisjoint(replies)
 
 
 @given(seed=Seeds)
