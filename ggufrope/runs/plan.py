@@ -157,9 +157,10 @@ class RunPlan(TaskSettings):
         return replace(self.thresholds, **none)
 
     def settings_of(self, task: TaskName) -> TaskSettings:
-        """Return the settings of one task. The needles of `kv` have no whole prompts: each cache is
-        compared with f16 on the same spliced ones."""
-        if task == "needle" and self.answers_kv and task not in self.tasks:
+        """Return the settings of one task. The needles of `kv` have no whole prompts unless their
+        recall is to be judged: each cache is compared with f16 on the same spliced ones."""
+        judged = {"recall", "recall_share"} & set(self.limits.applied(("needle",)))
+        if task == "needle" and self.answers_kv and task not in self.tasks and not judged:
             return replace(self, whole_prompts=0)
         return self
 
