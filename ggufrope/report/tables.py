@@ -49,7 +49,6 @@ def _caches(answer: CacheAnswer) -> Content:
     rows = []
     for row in answer.rows:
         size = "–" if row.memory_bytes is None else byte_size(row.memory_bytes)
-        kept = f"{row.kept} of {row.answered}" + (f", {row.gained} gained" if row.gained else "")
         speeds = (
             Metric(name="prefill_tokens_per_second", value=row.prefill),
             Metric(name="decode_tokens_per_second", value=row.decode),
@@ -57,7 +56,7 @@ def _caches(answer: CacheAnswer) -> Content:
         entries = [
             {"text": size, "interval": None, "shade": None},
             *map(_entry, (row.divergence, row.same_top)),
-            {"text": kept, "interval": None, "shade": None},
+            {"text": row.kept_words, "interval": None, "shade": None},
             *map(_entry, speeds),
         ]
         word = "base" if row.verdict is None else row.verdict.word

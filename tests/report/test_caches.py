@@ -105,6 +105,17 @@ def test_logits_that_are_not_finite_make_one_row_unsafe_and_no_other(make_report
     assert answer.sentence == "no cache smaller than f16 is shown to be safe at 2048 tokens"
 
 
+def test_a_model_whose_logits_are_not_finite_is_no_fault_of_a_cache(make_report: Make) -> None:
+    def broken(result: CellResult) -> CellResult:
+        if result.cell.task not in ("divergence", "needle"):
+            return result
+        return CellResult(cell=result.cell, status="error", reason=NOT_FINITE)
+
+    row = only(changed(kv_report(make_report), broken)).rows[1]
+    assert row.verdict is not None
+    assert (row.verdict.word, row.verdict.reason) == ("undecided", f"with f16 too, {NOT_FINITE}")
+
+
 def test_a_pair_that_does_not_run_is_unsupported_with_the_rule(make_report: Make) -> None:
     report = kv_report(make_report, kv=("q8_0", "iq4_nl"))
     row = only(report).rows[-1]
