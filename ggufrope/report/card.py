@@ -333,17 +333,18 @@ def _without_folders(report: RunReport) -> RunReport:
             return {key: bare(item) for key, item in value.items()}
         if isinstance(value, list):
             return [bare(item) for item in value]
-        return _base_name(value) if isinstance(value, str) and value in files else value
+        return base_name(value) if isinstance(value, str) and value in files else value
 
     models = tuple(
-        replace(record, file=replace(record.file, path=_base_name(record.file.path)))
+        replace(record, file=replace(record.file, path=base_name(record.file.path)))
         for record in report.models
     )
     portable = decode(RunPlan, bare(encode(replace(plan, runtime=RuntimeSettings()), exact=True)))
     return replace(report, models=models, plan=portable)
 
 
-def _base_name(name: str) -> str:
+def base_name(name: str) -> str:
+    """Return the name of a file without its folder, of whichever system; names of stores stay."""
     return name if name.startswith(("hf:", "ollama:")) else re.split(r"[/\\]", name)[-1]
 
 
