@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from . import errors
 from .commands import COMMANDS, register
 from .errors import OptionError, run
 
@@ -34,6 +35,7 @@ def build(asked: str | None = None) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    errors.own_process = arguments is None
     given = sys.argv[1:] if arguments is None else list(arguments)
     words = [word for word in given if word != _TRACEBACK]
     if words[:1] == ["help"]:

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from ggufrope.proof import prove
     from ggufrope.report.conclusion import conclude
     from ggufrope.report.record import RunReport, run
+    from ggufrope.rope.architectures import use_table
     from ggufrope.rope.export import export
     from ggufrope.runs.plan import RunPlan, read_plan
     from ggufrope.runtime.context import Context
+    from ggufrope.runtime.engine import use_llama
     from ggufrope.runtime.model import Model
     from ggufrope.runtime.settings import ContextSettings
     from ggufrope.search.plan import SearchPlan
@@ -56,9 +58,11 @@ _HOMES = {
     "proof": ("prove",),
     "report.conclusion": ("conclude",),
     "report.record": ("RunReport", "run"),
+    "rope.architectures": ("use_table",),
     "rope.export": ("export",),
     "runs.plan": ("RunPlan", "read_plan"),
     "runtime.context": ("Context",),
+    "runtime.engine": ("use_llama",),
     "runtime.model": ("Model",),
     "runtime.settings": ("ContextSettings",),
     "search.plan": ("SearchPlan",),
@@ -100,6 +104,8 @@ __all__ = [
     "run_search",
     "sarif",
     "undo",
+    "use_llama",
+    "use_table",
     "verify",
 ]
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import JsonOption, WholeOption
-from ..proof import ProveOption, proof_payload
+from ..errors import OptionError
+from ..options import JsonOption, LlamaLibOption, WholeOption, option, token_option
+from ..proof import ProveOption, prepare_proof, proof_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -21,15 +22,19 @@ if TYPE_CHECKING:
     from ggufrope.rope.lint import Finding
 
 
+_SERVER = "A running server"
+
+
 def command(
     files: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="FILE...",
-            help="Models, also on a server, and folders: every .gguf file below one.",
+            help="Models, also on a server, and folders: every .gguf file below one; none with "
+            "--server.",
             show_default=False,
         ),
-    ],
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -55,19 +60,51 @@ def command(
         ),
     ] = None,
     prove: ProveOption = False,
+    llama_lib: LlamaLibOption = None,
     whole: WholeOption = False,
+    server: Annotated[
+        str | None,
+        option("--server", "Measure what this running server really serves.", "URL", _SERVER),
+    ] = None,
+    model: Annotated[
+        str | None, option("--model", "Model of it; default: its only one.", "NAME", _SERVER)
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        token_option("--ctx", "Context that you need; default: what the server tells.", _SERVER),
+    ] = None,
+    num_ctx: Annotated[
+        int | None,
+        token_option("--num-ctx", "Context that requests to an Ollama server ask for.", _SERVER),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Check files and folders, one line per file.
+    """Check files and folders, one line per file; or what a server serves.
 
-    Exit code 1: a file has an error; 3: a file cannot be read.
+    Exit code 1: a file has an error, or a server serves less; 3: a file cannot be read.
     """
+    if server is not None:
+        if files or config or sarif or prove or card or md or junit:
+            raise OptionError("--server: give no FILE and no option for files with it")
+        from ggufrope.backends import RuntimeSettings
+
+        from ..served import check_server
+        from ..values import server_address
+
+        settings = RuntimeSettings(server=server_address(server), num_ctx=num_ctx)
+        check_server(settings, model, ctx, json=json)
+        return
+    if not files:
+        raise OptionError("missing FILE, a model or a folder; or --server, an address")
+    if model is not None or ctx is not None or num_ctx is not None:
+        raise OptionError("--model, --ctx and --num-ctx are for --server")
     from ggufrope.patching.check import check
 
     from ..errors import BAD_FILE, CHECK_FAILED
     from ..output import emit_json
     from ..values import say_reading
 
+    prepare_proof(prove, llama_lib)
     proofs: dict[Place, Proof] = {}
     examiners = [_prover(proofs)] if prove else []
     examiners += [] if card is None else [_card_reader(card)]
@@ -124,9 +161,7 @@ def _card_reader(card: Path) -> Callable[[Place], Iterable[Finding]]:
 def _prover(proofs: dict[Place, Proof]) -> Callable[[Place], Iterable[Finding]]:
     """Return a function that proves a model, for `check`; it adds each proof to `proofs`."""
     from ggufrope.container.remote import local
-    from ggufrope.proof import prove, witnesses
-
-    witnesses()  # before the first file is read
+    from ggufrope.proof import prove
 
     def findings(place: Place) -> Iterable[Finding]:
         proofs[place] = prove(local(place))

@@ -54,8 +54,10 @@ def command(
 
 def payload(inspection: Inspection) -> dict[str, Any]:
     """Return the JSON object of `inspect`."""
+    from ggufrope.rope.architectures import current_table
     from ggufrope.rope.trained import trained_context
 
+    described = current_table()
     metadata = inspection.model.metadata
     effective = inspection.effective
     return {
@@ -74,6 +76,12 @@ def payload(inspection: Inspection) -> dict[str, Any]:
         },
         "refusal": inspection.refusal,
         "findings": inspection.findings,
+        "table": {
+            "source": described.source,
+            "file": described.path,
+            "reason": described.reason,
+            "has_architecture": metadata.architecture in described.entries,
+        },
     }
 
 

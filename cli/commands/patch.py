@@ -10,9 +10,16 @@ import typer
 
 from ggufrope._format import ranges
 
-from ..options import ForceOption, HeaderArgument, JsonOption, WholeOption, grouped
+from ..options import (
+    ForceOption,
+    HeaderArgument,
+    JsonOption,
+    LlamaLibOption,
+    WholeOption,
+    grouped,
+)
 from ..options_scaling import ScalingOptions
-from ..proof import ProveOption, proof_payload, require_passed, show_proof
+from ..proof import ProveOption, prepare_proof, proof_payload, require_passed, show_proof
 from ..values import byte_count, completion, strategies
 
 if TYPE_CHECKING:
@@ -61,6 +68,7 @@ def command(
         typer.Option("--hash-weights", help="Print the SHA-256 of all tensor data of the result."),
     ] = False,
     prove: ProveOption = False,
+    llama_lib: LlamaLibOption = None,
     whole: WholeOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -88,11 +96,7 @@ def command(
             force=forced(force),
             reserve=reserve,
         )
-    if prove:
-        from ggufrope.proof import prove as prove_model
-        from ggufrope.proof import witnesses
-
-        witnesses()  # before anything is written
+    prepare_proof(prove, llama_lib)
     if not json:
         show_plan(plan)
     receipt = proof = None
@@ -100,6 +104,8 @@ def command(
         with stoppable(), bytes_bar("writing") as progress:
             receipt = apply(plan, hash_weights=hash_weights, progress=progress)
         if prove:
+            from ggufrope.proof import prove as prove_model
+
             proof = prove_model(receipt.path, plan.stores)
     if json:
         emit_json(payload(plan, receipt, proof), place)

@@ -74,7 +74,10 @@ def overview(report: RunReport) -> Overview:
         rows=tuple(rows),
         legend=(*_bases(report), "95 % intervals in parentheses"),
         facts=(lead(report), *_origins(report)),
-        commands=tuple(reach.keep for reach in found.settings if reach.keep),
+        commands=(
+            *(reach.keep for reach in found.settings if reach.keep),
+            *dict.fromkeys(command for each in found.caches for command in each.commands),
+        ),
     )
 
 
