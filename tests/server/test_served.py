@@ -50,10 +50,23 @@ def test_a_server_that_counts_what_it_cuts_is_found_out_by_the_start_of_the_prom
     assert not found.passed
 
 
-def test_a_model_that_reaches_no_further_is_not_taken_for_a_whole_one() -> None:
-    found = served(n_ctx=8192, horizon=600)
+def test_a_model_that_reaches_no_further_shows_in_its_log_probabilities() -> None:
+    found = served(n_ctx=8192, horizon=600)  # Ollama gives none: it may be cut
     assert found.behavior == "unanswered"
     assert (found.longest_prompt or 0) < 700
+
+
+def test_where_the_start_reaches_a_model_that_does_not_find_it_the_prompt_is_whole() -> None:
+    server = StandIn("llama-server", n_ctx=8192, horizon=600)
+    reached = server.model.next_logits
+
+    def slightly(tokens: list[int]) -> object:
+        return reached(tokens) * (1 + sum(tokens[:40]) % 97 / 1e4)
+
+    server.model.next_logits = slightly  # type: ignore[method-assign, assignment]
+    found = measure(server.open(), 4096)
+    assert (found.behavior, found.longest_prompt, found.knows_start) == ("whole", 4095, False)
+    assert any("does not find what stands at its start" in line for line in found.remarks)
 
 
 def test_what_fits_is_served() -> None:
