@@ -32,7 +32,7 @@ from ggufrope.patching.exporting import export_model
 from ggufrope.patching.plan import apply, plan_patch
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.architectures import source
-from ggufrope.server.served import Served, measure
+from ggufrope.server.served import Served, measure_server
 
 PORT = 18978
 ADDRESS = f"http://127.0.0.1:{PORT}"
@@ -161,7 +161,7 @@ def carried_out(server: Path, case: Case, folder: Path) -> Outcome:
     with started(server, case.arguments):
         settings = RuntimeSettings(server=ADDRESS)
         with closing(open_server(settings)) as opened:
-            served = measure(opened, case.tokens)
+            served = measure_server(opened, case.tokens)
             said = tuple(answers(opened, opened.open(case.tokens), case.tokens))
         cells = run(plan(case, (), settings), folder / "served").cells
     recalled = sum(cell.value("recall") == 1 for cell in cells)

@@ -93,7 +93,7 @@ class Served:
         return self.behavior == "whole"
 
 
-def measure(
+def measure_server(
     model: ServerModel, asked: int | None = None, *, progress: Callable[[str], None] | None = None
 ) -> Served:
     """Measure what the server of a model serves of a context of `asked` tokens, by default what it
@@ -214,7 +214,7 @@ class _Prompts:
 
 
 class _Measurement:
-    """The steps of `measure`."""
+    """The steps of `measure_server`."""
 
     def __init__(self, model: ServerModel, asked: int, tell: Callable[[str], None]) -> None:
         self._model = model

@@ -19,7 +19,7 @@ from ggufrope.backends import open_model, open_server
 from ggufrope.container.ggml import KvTypes
 from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan
 from ggufrope.patching.request import ScalingRequest
-from ggufrope.server.served import measure
+from ggufrope.server.served import measure_server
 
 CONTEXT = 256
 COMMAND = [sys.executable, "-c", "from ggufrope_cli.__main__ import start; start()"]
@@ -107,7 +107,7 @@ def test_what_is_generated_is_equal_to_the_token(address: str, nano: Path) -> No
 @pytest.mark.parametrize(("asked", "behavior"), [(CONTEXT, "whole"), (1024, "refused")])
 def test_the_context_is_measured_to_the_token(address: str, asked: int, behavior: str) -> None:
     with closing(open_server(RuntimeSettings(server=address))) as model:
-        found = measure(model, asked)
+        found = measure_server(model, asked)
     assert (found.behavior, found.serves, found.exact) == (behavior, CONTEXT, True)
     assert found.longest_prompt == CONTEXT - 1
     assert found.knows_start is True
