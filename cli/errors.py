@@ -57,6 +57,8 @@ OTHER_FLAGS = {
     "thinking": "--thinking",
     "gpu_layers": "--gpu-layers",
     "llama_lib": "--llama-lib",
+    "experts_on_cpu": "--experts-on-cpu",
+    "rpc": "--rpc",
     "threads": "--threads",
     "server": "--server",
     "models": "--model",
@@ -90,6 +92,7 @@ OTHER_FLAGS = {
 _RENAMED = {
     "--two-faced": "--keep-short-context",
     "--one-face": "--shared-factors",
+    "--holdout-samples": "--holdout-haystacks",
     "--min-first": "--min-top-ranked",
     "--max-short-loss": "--max-short-nll",
     "--max-long-loss": "--max-long-nll",
@@ -271,7 +274,10 @@ def outlive_aborts() -> None:
 
 
 def _tell_abort(reason: str) -> None:
-    _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
+    if "RPC" in reason:
+        _tell(f"an RPC server is lost, and llama.cpp ended the process: {reason}")
+    else:
+        _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
     os._exit(exit_code(BackendError()))
 
 

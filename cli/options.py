@@ -25,15 +25,6 @@ FileArgument = Annotated[
         show_default=False,
     ),
 ]
-ServedFileArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="FILE",
-        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE; none "
-        "with --server.",
-        show_default=False,
-    ),
-]
 HeaderArgument = Annotated[
     str,
     typer.Argument(
@@ -48,6 +39,15 @@ WholeOption = Annotated[
     typer.Option(
         "--whole",
         help="Let a server that cannot send parts of a file send it from its start.",
+    ),
+]
+ServedFileArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="FILE",
+        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE; none "
+        "with --server.",
+        show_default=False,
     ),
 ]
 OtherFileArgument = Annotated[
@@ -81,6 +81,7 @@ ArchitecturesOption = Annotated[
         show_default=False,
     ),
 ]
+RPC_HELP = "Spread the model over llama.cpp's RPC servers too, on a trusted network only."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -131,10 +132,17 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def predicting(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` the option `--architectures`, which puts a table in force before it runs."""
+    """Give `command` the option `--architectures`, which puts a table in force before it runs.
+
+    Without it the table is that of the llama.cpp in use, which `--llama-lib` may name.
+    """
 
     @functools.wraps(command)
     def with_table(*, architectures: str | None = None, **arguments: Any) -> None:
+        if arguments.get("llama_lib") is not None:
+            from ggufrope.runtime.engine import use_llama
+
+            use_llama(arguments["llama_lib"])
         if architectures is not None:
             from ggufrope.rope.architectures import use_table
 

@@ -20,15 +20,17 @@ from ggufrope.evals.thresholds import Thresholds, without_task
 from ggufrope.runs.plan import KV_TYPES, RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
-from .options import option
+from .options import RPC_HELP, option
 from .start import default_contexts
 from .values import (
     cache_type,
+    experts,
     kv_types,
     layers,
     llama_lib,
     seconds,
     server_address,
+    servers,
     share,
     token_counts,
     tokens,
@@ -279,6 +281,18 @@ class RunOptions:
             known=partial(tuple, ("all", "auto")),
         ),
     ] = "all"
+    experts_on_cpu: Annotated[
+        str,
+        option(
+            "--experts-on-cpu",
+            "Layers, from the first, whose experts stay on the CPU in a mixture of experts: all or "
+            "a number.",
+            "N",
+            _HOW,
+            known=partial(tuple, ("all",)),
+        ),
+    ] = "0"
+    rpc: Annotated[str | None, option("--rpc", RPC_HELP, "HOST:PORT,…", _HOW)] = None
     threads: Annotated[
         int | None, option("--threads", "CPU threads; default: every CPU.", "N", _HOW, min=1)
     ] = None
@@ -413,6 +427,8 @@ class RunOptions:
             runtime=RuntimeSettings(
                 llama_lib=llama_lib(self.llama_lib),
                 gpu_layers=layers(self.gpu_layers),
+                experts_on_cpu=experts(self.experts_on_cpu),
+                rpc=servers(self.rpc),
                 threads=self.threads,
                 flash_attention=self.flash_attention,
                 server=None if self.server is None else server_address(self.server),

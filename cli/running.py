@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 
 def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
-    """Measure in this process and show the report; without `out`, in a new folder under runs/."""
+    """Measure in this process and show the report; without `out`, in a new folder under runs/.
+
+    With RPC servers, in a worker process: llama.cpp ends the process that loses one.
+    """
     from ggufrope.backends import open_model
-    from ggufrope.runs.driver import InlineTransport, drive, open_run
+    from ggufrope.runs.driver import InlineTransport, ProcessTransport, drive, open_run
     from ggufrope.runs.models import require_formats
 
     from .errors import outlive_aborts
-    from .progress import RunBar
+    from .progress import CellBar, RunBar
     from .start import announce, kept_results, take_llama
 
     outlive_aborts()
@@ -38,11 +41,17 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
             out = cleanup.enter_context(kept_results(name))
         repair(plan)
         require_formats(plan)
+        require_servers(plan)
         store = cleanup.enter_context(open_run(plan, out))
         tell_rejudged(store)
         jobs = [entry.job for entry in store.jobs() if entry.state == "pending"]
         announce(store, jobs)
         tell_too_few(plan, view)
+        if plan.runtime.rpc:
+            left = sum(len(job.cells) - len(store.results_of(job)) for job in jobs)
+            with answering(out, view), CellBar(left) as cells:
+                drive(store, ProcessTransport(), on_cell=cells.advance)
+            return
         with answering(out, view), RunBar(len(jobs)) as bar:
             drive(store, InlineTransport(open_model, on_job=bar.begin, progress=bar.advance))
 
@@ -71,6 +80,8 @@ def carry_out_batch(
         take_llama(plan.runtime.llama_lib)  # before there is a folder of results
     repair(plan)
     require_formats(plan)
+    if not ray:
+        require_servers(plan)
     with open_run(plan, folder) as store:
         tell_rejudged(store)
         if retry_failed:
@@ -84,6 +95,13 @@ def carry_out_batch(
         )
         with answering(folder, view, selection=selection), CellBar(left) as bar:
             drive(store, transport, selection=selection, on_cell=bar.advance)
+
+
+def require_servers(plan: RunPlan) -> None:
+    """Try the RPC servers of the plan before anything is measured. Raises BackendError."""
+    from ggufrope.runtime.rpc import require
+
+    require(plan.runtime.rpc)
 
 
 def repair(plan: RunPlan) -> None:

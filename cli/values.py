@@ -250,6 +250,20 @@ def seconds(text: str, option: str) -> float:
     return count
 
 
+def experts(text: str) -> int | Literal["all"]:
+    """Return `all` or a number of layers; OptionError for others."""
+    if text.lower() == "all":
+        return "all"
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise OptionError(f"--experts-on-cpu {text}: expected all or a number")
+    return int(text)
+
+
+def servers(text: str | None) -> tuple[str, ...]:
+    """Return the addresses in a list such as `host-a:50052,host-b:50052`."""
+    return () if text is None else tuple(each.strip() for each in text.split(","))
+
+
 def server_address(text: str) -> str:
     """Return the address of a server; a user name and a password in it are kept for this process
     and its workers, and nowhere else."""

@@ -2,11 +2,9 @@
 
 A `Backend` loads files and opens contexts: `LlamaBackend` with llama.cpp, `FakeBackend` with the
 public fake. Runs, searches and scripts all use one. A model at a server is opened by `open_server`
-and taken as it is. Above them this is the one place that makes a model rotate as a scheme says:
-
-- `ScaledModel` follows scaling requests, for runs: by context parameters where these say the scheme
-  exactly, else by an overlay of keys and factor tensors, else by a working copy;
-- a `Rotator` follows the candidates of a search, thousands of them, on one loaded model.
+and taken as it is. Above them `ScaledModel` follows the scaling requests of a run: by context
+parameters where these say the scheme exactly, else by an overlay of keys and factor tensors, else
+by a working copy. The candidates of a search have `ggufrope.search.rotators`.
 
 Worker processes import `open_model` by name, as in "package.module:function", because functions do
 not travel between processes.
@@ -26,7 +24,7 @@ from ggufrope.errors import RequestError
 from ggufrope.lm import LanguageContext, LanguageModel, OpenContext
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from httpx import BaseTransport
     from typing_extensions import Self
@@ -70,6 +68,16 @@ class RuntimeSettings:
     )
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] = ()
+    experts_on_cpu: Literal["all"] | int = field(
+        default=0, metadata={"help": "layers whose experts stay on the CPU, from the first"}
+    )
+    rpc: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "llama.cpp's RPC servers, HOST:PORT; GPUs before those of this machine"},
+    )
+    offload_kqv: bool = field(
+        default=True, metadata={"help": "keep the K/V cache of a layer on the device of the layer"}
+    )
     flash_attention: bool | None = None
     threads: int | None = None
     batch_tokens: int | None = None
@@ -86,6 +94,17 @@ class RuntimeSettings:
     num_ctx: int | None = field(
         default=None, metadata={"help": "context that requests to an Ollama server ask for"}
     )
+
+    def rpc_problems(self) -> Iterator[str]:
+        """Yield what is wrong with `rpc`."""
+        if self.rpc:
+            from ggufrope.runtime.rpc import address_problems
+
+            yield from address_problems(self.rpc)
+            if self.server is not None:
+                yield "`rpc` is for models in this process, and `server` has its own"
+            if len(self.devices) > 1:
+                yield "`rpc` is for one worker, a server has one client: give one of `devices`"
 
 
 class LoadedModel(LanguageModel, Protocol):
@@ -117,6 +136,10 @@ class Backend(Protocol[ModelT]):
         self, model: ModelT, n_ctx: int, *, kv: KvTypes, rope: RopeOverrides, spare: int
     ) -> LanguageContext:
         """Open a context of `n_ctx` tokens and `spare` further cells for questions."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Return what the runtime is, as records have it."""
         ...
 
     def describe(self, model: ModelT) -> dict[str, str]:
@@ -154,9 +177,14 @@ class LlamaBackend:
 
         self._use_library()
         options = LoadOptions(
-            main_gpu=self.settings.main_gpu, tensor_split=self.settings.tensor_split
+            main_gpu=self.settings.main_gpu,
+            tensor_split=self.settings.tensor_split,
+            experts_on_cpu=self.settings.experts_on_cpu,
+            rpc=self.settings.rpc,
         )
-        context = ContextSettings(n_ctx=context_tokens, spare=_SPARE)
+        context = ContextSettings(
+            n_ctx=context_tokens, spare=_SPARE, offload_kqv=self.settings.offload_kqv
+        )
         layers = fitting_layers(path, context, options)
         return LlamaBackend(settings=replace(self.settings, gpu_layers=layers))
 
@@ -175,6 +203,8 @@ class LlamaBackend:
             gpu_layers=self.settings.gpu_layers,
             main_gpu=self.settings.main_gpu,
             tensor_split=self.settings.tensor_split,
+            experts_on_cpu=self.settings.experts_on_cpu,
+            rpc=self.settings.rpc,
         )
 
     def _require_devices(self) -> None:
@@ -204,29 +234,49 @@ class LlamaBackend:
             n_batch=self.settings.batch_tokens,
             n_ubatch=self.settings.micro_batch_tokens,
             n_threads=self.settings.threads,
+            offload_kqv=self.settings.offload_kqv,
         )
         return Context(model, settings)
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of llama.cpp and what tells its build apart."""
+        from ggufrope.runtime import library
+
+        self._use_library()
+        versions = library.versions()
+        return {
+            "llama-cpp-python": versions.llama_cpp_python,
+            "llama.cpp": versions.shown,
+            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
+        }
 
     def describe(self, model: Model) -> dict[str, str]:
         """Return versions, devices with their memory, and where the layers really went."""
         from ggufrope._format import byte_size
         from ggufrope.runtime import library
 
-        versions, placement = library.versions(), model.placement
+        placement = model.placement
         known = {
-            "llama-cpp-python": versions.llama_cpp_python,
-            "llama.cpp": versions.shown,
-            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
-            "system": versions.system_info,
-            "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}",
+            **self.versions(),
+            "system": library.versions().system_info,
+            "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}"
+            if placement.layers
+            else "not known",
         }
-        weights = {buffer.device: buffer.size_bytes for buffer in placement.buffers}
-        for device in library.devices():
+        if experts := self.settings.experts_on_cpu:
+            count = model.metadata(f"{model.architecture}.expert_count") or "0"
+            kept = model.n_layer if experts == "all" else min(experts, model.n_layer)
+            known["experts on CPU"] = (
+                f"{kept} of {model.n_layer} layers" if int(count) else "the model has no experts"
+            )
+        for device in library.devices(model.servers):
             if device.kind in ("gpu", "igpu"):
+                layers = placement.layer_devices.count(device.name)
                 known[device.name] = (
-                    f"{device.description}, {byte_size(device.memory_total)}, "
-                    f"{byte_size(weights.get(device.name, 0))} of it weights, "
-                    f"{byte_size(device.memory_free)} free with the model loaded"
+                    f"{'RPC server ' if device.server else ''}{device.description}, "
+                    f"{byte_size(device.memory_total)}, "
+                    f"{byte_size(placement.weights_on(device.name))} of it weights of {layers} "
+                    f"layers, {byte_size(device.memory_free)} free with the model loaded"
                 )
         return known
 
@@ -261,9 +311,13 @@ class FakeBackend:
 
         return FakeContext(model, n_ctx=n_ctx + spare)
 
-    def describe(self, model: FakeModel) -> dict[str, str]:
+    def versions(self) -> dict[str, str]:
         """Return that it is the fake."""
         return {"llama.cpp": "none: the fake runtime"}
+
+    def describe(self, model: FakeModel) -> dict[str, str]:
+        """Return that it is the fake."""
+        return self.versions()
 
 
 def require_room(path: Path, settings: RuntimeSettings) -> None:
@@ -277,7 +331,7 @@ def require_room(path: Path, settings: RuntimeSettings) -> None:
     from ggufrope.errors import InsufficientMemoryError
     from ggufrope.runtime import library, memory
 
-    if library.can_offload() and settings.gpu_layers != 0:
+    if (settings.rpc or library.can_offload()) and settings.gpu_layers != 0:
         return
     need = sum(part.stat().st_size for part in model_paths(str(path)))
     free = memory.free_memory()[library.CPU]

@@ -36,6 +36,7 @@ def command(
     """Rank the ways to a longer context, with the commands to run next."""
     from ggufrope.advice.advise import advise
     from ggufrope.patching.inspection import naming, read_model
+    from ggufrope.runtime.attention import known_slow_pairs
 
     from ..output import emit_json
     from ..tables import show_download
@@ -48,6 +49,7 @@ def command(
             model.metadata,
             target_context=target_ctx,
             memory_bytes=memory,
+            slow_pairs=known_slow_pairs(model.metadata),
             file=file if isinstance(place, Path) else place.name_here,
         )
     if json:

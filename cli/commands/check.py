@@ -46,7 +46,22 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0 (for code scanning)."),
     ] = None,
+    md: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a Markdown summary.")
+    ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write JUnit XML, one test case per file."),
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CARD", help="Say whether each file is the one that this card speaks of."
+        ),
+    ] = None,
     prove: ProveOption = False,
+    llama_lib: LlamaLibOption = None,
+    whole: WholeOption = False,
     server: Annotated[
         str | None,
         option("--server", "Measure what this running server really serves.", "URL", _SERVER),
@@ -62,8 +77,6 @@ def command(
         int | None,
         token_option("--num-ctx", "Context that requests to an Ollama server ask for.", _SERVER),
     ] = None,
-    llama_lib: LlamaLibOption = None,
-    whole: WholeOption = False,
     json: JsonOption = False,
 ) -> None:
     """Check files and folders, one line per file; or what a server serves.
@@ -71,8 +84,8 @@ def command(
     Exit code 1: a file has an error, or a server serves less; 3: a file cannot be read.
     """
     if server is not None:
-        if files or config or sarif or prove:
-            raise OptionError("--server: give no FILE, --config, --sarif or --prove with it")
+        if files or config or sarif or prove or card or md or junit:
+            raise OptionError("--server: give no FILE and no option for files with it")
         from ggufrope.backends import RuntimeSettings
 
         from ..served import check_server
@@ -93,14 +106,17 @@ def command(
 
     prepare_proof(prove, llama_lib)
     proofs: dict[Place, Proof] = {}
-    report = check(*files, config=config, examine=_prover(proofs) if prove else None, whole=whole)
+    examiners = [_prover(proofs)] if prove else []
+    examiners += [] if card is None else [_card_reader(card)]
+    report = check(
+        *files,
+        config=config,
+        examine=lambda place: [found for each in examiners for found in each(place)],
+        whole=whole,
+    )
     for each in report.files:
         say_reading(each.place)
-    if sarif is not None:
-        from ggufrope._files import write_whole
-        from ggufrope.patching.sarif import sarif as to_sarif
-
-        write_whole(sarif, to_sarif(report))
+    _write(report, sarif=sarif, md=md, junit=junit)
     if json:
         emit_json(payload(report, proofs), *(each.place for each in report.files))
     else:
@@ -111,13 +127,45 @@ def command(
         raise typer.Exit(BAD_FILE if report.unreadable_only else CHECK_FAILED)
 
 
-def _prover(proofs: dict[Place, Proof]) -> Callable[[Path], Iterable[Finding]]:
+def _write(report: CheckReport, *, sarif: Path | None, md: Path | None, junit: Path | None) -> None:
+    """Write the findings to the files that are wanted."""
+    from ggufrope._files import write_whole
+
+    if sarif is not None:
+        from ggufrope.patching.sarif import sarif as to_sarif
+
+        write_whole(sarif, to_sarif(report))
+    if md is not None or junit is not None:
+        from ggufrope.report.checks import to_junit, to_markdown
+
+        for path, form in ((md, to_markdown), (junit, to_junit)):
+            if path is not None:
+                write_whole(path, form(report))
+
+
+def _card_reader(card: Path) -> Callable[[Place], Iterable[Finding]]:
+    """Return a function that compares a model with a card, for `check`."""
+    from ggufrope.report.card import matches, read_card
+
+    from ..progress import plain_lines
+
+    cards = read_card(card)
+
+    def findings(place: Place) -> Iterable[Finding]:
+        with plain_lines(lambda: f"hashing {place}"):
+            return (matches(cards, card.name, place),)
+
+    return findings
+
+
+def _prover(proofs: dict[Place, Proof]) -> Callable[[Place], Iterable[Finding]]:
     """Return a function that proves a model, for `check`; it adds each proof to `proofs`."""
+    from ggufrope.container.remote import local
     from ggufrope.proof import prove
 
-    def findings(path: Path) -> Iterable[Finding]:
-        proofs[path] = prove(path)
-        return proofs[path].findings
+    def findings(place: Place) -> Iterable[Finding]:
+        proofs[place] = prove(local(place))
+        return proofs[place].findings
 
     return findings
 

@@ -29,6 +29,12 @@ def command(
         typer.Option(metavar="FILE", help="Also test every KV cache type on this model."),
     ] = None,
     llama_lib: LlamaLibOption = None,
+    rpc: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT,…", help="Show the devices of llama.cpp's RPC servers too."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show what is installed, and how to get what is missing."""
@@ -40,17 +46,18 @@ def command(
     from ..errors import outlive_aborts
     from ..output import emit_json
     from ..values import llama_lib as folder_of_llama
-    from ..values import model_path
+    from ..values import model_path, servers
 
     outlive_aborts()
     if folder := folder_of_llama(llama_lib):
         use_llama(folder)
         library.load()  # what was named is wrong, rather than missing
+    addresses = servers(rpc)
     if model is None:
-        result = report()
+        result = report(servers=addresses)
     else:
-        with Model.open(model_path(model)) as loaded:
-            result = report(loaded)
+        with Model.open(model_path(model), rpc=addresses) as loaded:
+            result = report(loaded, servers=addresses)
     if json:
         emit_json(payload(result))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import JsonOption, LlamaLibOption
+from ..options import RPC_HELP, JsonOption, LlamaLibOption
 from ..options_run import GridsOption
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the jobs and their cost, run nothing.")
     ] = False,
+    rpc: Annotated[
+        str | None,
+        typer.Option("--rpc", metavar="HOST:PORT,…", help=f"{RPC_HELP} Default: the plan's."),
+    ] = None,
     ray: Annotated[
         bool, typer.Option("--ray", help="Run on Ray: the cluster at RAY_ADDRESS, or this machine.")
     ] = False,
@@ -62,10 +66,13 @@ def command(
     from ..showing import View
     from ..start import estimate_jobs
     from ..values import llama_lib as folder_of_llama
+    from ..values import servers
 
     wanted = read_plan(plan)
     named = folder_of_llama(llama_lib, wanted.runtime.llama_lib)
     wanted = replace(wanted, runtime=replace(wanted.runtime, llama_lib=named))
+    if rpc is not None:
+        wanted = replace(wanted, runtime=replace(wanted.runtime, rpc=servers(rpc)))
     selection = Selection.parse(tuple(only or ()), shard)
     if dry_run:
         show_jobs(estimate_jobs(wanted, selection, tokens_per_second=speed), json=json)

@@ -12,7 +12,15 @@ import typer
 
 from ggufrope._format import duration
 
-from ..options import FileArgument, JsonOption, LlamaLibOption, grouped, option, token_option
+from ..options import (
+    RPC_HELP,
+    FileArgument,
+    JsonOption,
+    LlamaLibOption,
+    grouped,
+    option,
+    token_option,
+)
 from ..output import console, stderr_console
 from ..progress import plain_lines
 from ..tables import heading, row, shown, table
@@ -205,6 +213,15 @@ def command(
         str,
         typer.Option("--gpu-layers", metavar="N", help="Layers on the GPU: all, auto or a number."),
     ] = "all",
+    experts_on_cpu: Annotated[
+        str,
+        typer.Option(
+            "--experts-on-cpu",
+            metavar="N",
+            help="Layers whose experts stay on the CPU: all or a number.",
+        ),
+    ] = "0",
+    rpc: Annotated[str | None, typer.Option("--rpc", metavar="HOST:PORT,…", help=RPC_HELP)] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", metavar="N", min=1, help="Threads; default: every CPU."),
@@ -224,7 +241,7 @@ def command(
     from ..errors import outlive_aborts
     from ..output import emit_json
     from ..start import take_llama
-    from ..values import layers, model_path
+    from ..values import experts, layers, model_path, servers
     from ..values import llama_lib as folder_of_llama
 
     outlive_aborts()
@@ -232,7 +249,13 @@ def command(
     take_llama(named)
     model = read_model(model_path(file))
     plan = search.plan()
-    settings = RuntimeSettings(llama_lib=named, gpu_layers=layers(gpu_layers), threads=threads)
+    settings = RuntimeSettings(
+        llama_lib=named,
+        gpu_layers=layers(gpu_layers),
+        experts_on_cpu=experts(experts_on_cpu),
+        rpc=servers(rpc),
+        threads=threads,
+    )
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
     with SearchBoard() as board, interruption(folder):
         result = run_search(

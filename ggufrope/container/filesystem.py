@@ -108,6 +108,15 @@ class FileLayer:
         finally:
             os.close(fd)
 
+    def release(self, *opened: BinaryIO) -> None:
+        """Close files whose names are to change or go, on Windows, which lets no open file do so.
+
+        Elsewhere they stay open, and locked.
+        """
+        if os.name == "nt":
+            for file in opened:
+                file.close()
+
     def replace(self, source: Path, target: Path) -> None:
         source.replace(target)
 

@@ -61,7 +61,7 @@ class RemoteFile(ABC):
     """A file on a server; `str` of it names it without credentials. Nothing is read before `open`.
 
     With `whole`, a server that knows no ranges may send the file from its start. `requests` and
-    `bytes_read` count what has travelled so far; `size` is the size of the file, None before the
+    `bytes_read` count what has traveled so far; `size` is the size of the file, None before the
     first answer. `tag` shows whether the file has changed since.
     """
 

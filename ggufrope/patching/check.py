@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope.container.location import find, find_models
-from ggufrope.container.remote import Place, RemoteFile, local
+from ggufrope.container.remote import Place, RemoteFile
 from ggufrope.container.shards import needs_recovery
 from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.command import name_beside, patch_command
@@ -122,13 +122,13 @@ class CheckReport:
 def check(
     *names: Name,
     config: Name | None = None,
-    examine: Callable[[Path], Iterable[Finding]] | None = None,
+    examine: Callable[[Place], Iterable[Finding]] | None = None,
     whole: bool = False,
 ) -> CheckReport:
     """Check model files, and all those in folders; `config` is a config.json to compare each with.
 
-    `examine` yields further findings about a model that can be read, such as those of a proof; for
-    that it must be on disk. `whole` permits a server to send a file from its start.
+    `examine` yields further findings about a model that can be read, such as those of a proof.
+    `whole` permits a server to send a file from its start.
     Raises RequestError where no name is given or the config cannot be understood, FileError where
     it cannot be read, or a folder cannot, or has no model.
     """
@@ -178,7 +178,7 @@ def _check(
     name: str,
     place: Place,
     config: _Config | None,
-    examine: Callable[[Path], Iterable[Finding]] | None,
+    examine: Callable[[Place], Iterable[Finding]] | None,
 ) -> FileCheck:
     try:
         if not isinstance(place, RemoteFile):
@@ -195,7 +195,7 @@ def _check(
         compared = _against_config(found.model, config, here)
         findings += _config_findings(compared, config)
     if examine is not None:
-        findings += examine(local(place))
+        findings += examine(place)
     metadata = found.model.metadata
     return FileCheck(
         name=name,

@@ -111,6 +111,11 @@ def serve_command(
     return shlex.join((*words, *flags))
 
 
+def card_command(card: str, model: Path | str) -> str:
+    """Return the shell command that says whether `model` is the one that a card speaks of."""
+    return command_line("check", "--card", card, path_word(model))
+
+
 def search_command(model: Path | str, target_context: int) -> str:
     """Return the shell command that searches factors for `model`."""
     return command_line("search", path_word(model), FLAGS["target_context"], str(target_context))

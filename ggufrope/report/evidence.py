@@ -26,7 +26,7 @@ from ggufrope.evals.verdict import (
     Verdict,
     judge,
 )
-from ggufrope.report.summary import by_row, combine, recall_cells
+from ggufrope.report.summary import SummaryRow, by_row, combine, recall_cells, summarize
 
 if TYPE_CHECKING:
     from ggufrope.runs.models import ModelFile
@@ -140,6 +140,15 @@ def _controls(rows: Iterable[_Row], models: Mapping[str, ModelFile]) -> dict[tup
             if (cell.control, cell.context_tokens) > (best.control, best.context_tokens):
                 found[cell.model, cell.task] = row
     return found
+
+
+def control_rows(
+    results: Iterable[CellResult], models: Iterable[ModelFile]
+) -> tuple[SummaryRow, ...]:
+    """Return what the recall of each model and task is compared with, as rows of a summary."""
+    rows = [_Row(results=group) for group in by_row(results)]
+    found = _controls(rows, {model.name: model for model in models})
+    return tuple(row for each in found.values() for row in summarize(each.results))
 
 
 def _evidence(

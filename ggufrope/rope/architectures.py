@@ -262,7 +262,7 @@ def use_table(name: str | os.PathLike[str] | None) -> None:
     before = os.environ.pop(VARIABLE, None)
     if name is not None:
         os.environ[VARIABLE] = str(_find(os.fspath(name)).absolute())
-    _forget()
+    forget_table()
     try:
         for each in current_table().entries:
             current_table().entry(each)
@@ -270,7 +270,7 @@ def use_table(name: str | os.PathLike[str] | None) -> None:
         os.environ.pop(VARIABLE, None)
         if before is not None:
             os.environ[VARIABLE] = before
-        _forget()
+        forget_table()
         raise
 
 
@@ -306,7 +306,7 @@ _SHARED_RULES = (
     "measures what each layer does"
 )
 _MOST_BYTES = 1 << 24
-_VERSIONS = re.compile(rb"\0(\d+\.\d+\.\d+)\0+(?:([0-9a-f]{7,40})(?:-dirty)?|unknown)\0")
+_VERSIONS = re.compile(rb"\0(\d+\.\d+\.\d+)\0+(?:([0-9a-f]{7,40}|b\d+)(?:-dirty)?|unknown)\0")
 """What ggml_version and ggml_commit return (ggml/src/ggml.c), one after the other in the library;
 a source package without its history calls its commit unknown."""
 
@@ -325,7 +325,8 @@ def _as_written(
     )
 
 
-def _forget() -> None:
+def forget_table() -> None:
+    """Choose the table anew when it is next needed: another llama.cpp has been named."""
     current_table.cache_clear()
     architecture.cache_clear()
 

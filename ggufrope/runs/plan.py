@@ -50,13 +50,15 @@ MAX_TEXT = 4096
 MAX_FOLDER_NAME = 200
 """Bytes of the name of a run where its folder is named after it."""
 MAX_THREADS = 4096
+KV_TYPES = ("f16", "q8_0", "q5_1", "q4_0")
+"""Cache types whose pairs the task `kv` measures where a plan names no others."""
+MAX_LAYERS = 512
+"""Of any model that llama.cpp loads."""
 MAX_PARALLEL = 256
 MAX_TIMEOUT = 1_000_000
 """Seconds: eleven days."""
 AS_SERVED = "as served"
 """The scaling and the cache types of what a server runs, which it chose."""
-KV_TYPES = ("f16", "q8_0", "q5_1", "q4_0")
-"""Cache types whose pairs the task `kv` measures where a plan names no others."""
 _KEY_CHARACTERS = re.compile(r"""[\w"'\t -]+""")
 _MAX_KEY_DOTS = 100
 """Of one key: thousands of tables in each other take the TOML parser seconds."""
@@ -334,6 +336,7 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
     counts = {
         "gpu_layers": (0, 1 << 31),
         "main_gpu": (0, 1 << 10),
+        "experts_on_cpu": (0, MAX_LAYERS),
         "threads": (1, MAX_THREADS),
         "batch_tokens": (1, MAX_CONTEXT),
         "micro_batch_tokens": (1, MAX_CONTEXT),
@@ -344,6 +347,7 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
         value = getattr(runtime, name)
         if isinstance(value, int) and not least <= value <= most:
             yield f"`{name}` {value} must be {least} to {most}"
+    yield from runtime.rpc_problems()
     if runtime.server is not None:
         from ggufrope.server.address import normal_address
 

@@ -1,9 +1,10 @@
 """Which pairs of cache types the attention of this build runs, and where, device by device.
 
 The backends themselves are asked: an operation of the types and sizes of a model, without data, is
-shown to `ggml_backend_dev_supports_op`, which llama.cpp's scheduler follows too. A kernel that a
-build was made without shows only in what the build says of itself (ggml_cuda_get_fattn_vec_case,
-ggml/src/ggml-cuda/fattn.cu, and the feature FA_QUANTS).
+shown to `ggml_backend_dev_supports_op`, which llama.cpp's scheduler follows too. (The backend of an
+RPC server says yes to all of them and asks nobody, so nothing is known of its devices.) A kernel
+that a build was made without shows only in what the build says of itself
+(ggml_cuda_get_fattn_vec_case, ggml/src/ggml-cuda/fattn.cu, and the feature FA_QUANTS).
 """
 
 from __future__ import annotations
@@ -15,9 +16,16 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ggufrope.container.ggml import CACHE_TYPES, F16, F32, CacheType
+from ggufrope.errors import FileError, MissingDependencyError
+from ggufrope.rope.cache import head_sizes
+from ggufrope.rope.metadata import first_layer
 from ggufrope.runtime import library
+from ggufrope.runtime.cards import cards
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from ggufrope.rope.metadata import RopeMetadata
     from ggufrope.runtime.model import Model
 
 Attention: TypeAlias = Literal["native", "plain", "converted", "cpu", "unknown"]
@@ -39,8 +47,6 @@ _VECTOR_HEADS = (64, 128, 256)
 the one or two tokens of a decode, and all other kernels convert."""
 _CUDA_LIKE = ("CUDA", "ROCm", "MUSA")
 """Backends made of CUDA's source, by the names of their registries."""
-_REMOTE = ("RPC",)
-"""Backends that say yes to every operation and leave it to a server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +73,16 @@ class PairSupport:
     runs: Attention
 
 
-def pair_support(heads: Heads = USUAL_HEADS) -> tuple[PairSupport, ...]:
-    """Return how each device of this build runs each pair of cache types.
+def pair_support(
+    heads: Heads = USUAL_HEADS, servers: Collection[str] = ()
+) -> tuple[PairSupport, ...]:
+    """Return how each device of this build, and of these RPC servers, runs each pair of cache
+    types.
 
     Pairs with blocks that do not divide a head are left out: they run nowhere. So are
     accelerators, which hold no cache. Raises MissingDependencyError without llama-cpp-python.
     """
     compiled = compiled_pairs(library.versions().system_info)
-    devices = zip(library.devices(), library.device_handles(), strict=True)
     pairs = [
         (k, v)
         for k, v in product(CACHE_TYPES.values(), repeat=2)
@@ -85,10 +93,10 @@ def pair_support(heads: Heads = USUAL_HEADS) -> tuple[PairSupport, ...]:
             device=device.name,
             type_k=k.name,
             type_v=v.name,
-            runs=_runs(handle, k, v, heads, compiled),
+            runs="unknown" if device.server else _runs(device.handle, k, v, heads, compiled),
         )
-        for device, handle in devices
-        if device.kind != "accelerator"
+        for device in library.found_devices()
+        if device.kind != "accelerator" and (not device.server or device.server in servers)
         for k, v in pairs
     )
 
@@ -103,13 +111,32 @@ def heads_of(model: Model) -> Heads:
     )
 
 
-def slow_pairs(support: tuple[PairSupport, ...]) -> dict[tuple[str, str], Attention]:
-    """Return the pairs, K and V, that are slow on some GPU, and how they run there."""
-    return {
-        (pair.type_k, pair.type_v): pair.runs
+def slow_pairs(support: tuple[PairSupport, ...]) -> frozenset[tuple[str, str]]:
+    """Return the pairs, K and V, that are slow on some GPU."""
+    return frozenset(
+        (pair.type_k, pair.type_v)
         for pair in support
         if pair.runs in SLOW and pair.device != library.CPU
-    }
+    )
+
+
+def known_slow_pairs(metadata: RopeMetadata) -> frozenset[tuple[str, str]] | None:
+    """Return the pairs that the installed build runs slowly on the heads of a file.
+
+    None where llama.cpp is not installed, where the file does not say, and where there is no GPU:
+    the model is meant for another machine.
+    """
+    if not cards():
+        return None
+    query = first_layer(metadata.head_count) or USUAL_HEADS.query
+    kv = first_layer(metadata.head_count_kv) or query
+    try:
+        key_size, value_size = head_sizes(metadata, slides=False)
+        return slow_pairs(
+            pair_support(Heads(query=query, kv=kv, key_size=key_size, value_size=value_size))
+        )
+    except (FileError, MissingDependencyError):
+        return None
 
 
 def compiled_pairs(system_info: str) -> frozenset[tuple[str, str]] | None:
@@ -132,9 +159,7 @@ def _runs(
     heads: Heads,
     compiled: frozenset[tuple[str, str]] | None,
 ) -> Attention:
-    backend = registry_of(device)
-    if backend in _REMOTE:
-        return "unknown"
+    backend = _registry_of(device)
     with _Graph() as graph:
         if not graph.stores(device, k, heads.kv * heads.key_size) or not graph.stores(
             device, v, heads.kv * heads.value_size
@@ -151,7 +176,7 @@ def _runs(
     return "native" if has_kernel else "converted"
 
 
-def registry_of(device: ctypes.c_void_p) -> str:
+def _registry_of(device: ctypes.c_void_p) -> str:
     """Return the name of the backend that a `ggml_backend_dev_t` belongs to, such as "CUDA"."""
     registry = library.ggml_function(
         "ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p

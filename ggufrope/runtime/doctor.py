@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ggufrope.container.ggml import CACHE_TYPES
 from ggufrope.errors import MissingDependencyError
-from ggufrope.runtime import library, machine
-from ggufrope.runtime.attention import SLOW, PairSupport, heads_of, pair_support, registry_of
+from ggufrope.runtime import library, machine, rpc
+from ggufrope.runtime.attention import SLOW, USUAL_HEADS, PairSupport, heads_of, pair_support
 from ggufrope.runtime.cards import Card, cards, install_command, missing_tool, wheel_command
 from ggufrope.runtime.engine import INSTALL_COMMAND
 from ggufrope.runtime.library import Device, Versions
@@ -19,7 +19,7 @@ from ggufrope.runtime.memory import CacheSupport, cache_support, free_memory
 from ggufrope.runtime.selfcheck import SelfCheck, self_check
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ggufrope.runtime.model import Model
 
@@ -60,8 +60,12 @@ class RuntimeReport:
     wheel: str | None
 
 
-def report(model: Model | None = None) -> RuntimeReport:
-    """Examine what is installed. Works without llama-cpp-python, and says how to install it."""
+def report(model: Model | None = None, *, servers: Sequence[str] = ()) -> RuntimeReport:
+    """Examine what is installed, and what these RPC servers have.
+
+    Works without llama-cpp-python, and says how to install it. Raises BackendError where a server
+    does not answer, MissingDependencyError where llama.cpp is built without RPC.
+    """
     seen = cards()
     try:
         versions = library.versions()
@@ -83,12 +87,12 @@ def report(model: Model | None = None) -> RuntimeReport:
             install=install_command(seen, again="not installed" not in reason),
             wheel=wheel_command(seen),
         )
-    devices, can_offload = library.devices(), library.can_offload()
-    backends = library.backends()
+    rpc.register(servers)
+    devices, backends = library.devices(servers), library.backends()
     keeps_cache = model is None or model.purpose.keeps_cache
     attention: tuple[PairSupport, ...] = ()
     if keeps_cache:
-        attention = pair_support() if model is None else pair_support(heads_of(model))
+        attention = pair_support(USUAL_HEADS if model is None else heads_of(model), servers)
     rebuild = _faults_of_the_build(versions, seen, backends)
     rebuild += _lacking_kernels(attention)
     lines = [_to_build(problem, seen) if versions.own else problem for problem in rebuild]
@@ -100,7 +104,7 @@ def report(model: Model | None = None) -> RuntimeReport:
         )
     lines += _self_check_problems(checked)
     able = [name for name in backends if name not in _NO_GPU]
-    if able and not set(able) & set(map(registry_of, library.device_handles())):
+    if able and not library.can_offload():
         lines.append(
             f"{', '.join(able)} of this build finds no GPU; check the driver (nvidia-smi) and "
             "CUDA_VISIBLE_DEVICES"
@@ -112,8 +116,8 @@ def report(model: Model | None = None) -> RuntimeReport:
         self_check=checked,
         cards=seen,
         devices=devices,
-        free_bytes=free_memory(),
-        can_offload=can_offload,
+        free_bytes=free_memory(servers),
+        can_offload=any(device.kind in ("gpu", "igpu") for device in devices),
         backends=backends,
         attention=attention,
         caches=_caches(model) if model is not None and keeps_cache else (),

@@ -22,7 +22,7 @@ from ggufrope.errors import MissingDependencyError
 from ggufrope.runtime.engine import imported, loaded, package_version, symbols
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from types import ModuleType
 
 TESTED_VERSIONS = ("0.3.36", "0.3.37")
@@ -47,7 +47,8 @@ _DEBUG, _ERROR, _CONTINUED = 1, 4, 5  # enum ggml_log_level, ggml/include/ggml.h
 class Device:
     """A device that ggml can compute on.
 
-    Memory is in bytes. A CPU reports the memory of the machine.
+    Memory is in bytes. A CPU reports the memory of the machine. `server` is the address of the RPC
+    server that has the device, None for a device of this machine.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Device:
     kind: DeviceKind
     memory_free: int
     memory_total: int
+    server: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,50 +260,122 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def can_offload() -> bool:
-    """Return whether this build can put layers on a GPU."""
-    return bool(load().llama_supports_gpu_offload())
+    """Return whether this machine has a device that llama.cpp puts layers on.
 
-
-def devices() -> tuple[Device, ...]:
-    """Return the devices of all ggml backends of this build, in ggml's order."""
-    return tuple(map(_device, device_handles()))
+    llama.cpp's own answer is yes for each build with RPC, with servers or without.
+    """
+    return any(found.kind in ("gpu", "igpu") and not found.server for found in found_devices())
 
 
 def backends() -> tuple[str, ...]:
-    """Return the names of the backends of this build, also of those that find no device."""
+    """Return the names of the ggml backends of this build, such as "CPU", "CUDA" and "RPC", also of
+    those that find no device."""
     load()
     count = ggml_function("ggml_backend_reg_count", ctypes.c_size_t)
     get = ggml_function("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
     name = ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
-    return tuple(_text(name(get(index))) for index in range(count()))
+    names = (_text(name(get(index))) for index in range(count()))
+    return tuple(each for each in names if "[" not in each)  # "RPC[host:port]", a server
 
 
-def device_handles() -> tuple[ctypes.c_void_p, ...]:
-    """Return the `ggml_backend_dev_t` of each of `devices`, for the other modules of the runtime.
+def devices(servers: Collection[str] = ()) -> tuple[Device, ...]:
+    """Return the devices of this machine and of these RPC servers, in ggml's order.
 
-    Raises MissingDependencyError as `load` does.
+    The servers are registered (`rpc.register`); a device of another one is left out, for its server
+    may be gone, and asking for its memory would end the process.
     """
+    return tuple(
+        _device(found) for found in found_devices() if not found.server or found.server in servers
+    )
+
+
+def device_of(buffer: str) -> str:
+    """Return the device that a buffer is on, by the name that llama.cpp's log gives the buffer.
+
+    "CUDA0" is on CUDA0, "CPU_Mapped" and "CUDA_Host" on the CPU, and "RPC0[host:port]" on the first
+    device of that server, whatever its number among the devices of all.
+    """
+    for found in found_devices():
+        if buffer == found.buffer or buffer.startswith(f"{found.buffer}_"):
+            return found.name
+    return CPU if buffer.endswith("_Host") else buffer
+
+
+def chosen_devices(servers: Sequence[str]) -> list[ctypes.c_void_p] | None:
+    """Return the devices for a model on these RPC servers, in the order in which llama.cpp takes
+    them; None where that is its own choice, because these servers are the registered ones.
+
+    Its choice is the servers, then the GPUs of this machine, integrated ones where there are no
+    others.
+    """
+    found = found_devices()
+    registered = dict.fromkeys(each.server for each in found if each.server)
+    if list(registered) == list(servers):
+        return None
+    remote = [each for server in servers for each in found if each.server == server]
+    local = [each for each in found if not each.server]
+    gpus = [each for each in local if each.kind == "gpu"]
+    chosen = remote + (gpus or [each for each in local if each.kind == "igpu"])
+    return [each.handle for each in chosen]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundDevice:
+    """A device as ggml lists it: its `ggml_backend_dev_t`, and the name of its buffers."""
+
+    handle: ctypes.c_void_p
+    name: str
+    description: str
+    kind: DeviceKind
+    server: str | None
+    buffer: str
+
+
+def found_devices() -> list[FoundDevice]:
+    """Return the devices that ggml lists, of RPC servers too; asks no server."""
     load()
     count = ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
     get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    return tuple(ctypes.c_void_p(get(index)) for index in range(count()))
-
-
-def _device(handle: ctypes.c_void_p) -> Device:
-    pointer = ctypes.POINTER(ctypes.c_size_t)
-    name = ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
-    description = ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
     kind = ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    backend = ggml_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
+    backend_name = ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    texts = [
+        ggml_function(f"ggml_backend_dev_{which}", ctypes.c_char_p, ctypes.c_void_p)
+        for which in ("name", "description")
+    ]
+    found: list[FoundDevice] = []
+    for index in range(count()):
+        handle = ctypes.c_void_p(get(index))
+        name, description = (_text(text(handle)) for text in texts)
+        # The description of a server's device is the address (ggml-rpc.cpp).
+        server = description if _text(backend_name(backend(handle))) == "RPC" else None
+        number = sum(each.server == server for each in found)
+        known = kind(handle)
+        found.append(
+            FoundDevice(
+                handle=handle,
+                name=name,
+                description=description,
+                kind=_DEVICE_KINDS[known] if known < len(_DEVICE_KINDS) else "accelerator",
+                server=server,
+                buffer=name if server is None else f"RPC{number}[{server}]",
+            )
+        )
+    return found
+
+
+def _device(found: FoundDevice) -> Device:
+    pointer = ctypes.POINTER(ctypes.c_size_t)
     memory = ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    memory(handle, ctypes.byref(free), ctypes.byref(total))
-    known = kind(handle)
+    memory(found.handle, ctypes.byref(free), ctypes.byref(total))
     return Device(
-        name=_text(name(handle)),
-        description=_text(description(handle)),
-        kind=_DEVICE_KINDS[known] if known < len(_DEVICE_KINDS) else "accelerator",
+        name=found.name,
+        description=found.description,
+        kind=found.kind,
         memory_free=free.value,
         memory_total=total.value,
+        server=found.server,
     )
 
 

@@ -41,7 +41,6 @@ ENVIRONMENT = {
     "LLAMA_TRACE": "prints what the loader reads",
     "GGML_BACKEND_PATH": "loads a further backend from this library",
     "GGML_SCHED_DEBUG": "prints the parts of every graph",
-    "GGML_NO_BACKTRACE": "prints no backtrace where llama.cpp aborts",
     "GGML_OP_OFFLOAD_MIN_BATCH": "how many tokens it takes to send work on CPU weights to the GPU",
     "GGML_CPU_DISABLE_FUSION": "operations on the CPU are not fused, which is slower",
     "GGML_CPU_TILED_MM": "chooses how the CPU multiplies matrices",

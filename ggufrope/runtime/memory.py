@@ -22,7 +22,7 @@ from ggufrope.runtime.library import CPU
 from ggufrope.runtime.settings import ContextSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from ggufrope.runtime.loading import Buffer
     from ggufrope.runtime.model import Model
@@ -94,9 +94,7 @@ def cache_refusal(
 
 
 def _rules(model: Model) -> CacheRules:
-    def declared(name: str) -> int:
-        return int(model.metadata(f"{model.architecture}.attention.{name}") or 0)
-
+    declared = model.attention_size
     keys, values = [model.head_size], [model.value_head_size]
     if model.n_swa:
         keys.append(declared("key_length_swa") or model.head_size)
@@ -113,9 +111,10 @@ def _rules(model: Model) -> CacheRules:
 # Memory -------------------------------------------------------------------------------------------
 
 
-def free_memory() -> dict[str, int]:
-    """Return the bytes free by device name; "CPU" is what this process may still take."""
-    free = {device.name: device.memory_free for device in library.devices()}
+def free_memory(servers: Collection[str] = ()) -> dict[str, int]:
+    """Return the bytes free by device name, those of these RPC servers included; "CPU" is what this
+    process may still take."""
+    free = {device.name: device.memory_free for device in library.devices(servers)}
     limits = [free.get(CPU), _available(), _left_in_control_group()]
     free[CPU] = min(limit for limit in limits if limit is not None)
     return free
@@ -155,7 +154,7 @@ def require_fit(
     if free is None:
         if estimate < _CHECKED_BYTES:
             return
-        free = free_memory()
+        free = free_memory(model.servers)
     if _is_beyond_doubt(model, settings, free):
         device, need_bytes = CPU, estimate
     else:

@@ -251,7 +251,7 @@ def _layout(model: Model, log_lines: Sequence[str], version: int) -> StateLayout
         cell_extra=_MULTI_AXIS_CELL_EXTRA if rope_type in _MULTI_AXIS else 0,
         row_widths=_row_widths(model),
         recurrent=model.has_state,
-        values=not model.metadata(f"{model.architecture}.attention.key_length_mla"),
+        values=not model.attention_size("key_length_mla"),
     )
 
 

@@ -113,6 +113,8 @@ def _shares(cache: Cache | None, log: Log) -> tuple[Buffer, ...]:
     layers = Counter(line[1] for line in log.search(r"^llama_kv_cache: layer +\d+: dev = (\S+)"))
     if cache is None:
         return ()
+    if not layers and not library.can_offload():  # a log without these lines
+        layers[library.CPU] = 1
     return tuple(
         Buffer(device=device, size_bytes=cache.size_bytes * count // sum(layers.values()))
         for device, count in layers.items()

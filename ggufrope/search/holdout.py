@@ -1,10 +1,10 @@
 """The comparison that counts: schemes on the holdout, haystacks that the search never saw.
 
 Haystacks are independent of each other and the needles of one are not, so a difference is that of
-paired haystacks, with Student's t. It is of whole prompts: every second haystack is asked in that
-way too, and what whole prompts add to the difference of their spliced twins is added, with an
-interval of its own (prediction-powered inference, Angelopoulos et al. 2023). So nothing is assumed
-about the splice, and needles that cost little do most of the work.
+paired haystacks, with Student's t. It is of whole prompts: some haystacks are asked in that way
+too, and what whole prompts add to the difference of their spliced twins is added, with an interval
+of its own (prediction-powered inference, Angelopoulos et al. 2023). So nothing is assumed about the
+splice, and needles that cost little do most of the work.
 
 The comparison is read a few times, after as many haystacks as were planned (`looks`), until it is
 shown. The error of 5 % is divided between the looks, so that all intervals together hold in 95 % of
@@ -29,8 +29,6 @@ Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 
 _FEWEST = 4
 """Haystacks before the first look: below that an interval of Student's t is very wide."""
-_WHOLE_EVERY = 2
-"""Which of the haystacks are asked in whole prompts too."""
 _SPLICED = 0.8
 """The part of an interval's error that goes to the spliced needles; the rest is for the splice,
 which hardly matters where it is good."""
@@ -58,8 +56,9 @@ def looks(most: int) -> tuple[Look, ...]:
 
 
 def in_whole_prompts(haystack: int) -> bool:
-    """Return whether a haystack is asked in whole prompts too."""
-    return haystack % _WHOLE_EVERY == 0
+    """Return whether a haystack is asked in whole prompts too: the first two, so that there is an
+    interval from the first look on, and every fourth."""
+    return haystack < 2 or haystack % 4 == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

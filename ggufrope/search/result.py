@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ggufrope.search.evaluate import CellLoss
     from ggufrope.search.race import Standing
 
-SCHEMA = 2
+SCHEMA = 1
 SHOWN_NAMES = {"yarn": "YaRN", "unscaled": "the model as it stands"}
 
 

@@ -29,7 +29,7 @@ from ggufrope.rope.scaling import FrequencyFactors
 from ggufrope.search.engine import Evaluator, Watch, search
 from ggufrope.search.optimizers import require_optimizer
 from ggufrope.search.record import Record
-from ggufrope.search.result import SCHEMA, SearchResult, result_of
+from ggufrope.search.result import SearchResult, result_of
 from ggufrope.search.rotators import open_rotator
 from ggufrope.search.schemes import Scheme
 from ggufrope.search.spaces import FACTOR_SPACES, UNIFORM_SPACES
@@ -82,7 +82,7 @@ def run_search(
     stats.require()
     backend.require()
     pins = _pinned(model)
-    search_identity = identity(model, pins, plan, kv)
+    search_identity = {**identity(model, pins, plan, kv), "runtime": backend.versions()}
     with storage("create", folder):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -133,10 +133,7 @@ def read_result(folder: Path) -> SearchResult:
         raise RequestError(
             f"the search in {folder} has not ended: run the same command to go on with it"
         )
-    plain = read_json(path)
-    if isinstance(plain, dict) and plain.get("schema") != SCHEMA:
-        raise RequestError(f"{path} is of another version of ggufrope: search again")
-    return decode(SearchResult, plain, where=str(path))
+    return decode(SearchResult, read_json(path), where=str(path))
 
 
 def write_factors(
@@ -152,8 +149,8 @@ def write_factors(
 def identity(
     model: StoredModel, pins: Sequence[Pin], plan: SearchPlan, kv: KvTypes
 ) -> dict[str, Any]:
-    """Return what the losses of a search depend on. The budget is not of it: more can be given
-    later."""
+    """Return what the losses of a search depend on besides the runtime. The budget is not of it:
+    more can be given later."""
     options = asdict(plan)
     del options["budget_seconds"]
     options["text"] = None if plan.text is None else plan.text.sha256

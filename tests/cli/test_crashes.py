@@ -124,6 +124,10 @@ def test_what_llamacpp_does_not_check_is_one_line_and_5(
     [
         ("llama.block_count", 0),
         ("llama.block_count", 513),
+        ("llama.nextn_predict_layers", 3),
+        ("llama.expert_count", 1025),
+        ("llama.expert_used_count", 1),
+        ("llama.expert_group_count", 1),
         ("llama.attention.layer_norm_rms_epsilon", -1.0),
         ("llama.attention.layer_norm_rms_epsilon", float("nan")),
     ],
@@ -137,6 +141,17 @@ def test_numbers_that_abort_are_refused_before_the_call(
     assert done.returncode == 5
     assert f"{key} is" in done.stderr
     assert "llama.cpp aborts" in done.stderr
+
+
+def test_more_experts_used_than_there_are_is_refused_before_the_call(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    nano = File.nano().with_key(number("llama.expert_count", 4))
+    for used in (0, 5):
+        changed = nano.with_key(number("llama.expert_used_count", used))
+        model.write_bytes(changed.encoded)
+        done = called("probe", model)
+        assert done.returncode == 5
+        assert f"expert_used_count is {used}: expected 1 to 4" in done.stderr
 
 
 @pytest.mark.parametrize("kind", [9, 24, 25, 27, 28])

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from ggufrope.runtime import engine, library
-from tests.cli.conftest import Call
 
 COMMANDS = (
     "probe MODEL",
@@ -82,12 +81,12 @@ def test_a_wrong_library_is_one_line_and_nothing_is_written(
 
 @pytest.mark.parametrize("command", ["check MODEL", "verify MODEL MODEL", "undo MODEL"])
 def test_a_library_that_nothing_would_load_is_a_usage_error(
-    cli: Call, nano: Path, command: str
+    nano: Path, other: Path, command: str
 ) -> None:
     words = [nano if word == "MODEL" else word for word in command.split()]
-    outcome = cli(*words, "--llama-lib", "x")
-    assert outcome.code == 2
-    assert "--llama-lib names what --prove loads; add --prove" in outcome.err
+    done = in_a_process(*words, "--llama-lib", other)
+    assert done.returncode == 2
+    assert "--llama-lib names what --prove loads; add --prove" in done.stderr
 
 
 @pytest.mark.parametrize("variable", [False, True])

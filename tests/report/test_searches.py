@@ -62,7 +62,7 @@ def test_a_folder_without_a_result_is_refused(folder: Path, tmp_path: Path) -> N
     (tmp_path / RECORD).write_bytes((folder / RECORD).read_bytes())
     with pytest.raises(RequestError, match="has not ended: run the same command"):
         read_result(tmp_path)
-    (tmp_path / RESULT).write_text('{"schema": 2}')
+    (tmp_path / RESULT).write_text('{"schema": 1}')
     with pytest.raises(RequestError, match="file is missing"):
         read_result(tmp_path)
     broken = json.loads((folder / RESULT).read_text()) | {"search": []}
@@ -102,7 +102,8 @@ def test_where_the_finals_were_lost_they_are_what_is_shown(result: SearchResult)
     html, text = to_html(lost), to_markdown(lost)
     for made in (html, text):
         assert "against YaRN" in made
-        assert "holdout" not in made.casefold()
+        assert "Holdout, " not in made
+        assert "whole" not in made
     assert picture(lost)
 
 
@@ -115,11 +116,3 @@ def test_the_front_is_shown_where_candidates_were_judged_at_two_lengths(
     assert heads[-3:] == (f"at {TARGET:,}", f"at {ORIGINAL:,}", "front")
     assert [row[-2] for row in rows] == ["0.2500"] * len(rows)
     assert "no finalist is better at one length" in to_html(two)
-
-
-def test_a_result_of_another_version_is_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / RECORD).write_bytes((folder / RECORD).read_bytes())
-    plain = json.loads((folder / RESULT).read_text()) | {"schema": 1}
-    (tmp_path / RESULT).write_text(json.dumps(plain))
-    with pytest.raises(RequestError, match="of another version of ggufrope: search again"):
-        read_result(tmp_path)

@@ -100,6 +100,7 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ('text = "a\\u0000b"', "NUL character"),
         ("runtime = { threads = 0 }", "`threads` 0 must be 1 to 4096"),
         ("runtime = { gpu_layers = -5 }", "`gpu_layers` -5 must be 0 to"),
+        ("runtime = { experts_on_cpu = 513 }", "`experts_on_cpu` 513 must be 0 to 512"),
         ("runtime = { batch_tokens = 0 }", "`batch_tokens` 0 must be 1 to"),
         ("runtime = { tensor_split = [nan] }", "`tensor_split` nan must be a finite number"),
         ("text = '" + "t" * (1 << 20) + "'", "not a plan"),
