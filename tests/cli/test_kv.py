@@ -56,6 +56,21 @@ def test_the_answer_for_scripts(cli: Call, nano: Path) -> None:
     assert answer["control"]["needle"] == [3, 3]
 
 
+def test_a_pair_that_does_not_run_is_unsupported_and_the_others_go_on(
+    cli: Call, nano: Path
+) -> None:
+    kv = ("--kv", "q8_0,q8_0/f16", "--samples", "10", "--no-flash-attention")
+    outcome = cli("validate", nano, "--ctx", "256", "--tasks", "kv", *kv, *FEW, "--json")
+    assert outcome.code == 0
+    (answer,) = outcome.json["conclusion"]["caches"]
+    words = {row["kv"]: row["verdict"] for row in answer["rows"] if row["verdict"]}
+    assert words["q8_0"]["word"] == "unsupported"
+    assert "flash attention" in words["q8_0"]["reason"]
+    assert words["q8_0/f16"]["word"] == "safe"
+    assert answer["best"] == "q8_0/f16"
+    assert answer["commands"][0].endswith("--cache-type-k q8_0 --cache-type-v f16")
+
+
 def test_a_given_threshold_still_gates(cli: Call, nano: Path) -> None:
     kv = ("--kv", "q4_0", "--samples", "1", "--max-divergence", "0.0001")
     outcome = cli("validate", nano, "--ctx", "256", "--tasks", "kv", *kv, *FEW)
