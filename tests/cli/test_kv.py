@@ -146,6 +146,21 @@ def test_a_base_that_is_missing_is_a_bad_file(cli: Call, nano: Path, tmp_path: P
     assert cli("validate", nano, *BASE, "--base", tmp_path / "none.gguf").code == 3
 
 
+def test_results_of_one_base_are_not_mixed_with_those_of_another(
+    cli: Call, nano: Path, copy: Path, tmp_path: Path
+) -> None:
+    run = ("validate", nano, *BASE, "--base", copy, "--out", tmp_path / "run")
+    assert cli(*run).code == 0
+    with open(copy, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    outcome = cli(*run)
+    assert outcome.code == 3
+    assert "original.gguf has changed since this run began" in outcome.err
+
+
 def test_a_second_model_without_room_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     large = tmp_path / "large.gguf"
     large.touch()
