@@ -23,11 +23,18 @@ setup: .venv/ready
 	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
-# Ray has no packages for some systems, and llama-cpp-python comes as source and is compiled here. This step is not quiet: pip says each
-# minute that it is still building.
+# Ray has no packages for some systems, and llama-cpp-python comes as source and is compiled here, with
+# the RPC servers that stand for GPUs in the tests. pip may have a package in its cache that was built
+# without them: only then is it built once more. This step is not quiet: pip says each minute that it is
+# still building.
+LLAMA := --constraint requirements.lock --no-binary llama-cpp-python
+HAS_RPC := from ggufrope.runtime import library; raise SystemExit("RPC" not in library.backends())
+
+.venv/ready: export CMAKE_ARGS := -DGGML_RPC=on $(CMAKE_ARGS)
 .venv/ready: .venv/packages
 	@echo "setup 2/2: compiling llama.cpp, about 5 minutes on 2 cores (here: $(CMAKE_BUILD_PARALLEL_LEVEL))"
-	@$(BIN)/python -m pip install --constraint requirements.lock --no-binary llama-cpp-python --editable '.[llama,cluster]'
+	@$(BIN)/python -m pip install $(LLAMA) --editable '.[llama,cluster]'
+	@$(BIN)/python -c '$(HAS_RPC)' || $(BIN)/python -m pip install $(LLAMA) --no-cache-dir --no-deps --force-reinstall llama-cpp-python
 	@touch $@
 	@echo "setup done: $(BIN)/ggufrope --help"
 

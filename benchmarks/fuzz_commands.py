@@ -238,7 +238,7 @@ def serve() -> None:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-            code = _wait(pid, request["seconds"])
+            code = wait(pid, request["seconds"])
             texts = []
             for stream in (out, err):
                 stream.seek(0)
@@ -246,7 +246,7 @@ def serve() -> None:
         print(json.dumps({"code": code, "out": texts[0], "err": texts[1]}), flush=True)
 
 
-def _wait(pid: int, seconds: float) -> int | None:
+def wait(pid: int, seconds: float) -> int | None:
     """Return the exit code of a process, None where it had to be killed."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

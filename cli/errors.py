@@ -40,6 +40,7 @@ OTHER_FLAGS = {
     "contexts": "--ctx",
     "tasks": "--tasks",
     "kv": "--kv",
+    "base": "--base",
     "mode": "--mode",
     "depths": "--depths",
     "samples": "--samples",
@@ -48,13 +49,22 @@ OTHER_FLAGS = {
     "control": "--control",
     "seeds": "--seed",
     "haystack": "--haystack",
+    "haystacks": "--haystacks",
     "value": "--value",
     "chunks": "--chunks",
     "text": "--text",
     "format": "--format",
     "thinking": "--thinking",
     "gpu_layers": "--gpu-layers",
+    "llama_lib": "--llama-lib",
+    "experts_on_cpu": "--experts-on-cpu",
+    "rpc": "--rpc",
     "threads": "--threads",
+    "server": "--server",
+    "models": "--model",
+    "timeout_seconds": "--timeout",
+    "parallel": "--parallel",
+    "num_ctx": "--num-ctx",
     "recall": "--min-recall",
     "recall_share": "--min-recall-share",
     "top_ranked": "--min-top-ranked",
@@ -63,6 +73,7 @@ OTHER_FLAGS = {
     "long_context_nll": "--max-long-nll",
     "divergence": "--max-divergence",
     "require": "--require",
+    "whole": "--whole",
     "space": "--space",
     "attention": "--attention",
     "fitness": "--fitness",
@@ -71,7 +82,8 @@ OTHER_FLAGS = {
     "finalists": "--finalists",
     "screening_context": "--screening-ctx",
     "screening_samples": "--screening-samples",
-    "holdout_samples": "--holdout-samples",
+    "short_weight": "--short-weight",
+    "holdout_haystacks": "--holdout-haystacks",
     "budget_seconds": "--budget",
 }
 """The flags of the fields of run and search plans; those of a scaling request are in
@@ -80,6 +92,7 @@ OTHER_FLAGS = {
 _RENAMED = {
     "--two-faced": "--keep-short-context",
     "--one-face": "--shared-factors",
+    "--holdout-samples": "--holdout-haystacks",
     "--min-first": "--min-top-ranked",
     "--max-short-loss": "--max-short-nll",
     "--max-long-loss": "--max-long-nll",
@@ -241,15 +254,80 @@ def _tell(message: str) -> None:
         print(f"ggufrope: {line}", file=sys.stderr, flush=True)
 
 
-def outlive_aborts() -> None:
-    """Let llama.cpp end the process with one line and exit code 5 where an assertion of it fails.
+own_process = False
+"""Whether the process is the command's own, as when a person calls it."""
 
-    For the commands that load a model in this process."""
+
+def outlive_aborts() -> None:
+    """Let llama.cpp end the command with one line and exit code 5, whatever it does to its process.
+
+    For the commands that load a model in this process. An assertion of it that fails says why.
+    What ends a process in another way leaves nobody to say so: on Linux the command goes on in a
+    child process from here, and this one waits for it.
+    """
     from ggufrope.runtime import library
 
     library.on_abort = _tell_abort
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # of a debugger, where there is one
+    if own_process and sys.platform == "linux":
+        _go_on_in_a_child()
 
 
 def _tell_abort(reason: str) -> None:
-    _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
+    if "RPC" in reason:
+        _tell(f"an RPC server is lost, and llama.cpp ended the process: {reason}")
+    else:
+        _tell(f"llama.cpp ended the process, on what it does not check in a file: {reason}")
     os._exit(exit_code(BackendError()))
+
+
+def _go_on_in_a_child() -> None:
+    """Return in a child process; wait for it in this one, and end as it does."""
+    sys.stdout.flush()
+    passed_on = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*passed_on, signal.SIGCHLD})
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _end_with(parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return
+    ended, status = 0, 0
+    while not ended:
+        came = signal.sigwaitinfo({*passed_on, signal.SIGCHLD})
+        if came.si_signo in passed_on and came.si_code <= 0:  # a terminal sends to the child too
+            os.kill(child, came.si_signo)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0 and -code in passed_on:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(parent, -code)
+    if code < 0:
+        _tell_crash(-code)
+        code = exit_code(BackendError())
+    os._exit(code)
+
+
+def _end_with(parent: int) -> None:
+    """Let the system end this process when its parent is killed (man 2 prctl)."""
+    import ctypes
+
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(FAULT)
+
+
+def _tell_crash(number: int) -> None:
+    if sys.stderr is not None and sys.stderr.isatty():
+        print("\r\x1b[K\x1b[?25h", end="", file=sys.stderr)  # what a progress bar left
+    name = signal.Signals(number).name
+    if number == signal.SIGKILL:
+        _tell(f"the process was killed ({name}), as the system does where memory runs out")
+    else:
+        what = (signal.strsignal(number) or "a signal").lower()
+        _tell(
+            f"llama.cpp ended the process ({name}, {what}), on what it does not check in a file or "
+            "a setting"
+        )

@@ -21,7 +21,32 @@ FileArgument = Annotated[
     str,
     typer.Argument(
         metavar="FILE",
-        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE.",
+        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE[@REV].",
+        show_default=False,
+    ),
+]
+HeaderArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="A path, the first shard of a split model, ollama:NAME, hf:OWNER/REPO/FILE[@REV], or "
+        "an https: address; of what is not on disk the header alone is read.",
+        show_default=False,
+    ),
+]
+WholeOption = Annotated[
+    bool,
+    typer.Option(
+        "--whole",
+        help="Let a server that cannot send parts of a file send it from its start.",
+    ),
+]
+ServedFileArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="FILE",
+        help="A path, the first shard of a split model, ollama:NAME or hf:OWNER/REPO/FILE; none "
+        "with --server.",
         show_default=False,
     ),
 ]
@@ -37,6 +62,26 @@ ForceOption = Annotated[
         autocompletion=completion(guards),
     ),
 ]
+LlamaLibOption = Annotated[
+    str | None,
+    typer.Option(
+        "--llama-lib",
+        metavar="FOLDER",
+        help="Folder of another build of llama.cpp; default: LLAMA_CPP_LIB_PATH, else the one "
+        "installed.",
+    ),
+]
+ArchitecturesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--architectures",
+        metavar="FILE",
+        help="Predict by this table of architectures, or by the one of this llama.cpp commit "
+        "(default: that of the installed llama.cpp).",
+        show_default=False,
+    ),
+]
+RPC_HELP = "Spread the model over llama.cpp's RPC servers too, on a trusted network only."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -84,6 +129,33 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {p.name: p.annotation for p in parameters}
     return flat
+
+
+def predicting(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the option `--architectures`, which puts a table in force before it runs.
+
+    Without it the table is that of the llama.cpp in use, which `--llama-lib` may name.
+    """
+
+    @functools.wraps(command)
+    def with_table(*, architectures: str | None = None, **arguments: Any) -> None:
+        if arguments.get("llama_lib") is not None:
+            from ggufrope.runtime.engine import use_llama
+
+            use_llama(arguments["llama_lib"])
+        if architectures is not None:
+            from ggufrope.rope.architectures import use_table
+
+            use_table(architectures)
+        command(**arguments)
+
+    declared = inspect.signature(command, eval_str=True).parameters.values()
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own = inspect.Parameter("architectures", kind, default=None, annotation=ArchitecturesOption)
+    parameters = [*(p.replace(kind=kind) for p in declared), own]
+    with_table.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_table.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_table
 
 
 def _options(group: Any) -> list[inspect.Parameter]:

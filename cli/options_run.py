@@ -15,14 +15,28 @@ import typer
 from ggufrope.backends import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.specs import BY_NAME
-from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
+from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings, TaskName, carried_out
 from ggufrope.evals.thresholds import Thresholds, without_task
-from ggufrope.runs.plan import RunPlan
+from ggufrope.runs.plan import KV_TYPES, RunPlan
 
 from .errors import OTHER_FLAGS, OptionError
-from .options import option
+from .options import RPC_HELP, option
 from .start import default_contexts
-from .values import cache_type, kv_types, layers, share, token_counts, word, words
+from .values import (
+    cache_type,
+    experts,
+    kv_types,
+    layers,
+    llama_lib,
+    seconds,
+    server_address,
+    servers,
+    share,
+    token_counts,
+    tokens,
+    word,
+    words,
+)
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
@@ -80,7 +94,8 @@ class RunOptions:
         str,
         option(
             "--kv",
-            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0.",
+            "KV cache types, K or K/V: f16,q8_0,q8_0/q4_0; default of the task kv: all pairs of "
+            f"{', '.join(KV_TYPES)}.",
             "TYPES",
             _WHAT,
             known=kv_types,
@@ -90,12 +105,22 @@ class RunOptions:
         str,
         option(
             "--tasks",
-            f"Tasks: {', '.join(_choices('tasks'))}.",
+            f"Tasks: {', '.join(_choices('tasks'))}; kv answers which cache is safe.",
             "TASKS",
             _WHAT,
             known=partial(_choices, "tasks"),
         ),
     ] = ",".join(_DEFAULTS["tasks"])
+    base: Annotated[
+        str | None,
+        option(
+            "--base",
+            "File to compare with in divergence and short-context, in place of the model's own: "
+            "what a quantization costs.",
+            "FILE",
+            _WHAT,
+        ),
+    ] = None
     mode: Annotated[
         str,
         option(
@@ -170,7 +195,7 @@ class RunOptions:
         option(
             "--samples",
             f"Samples per cell, each with a new needle; default: {SPLICED_SAMPLES} of a needle, "
-            "1 of other tasks.",
+            "16 of a damage task, 1 of other tasks.",
             "N",
             _WHAT,
             min=1,
@@ -236,6 +261,16 @@ class RunOptions:
         Path | None,
         option("--templates", "JSON of RULER prompts that replace ours.", "FILE", _WHAT),
     ] = None
+    llama_lib: Annotated[
+        str | None,
+        option(
+            "--llama-lib",
+            "Folder of another build of llama.cpp; default: LLAMA_CPP_LIB_PATH, else the one "
+            "installed.",
+            "FOLDER",
+            _HOW,
+        ),
+    ] = None
     gpu_layers: Annotated[
         str,
         option(
@@ -246,6 +281,18 @@ class RunOptions:
             known=partial(tuple, ("all", "auto")),
         ),
     ] = "all"
+    experts_on_cpu: Annotated[
+        str,
+        option(
+            "--experts-on-cpu",
+            "Layers, from the first, whose experts stay on the CPU in a mixture of experts: all or "
+            "a number.",
+            "N",
+            _HOW,
+            known=partial(tuple, ("all",)),
+        ),
+    ] = "0"
+    rpc: Annotated[str | None, option("--rpc", RPC_HELP, "HOST:PORT,…", _HOW)] = None
     threads: Annotated[
         int | None, option("--threads", "CPU threads; default: every CPU.", "N", _HOW, min=1)
     ] = None
@@ -255,6 +302,54 @@ class RunOptions:
             "--flash-attention/--no-flash-attention",
             help="Use flash attention, or do not; default: llama.cpp decides.",
             rich_help_panel=_HOW,
+        ),
+    ] = None
+    server: Annotated[
+        str | None,
+        option(
+            "--server",
+            "Ask a running server in the place of a FILE: http://localhost:8080. A key it requires "
+            "is read from GGUFROPE_API_KEY.",
+            "URL",
+            _HOW,
+        ),
+    ] = None
+    model: Annotated[
+        list[str] | None,
+        option(
+            "--model",
+            "Model of the server; default: its only one. `compare` takes several.",
+            "NAME",
+            _HOW,
+        ),
+    ] = None
+    num_ctx: Annotated[
+        int | None,
+        typer.Option(
+            "--num-ctx",
+            metavar="TOKENS",
+            help="Context that each request to an Ollama server asks for.",
+            rich_help_panel=_HOW,
+            parser=tokens("--num-ctx"),
+        ),
+    ] = None
+    parallel: Annotated[
+        int | None,
+        option(
+            "--parallel",
+            "Prompts to a server at once; default: its slots, where it tells them.",
+            "N",
+            _HOW,
+            min=1,
+        ),
+    ] = None
+    timeout: Annotated[
+        str | None,
+        option(
+            "--timeout",
+            "Longest silence of a server before a cell is an error; default: 30m.",
+            "TIME",
+            _HOW,
         ),
     ] = None
     out: Annotated[
@@ -283,19 +378,23 @@ class RunOptions:
     ] = False
 
     def plan(
-        self, model: str, requests: tuple[ScalingRequest, ...], *, require: str | None = None
+        self, file: str | None, requests: tuple[ScalingRequest, ...], *, require: str | None = None
     ) -> RunPlan:
-        """Return the plan for one model under these scalings; `require` is the one to judge.
+        """Return the plan for a file under these scalings, or for models of a server; `require` is
+        the scaling to judge.
 
         Raises OptionError or RequestError.
         """
+        models = self._models(file)
         ruler_tasks: tuple[str, ...] = ()
         if self.ruler_tasks is not None:
             ruler_tasks = words(self.ruler_tasks, "--ruler-tasks", tuple(BY_NAME))
-        if self.ctx is None:
-            contexts = default_contexts(model, requests)
-        else:
+        if self.ctx is not None:
             contexts = token_counts(self.ctx, "--ctx")
+        elif file is None:
+            raise OptionError("--server needs --ctx, such as 8k,16k: the lengths to measure")
+        else:
+            contexts = default_contexts(file, requests)
         chosen: dict[str, Any] = {
             "tasks": words(self.tasks, "--tasks", _choices("tasks")),
             "mode": word(self.mode, "--mode", _choices("mode")),
@@ -305,9 +404,10 @@ class RunOptions:
             "thinking": _switch(self.thinking, "--thinking"),
         }
         return RunPlan(
-            models=(model,),
+            models=models,
             contexts=contexts,
             scalings=requests,
+            base=self.base,
             kv=tuple(cache_type(each, "--kv") for each in self.kv.split(",")),
             depths=_depths(self.depths),
             samples=self.samples,
@@ -325,15 +425,36 @@ class RunOptions:
                 templates=_name(self.templates),
             ),
             runtime=RuntimeSettings(
+                llama_lib=self.llama_lib if self.server else llama_lib(self.llama_lib),
                 gpu_layers=layers(self.gpu_layers),
+                experts_on_cpu=experts(self.experts_on_cpu),
+                rpc=servers(self.rpc),
                 threads=self.threads,
                 flash_attention=self.flash_attention,
+                server=None if self.server is None else server_address(self.server),
+                timeout_seconds=None
+                if self.timeout is None
+                else seconds(self.timeout, "--timeout"),
+                parallel=self.parallel,
+                num_ctx=self.num_ctx,
             ),
             thresholds=self._thresholds(chosen["tasks"], require),
             **chosen,
         )
 
-    def _thresholds(self, tasks: tuple[str, ...], require: str | None) -> Thresholds:
+    def _models(self, file: str | None) -> tuple[str, ...]:
+        """Return the models of the plan: a file, or those named at the server."""
+        if self.server is None:
+            if file is None:
+                raise OptionError("missing FILE, a model; or --server, the address of a server")
+            if self.model is not None:
+                raise OptionError("--model is for --server: FILE is the model")
+            return (file,)
+        if file is not None:
+            raise OptionError(f"{file}: with --server give no FILE; --model names its model")
+        return tuple(self.model or ())
+
+    def _thresholds(self, tasks: tuple[TaskName, ...], require: str | None) -> Thresholds:
         options = {
             "recall": self.min_recall,
             "recall_share": self.min_recall_share,
@@ -344,7 +465,7 @@ class RunOptions:
             "divergence": self.max_divergence,
         }
         given: dict[str, Any] = {n: value for n, value in options.items() if value is not None}
-        if problems := tuple(without_task(given, tasks)):
+        if problems := tuple(without_task(given, carried_out(tasks))):
             raise RequestError("; ".join(problems))
         return Thresholds(allow_undecided=self.allow_undecided, require=require, **given)
 

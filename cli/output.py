@@ -11,12 +11,15 @@ import json
 import os
 import sys
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufrope._format import safe
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ggufrope.container.remote import Place
 
 SCHEMA = 1
 MARKS = {
@@ -93,10 +96,22 @@ def stderr_console() -> Console:
     return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
-def emit_json(payload: dict[str, Any]) -> None:
-    """Print the one object a `--json` call answers with."""
+def emit_json(payload: dict[str, Any], *places: Place) -> None:
+    """Print the one object a `--json` call answers with; `remote` in it says how much was read of
+    those of the files that are on a server."""
     from ggufrope._plain import decodable, encode
 
+    remote = [
+        {
+            "file": str(place),
+            "size": place.size,
+            "bytes_read": place.bytes_read,
+            "requests": place.requests,
+        }
+        for place in places
+        if not isinstance(place, Path)
+    ]
+    payload |= {"remote": remote} if remote else {}
     answer = {"schema": SCHEMA} | decodable(encode(payload, nulls=True))
     json.dump(answer, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")

@@ -18,6 +18,23 @@ ProveOption = Annotated[
 ]
 
 
+def prepare_proof(prove: bool, llama_lib: str | None) -> None:
+    """Make sure that a proof is possible, before anything is read or written.
+
+    Raises OptionError for a library that no proof would load, MissingDependencyError.
+    """
+    if prove:
+        from ggufrope.proof import witnesses
+        from ggufrope.runtime.engine import use_llama
+
+        use_llama(llama_lib)
+        witnesses()
+    elif llama_lib is not None:
+        from .errors import OptionError
+
+        raise OptionError("--llama-lib names what --prove loads; add --prove")
+
+
 def proof_payload(proof: Proof | None) -> dict[str, Any] | None:
     """Return the part of a JSON object that is about a proof, None where none was wanted."""
     if proof is None:

@@ -21,26 +21,38 @@ if TYPE_CHECKING:
 
 
 def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
-    """Measure in this process and show the report; without `out`, in a new folder under runs/."""
+    """Measure in this process and show the report; without `out`, in a new folder under runs/.
+
+    With RPC servers, in a worker process: llama.cpp ends the process that loses one.
+    """
     from ggufrope.backends import open_model
-    from ggufrope.runs.driver import InlineTransport, drive, open_run
+    from ggufrope.runs.driver import InlineTransport, ProcessTransport, drive, open_run
     from ggufrope.runs.models import require_formats
 
     from .errors import outlive_aborts
-    from .progress import RunBar
-    from .start import announce, kept_results
+    from .progress import CellBar, RunBar
+    from .start import announce, kept_results, take_llama
 
     outlive_aborts()
+    if plan.runtime.server is None:
+        take_llama(plan.runtime.llama_lib)
     with ExitStack() as cleanup:
         if out is None:
-            out = cleanup.enter_context(kept_results(plan.models[0]))
+            name = plan.models[0] if plan.models else "server"
+            out = cleanup.enter_context(kept_results(name))
         repair(plan)
         require_formats(plan)
+        require_servers(plan)
         store = cleanup.enter_context(open_run(plan, out))
         tell_rejudged(store)
         jobs = [entry.job for entry in store.jobs() if entry.state == "pending"]
         announce(store, jobs)
         tell_too_few(plan, view)
+        if plan.runtime.rpc:
+            left = sum(len(job.cells) - len(store.results_of(job)) for job in jobs)
+            with answering(out, view), CellBar(left) as cells:
+                drive(store, ProcessTransport(), on_cell=cells.advance)
+            return
         with answering(out, view), RunBar(len(jobs)) as bar:
             drive(store, InlineTransport(open_model, on_job=bar.begin, progress=bar.advance))
 
@@ -63,10 +75,14 @@ def carry_out_batch(
     from ggufrope.runs.ray import RayTransport
 
     from .progress import CellBar
-    from .start import announce
+    from .start import announce, take_llama
 
+    if plan.runtime.llama_lib is not None:
+        take_llama(plan.runtime.llama_lib)  # before there is a folder of results
     repair(plan)
     require_formats(plan)
+    if not ray:
+        require_servers(plan)
     with open_run(plan, folder) as store:
         tell_rejudged(store)
         if retry_failed:
@@ -82,10 +98,19 @@ def carry_out_batch(
             drive(store, transport, selection=selection, on_cell=bar.advance)
 
 
+def require_servers(plan: RunPlan) -> None:
+    """Try the RPC servers of the plan before anything is measured. Raises BackendError."""
+    from ggufrope.runtime.rpc import require
+
+    require(plan.runtime.rpc)
+
+
 def repair(plan: RunPlan) -> None:
     """Repair models of the plan that have an interrupted edit, and say so."""
     from .values import model_path
 
+    if plan.runtime.server is not None:
+        return
     for name in plan.models:
         for path in sorted(glob.glob(name, recursive=True)) or [name]:  # noqa: PTH207
             model_path(path)

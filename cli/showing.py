@@ -20,8 +20,10 @@ from .tables import heading, row, shown, table
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from ggufrope.evals.cache_verdict import Safety
     from ggufrope.evals.recall import Outcome
     from ggufrope.evals.verdict import Check
+    from ggufrope.report.caches import CacheAnswer
     from ggufrope.report.comparison import Comparison
     from ggufrope.report.conclusion import Conclusion, Reach
     from ggufrope.report.record import RunReport
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "recall",
+    "exact",
     "top_ranked",
     "log_probability",
     "score",
@@ -50,6 +53,13 @@ _WORDS: dict[Outcome, tuple[str, str]] = {
     "pass": ("pass", "bold green"),
     "fail": ("FAIL", "bold red"),
     "undecided": ("undecided", "bold yellow"),
+}
+_SAFETY: dict[Safety, tuple[str, str]] = {
+    "safe": ("safe", "bold green"),
+    "risky": ("risky", "bold yellow"),
+    "unsafe": ("UNSAFE", "bold red"),
+    "undecided": ("undecided", "yellow"),
+    "unsupported": ("unsupported", "dim"),
 }
 _LENGTHS = 7
 """Context lengths that stand side by side in 80 columns."""
@@ -94,11 +104,16 @@ def show(report: RunReport, view: View) -> None:
 
     out = console()
     conclusion = conclude(report)
-    _show_reaches(report, conclusion)
+    if conclusion.caches:
+        for caches in conclusion.caches:
+            _show_caches(caches)
+    else:
+        _show_reaches(report, conclusion)
     if view.grids:
         for heatmap in heatmaps(report):
             _show_heatmap(report, heatmap)
-    _show_tables(report)
+    if view.grids or not conclusion.caches:
+        _show_tables(report)
     for problem in problems(report):
         cells = "1 cell" if problem.cells == 1 else f"{problem.cells} cells"
         reason = view.words(problem.reason)
@@ -122,6 +137,8 @@ def show(report: RunReport, view: View) -> None:
         if reach.keep is not None:
             # One line, however long: it is there to be pasted.
             out.print(Text.assemble(("to keep it: ", "dim"), safe(reach.keep)), soft_wrap=True)
+    for command in dict.fromkeys(each for found in conclusion.caches for each in found.commands):
+        out.print(Text.assemble(("to serve it: ", "dim"), safe(command)), soft_wrap=True)
 
 
 def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
@@ -166,6 +183,64 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
     words = "  ✓ passes  ✗ fails  N%? undecided at that recall"
     words += "  N/N needles answered exactly" if any(reach.asked for reach in settings) else ""
     out.print(Text(words, style="dim"))
+
+
+def _show_caches(found: CacheAnswer) -> None:
+    """Print what each pair of cache types costs, whether it is safe, and why."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from ggufrope._format import byte_size
+    from ggufrope.report.metrics import format_value
+
+    out = console()
+    out.print(heading(f"{one_line(found.model, 30)} · caches at {found.context_tokens:,} tokens"))
+    numbers = ("memory", "KLD", "same top", "kept", "prefill/s", "decode/s")
+    made = table("KV", *numbers, "", numeric=numbers)
+    reasons = Table.grid(padding=(0, 1))
+    for each in found.rows:
+        values = {
+            "mean_divergence": None if each.divergence is None else each.divergence.value,
+            "same_top": None if each.same_top is None else each.same_top.value,
+            "prefill_tokens_per_second": each.prefill,
+            "decode_tokens_per_second": each.decode,
+        }
+        texts = [
+            "" if value is None else format_value(name, value) for name, value in values.items()
+        ]
+        size = "" if each.memory_bytes is None else byte_size(each.memory_bytes)
+        kept = f"{each.kept}/{each.answered}" + (f" +{each.gained}" if each.gained else "")
+        word = Text(*(("base", "dim") if each.verdict is None else _SAFETY[each.verdict.word]))
+        row(made, each.kv, size.replace(" ", ""), *texts[:2], kept, *texts[2:], word)
+        if each.verdict is not None:
+            reasons.add_row("", word, each.kv, Text(shown(each.verdict.reason)))
+    out.print(made)
+    legend = (
+        f"base: {found.base}; KLD: mean Kullback-Leibler divergence from it, nat per token; "
+        "same top: same most probable token; kept: answers with f16 that are kept, and others "
+        "gained; speeds at that depth"
+    )
+    out.print(Text(shown(legend), style="dim"))
+    out.print(reasons)
+    _show_answers(found)
+
+
+def _show_answers(found: CacheAnswer) -> None:
+    """Print how many questions of each task are answered exactly with each cache."""
+    from rich.text import Text
+
+    tasks = [*dict.fromkeys(task for each in found.rows for task in each.exact)]
+    heads = [task.replace("-", "-\n") for task in tasks]
+    made = table("exact answers", *heads, numeric=heads)
+    counts = [(each.kv, each.exact) for each in found.rows]
+    counts += [("control", found.control)] if found.control else []
+    for name, exact in counts:
+        row(made, name, *("/".join(map(str, exact.get(task, ()))) for task in tasks))
+    out = console()
+    out.print(made)
+    if found.control:
+        words = "control: the unscaled model with an f16 cache, in a short context"
+        out.print(Text(words, style="dim"))
 
 
 def _mark(reach: Reach, length: int) -> tuple[str, str]:
@@ -258,10 +333,15 @@ def _show_tables(report: RunReport) -> None:
     from rich.text import Text
 
     from ggufrope.report.metrics import legend
+    from ggufrope.report.views import BASES, divergence_base
 
     used: dict[str, None] = {}
-    for task in dict.fromkeys(entry.title for entry in report.summary):
-        rows = [entry for entry in report.summary if entry.title == task]
+    groups: dict[str, list[SummaryRow]] = {}
+    for entry in report.summary:
+        base = divergence_base(entry)
+        title = entry.title if base is None else f"cost of the {base}: divergence {BASES[base]}"
+        groups.setdefault(title, []).append(entry)
+    for task, rows in groups.items():
         measured = {metric.name for entry in rows for metric in entry.metrics}
         chosen = [name for name in _COLUMNS if name in measured]
         if chosen:
@@ -284,8 +364,6 @@ def _show_table(report: RunReport, task: str, rows: list[SummaryRow], metrics: l
             if entry.metric(name) is not None:
                 title = titles[entry.model, entry.scaling] + ", control" * entry.control
                 metric = metric_info(name).title
-                if task == "divergence":
-                    metric += " from file" if entry.kv == "f16" else " from f16"
                 key = (metric, entry.model, title, entry.kv, entry.part or "")
                 lines.setdefault(key, {})[entry.context_tokens] = _value(entry, name)
     heads = ("metric", "model", "scaling", "KV", "part")

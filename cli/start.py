@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +18,28 @@ if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingRequest
     from ggufrope.runs.estimate import JobEstimate
     from ggufrope.runs.jobs import Job, Selection
+    from ggufrope.runs.models import ModelFile
     from ggufrope.runs.plan import RunPlan
     from ggufrope.runs.store import RunStore
 
 RUNS = Path("runs")
+
+
+def take_llama(folder: str | None) -> None:
+    """Use the build of llama.cpp in `folder`, None for the usual one; say where it was not tested.
+
+    Raises MissingDependencyError and RequestError where it cannot be used.
+    """
+    from ggufrope.runtime import library
+    from ggufrope.runtime.engine import use_llama
+
+    use_llama(folder)
+    found = library.versions()
+    if not found.tested:
+        _say(
+            f"ggufrope was not tested with llama.cpp {found.llama_cpp} ({found.commit}); "
+            f"`ggufrope doctor{' --llama-lib FOLDER' * (not found.own)}` says what it reads of it."
+        )
 
 
 def default_contexts(model: str, requests: tuple[ScalingRequest, ...]) -> tuple[int, ...]:
@@ -122,21 +140,37 @@ def estimate_jobs(
 ) -> tuple[JobEstimate, ...]:
     """Return the selected jobs of `plan` with the tokens, memory and time that each will take."""
     from ggufrope.runs.jobs import expand
-    from ggufrope.runs.models import resolve_models
+    from ggufrope.runs.models import models_of, resolve_base
 
-    files = resolve_models(plan.models)
-    jobs = selection.choose(expand(plan, files))
-    return _estimates(plan, jobs, {file.name: file.path for file in files}, tokens_per_second)
+    files = models_of(plan)
+    jobs = selection.choose(expand(plan, files, resolve_base(plan, files)))
+    return _estimates(plan, jobs, files, tokens_per_second)
 
 
 def _estimates(
-    plan: RunPlan, jobs: tuple[Job, ...], paths: Mapping[str, str], tokens_per_second: float | None
+    plan: RunPlan,
+    jobs: tuple[Job, ...],
+    files: Sequence[ModelFile],
+    tokens_per_second: float | None,
 ) -> tuple[JobEstimate, ...]:
     from ggufrope.advice.memory import memory_need
+    from ggufrope.container.location import locate
     from ggufrope.patching.inspection import naming, read_model
     from ggufrope.runs.estimate import contexts_at_once, estimate
+    from ggufrope.runs.models import REUSES
 
-    models = {name: read_model(Path(path)) for name, path in paths.items()}
+    if plan.runtime.server is not None:
+        reuse = {file.name: dict(file.details).get(REUSES) == "yes" for file in files}
+        return estimate(
+            plan,
+            jobs,
+            memory=lambda job, tokens: None,
+            tokens_per_second=tokens_per_second,
+            reuses=lambda job: reuse[job.model],
+        )
+    models = {file.name: read_model(Path(file.path)) for file in files}
+    base = None if plan.base is None else read_model(locate(plan.base)).header
+    beside = 0 if base is None else sum(tensor.length for tensor in base.tensors)
 
     def memory(job: Job, context_tokens: int) -> int:
         model = models[job.model]
@@ -148,7 +182,8 @@ def _estimates(
                 k_type=job.kv.k,
                 v_type=job.kv.v,
             )
-        return need.total_bytes + (contexts_at_once(job) - 1) * (need.kv_bytes + need.compute_bytes)
+        others = contexts_at_once(job) - 1
+        return need.total_bytes + others * (need.kv_bytes + need.compute_bytes + beside)
 
     return estimate(plan, jobs, memory=memory, tokens_per_second=tokens_per_second)
 
@@ -156,22 +191,46 @@ def _estimates(
 def announce(store: RunStore, jobs: Iterable[Job]) -> None:
     """Say in one line what the pending of these jobs will take, before they begin."""
     from ggufrope._format import byte_size
+    from ggufrope.runs.models import LACKS
 
     pending = {entry.job.id for entry in store.jobs() if entry.state == "pending"}
     left = tuple(job for job in jobs if job.id in pending)
     if not left:
         return
-    estimates = _estimates(store.plan, left, store.paths, None)
+    files = [record.file for record in store.models()]
+    estimates = _estimates(store.plan, left, files, None)
     cells = sum(len(job.cells) - len(store.results_of(job)) for job in left)
     longest = max(cell.context_tokens for job in left for cell in job.cells)
     parts = [
         f"{cells:,} cell{'s' * (cells != 1)} of up to {longest:,} tokens{_growth(store, longest)}",
-        f"at most {sum(each.tokens for each in estimates):,} tokens to evaluate",
+        f"at most {sum(each.tokens for each in estimates):,} tokens to evaluate"
+        + (" by the server" if store.plan.runtime.server else ""),
     ]
     needs = [each.memory_bytes for each in estimates if each.memory_bytes is not None]
     if needs:
         parts.append(f"{byte_size(max(needs))} of memory")
     _say("; ".join(parts))
+    for pair in _slow_pairs(store.plan, files):
+        _say(f"K/V {pair}: no fast kernel in this build on the GPU; see `ggufrope doctor`.")
+    for file in files if store.plan.runtime.server else ():
+        details = dict(file.details)
+        _say(f"{details['server']}, {file.name}, does not give {details[LACKS]}.")
+
+
+def _slow_pairs(plan: RunPlan, files: Sequence[ModelFile]) -> Iterator[str]:
+    """Yield the pairs of cache types that the installed llama.cpp runs slowly on a model."""
+    from ggufrope.patching.inspection import read_model
+    from ggufrope.runtime.attention import known_slow_pairs
+
+    at = plan.runtime
+    mixed = [kv for kv in plan.kv_types if str(kv) != "f16"]
+    # In a process of its own, each worker asks for its own device.
+    if not mixed or at.server or at.rpc or at.devices or at.gpu_layers == 0:
+        return
+    known = [known_slow_pairs(read_model(Path(file.path)).metadata) or () for file in files]
+    for kv in mixed:
+        if any((kv.k, kv.v) in slow for slow in known):
+            yield str(kv)
 
 
 def _growth(store: RunStore, longest: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufrope._format import safe
@@ -10,11 +11,10 @@ from ggufrope._format import safe
 from .output import one_line
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.table import Table
     from rich.text import Text
 
+    from ggufrope.container.remote import Place
     from ggufrope.rope.lint import Finding
 
 _TABLE_WIDTH = 60
@@ -79,12 +79,24 @@ def shown(value: object) -> str:
     return one_line(str(value), limit=400)
 
 
-def shown_path(path: Path) -> str:
-    """Return a path as a person reads it: from the current folder where it lies in that."""
+def shown_path(place: Place) -> str:
+    """Return a path as a person reads it: from the current folder where it lies in that. A file on
+    a server is shown by its name."""
     try:
-        return shown(path.relative_to(path.cwd()))
+        return shown(place.relative_to(place.cwd()) if isinstance(place, Path) else place)
     except ValueError:
-        return shown(path)
+        return shown(place)
+
+
+def show_download(place: Place) -> None:
+    """Print the command that brings a file on a server here; nothing for one on disk."""
+    import shlex
+
+    from .output import console
+
+    if not isinstance(place, Path):
+        line = f"The file is not on this disk. To bring it here: {shlex.join(place.download)}"
+        console().print("\n" + shown(line), soft_wrap=True)
 
 
 def heading(text: str) -> Text:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from .errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from ggufrope.container.remote import Place
     from ggufrope.container.strategies import Strategy
 
 
@@ -36,6 +39,32 @@ def model_path(name: str) -> Path:
 
         stderr_console().print(safe(repaired.message), style="yellow")
     return path
+
+
+@contextmanager
+def model_place(name: str, *, whole: bool) -> Iterator[Place]:
+    """Find the model called `name`: its file, as `model_path` does, or on a server.
+
+    How much was read from a server is said on stderr at the end.
+    """
+    from ggufrope.container.location import find
+
+    place = find(name, whole=whole)
+    yield model_path(name) if isinstance(place, Path) else place
+    say_reading(place)
+
+
+def say_reading(place: Place) -> None:
+    """Say on stderr how much of a file on a server was read."""
+    from ggufrope._format import byte_size, safe
+    from ggufrope.container.remote import RemoteFile
+
+    from .output import stderr_console
+
+    if isinstance(place, RemoteFile) and place.size is not None:
+        requests = f"{place.requests} request{'s' * (place.requests != 1)}"
+        line = f"read {byte_size(place.bytes_read)} of {byte_size(place.size)} in {requests}"
+        stderr_console().print(f"{safe(str(place))}: {line}", style="dim", soft_wrap=True)
 
 
 def write_new(path: Path, data: bytes) -> None:
@@ -80,6 +109,12 @@ def _said(text: str) -> str:
 
 def _folded(text: str) -> str:
     return text.strip().casefold().replace("_", "-")
+
+
+def llama_lib(*named: str | None) -> str | None:
+    """Return the first folder that is named, by an option or a plan, else by the variable that
+    llama-cpp-python reads: so the record of a run has it."""
+    return next(filter(None, (*named, os.environ.get("LLAMA_CPP_LIB_PATH"))), None)
 
 
 def guards() -> tuple[str, ...]:
@@ -213,6 +248,31 @@ def seconds(text: str, option: str) -> float:
     if not 0 < count < 1e9:
         raise OptionError(f"{option} {text}: expected a time such as 90s, 45m or 1h 30m")
     return count
+
+
+def experts(text: str) -> int | Literal["all"]:
+    """Return `all` or a number of layers; OptionError for others."""
+    if text.lower() == "all":
+        return "all"
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise OptionError(f"--experts-on-cpu {text}: expected all or a number")
+    return int(text)
+
+
+def servers(text: str | None) -> tuple[str, ...]:
+    """Return the addresses in a list such as `host-a:50052,host-b:50052`."""
+    return () if text is None else tuple(each.strip() for each in text.split(","))
+
+
+def server_address(text: str) -> str:
+    """Return the address of a server; a user name and a password in it are kept for this process
+    and its workers, and nowhere else."""
+    from ggufrope.server.address import LOGIN_VARIABLE, split_login
+
+    address, login = split_login(text)
+    if login is not None:
+        os.environ[LOGIN_VARIABLE] = login
+    return address
 
 
 def layers(text: str) -> int | Literal["all", "auto"]:

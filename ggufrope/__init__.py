@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ggufrope.advice.advise import advise
     from ggufrope.backends import FakeBackend, LlamaBackend, RuntimeSettings, open_model
     from ggufrope.container.compare import diff, verify
-    from ggufrope.container.location import locate
+    from ggufrope.container.hub import fetch
+    from ggufrope.container.location import find, locate
     from ggufrope.container.recovery import undo
     from ggufrope.errors import GgufRopeError
     from ggufrope.evals.thresholds import Thresholds
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from ggufrope.proof import prove
     from ggufrope.report.conclusion import conclude
     from ggufrope.report.record import RunReport, run
+    from ggufrope.rope.architectures import use_table
     from ggufrope.rope.export import export
     from ggufrope.runs.plan import RunPlan, read_plan
     from ggufrope.runtime.context import Context
+    from ggufrope.runtime.engine import use_llama
     from ggufrope.runtime.model import Model
     from ggufrope.runtime.settings import ContextSettings
     from ggufrope.search.plan import SearchPlan
@@ -40,7 +43,8 @@ _HOMES = {
     "advice.advise": ("advise",),
     "backends": ("FakeBackend", "LlamaBackend", "RuntimeSettings", "open_model"),
     "container.compare": ("diff", "verify"),
-    "container.location": ("locate",),
+    "container.hub": ("fetch",),
+    "container.location": ("find", "locate"),
     "container.recovery": ("undo",),
     "errors": ("GgufRopeError",),
     "evals.thresholds": ("Thresholds",),
@@ -54,9 +58,11 @@ _HOMES = {
     "proof": ("prove",),
     "report.conclusion": ("conclude",),
     "report.record": ("RunReport", "run"),
+    "rope.architectures": ("use_table",),
     "rope.export": ("export",),
     "runs.plan": ("RunPlan", "read_plan"),
     "runtime.context": ("Context",),
+    "runtime.engine": ("use_llama",),
     "runtime.model": ("Model",),
     "runtime.settings": ("ContextSettings",),
     "search.plan": ("SearchPlan",),
@@ -84,6 +90,8 @@ __all__ = [
     "diff",
     "export",
     "export_model",
+    "fetch",
+    "find",
     "inspect",
     "locate",
     "open_model",
@@ -96,6 +104,8 @@ __all__ = [
     "run_search",
     "sarif",
     "undo",
+    "use_llama",
+    "use_table",
     "verify",
 ]
 

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 1 << 20
+_SEPARATORS = "/\\" if os.name != "nt" else "/\\:"
+_MOST_NAME_BYTES = 255
 MAX_READ_BYTES = 1 << 28
 """Of a file that is read whole: a text, a list of factors, a settings file."""
 
 
 @contextmanager
-def storage(doing: str, path: Path) -> Iterator[None]:
+def storage(doing: str, path: object) -> Iterator[None]:
     """Turn an OSError into a StorageError that says what was being done and where.
 
     `doing` is an infinitive: "read", "write beside".
@@ -37,6 +39,13 @@ def storage(doing: str, path: Path) -> Iterator[None]:
         if not (isinstance(error, UnicodeEncodeError) or str(error).startswith("embedded null")):
             raise
         raise StorageError(f"cannot {doing} {path}: {error}") from error
+
+
+def is_component(word: str) -> bool:
+    """Return whether a word names one entry of a folder, and nothing outside of it."""
+    if word in ("", ".", "..") or len(os.fsencode(word)) > _MOST_NAME_BYTES:
+        return False
+    return not any(character in _SEPARATORS or not character.isprintable() for character in word)
 
 
 def model_status(path: Path) -> os.stat_result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,12 @@ def safe(text: str) -> str:
         else character.encode("unicode_escape", "surrogatepass").decode("ascii")
         for character in text
     )
+
+
+def without_home(path: str) -> str:
+    """Return a path with `~` in place of the user's home folder: records are shared."""
+    home = os.path.expanduser("~").rstrip(os.sep)  # noqa: PTH111 - Path.home() may raise
+    return f"~{path[len(home) :]}" if home and path.startswith(home + os.sep) else path
 
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -1,12 +1,10 @@
 """Opens models, and makes them rotate as asked: the one seam to a runtime.
 
 A `Backend` loads files and opens contexts: `LlamaBackend` with llama.cpp, `FakeBackend` with the
-public fake. Runs, searches and scripts all use one. Above it this is the one place that makes a
-model rotate as a scheme says:
-
-- `ScaledModel` follows scaling requests, for runs: by context parameters where these say the scheme
-  exactly, else by an overlay of keys and factor tensors, else by a working copy;
-- a `Rotator` follows the candidates of a search, thousands of them, on one loaded model.
+public fake. Runs, searches and scripts all use one. A model at a server is opened by `open_server`
+and taken as it is. Above them `ScaledModel` follows the scaling requests of a run: by context
+parameters where these say the scheme exactly, else by an overlay of keys and factor tensors, else
+by a working copy. The candidates of a search have `ggufrope.search.rotators`.
 
 Worker processes import `open_model` by name, as in "package.module:function", because functions do
 not travel between processes.
@@ -23,35 +21,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from ggufrope.errors import RequestError
-from ggufrope.lm import Branch, LanguageContext, LanguageModel, OpenContext
+from ggufrope.lm import LanguageContext, LanguageModel, OpenContext
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from httpx import BaseTransport
     from typing_extensions import Self
 
     from ggufrope.container.ggml import KvTypes
-    from ggufrope.patching.inspection import StoredModel
-    from ggufrope.patching.overlay import FactorFile
     from ggufrope.patching.request import ScalingRequest
-    from ggufrope.patching.rotation import Rotation
     from ggufrope.rope.effective import RopeOverrides
     from ggufrope.rope.metadata import RopeMetadata
-    from ggufrope.rope.scaling import RopeScaling
     from ggufrope.runtime.context import Context
     from ggufrope.runtime.fake import FakeContext, FakeModel
     from ggufrope.runtime.model import Model
+    from ggufrope.server.model import ServerModel
 
 OverrideValue: TypeAlias = int | float | bool | str
 
 OPENER = f"{__name__}:open_model"
 """How worker processes open models with llama.cpp."""
 
+SERVED_AS_IT_IS = "a server scales as it was started: give no `scaling` and no `kv` with `server`"
+
 _UNKNOWN_CONTEXT = 4096
 _SPARE = 512
 """Cells for about eight questions with their distractors."""
-_PROBE_TEXT = "One and two and three and four and five and six and seven. " * 4
-_PROBE_CONTEXT = 256
 
 
 # A runtime: what loads files and opens contexts. ------------------------------------------------
@@ -61,6 +57,10 @@ _PROBE_CONTEXT = 256
 class RuntimeSettings:
     """How models are loaded and evaluated. What is None is left to the runtime."""
 
+    llama_lib: str | None = field(
+        default=None,
+        metadata={"help": "folder of another build of llama.cpp's libraries"},
+    )
     gpu_layers: Literal["all", "auto"] | int = "all"
     devices: tuple[str, ...] = field(
         default=(),
@@ -68,10 +68,43 @@ class RuntimeSettings:
     )
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] = ()
+    experts_on_cpu: Literal["all"] | int = field(
+        default=0, metadata={"help": "layers whose experts stay on the CPU, from the first"}
+    )
+    rpc: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "llama.cpp's RPC servers, HOST:PORT; GPUs before those of this machine"},
+    )
+    offload_kqv: bool = field(
+        default=True, metadata={"help": "keep the K/V cache of a layer on the device of the layer"}
+    )
     flash_attention: bool | None = None
     threads: int | None = None
     batch_tokens: int | None = None
     micro_batch_tokens: int | None = None
+    server: str | None = field(
+        default=None, metadata={"help": "address of a running server; `models` are models of it"}
+    )
+    timeout_seconds: float | None = field(
+        default=None, metadata={"help": "longest silence of a server; none: half an hour"}
+    )
+    parallel: int | None = field(
+        default=None, metadata={"help": "prompts at once to a server; none: as it has slots"}
+    )
+    num_ctx: int | None = field(
+        default=None, metadata={"help": "context that requests to an Ollama server ask for"}
+    )
+
+    def rpc_problems(self) -> Iterator[str]:
+        """Yield what is wrong with `rpc`."""
+        if self.rpc:
+            from ggufrope.runtime.rpc import address_problems
+
+            yield from address_problems(self.rpc)
+            if self.server is not None:
+                yield "`rpc` is for models in this process, and `server` has its own"
+            if len(self.devices) > 1:
+                yield "`rpc` is for one worker, a server has one client: give one of `devices`"
 
 
 class LoadedModel(LanguageModel, Protocol):
@@ -105,6 +138,10 @@ class Backend(Protocol[ModelT]):
         """Open a context of `n_ctx` tokens and `spare` further cells for questions."""
         ...
 
+    def versions(self) -> dict[str, str]:
+        """Return what the runtime is, as records have it."""
+        ...
+
     def describe(self, model: ModelT) -> dict[str, str]:
         """Return what a report says of how `model` runs: versions, devices, layers offloaded."""
         ...
@@ -117,10 +154,17 @@ class LlamaBackend:
     settings: RuntimeSettings = RuntimeSettings()
 
     def require(self) -> None:
-        """Raise MissingDependencyError where llama-cpp-python is not installed."""
+        """Raise MissingDependencyError where llama-cpp-python is not installed, or where the build
+        that the settings name cannot be used."""
         from ggufrope.runtime import library
 
+        self._use_library()
         library.load()
+
+    def _use_library(self) -> None:
+        from ggufrope.runtime.engine import use_llama
+
+        use_llama(self.settings.llama_lib)
 
     def fitted(self, path: Path, context_tokens: int) -> LlamaBackend:
         """Return this backend with "auto" layers settled: as many as leave room on the GPUs for an
@@ -131,10 +175,16 @@ class LlamaBackend:
         from ggufrope.runtime.placement import fitting_layers
         from ggufrope.runtime.settings import ContextSettings
 
+        self._use_library()
         options = LoadOptions(
-            main_gpu=self.settings.main_gpu, tensor_split=self.settings.tensor_split
+            main_gpu=self.settings.main_gpu,
+            tensor_split=self.settings.tensor_split,
+            experts_on_cpu=self.settings.experts_on_cpu,
+            rpc=self.settings.rpc,
         )
-        context = ContextSettings(n_ctx=context_tokens, spare=_SPARE)
+        context = ContextSettings(
+            n_ctx=context_tokens, spare=_SPARE, offload_kqv=self.settings.offload_kqv
+        )
         layers = fitting_layers(path, context, options)
         return LlamaBackend(settings=replace(self.settings, gpu_layers=layers))
 
@@ -143,6 +193,7 @@ class LlamaBackend:
         RequestError where devices are named and this process has none."""
         from ggufrope.runtime.model import Model
 
+        self._use_library()
         self._require_devices()
         if self.settings.gpu_layers == "auto":
             return self.fitted(path, _UNKNOWN_CONTEXT).load(path, kv_overrides)
@@ -152,6 +203,8 @@ class LlamaBackend:
             gpu_layers=self.settings.gpu_layers,
             main_gpu=self.settings.main_gpu,
             tensor_split=self.settings.tensor_split,
+            experts_on_cpu=self.settings.experts_on_cpu,
+            rpc=self.settings.rpc,
         )
 
     def _require_devices(self) -> None:
@@ -181,28 +234,49 @@ class LlamaBackend:
             n_batch=self.settings.batch_tokens,
             n_ubatch=self.settings.micro_batch_tokens,
             n_threads=self.settings.threads,
+            offload_kqv=self.settings.offload_kqv,
         )
         return Context(model, settings)
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of llama.cpp and what tells its build apart."""
+        from ggufrope.runtime import library
+
+        self._use_library()
+        versions = library.versions()
+        return {
+            "llama-cpp-python": versions.llama_cpp_python,
+            "llama.cpp": versions.shown,
+            "libllama": f"{versions.library}, SHA-256 {versions.library_sha256[:16]}",
+        }
 
     def describe(self, model: Model) -> dict[str, str]:
         """Return versions, devices with their memory, and where the layers really went."""
         from ggufrope._format import byte_size
         from ggufrope.runtime import library
 
-        versions, placement = library.versions(), model.placement
+        placement = model.placement
         known = {
-            "llama-cpp-python": versions.llama_cpp_python,
-            "llama.cpp": f"{versions.llama_cpp} ({versions.commit})",
-            "system": versions.system_info,
-            "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}",
+            **self.versions(),
+            "system": library.versions().system_info,
+            "layers on GPU": f"{placement.layers_on_gpu} of {placement.layers}"
+            if placement.layers
+            else "not known",
         }
-        weights = {buffer.device: buffer.size_bytes for buffer in placement.buffers}
-        for device in library.devices():
+        if experts := self.settings.experts_on_cpu:
+            count = model.metadata(f"{model.architecture}.expert_count") or "0"
+            kept = model.n_layer if experts == "all" else min(experts, model.n_layer)
+            known["experts on CPU"] = (
+                f"{kept} of {model.n_layer} layers" if int(count) else "the model has no experts"
+            )
+        for device in library.devices(model.servers):
             if device.kind in ("gpu", "igpu"):
+                layers = placement.layer_devices.count(device.name)
                 known[device.name] = (
-                    f"{device.description}, {byte_size(device.memory_total)}, "
-                    f"{byte_size(weights.get(device.name, 0))} of it weights, "
-                    f"{byte_size(device.memory_free)} free with the model loaded"
+                    f"{'RPC server ' if device.server else ''}{device.description}, "
+                    f"{byte_size(device.memory_total)}, "
+                    f"{byte_size(placement.weights_on(device.name))} of it weights of {layers} "
+                    f"layers, {byte_size(device.memory_free)} free with the model loaded"
                 )
         return known
 
@@ -237,9 +311,36 @@ class FakeBackend:
 
         return FakeContext(model, n_ctx=n_ctx + spare)
 
-    def describe(self, model: FakeModel) -> dict[str, str]:
+    def versions(self) -> dict[str, str]:
         """Return that it is the fake."""
         return {"llama.cpp": "none: the fake runtime"}
+
+    def describe(self, model: FakeModel) -> dict[str, str]:
+        """Return that it is the fake."""
+        return self.versions()
+
+
+def require_room(path: Path, settings: RuntimeSettings) -> None:
+    """Raise InsufficientMemoryError where the weights of a second model have no room beside what is
+    loaded, before anything of them is read.
+
+    Layers on a GPU are weighed when they are placed (`runtime.placement`).
+    """
+    from ggufrope._format import byte_size
+    from ggufrope.container.pins import model_paths
+    from ggufrope.errors import InsufficientMemoryError
+    from ggufrope.runtime import library, memory
+
+    if (settings.rpc or library.can_offload()) and settings.gpu_layers != 0:
+        return
+    need = sum(part.stat().st_size for part in model_paths(str(path)))
+    free = memory.free_memory()[library.CPU]
+    if need > free:
+        raise InsufficientMemoryError(
+            f"{path.name}: a second model of {byte_size(need)} does not fit beside the first: "
+            f"{byte_size(free)} are free; compare on a machine with more memory, or with a smaller "
+            "`base`"
+        )
 
 
 # A model under the scalings of a run. -----------------------------------------------------------
@@ -272,8 +373,13 @@ class OpenedModel(Protocol):
 OpenModel: TypeAlias = Callable[[Path, RuntimeSettings], OpenedModel]
 
 
-def open_model(path: Path, settings: RuntimeSettings) -> ScaledModel[Model]:
-    """Open a model file with llama.cpp. Raises FileError."""
+def open_model(path: Path, settings: RuntimeSettings) -> OpenedModel:
+    """Open a model file with llama.cpp, or the model of that name at the server of the settings.
+
+    Raises FileError, ServerError.
+    """
+    if settings.server is not None:
+        return ServedModel(open_server(settings, path.as_posix()))
     return ScaledModel(path, LlamaBackend(settings=settings))
 
 
@@ -286,6 +392,71 @@ def opener(name: str) -> OpenModel:
         raise RequestError(
             f"no opener {name!r}: expected package.module:function ({error})"
         ) from error
+
+
+def open_server(
+    settings: RuntimeSettings,
+    name: str | None = None,
+    *,
+    transport: BaseTransport | None = None,
+) -> ServerModel:
+    """Return the model of that name at the server of the settings, or its only one.
+
+    `transport` takes the place of the network, for tests. Raises ServerError where it does not
+    answer, RequestError where it has no such model, MissingDependencyError without httpx.
+    """
+    from ggufrope.server.address import Credentials, normal_address
+    from ggufrope.server.client import TIMEOUT_SECONDS, Client
+    from ggufrope.server.connect import connect
+    from ggufrope.server.model import ServerModel
+
+    client = Client(
+        normal_address(settings.server or ""),
+        credentials=Credentials.from_environment(),
+        timeout_seconds=settings.timeout_seconds or TIMEOUT_SECONDS,
+        transport=transport,
+    )
+    try:
+        dialect = connect(client, name, num_ctx=settings.num_ctx)
+        return ServerModel(client, dialect, lanes=settings.parallel)
+    except BaseException:
+        client.close()
+        raise
+
+
+class ServedModel:
+    """A model at a server; an `OpenedModel`. It rotates as the server was started."""
+
+    def __init__(self, model: ServerModel) -> None:
+        self._model = model
+
+    @property
+    def model(self) -> ServerModel:
+        """The model."""
+        return self._model
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What the server tells, and what it cannot give."""
+        told = self._model.told
+        known = {
+            "server": told.dialect,
+            "server build": told.build,
+            "server context": told.context_tokens,
+            "prompts at once": self._model.lanes,
+            "not given by the server": "; ".join(self._model.lacks),
+        }
+        return {name: str(value) for name, value in known.items() if value}
+
+    def contexts(self, request: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
+        """Return a function that opens contexts. Raises RequestError for any scaling."""
+        if not request.is_file:
+            raise RequestError(SERVED_AS_IT_IS)
+        return self._model.open
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._model.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,212 +625,3 @@ def spare_cells(metadata: RopeMetadata, n_ctx: int) -> int:
     except FileError:
         return 0
     return _SPARE if plain is wider else 0
-
-
-# One loaded model under the candidates of a search. ---------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rotated:
-    """The model under one scheme, until its rotator is given another."""
-
-    model: LanguageModel
-    open_context: OpenContext
-
-
-class Rotator(Protocol):
-    """One model in memory that rotates by one scheme after another.
-
-    `updates_in_place` is whether that needs no loading.
-    """
-
-    @property
-    def updates_in_place(self) -> bool: ...
-
-    def rotate(self, scaling: RopeScaling) -> Rotated:
-        """Return the model rotating by `scaling`. What was returned before is no longer valid."""
-        ...
-
-    def close(self) -> None: ...
-
-
-def open_rotator(
-    model: StoredModel,
-    rotation: Rotation,
-    backend: Backend[ModelT],
-    folder: Path,
-    *,
-    kv: KvTypes,
-) -> FactorRotator[ModelT] | ParameterRotator[ModelT]:
-    """Return the rotator for a model's architecture; working files go to `folder`.
-
-    Raises StorageError where the folder has no room, BackendError where the model does not load.
-    """
-    from ggufrope.patching.overlay import factor_file
-    from ggufrope.rope.architectures import architecture
-
-    backend = backend.fitted(model.path, rotation.target_context)
-    if architecture(model.metadata.architecture).loads_factors:
-        return FactorRotator(factor_file(model, folder), model, rotation, backend, kv=kv)
-    return ParameterRotator(model, rotation, backend, kv=kv)
-
-
-class FactorRotator(Generic[ModelT]):
-    """Any scheme, as factors and an attention factor.
-
-    Factors change in an overlay of a few hundred bytes. Where the loaded model is mapped from it,
-    it sees the change at once, which is measured before it is relied on; elsewhere (a GPU has
-    copies of its own) every scheme loads the model again.
-    """
-
-    def __init__(
-        self,
-        file: FactorFile,
-        model: StoredModel,
-        rotation: Rotation,
-        backend: Backend[ModelT],
-        *,
-        kv: KvTypes,
-    ) -> None:
-        self._file = file
-        self._rotation = rotation
-        self._backend = backend
-        self._kv = kv
-        self._metadata = model.metadata
-        self._model: ModelT | None = None
-        try:
-            self._updates_in_place = self._sees_changes()
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def updates_in_place(self) -> bool:
-        """Whether the loaded model sees a change of its factors."""
-        return self._updates_in_place
-
-    def rotate(self, scaling: RopeScaling) -> Rotated:
-        """Return the model under the factors of `scaling`."""
-        self._file.write(self._rotation.absolute_factors(scaling))
-        if not self._updates_in_place or self._model is None:
-            self._reload()
-        return self._rotated(self._rotation.magnitude(scaling))
-
-    def close(self) -> None:
-        """Free the model and remove the working files."""
-        if self._model is not None:
-            self._model.close()
-            self._model = None
-        self._file.remove()
-
-    def _rotated(self, magnitude: float) -> Rotated:
-        from ggufrope.rope.effective import RopeOverrides
-
-        model = self._model
-        if model is None:
-            raise RequestError("the rotator was closed")
-        # Neither the file's scaling nor its attention factor acts: the scheme is all there is.
-        rope = RopeOverrides(
-            scaling_type="none",
-            yarn_ext_factor=0.0,
-            yarn_attn_factor=magnitude / (self._metadata.attn_factor or 1.0),
-        )
-        return _rotated(self._backend, model, self._metadata, self._kv, rope)
-
-    def _reload(self) -> None:
-        if self._model is not None:
-            self._model.close()
-            self._model = None
-        self._model = self._backend.load(self._file.path, self._file.kv_overrides)
-
-    def _sees_changes(self) -> bool:
-        """Whether factors written under a loaded model act as they do after loading it anew."""
-        pairs = self._rotation.pairs
-        plain, halved = ((factor,) * pairs for factor in (1.0, 2.0))
-        native = self._rotation.native or plain
-        self._file.write(native)
-        self._reload()
-        before = self._measure()
-        self._file.write(tuple(own * half for own, half in zip(native, halved, strict=True)))
-        at_once = self._measure()
-        self._reload()
-        return before != at_once == self._measure()
-
-    def _measure(self) -> tuple[float, ...]:
-        rotated = self._rotated(1.0)
-        tokens = rotated.model.tokenize(_PROBE_TEXT, beginning=True)[: _PROBE_CONTEXT // 4]
-        context = rotated.open_context(_PROBE_CONTEXT)
-        try:
-            half = len(tokens) // 2
-            context.extend(tokens[:half])
-            branch = Branch(prompt=(tokens[half],), answers=(tuple(tokens[half + 1 :]),))
-            ((score,),) = context.score([branch])
-        finally:
-            context.close()
-        return score.log_probabilities
-
-
-class ParameterRotator(Generic[ModelT]):
-    """Schemes that are context parameters: for architectures that load no factors.
-
-    The attention factor of YaRN is fixed by its scale there; another one is metadata, and loads
-    the model again.
-    """
-
-    updates_in_place = True
-
-    def __init__(
-        self, model: StoredModel, rotation: Rotation, backend: Backend[ModelT], *, kv: KvTypes
-    ) -> None:
-        self._path = model.path
-        self._metadata = model.metadata
-        self._rotation = rotation
-        self._backend = backend
-        self._kv = kv
-        self._attention: float | None = None
-        self._model: ModelT | None = None
-
-    def rotate(self, scaling: RopeScaling) -> Rotated:
-        """Return the model under the context parameters of `scaling`."""
-        from ggufrope.rope.architectures import architecture
-        from ggufrope.rope.llamacpp import yarn_file_magnitude
-        from ggufrope.rope.overrides import context_overrides
-        from ggufrope.rope.scaling import Yarn
-
-        rope, _ = context_overrides(scaling, self._metadata)
-        implied = 1.0
-        if isinstance(scaling, Yarn):
-            arch = architecture(self._metadata.architecture)
-            implied = yarn_file_magnitude(self._metadata, arch, scaling.factor)
-        model = self._with_attention(self._rotation.magnitude(scaling) / implied)
-        return _rotated(self._backend, model, self._metadata, self._kv, rope)
-
-    def close(self) -> None:
-        """Free the model."""
-        if self._model is not None:
-            self._model.close()
-            self._model = None
-
-    def _with_attention(self, factor: float) -> ModelT:
-        factor = round(factor, 6)
-        if self._model is None or factor != self._attention:
-            self.close()
-            key = self._metadata.key("attn_factor")
-            self._model = self._backend.load(self._path, {key: factor})
-            self._attention = factor
-        return self._model
-
-
-def _rotated(
-    backend: Backend[ModelT],
-    model: ModelT,
-    metadata: RopeMetadata,
-    kv: KvTypes,
-    rope: RopeOverrides,
-) -> Rotated:
-    return Rotated(
-        model=model,
-        open_context=lambda n_ctx: backend.open_context(
-            model, n_ctx, kv=kv, rope=rope, spare=spare_cells(metadata, n_ctx)
-        ),
-    )

@@ -56,15 +56,21 @@ class Branch:
 class AnswerScore:
     """The score of one candidate answer under teacher forcing.
 
-    `log_probabilities` is nat per token, in order. `greedy` is True where every token is the
-    arg max given those before it, which is exactly when greedy decoding would produce the answer.
+    `log_probabilities` is nat per token, in order; empty where the runtime does not say it.
+    `greedy` is True where every token is the arg max given those before it, which is exactly when
+    greedy decoding would produce the answer. `prompt_tokens` is how long the runtime says that the
+    prompt was, None where it evaluates exactly the tokens that it is given.
     """
 
     log_probabilities: tuple[float, ...]
     greedy: bool
+    prompt_tokens: int | None = None
 
     @property
-    def mean_log_probability(self) -> float:
+    def mean_log_probability(self) -> float | None:
+        """Nat per token, None where it is not known."""
+        if not self.log_probabilities:
+            return None
         return sum(self.log_probabilities) / len(self.log_probabilities)
 
 
@@ -89,8 +95,14 @@ class LanguageContext(Protocol):
     def append_only(self) -> str | None:
         """Why the trunk can only be extended, asked at its end, or rewound to 0.
 
-        None where it can be rewound to any position, and branches may have splices.
+        None where it can be rewound to any position.
         """
+        ...
+
+    @property
+    def whole_only(self) -> str | None:
+        """Why branches cannot have splices, None where they can. A trunk that is `append_only` has
+        none."""
         ...
 
     def rewind(self, position: int) -> None:
@@ -141,6 +153,11 @@ class LanguageModel(Protocol):
 
     @property
     def n_vocab(self) -> int: ...
+
+    @property
+    def lanes(self) -> int:
+        """How many contexts evaluate side by side; 1 where one would only slow the other."""
+        ...
 
     @property
     def chat_template(self) -> str | None:

@@ -69,7 +69,7 @@ def witnesses() -> tuple[Witness, Witness]:
             'a proof needs the gguf package: pip install "ggufrope[prove]"'
         ) from problem
     found = library.versions()
-    return reader, Witness(name="llama.cpp", version=f"{found.llama_cpp} ({found.commit})")
+    return reader, Witness(name="llama.cpp", version=found.shown)
 
 
 def prove(path: str | os.PathLike[str], planned: Sequence[StorePlan] = ()) -> Proof:

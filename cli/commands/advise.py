@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import FileArgument, JsonOption, token_option
+from ..options import HeaderArgument, JsonOption, WholeOption, token_option
 from ..values import byte_count
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _RISKS = {"none": "green", "low": "green", "moderate": "yellow", "high": "red"}
 
 
 def command(
-    file: FileArgument,
+    file: HeaderArgument,
     target_ctx: Annotated[
         int, token_option("--target-ctx", "Context length to reach, in tokens: 16384 or 16k.")
     ],
@@ -29,28 +30,33 @@ def command(
             parser=byte_count("--memory"),
         ),
     ] = None,
+    whole: WholeOption = False,
     json: JsonOption = False,
 ) -> None:
     """Rank the ways to a longer context, with the commands to run next."""
     from ggufrope.advice.advise import advise
     from ggufrope.patching.inspection import naming, read_model
+    from ggufrope.runtime.attention import known_slow_pairs
 
     from ..output import emit_json
-    from ..values import model_path
+    from ..tables import show_download
+    from ..values import model_place
 
-    model = read_model(model_path(file))
-    with naming(model.path):
+    with model_place(file, whole=whole) as place, naming(place):
+        model = read_model(place)
         advice = advise(
             model.header,
             model.metadata,
             target_context=target_ctx,
             memory_bytes=memory,
-            file=file,
+            slow_pairs=known_slow_pairs(model.metadata),
+            file=file if isinstance(place, Path) else place.name_here,
         )
     if json:
-        emit_json(payload(advice))
+        emit_json(payload(advice), place)
     else:
         show(advice)
+        show_download(place)
 
 
 def payload(advice: Advice) -> dict[str, Any]:

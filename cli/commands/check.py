@@ -7,28 +7,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import JsonOption
-from ..proof import ProveOption, proof_payload
+from ..errors import OptionError
+from ..options import JsonOption, LlamaLibOption, WholeOption, option, token_option
+from ..proof import ProveOption, prepare_proof, proof_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from rich.text import Text
 
+    from ggufrope.container.remote import Place
     from ggufrope.patching.check import CheckReport, ConfigCheck, FileCheck
     from ggufrope.proof import Proof
     from ggufrope.rope.lint import Finding
 
 
+_SERVER = "A running server"
+
+
 def command(
     files: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="FILE...",
-            help="Models as for the other commands, and folders: every .gguf file below one.",
+            help="Models, also on a server, and folders: every .gguf file below one; none with "
+            "--server.",
             show_default=False,
         ),
-    ],
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -40,27 +46,79 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0 (for code scanning)."),
     ] = None,
+    md: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a Markdown summary.")
+    ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write JUnit XML, one test case per file."),
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CARD", help="Say whether each file is the one that this card speaks of."
+        ),
+    ] = None,
     prove: ProveOption = False,
+    llama_lib: LlamaLibOption = None,
+    whole: WholeOption = False,
+    server: Annotated[
+        str | None,
+        option("--server", "Measure what this running server really serves.", "URL", _SERVER),
+    ] = None,
+    model: Annotated[
+        str | None, option("--model", "Model of it; default: its only one.", "NAME", _SERVER)
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        token_option("--ctx", "Context that you need; default: what the server tells.", _SERVER),
+    ] = None,
+    num_ctx: Annotated[
+        int | None,
+        token_option("--num-ctx", "Context that requests to an Ollama server ask for.", _SERVER),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Check files and folders, one line per file.
+    """Check files and folders, one line per file; or what a server serves.
 
-    Exit code 1: a file has an error; 3: a file cannot be read.
+    Exit code 1: a file has an error, or a server serves less; 3: a file cannot be read.
     """
+    if server is not None:
+        if files or config or sarif or prove or card or md or junit:
+            raise OptionError("--server: give no FILE and no option for files with it")
+        from ggufrope.backends import RuntimeSettings
+
+        from ..served import check_server
+        from ..values import server_address
+
+        settings = RuntimeSettings(server=server_address(server), num_ctx=num_ctx)
+        check_server(settings, model, ctx, json=json)
+        return
+    if not files:
+        raise OptionError("missing FILE, a model or a folder; or --server, an address")
+    if model is not None or ctx is not None or num_ctx is not None:
+        raise OptionError("--model, --ctx and --num-ctx are for --server")
     from ggufrope.patching.check import check
 
     from ..errors import BAD_FILE, CHECK_FAILED
     from ..output import emit_json
+    from ..values import say_reading
 
-    proofs: dict[Path, Proof] = {}
-    report = check(*files, config=config, examine=_prover(proofs) if prove else None)
-    if sarif is not None:
-        from ggufrope._files import write_whole
-        from ggufrope.patching.sarif import sarif as to_sarif
-
-        write_whole(sarif, to_sarif(report))
+    prepare_proof(prove, llama_lib)
+    proofs: dict[Place, Proof] = {}
+    examiners = [_prover(proofs)] if prove else []
+    examiners += [] if card is None else [_card_reader(card)]
+    report = check(
+        *files,
+        config=config,
+        examine=lambda place: [found for each in examiners for found in each(place)],
+        whole=whole,
+    )
+    for each in report.files:
+        say_reading(each.place)
+    _write(report, sarif=sarif, md=md, junit=junit)
     if json:
-        emit_json(payload(report, proofs))
+        emit_json(payload(report, proofs), *(each.place for each in report.files))
     else:
         show(report)
         if prove:
@@ -69,20 +127,50 @@ def command(
         raise typer.Exit(BAD_FILE if report.unreadable_only else CHECK_FAILED)
 
 
-def _prover(proofs: dict[Path, Proof]) -> Callable[[Path], Iterable[Finding]]:
-    """Return a function that proves a model, for `check`; it adds each proof to `proofs`."""
-    from ggufrope.proof import prove, witnesses
+def _write(report: CheckReport, *, sarif: Path | None, md: Path | None, junit: Path | None) -> None:
+    """Write the findings to the files that are wanted."""
+    from ggufrope._files import write_whole
 
-    witnesses()  # before the first file is read
+    if sarif is not None:
+        from ggufrope.patching.sarif import sarif as to_sarif
 
-    def findings(path: Path) -> Iterable[Finding]:
-        proofs[path] = prove(path)
-        return proofs[path].findings
+        write_whole(sarif, to_sarif(report))
+    if md is not None or junit is not None:
+        from ggufrope.report.checks import to_junit, to_markdown
+
+        for path, form in ((md, to_markdown), (junit, to_junit)):
+            if path is not None:
+                write_whole(path, form(report))
+
+
+def _card_reader(card: Path) -> Callable[[Place], Iterable[Finding]]:
+    """Return a function that compares a model with a card, for `check`."""
+    from ggufrope.report.card import matches, read_card
+
+    from ..progress import plain_lines
+
+    cards = read_card(card)
+
+    def findings(place: Place) -> Iterable[Finding]:
+        with plain_lines(lambda: f"hashing {place}"):
+            return (matches(cards, card.name, place),)
 
     return findings
 
 
-def _show_proofs(proofs: Mapping[Path, Proof]) -> None:
+def _prover(proofs: dict[Place, Proof]) -> Callable[[Place], Iterable[Finding]]:
+    """Return a function that proves a model, for `check`; it adds each proof to `proofs`."""
+    from ggufrope.container.remote import local
+    from ggufrope.proof import prove
+
+    def findings(place: Place) -> Iterable[Finding]:
+        proofs[place] = prove(local(place))
+        return proofs[place].findings
+
+    return findings
+
+
+def _show_proofs(proofs: Mapping[Place, Proof]) -> None:
     """Print how many models were proved, and by whom."""
     from ..output import console
 
@@ -92,12 +180,12 @@ def _show_proofs(proofs: Mapping[Path, Proof]) -> None:
     console().print(f"Proved: {passed} of {len(proofs)} readable, by {by}.", soft_wrap=True)
 
 
-def payload(report: CheckReport, proofs: Mapping[Path, Proof]) -> dict[str, Any]:
+def payload(report: CheckReport, proofs: Mapping[Place, Proof]) -> dict[str, Any]:
     """Return the JSON object of `check`."""
     return {
         "files": [
             {
-                "file": file.path,
+                "file": str(file.place),
                 "name": file.name,
                 "readable": file.readable,
                 "architecture": file.architecture,
@@ -106,7 +194,7 @@ def payload(report: CheckReport, proofs: Mapping[Path, Proof]) -> dict[str, Any]
                 "worst": file.worst,
                 "findings": file.findings,
                 "config": file.config,
-                "proof": proof_payload(proofs.get(file.path)),
+                "proof": proof_payload(proofs.get(file.place)),
             }
             for file in report.files
         ],
@@ -121,7 +209,7 @@ def show(report: CheckReport) -> None:
 
     out = console()
     names = [
-        shown_path(file.path) if file.name == str(file.path) else shown(file.name)
+        shown_path(file.place) if file.name == str(file.place) else shown(file.name)
         for file in report.files
     ]
     facts = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..options import FileArgument, JsonOption, grouped
+from ..options import JsonOption, ServedFileArgument, grouped
 from ..options_run import GridsOption, RunOptions
 from ..options_scaling import ScalingOptions
 from ..values import completion, schemes, word, words
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @grouped
 def command(
-    file: FileArgument,
     run: RunOptions,
     scaling: ScalingOptions,
+    file: ServedFileArgument = None,
     require: Annotated[
         str | None,
         typer.Option(
@@ -33,14 +33,15 @@ def command(
     grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Say which scheme holds to which length; nothing is written.
+    """Say which scheme holds to which length; nothing is written. With --server: which model.
 
     Exit code 1: not all could be measured, or --require is not met.
     """
     from ..running import carry_out
     from ..showing import View
 
-    requests = _requests(scaling)
+    served = run.server is not None and scaling.scaling is None
+    requests = (scaling.request(),) if served else _requests(scaling)
     if require is not None:
         require = word(require, "--require", [request.scaling for request in requests])
     view = View(json=json, grids=grids, gate=require is not None, flags=True)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..options import FileArgument, JsonOption, OtherFileArgument
+from ..options import HeaderArgument, JsonOption, OtherFileArgument, WholeOption
 
 if TYPE_CHECKING:
     from ggufrope.container.compare import Difference
     from ggufrope.container.types import KeyValue, TensorInfo
 
 
-def command(file: FileArgument, other: OtherFileArgument, json: JsonOption = False) -> None:
+def command(
+    file: HeaderArgument,
+    other: OtherFileArgument,
+    whole: WholeOption = False,
+    json: JsonOption = False,
+) -> None:
     """Show how two files differ in metadata and tensors.
 
     Tensors are compared by name, shape and type; `verify` compares their bytes.
@@ -19,11 +24,12 @@ def command(file: FileArgument, other: OtherFileArgument, json: JsonOption = Fal
     from ggufrope.container.compare import diff
 
     from ..output import emit_json
-    from ..values import model_path
+    from ..values import model_place
 
-    difference = diff(model_path(file), model_path(other))
+    with model_place(file, whole=whole) as first, model_place(other, whole=whole) as second:
+        difference = diff(first, second)
     if json:
-        emit_json(payload(difference))
+        emit_json(payload(difference), first, second)
     else:
         show(difference)
 

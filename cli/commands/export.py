@@ -6,14 +6,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from ..options import FileArgument, JsonOption, grouped, token_option
+from ..options import HeaderArgument, JsonOption, WholeOption, grouped, token_option
 from ..options_scaling import ScalingOptions
 from ..values import completion, tools
 
 
 @grouped
 def command(
-    file: FileArgument,
+    file: HeaderArgument,
     scaling: ScalingOptions,
     to: Annotated[
         str,
@@ -31,6 +31,7 @@ def command(
             "--ctx", "Context length to run at, in tokens (default: the file's, or --target-ctx)."
         ),
     ] = None,
+    whole: WholeOption = False,
     json: JsonOption = False,
 ) -> None:
     """Print RoPE settings for another tool.
@@ -43,15 +44,14 @@ def command(
     from ggufrope.patching.inspection import naming
 
     from ..output import console, emit_json, stderr_console
-    from ..values import model_path, word
+    from ..values import model_place, word
 
     request = scaling.request()
     if request.is_file and any(scaling.parameters.values()):
         raise RequestError("missing `scaling`: the other options of a scaling belong to it")
     tool = cast("Any", word(to, "--to", tools()))
-    path = model_path(file)
-    with naming(path):
-        exported = export_model(path, tool, request=request, context_tokens=ctx)
+    with model_place(file, whole=whole) as place, naming(place):
+        exported = export_model(place, tool, request=request, context_tokens=ctx)
     if json:
         emit_json(
             {
@@ -59,7 +59,8 @@ def command(
                 "text": exported.text,
                 "inexpressible": exported.inexpressible,
                 "notes": exported.notes,
-            }
+            },
+            place,
         )
         return
     console().print(safe(exported.text), soft_wrap=True)

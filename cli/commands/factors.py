@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import FileArgument, JsonOption
+from ..options import HeaderArgument, JsonOption, WholeOption
 
 if TYPE_CHECKING:
     from ggufrope.rope.factors import FactorSet
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: FileArgument,
+    file: HeaderArgument,
     export: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the factors to this new .json, .csv or .npy."),
     ] = None,
+    whole: WholeOption = False,
     json: JsonOption = False,
 ) -> None:
     """Show the RoPE factor tensors of a file, or export them."""
@@ -29,13 +30,14 @@ def command(
 
     from ..output import console, emit_json
     from ..tables import shown_path
-    from ..values import model_path, write_new
+    from ..values import model_place, write_new
 
-    tensors = read_model(model_path(file)).metadata.factor_tensors
+    with model_place(file, whole=whole) as place:
+        tensors = read_model(place).metadata.factor_tensors
     if export is not None:
         write_new(export, format_factors(factor_set(tensors), form=factor_format(export)))
     if json:
-        emit_json(payload(tensors, export))
+        emit_json(payload(tensors, export), place)
     else:
         show(tensors)
         if export is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import FileArgument, JsonOption, token_option
+from ..options import HeaderArgument, JsonOption, WholeOption, token_option
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -24,11 +24,12 @@ _SOURCE_STYLES = {
 
 
 def command(
-    file: FileArgument,
+    file: HeaderArgument,
     ctx: Annotated[
         int | None,
         token_option("--ctx", "Context length to predict for, in tokens (default: the file's)."),
     ] = None,
+    whole: WholeOption = False,
     json: JsonOption = False,
 ) -> None:
     """Show what a file says about RoPE, and what llama.cpp does with it.
@@ -39,11 +40,12 @@ def command(
 
     from ..errors import CHECK_FAILED
     from ..output import emit_json
-    from ..values import model_path
+    from ..values import model_place
 
-    inspection = inspect(model_path(file), context_tokens=ctx)
+    with model_place(file, whole=whole) as place:
+        inspection = inspect(place, context_tokens=ctx)
     if json:
-        emit_json(payload(inspection))
+        emit_json(payload(inspection), place)
     else:
         show(inspection)
     if not inspection.passed:
@@ -52,12 +54,14 @@ def command(
 
 def payload(inspection: Inspection) -> dict[str, Any]:
     """Return the JSON object of `inspect`."""
+    from ggufrope.rope.architectures import current_table
     from ggufrope.rope.trained import trained_context
 
+    described = current_table()
     metadata = inspection.model.metadata
     effective = inspection.effective
     return {
-        "file": str(inspection.model.path),
+        "file": str(inspection.model.place),
         "architecture": metadata.architecture,
         "declared": inspection.model.declared,
         "trained_context": trained_context(metadata),
@@ -72,6 +76,12 @@ def payload(inspection: Inspection) -> dict[str, Any]:
         },
         "refusal": inspection.refusal,
         "findings": inspection.findings,
+        "table": {
+            "source": described.source,
+            "file": described.path,
+            "reason": described.reason,
+            "has_architecture": metadata.architecture in described.entries,
+        },
     }
 
 
@@ -131,7 +141,7 @@ def _title(inspection: Inspection) -> Text:
     size = sum(shard.header.file_size for shard in files.shards)
     name = header.get("general.name")
     return Text.assemble(
-        (one_line(name if isinstance(name, str) else inspection.model.path.name), "bold"),
+        (one_line(name if isinstance(name, str) else inspection.model.place.name), "bold"),
         f"  {one_line(inspection.model.metadata.architecture, 30)}"
         f" · {len(files.tensors)} tensors{shards} · {byte_size(size)} · GGUF v{header.version}",
     )

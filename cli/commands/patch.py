@@ -10,9 +10,16 @@ import typer
 
 from ggufrope._format import ranges
 
-from ..options import FileArgument, ForceOption, JsonOption, grouped
+from ..options import (
+    ForceOption,
+    HeaderArgument,
+    JsonOption,
+    LlamaLibOption,
+    WholeOption,
+    grouped,
+)
 from ..options_scaling import ScalingOptions
-from ..proof import ProveOption, proof_payload, require_passed, show_proof
+from ..proof import ProveOption, prepare_proof, proof_payload, require_passed, show_proof
 from ..values import byte_count, completion, strategies
 
 if TYPE_CHECKING:
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
 
 @grouped
 def command(
-    file: FileArgument,
+    file: HeaderArgument,
     scaling: ScalingOptions,
     output: Annotated[
         Path | None,
@@ -61,34 +68,35 @@ def command(
         typer.Option("--hash-weights", help="Print the SHA-256 of all tensor data of the result."),
     ] = False,
     prove: ProveOption = False,
+    llama_lib: LlamaLibOption = None,
+    whole: WholeOption = False,
     json: JsonOption = False,
 ) -> None:
     """Write RoPE scaling into a file: to a copy, or in place."""
+    from ggufrope.container.remote import local
     from ggufrope.patching.inspection import naming
     from ggufrope.patching.plan import apply, plan_patch
 
     from ..errors import OptionError, stoppable
     from ..output import emit_json
     from ..progress import bytes_bar
-    from ..values import forced, model_path, strategy_named
+    from ..tables import show_download
+    from ..values import forced, model_place, strategy_named
 
     if (output is None) is not in_place:
         raise OptionError("give either -o OUT, to write a copy, or --in-place")
-    path = model_path(file)
-    with naming(path):
+    with model_place(file, whole=whole) as place, naming(place):
+        if not dry_run:
+            local(place)
         plan = plan_patch(
-            path,
+            place,
             scaling.request(),
             output=output,
             strategy=strategy_named(strategy),
             force=forced(force),
             reserve=reserve,
         )
-    if prove:
-        from ggufrope.proof import prove as prove_model
-        from ggufrope.proof import witnesses
-
-        witnesses()  # before anything is written
+    prepare_proof(prove, llama_lib)
     if not json:
         show_plan(plan)
     receipt = proof = None
@@ -96,11 +104,14 @@ def command(
         with stoppable(), bytes_bar("writing") as progress:
             receipt = apply(plan, hash_weights=hash_weights, progress=progress)
         if prove:
+            from ggufrope.proof import prove as prove_model
+
             proof = prove_model(receipt.path, plan.stores)
     if json:
-        emit_json(payload(plan, receipt, proof))
+        emit_json(payload(plan, receipt, proof), place)
     elif receipt is None:
         show_dry_run(plan)
+        show_download(place)
     else:
         show_receipt(receipt, in_place=in_place)
         if proof is not None:
@@ -113,7 +124,7 @@ def payload(
 ) -> dict[str, Any]:
     """Return the JSON object of `patch`; a dry run has the same keys, and `written` false."""
     return {
-        "file": str(plan.model.path),
+        "file": str(plan.model.place),
         "output": str(plan.output),
         "written": receipt is not None,
         "edits": plan.edits,

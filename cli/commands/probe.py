@@ -11,7 +11,7 @@ import typer
 
 from ggufrope._format import ranges
 
-from ..options import FileArgument, JsonOption, token_option
+from ..options import FileArgument, JsonOption, LlamaLibOption, token_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,7 @@ def command(
         int | None,
         token_option("--ctx", "Context length to measure for; default: that of the file."),
     ] = None,
+    llama_lib: LlamaLibOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure the rotation that llama.cpp applies in every layer.
@@ -41,9 +42,11 @@ def command(
 
     from ..errors import CHECK_FAILED, outlive_aborts
     from ..output import emit_json
+    from ..start import take_llama
     from ..values import model_path
 
     outlive_aborts()
+    take_llama(llama_lib)
     path = model_path(file)
     predicted = inspect(path, context_tokens=ctx)
     with Model.open(path, gpu_layers=0) as model:

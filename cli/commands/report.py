@@ -36,6 +36,9 @@ def command(
     png: Annotated[Path | None, _file("Write a picture to share: heat maps, or a chart.")] = None,
     svg: Annotated[Path | None, _file("Write the same picture as SVG.")] = None,
     md: Annotated[Path | None, _file("Write a Markdown summary of some lines.")] = None,
+    card: Annotated[
+        Path | None, _file("Write a model card, or renew the card of a run that is in one.")
+    ] = None,
     junit: Annotated[Path | None, _file("Write JUnit XML, one test case per cell.")] = None,
     csv: Annotated[Path | None, _file("Write CSV, one row per cell.")] = None,
     jsonl: Annotated[Path | None, _file("Write JSON lines, one object per cell.")] = None,
@@ -55,7 +58,7 @@ def command(
     """
     from ggufrope.search.session import holds_search
 
-    files = {"html": html, "png": png, "svg": svg, "md": md}
+    files = {"html": html, "png": png, "svg": svg, "md": md, "card": card}
     files |= {"junit": junit, "csv": csv, "jsonl": jsonl}
     chosen = {name: path for name, path in files.items() if path is not None}
     on_output = [f"--{name}" for name, path in chosen.items() if str(path) == "-"]
@@ -73,6 +76,7 @@ def command(
 def _report_run(
     folder: Path, files: Mapping[str, Path], against: Path | None, *, grids: bool, json: bool
 ) -> None:
+    from ggufrope.report.card_markdown import card_text
     from ggufrope.report.comparison import compare
     from ggufrope.report.exports import to_csv, to_jsonl, to_junit
     from ggufrope.report.html import to_html
@@ -92,6 +96,7 @@ def _report_run(
             "png": lambda: to_png(picture(report)),
             "svg": lambda: to_svg(picture(report)),
             "md": lambda: to_markdown(report, against=earlier),
+            "card": lambda: card_text(report, files["card"]),
             "junit": lambda: to_junit(report),
             "csv": lambda: to_csv(report),
             "jsonl": lambda: to_jsonl(report),

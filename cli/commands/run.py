@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import JsonOption
+from ..options import RPC_HELP, JsonOption, LlamaLibOption
 from ..options_run import GridsOption
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the jobs and their cost, run nothing.")
     ] = False,
+    rpc: Annotated[
+        str | None,
+        typer.Option("--rpc", metavar="HOST:PORT,…", help=f"{RPC_HELP} Default: the plan's."),
+    ] = None,
     ray: Annotated[
         bool, typer.Option("--ray", help="Run on Ray: the cluster at RAY_ADDRESS, or this machine.")
     ] = False,
@@ -46,6 +51,7 @@ def command(
         float | None,
         typer.Option(metavar="TOKENS/S", help="Prefill speed, for the estimate of the time."),
     ] = None,
+    llama_lib: LlamaLibOption = None,
     grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -59,8 +65,15 @@ def command(
     from ..running import carry_out_batch
     from ..showing import View
     from ..start import estimate_jobs
+    from ..values import llama_lib as folder_of_llama
+    from ..values import servers
 
     wanted = read_plan(plan)
+    if wanted.runtime.server is None or llama_lib is not None:
+        named = folder_of_llama(llama_lib, wanted.runtime.llama_lib)
+        wanted = replace(wanted, runtime=replace(wanted.runtime, llama_lib=named))
+    if rpc is not None:
+        wanted = replace(wanted, runtime=replace(wanted.runtime, rpc=servers(rpc)))
     selection = Selection.parse(tuple(only or ()), shard)
     if dry_run:
         show_jobs(estimate_jobs(wanted, selection, tokens_per_second=speed), json=json)

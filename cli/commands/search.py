@@ -12,7 +12,15 @@ import typer
 
 from ggufrope._format import duration
 
-from ..options import FileArgument, JsonOption, grouped, option, token_option
+from ..options import (
+    RPC_HELP,
+    FileArgument,
+    JsonOption,
+    LlamaLibOption,
+    grouped,
+    option,
+    token_option,
+)
 from ..output import console, stderr_console
 from ..progress import plain_lines
 from ..tables import heading, row, shown, table
@@ -47,12 +55,13 @@ class SearchOptions:
         str,
         option(
             "--space",
-            "longrope: every pair; longrope2: from the critical pair on; yarn: its parameters.",
+            "yarn: its three numbers; base; base-linear; attention: its factor alone; longrope: "
+            "every pair; longrope2: pairs from the critical one on.",
             "SPACE",
             _WHAT,
             known=partial(_choices, "space"),
         ),
-    ] = "longrope"
+    ] = "yarn"
     attention: Annotated[
         str,
         option(
@@ -86,20 +95,32 @@ class SearchOptions:
         option("--text", "Text for perplexity; default: Python's help topics.", "FILE", _HOW),
     ] = None
     samples: Annotated[
-        int, option("--samples", "Samples at the target for each finalist.", "N", _HOW)
+        int, option("--samples", "Needles at each depth of a haystack of the finals.", "N", _HOW)
     ] = 4
+    haystacks: Annotated[
+        int, option("--haystacks", "Most haystacks for each finalist.", "N", _HOW)
+    ] = 8
     screening_samples: Annotated[
         int,
-        option("--screening-samples", "Screening samples for each candidate.", "N", _HOW),
-    ] = 2
+        option("--screening-samples", "The same for a haystack of the screening.", "N", _HOW),
+    ] = 4
     screening_ctx: Annotated[
         int | None,
         token_option("--screening-ctx", "Context of the screening; default: the target.", _HOW),
     ] = None
-    holdout_samples: Annotated[
+    holdout_haystacks: Annotated[
         int,
-        option("--holdout-samples", "Held-out samples for the winner and YaRN.", "N", _HOW),
+        option("--holdout-haystacks", "Most held-out ones for the winner and YaRN.", "N", _HOW),
     ] = 16
+    short_weight: Annotated[
+        float,
+        option(
+            "--short-weight",
+            "Weight of the original context in the loss of a candidate, 0 to below 1.",
+            "SHARE",
+            _HOW,
+        ),
+    ] = 0.0
     optimizer: Annotated[
         str,
         option(
@@ -138,9 +159,11 @@ class SearchOptions:
             candidates=self.candidates,
             finalists=self.finalists,
             samples=self.samples,
+            haystacks=self.haystacks,
             screening_samples=self.screening_samples,
             screening_context=self.screening_ctx,
-            holdout_samples=self.holdout_samples,
+            holdout_haystacks=self.holdout_haystacks,
+            short_weight=self.short_weight,
             seed=self.seed,
             budget_seconds=None if self.budget is None else seconds(self.budget, "--budget"),
             text=None if self.text is None else read_text(self.text),
@@ -185,19 +208,30 @@ def command(
             autocompletion=completion(kv_types),
         ),
     ] = "f16",
+    llama_lib: LlamaLibOption = None,
     gpu_layers: Annotated[
         str,
         typer.Option("--gpu-layers", metavar="N", help="Layers on the GPU: all, auto or a number."),
     ] = "all",
+    experts_on_cpu: Annotated[
+        str,
+        typer.Option(
+            "--experts-on-cpu",
+            metavar="N",
+            help="Layers whose experts stay on the CPU: all or a number.",
+        ),
+    ] = "0",
+    rpc: Annotated[str | None, typer.Option("--rpc", metavar="HOST:PORT,…", help=RPC_HELP)] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", metavar="N", min=1, help="Threads; default: every CPU."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Search factors, or YaRN's parameters, for a longer context.
+    """Search parameters or factors for a longer context.
 
-    Nothing is retrained.
+    Nothing is retrained. Keeps YaRN unless the winner beats it on needles that the search never
+    saw.
     """
     from ggufrope.backends import LlamaBackend, RuntimeSettings
     from ggufrope.container.ggml import KvTypes
@@ -206,12 +240,22 @@ def command(
 
     from ..errors import outlive_aborts
     from ..output import emit_json
-    from ..values import layers, model_path
+    from ..start import take_llama
+    from ..values import experts, layers, model_path, servers
+    from ..values import llama_lib as folder_of_llama
 
     outlive_aborts()
+    named = folder_of_llama(llama_lib)
+    take_llama(named)
     model = read_model(model_path(file))
     plan = search.plan()
-    settings = RuntimeSettings(gpu_layers=layers(gpu_layers), threads=threads)
+    settings = RuntimeSettings(
+        llama_lib=named,
+        gpu_layers=layers(gpu_layers),
+        experts_on_cpu=experts(experts_on_cpu),
+        rpc=servers(rpc),
+        threads=threads,
+    )
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
     with SearchBoard() as board, interruption(folder):
         result = run_search(
@@ -291,7 +335,15 @@ def interruption(folder: Path) -> Iterator[None]:
 
 def show(result: SearchResult, folder: Path) -> None:
     """Show the holdout, short contexts, curves, the conclusion and the command to go on with."""
+    from ggufrope.report.searches import finals_table, searched_commands
+
     out = console()
+    heads, rows = finals_table(result)
+    out.print(heading(f"finals at {result.rotation.target_context}, on haystacks of the search"))
+    finals = table(*heads)
+    for each in rows:
+        row(finals, *each)
+    out.print(finals)
     for comparison in result.holdout:
         out.print(heading(f"holdout · {comparison.fitness} at {result.rotation.target_context}"))
         _show_comparison(comparison)
@@ -304,9 +356,11 @@ def show(result: SearchResult, folder: Path) -> None:
         line = sparkline(list(curve.factors))
         row(curves, curve.name, line, curve.factors[0], curve.factors[-1], curve.magnitude)
     out.print(curves)
-    screened = [step.loss for step in result.history if step.stage == "screening"]
+    screened = [
+        step.loss for step in result.history if step.stage == "screening" and step.haystack == 0
+    ]
     candidates = f"{len(screened)} candidate{'s' * (len(screened) != 1)}"
-    out.print(f"{candidates} screened in {duration(result.seconds)} in all:")
+    out.print(f"{candidates} screened; {duration(result.seconds)} in all:")
     out.print(f"  {sparkline(_thinned(screened))}")
     out.print(heading("conclusion"))
     out.print(shown(result.conclusion), style="bold green" if result.won else "bold yellow")
@@ -315,28 +369,42 @@ def show(result: SearchResult, folder: Path) -> None:
             "Warning: quality within the original context dropped (see above).", style="bold yellow"
         )
     out.print(f"\nEvery candidate is in {shown(folder)}.")
-    out.print("To use the winner:" if result.won else "Keep YaRN:")
-    out.print(f"  {shown(result.patch_command)}", soft_wrap=True)
-    if result.flags:
-        out.print(f"  or at run time: {' '.join(result.flags)}", soft_wrap=True)
+    _show_commands(result)
     if not result.won:
         out.print("The searched scheme (not recommended):")
-        out.print(f"  {shown(result.searched_command)}", soft_wrap=True)
+        for command in searched_commands(result).splitlines():
+            out.print(f"  {shown(command)}", soft_wrap=True)
+
+
+def _show_commands(result: SearchResult) -> None:
+    from ggufrope.report.searches import instead
+    from ggufrope.search.result import SHOWN_NAMES
+
+    out, keep = console(), SHOWN_NAMES[result.to_beat]
+    if not (result.patch_command or result.serve_command):
+        out.print(f"Keep {keep}.")
+        return
+    out.print("To use the winner:" if result.won else f"Keep {keep}:")
+    if result.patch_command:
+        out.print(f"  {shown(result.patch_command)}", soft_wrap=True)
+    if result.serve_command:
+        lead = f"{instead(result)}: " if result.patch_command else ""
+        out.print(f"  {lead}{shown(result.serve_command)}", soft_wrap=True)
 
 
 def _show_comparison(comparison: Comparison) -> None:
-    made = table("scheme", "recall", "loss, nat/token", "± standard error")
+    made = table("scheme", "asked", "recall", "loss, nat/token", "± standard error")
     for score in comparison.scores:
         recall = "—"
         share = score.recall
         if share is not None and None not in (share.value, share.low, share.high):
             recall = f"{share.value:.1%} ({share.low:.1%}-{share.high:.1%})"
-        row(made, score.name, recall, score.loss.value, score.loss.standard_error)
+        row(made, score.name, score.asked, recall, score.loss.value, score.loss.standard_error)
     console().print(made)
     first, difference = comparison.scores[0].name, comparison.difference
     console().print(
         f"{first} against {comparison.against}: {difference.value:+.4f} nat per token "
-        f"(95 %: {difference.low:+.4f} to {difference.high:+.4f}): {difference.verdict}"
+        f"(95 %: {difference.low:+.4f} to {difference.high:+.4f}): {comparison.verdict}"
     )
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import FileArgument, ForceOption, JsonOption
-from ..proof import ProveOption, proof_payload, require_passed, show_proof
+from ..options import FileArgument, ForceOption, JsonOption, LlamaLibOption
+from ..proof import ProveOption, prepare_proof, proof_payload, require_passed, show_proof
 
 if TYPE_CHECKING:
     from ggufrope.container.recovery import UndoReceipt
@@ -20,6 +20,7 @@ def command(
     ] = False,
     force: ForceOption = None,
     prove: ProveOption = False,
+    llama_lib: LlamaLibOption = None,
     json: JsonOption = False,
 ) -> None:
     """Undo in-place edits of a model, bit for bit."""
@@ -30,11 +31,7 @@ def command(
     from ..progress import bytes_bar
     from ..values import forced, model_path
 
-    if prove:
-        from ggufrope.proof import prove as prove_model
-        from ggufrope.proof import witnesses
-
-        witnesses()  # before anything is restored
+    prepare_proof(prove, llama_lib)
     with stoppable(), bytes_bar("restoring") as progress:
         receipt = undo(
             model_path(file),
@@ -42,7 +39,11 @@ def command(
             force=forced(force),
             progress=progress,
         )
-    proof = prove_model(receipt.path) if prove else None
+    proof = None
+    if prove:
+        from ggufrope.proof import prove as prove_model
+
+        proof = prove_model(receipt.path)
     if json:
         emit_json(
             {

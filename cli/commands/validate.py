@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from ..errors import OptionError
-from ..options import FileArgument, JsonOption, grouped
+from ..options import JsonOption, ServedFileArgument, grouped
 from ..options_run import GridsOption, RunOptions
 from ..options_scaling import ScalingOptions
 
 
 @grouped
 def command(
-    file: FileArgument,
     run: RunOptions,
     scaling: ScalingOptions,
+    file: ServedFileArgument = None,
     grids: GridsOption = False,
     json: JsonOption = False,
 ) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..options import FileArgument, JsonOption, OtherFileArgument
-from ..proof import ProveOption, proof_payload, require_passed, show_proof
+from ..options import FileArgument, JsonOption, LlamaLibOption, OtherFileArgument
+from ..proof import ProveOption, prepare_proof, proof_payload, require_passed, show_proof
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ def command(
     file: FileArgument,
     other: OtherFileArgument,
     prove: ProveOption = False,
+    llama_lib: LlamaLibOption = None,
     json: JsonOption = False,
 ) -> None:
     """Say whether two files hold the same weights, by hash.
@@ -33,6 +34,7 @@ def command(
     from ..progress import bytes_bar
     from ..values import model_path
 
+    prepare_proof(prove, llama_lib)
     paths = model_path(file), model_path(other)
     proofs = []
     if prove:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ggufrope._format import byte_size
-from ggufrope.advice.memory import MemoryNeed, Risk, cache_needs, longest_context
+from ggufrope.advice.memory import CACHE_CHOICES, MemoryNeed, Risk, cache_needs, longest_context
 from ggufrope.errors import RequestError
 from ggufrope.patching.command import (
     compare_command,
@@ -42,7 +42,7 @@ from ggufrope.rope.trained import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from ggufrope.container.types import Header
     from ggufrope.rope.metadata import RopeMetadata
@@ -103,13 +103,15 @@ def advise(
     *,
     target_context: int,
     memory_bytes: int | None = None,
+    slow_pairs: Collection[tuple[str, str]] | None = None,
     file: str = "MODEL.gguf",
 ) -> Advice:
     """Rank the ways to run the model at `target_context` tokens.
 
-    `memory_bytes` is what the device has; `file` is how commands name the model. Raises
-    RequestError where nothing rotates or the lengths make no sense, FileError where the file would
-    not load.
+    `memory_bytes` is what the device has. `slow_pairs` are the pairs of K and V cache types that
+    the build of llama.cpp at hand runs slowly (`runtime.attention`), which are not proposed; None
+    where that is not known. `file` is how commands name the model. Raises RequestError where
+    nothing rotates or the lengths make no sense, FileError where the file would not load.
     """
     arch = architecture(metadata.architecture)
     trained = trained_context(metadata)
@@ -144,9 +146,10 @@ def advise(
         candidates = plan.scaled()
     refused = {each.method: why for each in candidates if (why := plan.refusal(each)) is not None}
     options = [plan.option(each) for each in candidates if each.method not in refused]
-    memory = cache_needs(header, metadata, context_tokens=target_context)
+    memory = cache_needs(header, metadata, context_tokens=target_context, slow_pairs=slow_pairs)
     warnings = [
         *plan.warnings(refused, far="global" in kinds),
+        *_left_out(slow_pairs or ()),
         *_memory_warnings(header, metadata, memory, memory_bytes),
     ]
     advice = Advice(
@@ -441,6 +444,15 @@ def _for_its_purpose(advice: Advice, header: Header, meant: Purpose) -> Advice:
         warnings=(*warnings, *advice.warnings),
         comparison=advice.comparison if meant.generates else None,
     )
+
+
+def _left_out(slow_pairs: Collection[tuple[str, str]]) -> list[str]:
+    pairs = ((choice.k_type, choice.v_type) for choice in CACHE_CHOICES)
+    left = ", ".join("/".join(pair) for pair in pairs if pair in slow_pairs)
+    if not left:
+        return []
+    why = "this build of llama.cpp has no fast kernel for it on the GPU"
+    return [f"a cache of {left} is left out: {why}; `ggufrope doctor` says how to get one"]
 
 
 def _memory_warnings(

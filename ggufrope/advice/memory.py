@@ -8,6 +8,7 @@ of a batch, or the attention scores and their mask.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -43,7 +44,7 @@ class CacheChoice:
 
 
 _NEEDS_FLASH = "needs flash attention"
-_MIXED = "slow on CUDA builds without GGML_CUDA_FA_ALL_QUANTS: measure the speed"
+_MIXED = "slow on CUDA builds without GGML_CUDA_FA_QUANTS=all: measure the speed"
 CACHE_CHOICES = (
     CacheChoice(k_type="f16", v_type="f16", risk="none"),
     CacheChoice(k_type="q8_0", v_type="q8_0", risk="low", notes=(_NEEDS_FLASH,)),
@@ -77,12 +78,25 @@ class MemoryNeed:
 
 
 def cache_needs(
-    header: Header, metadata: RopeMetadata, *, context_tokens: int
+    header: Header,
+    metadata: RopeMetadata,
+    *,
+    context_tokens: int,
+    slow_pairs: Container[tuple[str, str]] | None = None,
 ) -> tuple[MemoryNeed, ...]:
-    """Return the need with each of CACHE_CHOICES that llama.cpp runs this model with."""
+    """Return the need with each of CACHE_CHOICES that llama.cpp runs this model with.
+
+    `slow_pairs` are the pairs, K and V, that the build at hand has no fast kernels for, and which
+    are left out; None where that is not known.
+    """
     rules = cache_rules(metadata, architecture(metadata.architecture))
-    choices = [each for each in CACHE_CHOICES if rules.refusal(each.k_type, each.v_type) is None]
-    if len(choices) == 1 and rules.refusal(_KEYS_ALONE.k_type, _KEYS_ALONE.v_type) is None:
+
+    def runs(choice: CacheChoice) -> bool:
+        pair = choice.k_type, choice.v_type
+        return rules.refusal(*pair) is None and (slow_pairs is None or pair not in slow_pairs)
+
+    choices = [each for each in CACHE_CHOICES if runs(each)]
+    if len(choices) == 1 and runs(_KEYS_ALONE):
         choices.append(_KEYS_ALONE)
     needs = []
     for choice in choices:
@@ -93,7 +107,8 @@ def cache_needs(
             k_type=choice.k_type,
             v_type=choice.v_type,
         )
-        needs.append(replace(need, risk=choice.risk, notes=choice.notes))
+        notes = [each for each in choice.notes if each != _MIXED or slow_pairs is None]
+        needs.append(replace(need, risk=choice.risk, notes=tuple(notes)))
     return tuple(needs)
 
 

@@ -46,8 +46,8 @@ def layout_findings(header: Header) -> tuple[LayoutFinding, ...]:
     """Return everything in the layout that llama.cpp refuses, or that is unusual, errors first.
 
     Codes: big-endian, misaligned-data, duplicate-key, empty-key, not-utf8, nested-array,
-    duplicate-tensor, long-tensor-name, unknown-type, tensor-offset, trailing-bytes,
-    no-final-padding.
+    duplicate-tensor, long-tensor-name, unknown-type, unusable-type, tensor-offset,
+    trailing-bytes, no-final-padding.
     """
     found = (*_key_findings(header), *_tensor_findings(header), *_end_findings(header))
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
@@ -109,6 +109,13 @@ def _tensor_findings(header: Header) -> Iterator[LayoutFinding]:
                 "unknown-type",
                 name,
                 f"tensor {name!r} has the type {tensor.type}, which llama.cpp does not know",
+            )
+        if tensor.type in ggml.NO_WEIGHTS and len(tensor.shape) > 1 and name.endswith(".weight"):
+            yield _error(
+                "unusable-type",
+                name,
+                f"tensor {name!r} is of type {ggml.TYPES[tensor.type].name}: llama.cpp cannot "
+                "multiply by such weights, and crashes; quantize the model again",
             )
         if tensor.offset != expected:
             yield _error(

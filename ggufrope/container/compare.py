@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ggufrope._files import storage
 from ggufrope.container.reader import read_array, read_header, read_span
+from ggufrope.container.remote import FileName
 from ggufrope.container.types import ArrayValue, KeyValue, TensorInfo, ValueType
 from ggufrope.errors import StorageError
 
@@ -67,7 +68,7 @@ class Verification:
         return tuple(name for name, digest in self.old.items() if self.new[name] != digest)
 
 
-def diff(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> Difference:
+def diff(old: FileName, new: FileName) -> Difference:
     """Compare the headers of two files; the bytes of tensors are not read."""
     before, after = read_header(old), read_header(new)
     first, second = (old, before), (new, after)
@@ -174,9 +175,9 @@ def _hash_all(
 
 
 def _same(
-    first: tuple[str | os.PathLike[str], Header],
+    first: tuple[FileName, Header],
     one: KeyValue,
-    second: tuple[str | os.PathLike[str], Header],
+    second: tuple[FileName, Header],
     other: KeyValue,
 ) -> bool:
     """Return whether records of two files (path, header) say the same, in any byte order."""

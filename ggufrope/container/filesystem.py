@@ -108,6 +108,15 @@ class FileLayer:
         finally:
             os.close(fd)
 
+    def release(self, *opened: BinaryIO) -> None:
+        """Close files whose names are to change or go, on Windows, which lets no open file do so.
+
+        Elsewhere they stay open, and locked.
+        """
+        if os.name == "nt":
+            for file in opened:
+                file.close()
+
     def replace(self, source: Path, target: Path) -> None:
         source.replace(target)
 
@@ -173,9 +182,6 @@ class FileLayer:
 
     def free_bytes(self, path: Path) -> int:
         """Return how many bytes can still be written beside `path`."""
-        if hasattr(os, "statvfs"):
-            status = os.statvfs(path.parent)
-            return status.f_bavail * status.f_frsize
         import shutil
 
         return shutil.disk_usage(path.parent).free

@@ -67,6 +67,10 @@ TYPES: dict[int, TensorType] = {
 }
 """By ggml's number."""
 
+NO_WEIGHTS = frozenset({9, 15, 24, 25, 27, F64})
+"""Types that llama.cpp computes with inside and cannot multiply a matrix of weights of: it has no
+`vec_dot` for them (type_traits_cpu in ggml/src/ggml-cpu/ggml-cpu.c)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheType:

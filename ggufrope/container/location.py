@@ -1,47 +1,57 @@
-"""Find a model file by its usual name, and all those in a folder. Nothing is ever downloaded.
+"""Find a model file by its usual name, and all those in a folder. Nothing is downloaded here.
 
-A name is a path, `ollama:NAME[:TAG]`, or `hf:OWNER/REPO/FILE`; the last two are looked up in the
-stores that those tools keep on disk (`OLLAMA_MODELS`; `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`).
+A name is a path, `ollama:NAME[:TAG]` in the store that Ollama keeps on disk (`OLLAMA_MODELS`),
+`hf:OWNER/REPO/FILE[@REV]` in the cache of the Hugging Face Hub or on the Hub, or an `https:`
+address.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import shlex
-import stat
-from contextlib import suppress
 from pathlib import Path
 
+from ggufrope._files import is_component, read_text
+from ggufrope.container.remote import Place, WebFile, local
 from ggufrope.container.shards import first_path
 from ggufrope.errors import RequestError, StorageError
 
 _OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
 _DIGEST = re.compile(r"[a-z0-9]{1,16}[:-][0-9a-fA-F]{1,128}")
-_SEPARATORS = "/\\" if os.name != "nt" else "/\\:"
 _MOST_TEXT = 4 << 20
-_MOST_NAME_BYTES = 255
 
 
 def locate(name: str) -> Path:
     """Return the path of the model called `name`. A plain path is returned as given, unchecked.
 
-    Raises RequestError where an `ollama:` or `hf:` name has the wrong form, StorageError where
-    nothing of that name is on disk.
+    Raises RequestError where the name has the wrong form, StorageError where nothing of that name
+    is on disk.
+    """
+    return local(find(name))
+
+
+def find(name: str, *, whole: bool = False) -> Place:
+    """Return where the model called `name` is: on disk, else on a server, to read its header there.
+
+    `whole` permits a server that knows no ranges to send the file from its start. Raises
+    RequestError where the name has the wrong form, StorageError where an `ollama:` name is not on
+    disk. No server is asked before the file is read.
     """
     if not name:
         raise RequestError("the name of the model is empty; expected a path")
     if "\0" in name:
         raise RequestError(f"{name!r} is not the name of a file: it has a zero byte")
-    scheme, colon, rest = name.partition(":")
-    if colon and scheme == "ollama":
+    scheme, _, rest = name.partition(":")
+    if scheme == "ollama":
         return _ollama(rest)
-    if colon and scheme == "hf":
-        return _hugging_face(rest)
-    if colon and scheme in ("http", "https"):
-        raise RequestError(f"{name}: nothing is downloaded; fetch the file and give its path")
+    if scheme == "hf":
+        from ggufrope.container.hub import HubFile, HubName  # only those who name it need it
+
+        hub_name = HubName.parse(rest)
+        return hub_name.cached() or HubFile(hub_name, whole=whole)
+    if scheme in ("http", "https"):
+        return WebFile(name, whole=whole)
     return Path(name)
 
 
@@ -94,7 +104,7 @@ def _ollama(name: str) -> Path:
     model, _, tag = name.partition(":")
     parts = [part for part in model.split("/") if part]
     tag = tag or "latest"
-    if not 1 <= len(parts) <= 3 or not all(map(_is_component, (*parts, tag))):
+    if not 1 <= len(parts) <= 3 or not all(map(is_component, (*parts, tag))):
         raise RequestError(
             f"ollama:{name}: expected ollama:NAME, ollama:NAME:TAG or ollama:USER/NAME"
         )
@@ -103,12 +113,11 @@ def _ollama(name: str) -> Path:
     host = parts.pop(0) if len(parts) == 3 else "registry.ollama.ai"
     manifest = store.joinpath("manifests", host, *parts, tag)
     try:
-        layers = json.loads(_small_text(manifest))["layers"]
+        layers = json.loads(read_text(manifest, most=_MOST_TEXT))["layers"]
         (digest,) = (la["digest"] for la in layers if la["mediaType"] == _OLLAMA_MODEL_LAYER)
-    except OSError as error:
+    except StorageError as error:
         raise StorageError(
-            f"ollama:{name}: no such model in {store} ({error.strerror or error}); `ollama list` "
-            "shows them"
+            f"ollama:{name}: no such model in {store} ({error}); `ollama list` shows them"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(f"ollama:{name}: {manifest} is not a manifest with one model") from error
@@ -117,56 +126,3 @@ def _ollama(name: str) -> Path:
             f"ollama:{name}: {manifest} names the model {str(digest)[:80]!r}, expected sha256:HEX"
         )
     return store / "blobs" / digest.replace(":", "-")
-
-
-def _hugging_face(name: str) -> Path:
-    owner, _, rest = name.partition("/")
-    repository, _, file = rest.partition("/")
-    if not all(map(_is_component, (owner, repository, *file.split("/")))):
-        raise RequestError(f"hf:{name}: expected hf:OWNER/REPO/FILE")
-    folder = _hub_cache() / f"models--{owner}--{repository}"
-    snapshots = folder / "snapshots"
-    candidates = []
-    # A reference that is damaged or leads out of the cache is none: any snapshot will do.
-    with suppress(OSError, ValueError):
-        revision = _small_text(folder / "refs" / "main").strip()
-        if _is_component(revision):
-            candidates.append(snapshots / revision / file)
-    try:
-        if snapshots.is_dir():
-            candidates += sorted(snapshot / file for snapshot in snapshots.iterdir())
-        for candidate in candidates:
-            if candidate.is_file():
-                return candidate
-    except OSError as error:
-        raise StorageError(f"hf:{name}: cannot read {snapshots}: {error.strerror}") from error
-    download = shlex.join(("hf", "download", f"{owner}/{repository}", file))
-    raise StorageError(
-        f"hf:{name}: not in the Hugging Face cache {folder.parent}; fetch it with `{download}`"
-    )
-
-
-def _is_component(word: str) -> bool:
-    """Return whether a word names one entry of a folder, and nothing outside of it."""
-    if word in ("", ".", "..") or len(os.fsencode(word)) > _MOST_NAME_BYTES:
-        return False
-    return not any(character in _SEPARATORS or not character.isprintable() for character in word)
-
-
-def _small_text(path: Path) -> str:
-    """Return the text of a small file. Raises OSError, ValueError where it is no UTF-8 text."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    if status.st_size > _MOST_TEXT:
-        raise OSError(errno.EFBIG, "too large", str(path))
-    return path.read_text(encoding="utf-8")
-
-
-def _hub_cache() -> Path:
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache)
-    if home := os.environ.get("HF_HOME"):
-        return Path(home) / "hub"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "huggingface" / "hub"

@@ -115,6 +115,7 @@ def _partial_file(
                     yield Partial(path=path, file=clone)
         except BaseException:
             with suppress(OSError):
+                files.release(file)
                 files.remove(path)
             raise
 

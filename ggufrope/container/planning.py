@@ -21,6 +21,7 @@ from ggufrope.container.filesystem import (
 )
 from ggufrope.container.guards import check_guards, check_names
 from ggufrope.container.pieces import Rewrite
+from ggufrope.container.remote import FileName, Place, RemoteFile, local, place_of
 from ggufrope.container.shards import shard_paths
 from ggufrope.container.strategies import (
     CARRY_LIMIT,
@@ -47,7 +48,7 @@ class FileEdit:
     replaced.
     """
 
-    source: Path
+    source: Place
     target: Path
     rewrite: Rewrite
     requested: Strategy | None
@@ -76,7 +77,8 @@ class StorePlan:
 
     @property
     def source(self) -> Path:
-        return self.edit.source
+        """The file on disk. Raises StorageError where it is on a server."""
+        return local(self.edit.source)
 
     @property
     def target(self) -> Path:
@@ -96,7 +98,7 @@ class StorePlan:
 
 
 def plan_store(
-    path: str | os.PathLike[str],
+    name: FileName,
     rewrite: Rewrite,
     *,
     output: str | os.PathLike[str] | None = None,
@@ -104,23 +106,28 @@ def plan_store(
     force: Collection[str] = (),
     files: FileLayer = LOCAL,
 ) -> StorePlan:
-    """Plan to store `rewrite` of the file at `path`: as `output`, or in place where that is None.
+    """Plan to store `rewrite` of the file `name`: as `output`, or in place where that is None.
 
     Without `strategy` the cheapest that applies is taken. Nothing is written. `force` names the
     guards to override. Raises RequestError, GuardError or StorageError where it cannot be done.
     """
-    source = Path(path).resolve()
+    place, header = place_of(name), rewrite.source
+    source = place if isinstance(place, RemoteFile) else place.resolve()
     if output is None:
-        target = source
-        check_guards(path, force)
-        require_no_journal(Path(path))
+        target = local(source)
+        check_guards(local(place), force)
+        require_no_journal(local(place))
     else:
         target = Path(os.path.abspath(output))  # noqa: PTH100 - a link is replaced, not followed
         _check_output(source, target, force)
-    identity = identity_of(source)
-    header = rewrite.source
-    if identity != (header.identity or replace(identity, size=header.file_size)):
-        raise StorageError(f"{path} has changed since its header was read; try again")
+    refused: tuple[Rejection, ...] = ()
+    if isinstance(source, RemoteFile):
+        identity = FileIdentity(device=0, inode=0, size=header.file_size, mtime_ns=0)
+        refused = (Rejection(strategy=Strategy.CLONE, reason="the file is not on this disk"),)
+    else:
+        identity = identity_of(source)
+        if identity != (header.identity or replace(identity, size=header.file_size)):
+            raise StorageError(f"{place} has changed since its header was read; try again")
     edit = FileEdit(
         source=source,
         target=target,
@@ -129,7 +136,7 @@ def plan_store(
         identity=identity,
         replaces=output is None or "exists" in force,
     )
-    return _choose(edit, files)
+    return _choose(edit, files, refused)
 
 
 def _choose(edit: FileEdit, files: FileLayer, refused: tuple[Rejection, ...] = ()) -> StorePlan:
@@ -190,7 +197,7 @@ def require_no_journal(path: Path) -> None:
             )
 
 
-def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
+def _check_output(source: Place, target: Path, force: Collection[str]) -> None:
     """Raise where `target` cannot be a new file made from `source`."""
     check_names(force)
     if not target.parent.is_dir():
@@ -205,7 +212,7 @@ def _check_output(source: Path, target: Path, force: Collection[str]) -> None:
         raise StorageError(f"{target} is a directory; name the file to write")
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
         raise StorageError(f"{target} is a device, pipe or socket; name a file to write")
-    if target.exists() and source.samefile(target):
+    if isinstance(source, Path) and target.exists() and source.samefile(target):
         raise RequestError(f"{target} is the input itself; edit it in place instead")
     if "exists" not in force:
         raise name_is_taken(target)

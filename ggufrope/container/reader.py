@@ -10,17 +10,20 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from struct import Struct
 from types import MappingProxyType
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from ggufrope._files import model_status, storage
 from ggufrope.container import ggml
 from ggufrope.container.beside import journal_path
 from ggufrope.container.filesystem import LOCAL
+from ggufrope.container.remote import FileName, Place, RemoteFile, place_of
 from ggufrope.container.types import (
     ArrayValue,
     FileIdentity,
@@ -86,13 +89,16 @@ CODES: dict[ValueType, str] = {
 """`struct` codes of the types of fixed size."""
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read the header of the file at `path`.
+def read_header(name: FileName) -> Header:
+    """Read the header of a file, on disk or on a server.
 
     Raises StorageError where the file cannot be read, MalformedError where it is not a GGUF file
     of version 2 or 3, ends early, or contradicts itself.
     """
-    path = Path(path)
+    path = place_of(name)
+    if isinstance(path, RemoteFile):
+        with path.open() as stream, _located(path):
+            return parse_header(stream, stream.size)
     start = time.monotonic()
     while True:
         before = _state_of(path)
@@ -115,13 +121,20 @@ def _read_once(path: Path) -> Header:
     model_status(path)
     with storage("read", path), path.open("rb", buffering=0) as stream:
         status = os.fstat(stream.fileno())
-        try:
+        with _located(path):
             header = parse_header(stream, status.st_size)
-        except MalformedError as error:
-            located = MalformedError(f"{path}: {error}")
-            located.offset = error.offset
-            raise located from None
     return replace(header, identity=FileIdentity.of(status))
+
+
+@contextmanager
+def _located(place: Place) -> Iterator[None]:
+    """Name the file in what is wrong with its bytes."""
+    try:
+        yield
+    except MalformedError as error:
+        located = MalformedError(f"{place}: {error}")
+        located.offset = error.offset
+        raise located from None
 
 
 def _state_of(path: Path) -> tuple[FileIdentity, int]:
@@ -155,7 +168,7 @@ def _is_being_edited(path: Path, last: float) -> bool:
 
 
 def parse_header(
-    stream: BinaryIO, file_size: int, known: Mapping[tuple[int, int], int] = MappingProxyType({})
+    stream: ByteStream, file_size: int, known: Mapping[tuple[int, int], int] = MappingProxyType({})
 ) -> Header:
     """Read the header at the start of `stream`, of `file_size` bytes. Raises MalformedError.
 
@@ -186,9 +199,7 @@ def aligned(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
-def read_array(
-    path: str | os.PathLike[str], header: Header, key_value: KeyValue
-) -> tuple[Scalar, ...]:
+def read_array(name: FileName, header: Header, key_value: KeyValue) -> tuple[Scalar, ...]:
     """Read all items of an array of numbers, booleans or strings.
 
     Raises RequestError where the value is no such array, StorageError where it cannot be read.
@@ -198,33 +209,37 @@ def read_array(
         raise RequestError(f"{key_value.key} is not an array of numbers or strings")
     if value.items is not None:
         return value.items
-    data = _read_as_of(path, header, value.span)
+    data = _read_as_of(name, header, value.span)
     if value.item_type is ValueType.STRING:
         return _strings(data, value, header)
     return struct.unpack(f"{header.byte_order}{value.count}{CODES[value.item_type]}", data)
 
 
-def read_tensor(path: str | os.PathLike[str], header: Header, name: str) -> bytes:
+def read_tensor(file: FileName, header: Header, name: str) -> bytes:
     """Read the data of a tensor, in the file's byte order. Raises RequestError without one."""
     tensor = header.tensor(name)
     if tensor is None:
-        raise RequestError(f"{path} has no tensor {name!r}")
-    return _read_as_of(path, header, header.data_span(tensor))
+        raise RequestError(f"{file} has no tensor {name!r}")
+    return _read_as_of(file, header, header.data_span(tensor))
 
 
-def _read_as_of(path: str | os.PathLike[str], header: Header, span: Span) -> bytes:
+def _read_as_of(name: FileName, header: Header, span: Span) -> bytes:
     """Read a span of the file that has this header. Raises StorageError where it was changed."""
-    before = _state_of(Path(path))
+    path = place_of(name)
+    if isinstance(path, RemoteFile):  # which compares each answer with the first
+        return read_span(path, span)
+    before = _state_of(path)
     try:
         return read_span(path, span)
     finally:
-        if header.identity not in (None, before[0]) or _state_of(Path(path)) != before:
+        if header.identity not in (None, before[0]) or _state_of(path) != before:
             raise StorageError(f"{path} was changed while it was read; try again")
 
 
-def read_span(path: str | os.PathLike[str], span: Span) -> bytes:
+def read_span(name: FileName, span: Span) -> bytes:
     """Read the bytes of a span of the file. Raises StorageError, MalformedError where cut short."""
-    with storage("read", Path(path)), Path(path).open("rb") as stream:
+    path = place_of(name)
+    with storage("read", path), path.open("rb") as stream:
         stream.seek(span.offset)
         data = stream.read(span.length)
     if len(data) < span.length:
@@ -232,10 +247,17 @@ def read_span(path: str | os.PathLike[str], span: Span) -> bytes:
     return data
 
 
+class ByteStream(Protocol):
+    """What a header is read from: a file, or a stream of a remote one."""
+
+    def seek(self, offset: int, /) -> int: ...
+    def read(self, length: int, /) -> bytes: ...
+
+
 class Cursor:
     """A position in a stream that moves forward, through a window, and never past the end."""
 
-    def __init__(self, stream: BinaryIO, size: int, known: Mapping[tuple[int, int], int]) -> None:
+    def __init__(self, stream: ByteStream, size: int, known: Mapping[tuple[int, int], int]) -> None:
         self._stream = stream
         self._size = size
         self._base = 0

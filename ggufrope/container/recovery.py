@@ -310,6 +310,7 @@ def _clear_remains(files: FileLayer, paths: Sequence[Path]) -> bool:
             if not remaining.is_symlink() and remaining.is_file():
                 with files.open(remaining, "r+b") as file:
                     lock(file, remaining, files=files)
+                    files.release(file)
                     files.remove(remaining)
                     cleared = True
     with suppress(OSError, StorageError):

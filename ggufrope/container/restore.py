@@ -216,6 +216,7 @@ def _build_old(build: Build, record: Record, *, clone: bool) -> None:
         set_time(old, record.old_mtime_ns)
         files.sync(old)
         _expect_inode(files, path, record, old)
+        files.release(old, build.source)
         files.replace(partial.path, path)
     files.sync_directory(path.parent)
     files.remove(journal_path(path))

@@ -16,15 +16,23 @@ from typing import TYPE_CHECKING
 
 from ggufrope.container.beside import is_unfinished
 from ggufrope.container.reader import read_header
+from ggufrope.container.remote import FileName, Place, RemoteFile, local, place_of
 from ggufrope.container.types import Edits, Header, TypedValue
 from ggufrope.errors import MalformedError, RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ggufrope.container.types import TensorInfo
 
 SPLIT_NO = "split.no"
 SPLIT_COUNT = "split.count"
 SPLIT_TENSORS = "split.tensors.count"
+
+_AT_ONCE = 8
+"""Headers that are read from a server at the same time."""
+_MOST_REMOTE = 512
+"""Files of a model on a server; the largest models known have 200."""
 
 _NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -33,8 +41,13 @@ _NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf"
 class Shard:
     """One file of a model."""
 
-    path: Path
+    place: Place
     header: Header
+
+    @property
+    def path(self) -> Path:
+        """The file on disk. Raises StorageError where it is on a server."""
+        return local(self.place)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,31 +76,52 @@ class ModelFiles:
         return next((shard for shard in self.shards if shard.header.tensor(tensor)), None)
 
 
-def open_model(path: str | os.PathLike[str]) -> ModelFiles:
-    """Read the headers of the model whose only or first file is at `path`.
+def open_model(name: FileName) -> ModelFiles:
+    """Read the headers of the model whose only or first file is `name`.
 
     Raises RequestError for a later file of a split model, MalformedError where the files do not
     belong together, and what `read_header` raises.
     """
-    path = Path(path)
-    first = Shard(path=path, header=read_header(path))
+    place = place_of(name)
+    first = Shard(place=place, header=read_header(place))
     count = _number(first, SPLIT_COUNT)
     if count is None or count <= 1:
         return ModelFiles(shards=(first,))
-    match = _NAME.fullmatch(path.name)
-    number = _number(first, SPLIT_NO)
-    if match is None or int(match["count"]) != count:
+    names = names_of_shards(place.name)
+    if len(names) != count:
         raise MalformedError(
-            f"{path} is one of {count} files of a split model and must be named "
+            f"{place} is one of {count} files of a split model and must be named "
             f"NAME-00001-of-{count:05}.gguf so that the others are found"
         )
-    paths = _sibling_paths(path, match["prefix"], count)
-    if number != 0 or path != paths[0]:
-        raise RequestError(f"{path} is not the first file of its model; name {paths[0].name}")
-    others = (Shard(path=other, header=read_header(other)) for other in paths[1:])
-    model = ModelFiles(shards=(first, *others))
+    if _number(first, SPLIT_NO) != 0 or place.name != names[0]:
+        raise RequestError(f"{place} is not the first file of its model; name {names[0]}")
+    others = tuple(place.with_name(each) for each in names[1:])
+    read = zip(others, _headers(others), strict=True)
+    model = ModelFiles(shards=(first, *(Shard(place=each, header=header) for each, header in read)))
     _check(model, count)
     return model
+
+
+def _headers(places: tuple[Place, ...]) -> Iterable[Header]:
+    """Read the headers of several files; those on a server at once, since each is a wait."""
+    if not isinstance(places[0], RemoteFile):
+        return map(read_header, places)
+    if len(places) > _MOST_REMOTE:
+        raise MalformedError(f"{places[0]} is one of {len(places) + 1} files, which no model has")
+    from concurrent.futures import ThreadPoolExecutor  # slow to import
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(read_header, places))
+
+
+def names_of_shards(name: str) -> tuple[str, ...]:
+    """Return the names of all files of the split model that a file of this name is one of, in
+    order; the name alone where it is not of that form."""
+    match = _NAME.fullmatch(name)
+    if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
+        return (name,)
+    count = int(match["count"])
+    return tuple(f"{match['prefix']}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1))
 
 
 def sibling_paths(first: Path, count: int) -> tuple[Path, ...]:
@@ -97,13 +131,13 @@ def sibling_paths(first: Path, count: int) -> tuple[Path, ...]:
     """
     if count == 1:
         return (first,)
-    match = _NAME.fullmatch(first.name)
-    if match is None or (int(match["number"]), int(match["count"])) != (1, count):
+    names = names_of_shards(first.name)
+    if len(names) != count or names[0] != first.name:
         raise RequestError(
             f"{first}: the model is split in {count} files; name the first of the new ones "
             f"NAME-00001-of-{count:05}.gguf"
         )
-    return _sibling_paths(first, match["prefix"], count)
+    return tuple(map(first.with_name, names))
 
 
 def shard_paths(path: Path) -> tuple[Path, ...]:
@@ -113,10 +147,9 @@ def shard_paths(path: Path) -> tuple[Path, ...]:
     files only those that exist are returned.
     """
     for name in (path, path.resolve()):
-        match = _NAME.fullmatch(name.name)
-        if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
+        every = tuple(map(name.with_name, names_of_shards(name.name)))
+        if len(every) == 1:
             continue
-        every = _sibling_paths(name, match["prefix"], int(match["count"]))
         present = set(os.listdir(name.parent)) if name.parent.is_dir() else set()  # noqa: PTH208
         return tuple(one for one in every if one.name in present or one == name)
     return (path,)
@@ -143,10 +176,6 @@ def needs_recovery(path: Path) -> bool:
         return is_unfinished(shard.resolve() for shard in shard_paths(path))
     except (OSError, RuntimeError):  # a name that is too long, or links in a circle
         return False
-
-
-def _sibling_paths(path: Path, prefix: str, count: int) -> tuple[Path, ...]:
-    return tuple(path.with_name(f"{prefix}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1))
 
 
 def distribute(model: ModelFiles, edits: Edits) -> tuple[tuple[Shard, Edits], ...]:
@@ -202,12 +231,12 @@ def _check(model: ModelFiles, count: int) -> None:
     for number, shard in enumerate(model.shards):
         if (_number(shard, SPLIT_NO), _number(shard, SPLIT_COUNT)) != (number, count):
             raise MalformedError(
-                f"{shard.path} is not number {number + 1} of the {count} files of its model: "
+                f"{shard.place} is not number {number + 1} of the {count} files of its model: "
                 f"{SPLIT_NO} is {_number(shard, SPLIT_NO)}, {SPLIT_COUNT} "
                 f"{_number(shard, SPLIT_COUNT)}"
             )
     total = _number(model.shards[0], SPLIT_TENSORS)
     if total != len(model.tensors):
         raise MalformedError(
-            f"{model.shards[0].path} counts {total} tensors, its files have {len(model.tensors)}"
+            f"{model.shards[0].place} counts {total} tensors, its files have {len(model.tensors)}"
         )

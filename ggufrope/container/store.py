@@ -367,6 +367,7 @@ class _Attempt:
     def _put_in_place(self, edit: _OpenEdit, partial: Partial) -> Header:
         """Give the new file, which is whole, verified and durable, its name."""
         plan, files, target = edit.plan, self.files, edit.path
+        files.release(partial.file, *([edit.file] if plan.in_place else []))
         with storage("put in place", target):
             if plan.edit.replaces:
                 files.replace(partial.path, target)

@@ -261,7 +261,7 @@ def _run(request: TaskRequest) -> Iterator[CellResult]:
                 status="error" if score.measured is None else "ok",
                 reason=score.reason,
                 metrics=() if score.measured is None else divergence_metrics(score.measured),
-                notes=(("base", base.name),),
+                notes=request.base_notes,
                 prompt_tokens=cell.context_tokens,
             )
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _USER, _ASSISTANT = "GGUFROPE-USER-WORDS", "GGUFROPE-ASSISTANT-WORDS"
 _THINKING = ("enable_thinking", "thinking")
 """The variables by which templates are told whether the model thinks: Qwen's, DeepSeek's."""
-_USUAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+USUAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+"""What templates name, where the model itself is not at hand."""
 _WITHOUT = "use `format` completion"
 
 
@@ -128,7 +129,7 @@ def chat_frame(
     template: str | None,
     name: FormatName,
     thinking: bool | None,
-    special_tokens: Mapping[str, str] = _USUAL_TOKENS,
+    special_tokens: Mapping[str, str] = USUAL_TOKENS,
 ) -> Frame | None:
     """Return what a template puts around a user's words, None where a model is asked without.
 

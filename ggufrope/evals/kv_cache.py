@@ -1,7 +1,8 @@
 """What a K/V cache costs and how fast it is: bytes per token, prefill and decode speed.
 
-In a context of each length, a prompt is evaluated in one call and then some tokens one by one.
-Decode speed is that of the median token, which a busy moment of the machine does not change.
+A context of each length is filled with a prompt in one call, all of it, and then some tokens are
+decoded one by one at that depth. This is repeated until both have taken `LEAST_SECONDS`: less is
+noise. Decode speed is that of the median token, which a busy moment of the machine does not change.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from ggufrope.evals.task import Task, TaskRequest, TaskSettings, one_cell_per_le
 from ggufrope.evals.trunk import Trunk
 from ggufrope.lm import LanguageContext, LanguageModel, OpenContext, Progress
 
-DECODED_TOKENS = 32
-MOST_PREFILLED_TOKENS = 2048
+DECODED_TOKENS = 64
 WARM_UP_TOKENS = 32
-_SHORTEST_CONTEXT = 2 * WARM_UP_TOKENS + DECODED_TOKENS
+LEAST_SECONDS = 0.5
+"""Time that each speed is measured for at least."""
+_MOST_REPEATS = 1000
+_SHORTEST_CONTEXT = WARM_UP_TOKENS + DECODED_TOKENS
 _TICK = 1e-9
 
 
@@ -64,7 +67,8 @@ def measure_cache(
 
 
 def prefilled_tokens(n_ctx: int) -> int:
-    """Return how many tokens a context of `n_ctx` is filled with in one call.
+    """Return how many tokens a context of `n_ctx` is filled with in one call: all but those that
+    are decoded.
 
     Raises RequestError where the context is too short to be timed.
     """
@@ -72,7 +76,7 @@ def prefilled_tokens(n_ctx: int) -> int:
         raise RequestError(
             f"a context of {n_ctx} tokens is too short to time: at least {_SHORTEST_CONTEXT}"
         )
-    return min(MOST_PREFILLED_TOKENS, n_ctx - DECODED_TOKENS)
+    return n_ctx - DECODED_TOKENS
 
 
 def _measured(
@@ -84,20 +88,26 @@ def _measured(
 ) -> CacheScore:
     size = context.cache_bytes
     context.extend(prompt[:WARM_UP_TOKENS], progress=progress)
-    context.rewind(0)
-    times = [clock()]
-    # The last logits are waited for: a device may still be at work when `extend` returns.
-    context.extend(prompt[:-1], progress=progress)
-    for token in (prompt[-1], *decoded):
-        for _ in context.logits([token], progress=progress):
-            pass
-        times.append(clock())
-    first, *others = (max(after - before, _TICK) for before, after in pairwise(times))
+    prefills: list[float] = []
+    tokens: list[float] = []
+    while len(prefills) < _MOST_REPEATS and min(sum(prefills), sum(tokens)) < LEAST_SECONDS:
+        context.rewind(0)
+        times = [clock()]
+        # The last logits are waited for: a device may still be at work when `extend` returns.
+        context.extend(prompt[:-1], progress=progress)
+        for token in (prompt[-1], *decoded):
+            for _ in context.logits([token], progress=progress):
+                pass
+            times.append(clock())
+        first, *others = (max(after - before, _TICK) for before, after in pairwise(times))
+        prefills.append(first)
+        tokens += others
+        progress = None  # only the first time is sure to come
     return CacheScore(
         bytes_per_token=None if size is None else size / context.n_ctx,
         rotated=context.cache_rotated,
-        prefill_speed=len(prompt) / first,
-        decode_speed=1 / median(others),
+        prefill_speed=len(prompt) * len(prefills) / sum(prefills),
+        decode_speed=1 / median(tokens),
     )
 
 
@@ -111,7 +121,7 @@ def _text(model: LanguageModel, count: int) -> list[int]:
 
 
 def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
-    return len(cells) * (WARM_UP_TOKENS + MOST_PREFILLED_TOKENS + DECODED_TOKENS)
+    return sum(WARM_UP_TOKENS + cell.context_tokens for cell in cells)
 
 
 def _run(request: TaskRequest) -> Iterator[CellResult]:

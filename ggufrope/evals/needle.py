@@ -32,7 +32,7 @@ from ggufrope.evals.results import NOT_FINITE, NOT_NEEDED, Cell, CellResult, Met
 from ggufrope.evals.stats import Mean, Proportion, mean, proportion
 from ggufrope.evals.task import Coordinates, Lengths, Task, TaskRequest, TaskSettings
 from ggufrope.evals.texts import haystack_text
-from ggufrope.evals.trunk import Trunk, branch_tokens, common_prefix
+from ggufrope.evals.trunk import Lanes, Trunk, branch_tokens, common_prefix
 from ggufrope.lm import AnswerScore, LanguageModel, OpenContext, Progress
 
 QUESTION_TOKENS = 120
@@ -50,7 +50,9 @@ class NeedleScore:
 
     `exact` is whether greedy decoding gives the answer; `log_probability` is the answer's mean, nat
     per token; `rank` is 1 where no wrong answer was as likely, None without wrong ones. All three
-    are None where the question could not be scored, and `reason` says why.
+    are None where the question could not be scored, and `reason` says why. `log_probability` alone
+    is None where the runtime does not say it. `prompt_tokens` is how long the runtime says that the
+    prompt was, None where that is the length of the question's.
     """
 
     question: Question
@@ -58,6 +60,7 @@ class NeedleScore:
     log_probability: float | None = None
     rank: int | None = None
     reason: str | None = None
+    prompt_tokens: int | None = None
 
     @property
     def point(self) -> GridPoint:
@@ -82,7 +85,7 @@ class NeedleScore:
             reason=self.reason,
             metrics=tuple(metrics),
             notes=(("needle", question.needle), ("answer", question.answer), *question.form),
-            prompt_tokens=question.prompt_tokens,
+            prompt_tokens=self.prompt_tokens or question.prompt_tokens,
         )
 
 
@@ -102,13 +105,22 @@ def ask(
     for a needle.
     """
     asker = Asker(model, plan)
-    with Trunk(open_context, plan.lengths[-1], progress=progress) as trunk:
+    with _lanes(model, open_context, plan.lengths[-1], progress) as lanes:
         try:
-            spliced = method == "spliced" and trunk.append_only is None
+            spliced = method == "spliced" and lanes.trunks[0].whole_only is None
         except BackendError as failure:
             yield from asker.unanswered(plan.points, str(failure))
         else:
-            yield from (asker.spliced if spliced else asker.whole)(trunk, plan.points)
+            if spliced:
+                yield from asker.spliced(lanes.trunks[0], plan.points)
+            else:
+                yield from asker.whole(lanes, plan.points)
+
+
+def _lanes(
+    model: LanguageModel, open_context: OpenContext, n_ctx: int, progress: Progress | None
+) -> Lanes:
+    return Lanes(open_context, n_ctx, lanes=model.lanes, progress=progress)
 
 
 def asking_tokens(plan: NeedlePlan, model: LanguageModel, *, method: Method = "spliced") -> int:
@@ -124,6 +136,7 @@ class Asker:
 
     def __init__(self, model: LanguageModel, plan: NeedlePlan) -> None:
         """Draw the needles. Raises RequestError where a length has no room for one."""
+        self._lanes = model.lanes
         self._grid = NeedleGrid(model, plan)
 
     def spliced(self, trunk: Trunk, points: Iterable[GridPoint]) -> Iterator[NeedleScore]:
@@ -133,16 +146,9 @@ class Asker:
             for start in range(0, len(questions), _AT_ONCE):
                 yield from score_each(trunk, haystack, questions[start : start + _AT_ONCE])
 
-    def whole(self, trunk: Trunk, points: Iterable[GridPoint]) -> Iterator[NeedleScore]:
+    def whole(self, lanes: Lanes, points: Iterable[GridPoint]) -> Iterator[NeedleScore]:
         """Yield the scores of whole prompts, in an order in which they share beginnings."""
-        for prompt in self._whole_prompts(points):
-            try:
-                (answers,) = trunk.score(prompt.trunk, [prompt.branch])
-            except BackendError as failure:
-                trunk.discard()
-                yield NeedleScore(question=prompt.question, reason=str(failure))
-            else:
-                yield _scored(prompt.question, answers)
+        return lanes.map(_score_whole, self._whole_prompts(points))
 
     def unanswered(self, points: Iterable[GridPoint], reason: str) -> Iterator[NeedleScore]:
         """Yield scores that say why nothing could be asked."""
@@ -157,16 +163,20 @@ class Asker:
             total += branch_tokens([question.branch for question in questions])
         return longest + total
 
-    def whole_tokens(self, points: Iterable[GridPoint], trunk: Trunk | None = None) -> int:
-        """Return how many tokens `whole` evaluates, in a trunk as it stands or in a new one."""
-        before = () if trunk is None else trunk.tokens
-        shares = trunk is None or not trunk.append_only
+    def whole_tokens(self, points: Iterable[GridPoint], lanes: Lanes | None = None) -> int:
+        """Return how many tokens `whole` evaluates, in lanes as they stand or in new ones."""
+        before: list[Sequence[int]] = [()] * self._lanes
+        shares = True
+        if lanes is not None:
+            before = [trunk.tokens for trunk in lanes.trunks]
+            shares = not lanes.trunks[0].append_only
         total = 0
-        for prompt in self._whole_prompts(points):
-            shared = common_prefix(before, prompt.trunk)
-            total += len(prompt.trunk) - (shared if shares or shared == len(before) else 0)
+        for number, prompt in enumerate(self._whole_prompts(points)):
+            lane = number % self._lanes
+            shared = common_prefix(before[lane], prompt.trunk)
+            total += len(prompt.trunk) - (shared if shares or shared == len(before[lane]) else 0)
             total += branch_tokens([prompt.branch])
-            before = prompt.trunk
+            before[lane] = prompt.trunk
         return total
 
     def _by_length(self, points: Iterable[GridPoint]) -> Iterator[tuple[int, list[Question]]]:
@@ -181,6 +191,15 @@ class Asker:
         questions = [self._grid.question(point) for point in points]
         for question in sorted(questions, key=lambda each: (-each.place, each.point)):
             yield question.whole(self._grid.haystack(question.point.context_tokens))
+
+
+def _score_whole(trunk: Trunk, prompt: WholePrompt) -> NeedleScore:
+    try:
+        (answers,) = trunk.score(prompt.trunk, [prompt.branch])
+    except BackendError as failure:
+        trunk.discard()
+        return NeedleScore(question=prompt.question, reason=str(failure))
+    return _scored(prompt.question, answers)
 
 
 def score_each(
@@ -207,15 +226,17 @@ def score_each(
 
 
 def _scored(question: Question, answers: tuple[AnswerScore, ...]) -> NeedleScore:
-    if not all(isfinite(answer.mean_log_probability) for answer in answers):
+    true = answers[0]
+    known = [value for each in answers if (value := each.mean_log_probability) is not None]
+    if not all(map(isfinite, known)):
         return NeedleScore(question=question, reason=NOT_FINITE)
-    true, *others = answers
-    likelier = sum(other.mean_log_probability >= true.mean_log_probability for other in others)
+    ranked = len(answers) > 1 and len(known) == len(answers)
     return NeedleScore(
         question=question,
         exact=true.greedy,
         log_probability=true.mean_log_probability,
-        rank=1 + likelier if others else None,
+        rank=sum(value >= known[0] for value in known) if ranked else None,
+        prompt_tokens=true.prompt_tokens,
     )
 
 
@@ -333,11 +354,12 @@ class _Grid:
     def fill(self) -> Iterator[CellResult]:
         """Yield the results of the cells still to do."""
         request = self._request
-        with Trunk(request.open_context, self._longest, progress=request.progress) as trunk:
-            yield from self._fill_spliced(trunk)
+        progress = request.progress
+        with _lanes(request.model, request.open_context, self._longest, progress) as lanes:
+            yield from self._fill_spliced(lanes.trunks[0])
             while cells := self._next_whole():
-                request.plan_tokens(self._asker.whole_tokens(map(GridPoint.of, cells), trunk))
-                yield from self._ask(cells, partial(self._asker.whole, trunk))
+                request.plan_tokens(self._asker.whole_tokens(map(GridPoint.of, cells), lanes))
+                yield from self._ask(cells, partial(self._asker.whole, lanes))
         for cell in self._todo("whole"):
             yield CellResult(cell=cell, status="skipped", reason=NOT_NEEDED)
 
@@ -346,7 +368,7 @@ class _Grid:
         if not cells:
             return
         try:
-            refusal = trunk.append_only
+            refusal = trunk.whole_only
         except BackendError as failure:
             # No context can be opened: that is the reason of every cell.
             for cell in self._request.todo:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import exp, fsum, inf, sqrt
 
 import numpy as np
@@ -33,9 +33,9 @@ CURVE = "perplexity_by_position"
 class PerplexityPlan:
     """The text to read in contexts of `n_ctx` tokens; None: Python's help topics.
 
-    At most `chunks` of it are read, all of it where that is None. `stride` makes the window slide.
-    With `curve` the first half of a chunk is scored too, for the curve alone: the value remains
-    that of the second half. The curve has `buckets` points.
+    At most `chunks` of it are read after the `skipped` ones, all of it where that is None. `stride`
+    makes the window slide. With `curve` the first half of a chunk is scored too, for the curve
+    alone: the value remains that of the second half. The curve has `buckets` points.
 
     Raises RequestError where the numbers make no sense.
     """
@@ -43,6 +43,7 @@ class PerplexityPlan:
     n_ctx: int
     text: Text | None = None
     chunks: int | None = None
+    skipped: int = 0
     stride: int | None = None
     curve: bool = False
     buckets: int = 16
@@ -52,6 +53,8 @@ class PerplexityPlan:
             raise RequestError(f"perplexity needs a context of at least 4 tokens, got {self.n_ctx}")
         if self.chunks is not None and self.chunks < 1:
             raise RequestError(f"perplexity needs at least one chunk, got {self.chunks}")
+        if self.skipped < 0:
+            raise RequestError(f"perplexity skips 0 or more chunks, got {self.skipped}")
         if self.stride is not None and not 1 <= self.stride < self.n_ctx:
             raise RequestError(
                 f"a sliding window's stride lies between 1 and the context of {self.n_ctx} "
@@ -151,9 +154,9 @@ def _windows(plan: PerplexityPlan, model: LanguageModel) -> Iterator[_Window]:
         plan.text or reference_text(),
         n_ctx=plan.n_ctx,
         step=plan.stride or plan.n_ctx,
-        most=plan.chunks,
+        most=None if plan.chunks is None else plan.skipped + plan.chunks,
     )
-    for index, tokens in enumerate(windows):
+    for index, tokens in islice(enumerate(windows), plan.skipped, None):
         if plan.stride is None:
             score_from = plan.n_ctx // 2 + 1
             read_from = 1 if plan.curve else score_from

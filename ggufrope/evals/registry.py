@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ggufrope.evals.damage import DAMAGE
 from ggufrope.evals.divergence import DIVERGENCE
 from ggufrope.evals.kv_cache import KV_CACHE
 from ggufrope.evals.multikey import MULTIKEY
@@ -17,6 +18,12 @@ from ggufrope.evals.short_context import SHORT_CONTEXT
 from ggufrope.evals.task import Task, TaskName
 
 TASKS: Mapping[TaskName, Task] = {
-    task.name: task
-    for task in (NEEDLE, PASSKEY, MULTIKEY, RULER, PERPLEXITY, DIVERGENCE, SHORT_CONTEXT, KV_CACHE)
+    **{
+        task.name: task
+        for task in (
+            *(NEEDLE, PASSKEY, MULTIKEY, RULER),
+            *(PERPLEXITY, DIVERGENCE, SHORT_CONTEXT, KV_CACHE),
+        )
+    },
+    **DAMAGE,
 }

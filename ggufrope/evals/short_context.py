@@ -90,7 +90,7 @@ def _check(request: TaskRequest, base: Base, text: Text | None, cell: Cell) -> C
             _share("recall", recall(by_variant).exact),
             _share("base_recall", recall(by_base).exact),
         ),
-        notes=(("base", base.name),),
+        notes=request.base_notes,
         prompt_tokens=tokens,
     )
 

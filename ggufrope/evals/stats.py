@@ -49,9 +49,13 @@ class Mean:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval by Student's t with n - 1 degrees of freedom, None below 2 values."""
+        return self.interval_at(ALPHA)
+
+    def interval_at(self, error: float) -> tuple[float, float] | None:
+        """The interval that leaves out `error`, half of it on either side."""
         if self.value is None or self.standard_error is None:
             return None
-        half = t_quantile(self.n - 1) * self.standard_error
+        half = t_quantile(self.n - 1, error) * self.standard_error
         return self.value - half, self.value + half
 
     @property
@@ -98,11 +102,12 @@ def percentiles(values: ArrayLike, points: Sequence[float]) -> tuple[float, ...]
     return tuple(float(value) for value in np.percentile(array, points))
 
 
-def t_quantile(degrees: int) -> float:
-    """Return the 97.5th percentile of Student's t; infinite for no degree of freedom."""
+def t_quantile(degrees: int, error: float = ALPHA) -> float:
+    """Return the quantile of Student's t that half of `error` lies above; infinite for no degree of
+    freedom."""
     if degrees < 1:
         return inf
-    return float(_special().stdtrit(degrees, 1 - ALPHA / 2))
+    return float(_special().stdtrit(degrees, 1 - error / 2))
 
 
 def sign_test(lost: int, gained: int) -> float:
@@ -154,6 +159,11 @@ def exact_interval(successes: float, n: int, error: float) -> tuple[float, float
     low = special.betaincinv(successes, failures + 1, error) if successes > 0 else 0.0
     high = special.betaincinv(successes + 1, failures, 1 - error) if failures > 0 else 1.0
     return float(low), float(high)
+
+
+def require() -> None:
+    """Raise MissingDependencyError where scipy is not installed."""
+    _special()
 
 
 def _special() -> Any:

@@ -9,8 +9,9 @@ it comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope.errors import RequestError
@@ -31,8 +32,33 @@ TaskName: TypeAlias = Literal[
     "divergence",
     "short-context",
     "kv-cache",
+    "arithmetic",
+    "tool-call",
+    "ordered-copies",
+    "graph-walk",
+    "code-bug",
+    "kv",
 ]
-ASKING: frozenset[TaskName] = frozenset({"needle", "passkey", "multikey", "ruler"})
+KV_TASKS: tuple[TaskName, ...] = (
+    *("divergence", "needle"),
+    *("arithmetic", "tool-call", "ordered-copies", "graph-walk", "code-bug"),
+    "kv-cache",
+)
+"""What the task `kv` stands for: all that tells whether a KV cache is safe."""
+
+
+def carried_out(tasks: Iterable[TaskName]) -> tuple[TaskName, ...]:
+    """Return the tasks to carry out, each once, with those that `kv` stands for in its place."""
+    each = (KV_TASKS if name == "kv" else (name,) for name in tasks)
+    return tuple(dict.fromkeys(chain.from_iterable(each)))
+
+
+ASKING: frozenset[TaskName] = frozenset(
+    {
+        *("needle", "passkey", "multikey", "ruler", "kv"),
+        *("arithmetic", "tool-call", "ordered-copies", "graph-walk", "code-bug"),
+    }
+)
 """The tasks whose prompts have the `format` of the settings."""
 FormatName: TypeAlias = Literal["auto", "chat", "completion"]
 """How a model is asked: `auto` is chat where the file has a chat template."""
@@ -40,6 +66,8 @@ SPLICED_SAMPLES = 4
 """Samples of a needle cell by default: in one prefill, each costs its needle and its question."""
 DEFAULT_DEPTHS = 11
 """Needle depths of a grid: 0, 10, ... 100 percent."""
+Cost: TypeAlias = Literal["cache", "scaling", "file"]
+"""What a model differs in from its base."""
 BaseKind: TypeAlias = Literal["reference", "original"]
 """What a task compares a model with. `reference`: the same scaling with an f16 cache, and for that
 itself the file as it stands. `original`: the model with no scaling added and an f16 cache."""
@@ -135,7 +163,7 @@ class TaskSettings:
         default=None,
         metadata={
             "help": "of each cell, with different needles; "
-            f"none: {SPLICED_SAMPLES} of a needle, 1 of other tasks"
+            f"none: {SPLICED_SAMPLES} of a needle, 16 of a damage task, 1 of other tasks"
         },
     )
     distractors: int = field(
@@ -226,9 +254,11 @@ class Coordinates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """What cells are compared with: its name, and how to open contexts of it."""
+    """What cells are compared with: its name, and how to open contexts of it. `cost_of` is what
+    the comparison is the cost of."""
 
     name: str
+    cost_of: Cost
     open_context: OpenContext
 
 
@@ -270,6 +300,12 @@ class TaskRequest:
         if self.planned is not None:
             self.planned(count)
 
+    @property
+    def base_notes(self) -> tuple[tuple[str, str], ...]:
+        """What the cells are compared with, for the record of each."""
+        base = self.required_base()
+        return ("base", base.name), ("cost of", base.cost_of)
+
     def required_base(self) -> Base:
         """Return the base. Raises RequestError where there is none to compare with."""
         if self.base is None:
@@ -285,7 +321,8 @@ class Task:
     that given cells take to evaluate. `run` yields the result of each cell as it is known, so that
     it can be stored before the next; a BackendError becomes the reason of the cells it concerns,
     and RequestError, where the job cannot be carried out, is raised before anything is evaluated.
-    `has_control` is whether a plan measures it within the native context of the unscaled model too.
+    `has_control` is whether a plan measures it within the native context of the unscaled model too,
+    in at most `control_tokens` where a shorter context tells what the model cannot do.
     """
 
     name: TaskName
@@ -294,6 +331,7 @@ class Task:
     run: Callable[[TaskRequest], Iterator[CellResult]]
     compares_with: BaseKind | None = None
     has_control: bool = False
+    control_tokens: int | None = None
 
     @property
     def contexts_at_once(self) -> int:

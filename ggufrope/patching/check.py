@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ggufrope.container.location import find_models, locate
+from ggufrope.container.location import find, find_models
+from ggufrope.container.remote import Place, RemoteFile
 from ggufrope.container.shards import needs_recovery
 from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.command import name_beside, patch_command
@@ -36,7 +37,7 @@ _TOLERANCE = 1e-6
 """Relative; keys and factors are stored as float32."""
 
 Name: TypeAlias = str | os.PathLike[str]
-"""A model file, a folder of them, `ollama:NAME` or `hf:OWNER/REPO/FILE`."""
+"""A model file, a folder of them, `ollama:NAME`, `hf:OWNER/REPO/FILE` or an `https:` address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class FileCheck:
     """
 
     name: str
-    path: Path
+    place: Place
     architecture: str | None
     context_length: int | None
     scaling: str | None
@@ -121,20 +122,25 @@ class CheckReport:
 def check(
     *names: Name,
     config: Name | None = None,
-    examine: Callable[[Path], Iterable[Finding]] | None = None,
+    examine: Callable[[Place], Iterable[Finding]] | None = None,
+    whole: bool = False,
 ) -> CheckReport:
     """Check model files, and all those in folders; `config` is a config.json to compare each with.
 
     `examine` yields further findings about a model that can be read, such as those of a proof.
+    `whole` permits a server to send a file from its start.
     Raises RequestError where no name is given or the config cannot be understood, FileError where
     it cannot be read, or a folder cannot, or has no model.
     """
     if not names:
         raise RequestError("nothing to check: name a file or a folder")
     said = None if config is None else _Config.read(Path(config))
-    found = {path: name for given in names for name, path in _expand(os.fspath(given))}
+    found: dict[Place, str] = {}
+    for given in names:
+        for name, place in _expand(os.fspath(given), whole=whole):
+            found[place] = name
     return CheckReport(
-        files=tuple(_check(name, path, said, examine) for path, name in found.items())
+        files=tuple(_check(name, place, said, examine) for place, name in found.items())
     )
 
 
@@ -152,44 +158,48 @@ class _Config:
         return cls(path=path, rope=read_config(path))
 
 
-def _expand(name: str) -> Iterable[tuple[str, Path]]:
+def _expand(name: str, *, whole: bool) -> Iterable[tuple[str, Place]]:
     """Return the models that a name means; one that is nowhere to be found stays as it is."""
     try:
-        path = locate(name)
+        place = find(name, whole=whole)
     except FileError:
         return [(name, Path(name))]
-    if not path.is_dir():
-        return [(name, path)]
-    found = find_models(path)
+    if isinstance(place, RemoteFile):
+        return [(str(place), place)]
+    if not place.is_dir():
+        return [(name, place)]
+    found = find_models(place)
     if not found:
-        raise FileError(f"{path}: no .gguf file in this folder or below it; name another folder")
+        raise FileError(f"{place}: no .gguf file in this folder or below it; name another folder")
     return [(os.fspath(each), each) for each in found]
 
 
 def _check(
     name: str,
-    path: Path,
+    place: Place,
     config: _Config | None,
-    examine: Callable[[Path], Iterable[Finding]] | None,
+    examine: Callable[[Place], Iterable[Finding]] | None,
 ) -> FileCheck:
     try:
-        locate(name)  # says why a store does not have it
-        found = inspect(path)
+        if not isinstance(place, RemoteFile):
+            find(name)  # says why a store does not have it
+        found = inspect(place)
     except (FileError, RequestError) as error:
-        return _unreadable(name, path, str(error))
+        return _unreadable(name, place, str(error))
     findings = list(found.findings)
-    if needs_recovery(path):
+    if isinstance(place, Path) and needs_recovery(place):
         findings.append(_unfinished())
     compared = None
     if config is not None and other_kind(found.model.header) is None:
-        compared = _against_config(found.model, config, name)
+        here = place.name_here if isinstance(place, RemoteFile) else name
+        compared = _against_config(found.model, config, here)
         findings += _config_findings(compared, config)
     if examine is not None:
-        findings += examine(path)
+        findings += examine(place)
     metadata = found.model.metadata
     return FileCheck(
         name=name,
-        path=path,
+        place=place,
         architecture=metadata.architecture,
         context_length=metadata.context_length,
         scaling=_scaling(found),
@@ -204,11 +214,11 @@ def _scaling(found: Inspection) -> str | None:
     return scaling_in_words(found.model.metadata) or "none"
 
 
-def _unreadable(name: str, path: Path, reason: str) -> FileCheck:
+def _unreadable(name: str, place: Place, reason: str) -> FileCheck:
     finding = Finding(code="unreadable", severity="error", key="", message=reason)
     return FileCheck(
         name=name,
-        path=path,
+        place=place,
         architecture=None,
         context_length=None,
         scaling=None,

@@ -23,6 +23,7 @@ from ggufrope.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ggufrope.container.ggml import KvTypes
     from ggufrope.patching.request import ScalingRequest
 
 FLAGS: Mapping[str, str] = MappingProxyType(
@@ -95,10 +96,24 @@ def compare_command(model: Path | str, schemes: Sequence[str], target_context: i
     return command_line("compare", path_word(model), *target, FLAGS["scaling"], ",".join(schemes))
 
 
-def serve_command(model: Path | str, context_tokens: int) -> str:
+def serve_command(
+    model: Path | str,
+    context_tokens: int,
+    kv: KvTypes | None = None,
+    flags: Sequence[str] = (),
+) -> str:
     """Return the shell command that serves `model` with llama.cpp's server, in a context of so many
-    tokens."""
-    return shlex.join(("llama-server", "-m", path_word(model), "-c", str(context_tokens)))
+    tokens, with these cache types and further `flags`."""
+    words = ["llama-server", "-m", path_word(model), "-c", str(context_tokens)]
+    if kv is not None and str(kv) != "f16":
+        words += ["--cache-type-k", kv.k, "--cache-type-v", kv.v]
+        words += ["--flash-attn", "on"] if kv.v != "f16" else []
+    return shlex.join((*words, *flags))
+
+
+def card_command(card: str, model: Path | str) -> str:
+    """Return the shell command that says whether `model` is the one that a card speaks of."""
+    return command_line("check", "--card", card, path_word(model))
 
 
 def search_command(model: Path | str, target_context: int) -> str:

@@ -376,9 +376,9 @@ class Composition:
     def _no_factors(self) -> str:
         declared = declared_scaling(self.start)
         return (
-            f"the file is already scaled ({declared}), and no keys that llama.cpp reads for "
-            f"{self.arch.name} put {named(self.request, self.target)} on top of that; it loads no "
-            f"factor tensors either. {instead(self.start, self.target)}, {DROP}"
+            f"the file is already scaled ({declared}), and no keys put "
+            f"{named(self.request, self.target)} on top of that; {self.arch.no_factors}. "
+            f"{instead(self.start, self.target)}, {DROP}"
         )
 
 

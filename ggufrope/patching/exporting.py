@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggufrope.container.remote import Place, RemoteFile
 from ggufrope.errors import RequestError
 from ggufrope.patching.command import patch_command
 from ggufrope.patching.compose import check_start, encode_request, patched
@@ -27,19 +28,21 @@ if TYPE_CHECKING:
 
 
 def export_model(
-    path: Path,
+    place: Place,
     tool: Tool,
     *,
     request: ScalingRequest | None = None,
     context_tokens: int | None = None,
 ) -> Export:
-    """Write the settings of the model at `path` for `tool`, or those that `request` means on it.
+    """Write the settings of the model at `place` for `tool`, or those that `request` means on it.
 
     Nothing is written to the file. `context_tokens` is the context to run at; None is the one that
     the file declares, or the request reaches. Raises RequestError where the request contradicts
     itself or the file, or does not start from the scaling that the file has.
     """
-    model = read_model(path)
+    model = read_model(place)
+    # What the commands of other tools name: a file on a server, when it is here.
+    path = Path(place.name) if isinstance(place, RemoteFile) else place
     wanted = None
     if request is not None and not request.is_file:
         wanted = _wanted(request, model.metadata, path, tool)

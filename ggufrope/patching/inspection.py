@@ -15,6 +15,7 @@ from pathlib import Path
 from ggufrope.container.checks import layout_findings
 from ggufrope.container.ggml import F16, F32, F64
 from ggufrope.container.reader import read_tensor
+from ggufrope.container.remote import Place, local
 from ggufrope.container.shards import ModelFiles, open_model
 from ggufrope.container.types import Header
 from ggufrope.errors import FileError
@@ -49,9 +50,14 @@ _OTHER_KINDS = {
 class StoredModel:
     """A model, of one file or split over several, and what it declares; weights stay on disk."""
 
-    path: Path
+    place: Place
     files: ModelFiles
     metadata: RopeMetadata
+
+    @property
+    def path(self) -> Path:
+        """The file on disk. Raises StorageError where it is on a server."""
+        return local(self.place)
 
     @property
     def header(self) -> Header:
@@ -86,22 +92,22 @@ class Inspection:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(place: Place) -> Iterator[None]:
     """Name the file in errors about what it declares, which know its keys alone."""
     try:
         yield
     except FileError as error:
-        if type(error) is not FileError or str(path) in str(error):
+        if type(error) is not FileError or str(place) in str(error):
             raise
-        raise FileError(f"{path}: {error}") from error
+        raise FileError(f"{place}: {error}") from error
 
 
-def read_model(path: Path) -> StoredModel:
+def read_model(place: Place) -> StoredModel:
     """Read the headers and factor tensors of a model.
 
-    Raises FileError, or RequestError where `path` is a later file of a split model.
+    Raises FileError, or RequestError where `place` is a later file of a split model.
     """
-    files = open_model(path)
+    files = open_model(place)
     factors: dict[str, tuple[float, ...]] = {}
     for shard in files.shards:
         for name in FACTOR_TENSORS:
@@ -109,25 +115,25 @@ def read_model(path: Path) -> StoredModel:
             if tensor is None or tensor.type not in _READABLE or name in factors:
                 continue
             if tensor.length <= _MAX_FACTOR_BYTES:
-                data = read_tensor(shard.path, shard.header, name)
+                data = read_tensor(shard.place, shard.header, name)
                 code = _READABLE[tensor.type]
                 count = len(data) // struct.calcsize(code)
                 factors[name] = struct.unpack(f"{shard.header.byte_order}{count}{code}", data)
     whole = replace(files.header, tensors=files.tensors)
     metadata = read_metadata(whole, factors)
     metadata = replace(metadata, trained=read_record(whole, metadata))
-    return StoredModel(path=path, files=files, metadata=metadata)
+    return StoredModel(place=place, files=files, metadata=metadata)
 
 
 def inspect(
-    path: Path, *, context_tokens: int | None = None, overrides: RopeOverrides | None = None
+    place: Place, *, context_tokens: int | None = None, overrides: RopeOverrides | None = None
 ) -> Inspection:
     """Return declared and effective RoPE of the file, and every finding about it.
 
     `context_tokens` is the context to predict for, the file's own by default. Raises FileError
     where the file is no model, RequestError where the context or an override makes no sense.
     """
-    model = read_model(path)
+    model = read_model(place)
     rotation: EffectiveRope | None = None
     refusal: str | None = None
     try:
@@ -168,7 +174,7 @@ def _findings(
             code=found.code,
             severity=found.severity,
             key=found.key,
-            message=f"{shard.path.name}: {found.message}" if len(shards) > 1 else found.message,
+            message=f"{shard.place.name}: {found.message}" if len(shards) > 1 else found.message,
         )
         for shard in shards
         for found in layout_findings(shard.header)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ggufrope.container.remote import Place
 from ggufrope.container.shards import ModelFiles, distribute, open_model, sibling_paths
 from ggufrope.container.store import StorePlan, execute_together, plan_store
 from ggufrope.container.strategies import Rejection, Strategy
@@ -117,7 +118,7 @@ class PatchReceipt:
 
 
 def plan_patch(
-    path: Path,
+    place: Place,
     request: ScalingRequest,
     *,
     output: Path | None = None,
@@ -125,26 +126,26 @@ def plan_patch(
     force: Collection[str] = (),
     reserve: int | None = None,
 ) -> PatchPlan:
-    """Plan to write `request` into the model at `path`: to `output`, or in place where it is None.
+    """Plan to write `request` into the model at `place`: to `output`, or in place where it is None.
 
     For a split model, `output` names the first file. `reserve` leaves that many bytes of header
     space for later edits. Nothing is written. Raises RequestError where the request contradicts
     itself, the file or the architecture, or does not start from the scaling that the file has;
     FileError where the file or its place forbids the edit.
     """
-    model = read_model(path)
+    model = read_model(place)
     check_growth(request, model.metadata)
     target, expression = encode_request(request, model.metadata)
     edits = edits_of(expression, model.header.byte_order)
     changed = describe(edits, model)
     if not changed and reserve is None:
-        raise RequestError(f"{path}: already declares exactly this; there is nothing to change")
+        raise RequestError(f"{place}: already declares exactly this; there is nothing to change")
     wanted = patched(model.metadata, expression)
     check_start(request, target, model.metadata, wanted)
     stores = tuple(
         plan_store(
-            shard.path,
-            plan_rewrite(shard.header, part, reserve=reserve if shard.path == path else None),
+            shard.place,
+            plan_rewrite(shard.header, part, reserve=reserve if shard.place == place else None),
             output=target_path,
             strategy=strategy,
             force=force,
@@ -281,15 +282,15 @@ def _files(
 
     In place only the files that change are written, as a copy all of them.
     """
-    parts = {shard.path: (shard, part) for shard, part in distribute(model.files, edits)}
+    parts = {shard.place: (shard, part) for shard, part in distribute(model.files, edits)}
     shards = model.files.shards
-    parts.setdefault(shards[0].path, (shards[0], Edits()))
+    parts.setdefault(shards[0].place, (shards[0], Edits()))
     if output is None:
         yield from ((shard, part, None) for shard, part in parts.values())
         return
     targets = sibling_paths(output, len(shards))
     for shard, target in reversed(tuple(zip(shards, targets, strict=True))):
-        yield shard, parts.get(shard.path, (shard, Edits()))[1], target
+        yield shard, parts.get(shard.place, (shard, Edits()))[1], target
 
 
 def edits_of(expression: Expression, order: ByteOrder) -> Edits:

@@ -22,13 +22,12 @@ from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ggufrope.rope.llamacpp import effective, file_base, number, rotary_dimensions
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.overrides import context_overrides
-from ggufrope.rope.trained import declared_scaling, trained_state
+from ggufrope.rope.trained import declared_scaling, trained_context, trained_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ggufrope.patching.request import Target
-    from ggufrope.rope.architectures import Architecture
     from ggufrope.rope.effective import LayerGroup
     from ggufrope.rope.frequencies import Frequencies
     from ggufrope.rope.scaling import RopeScaling
@@ -81,16 +80,24 @@ class Rotation:
 
 
 def rotation_of(
-    metadata: RopeMetadata, *, target_context: int, original_context: int | None = None
+    metadata: RopeMetadata,
+    *,
+    target_context: int,
+    original_context: int | None = None,
+    within: bool = False,
 ) -> Rotation:
     """Return the rotation of the model that declares `metadata`.
 
-    Raises RequestError where the target is not above the original context, FileError where the file
-    does not rotate or llama.cpp does not know its architecture.
+    Raises RequestError where the target is not above the original context, unless it may be
+    `within` it, and FileError where the file does not rotate or llama.cpp does not know its
+    architecture.
     """
     request = ScalingRequest(
         scaling="yarn", target_context=target_context, original_context=original_context
     )
+    trained = trained_context(metadata)
+    if within and trained is not None and target_context <= trained.tokens:
+        return _within(metadata, target_context, trained.tokens)
     target = resolve(request, metadata)
     if target.context_length <= target.original_context:
         raise RequestError(
@@ -101,6 +108,24 @@ def rotation_of(
     original = target.original_context
     if metadata.tensor(ROPE_FACTORS_LONG) is not None and original_context is None:
         original = metadata.original_context or original
+    found = _plain_rotation(metadata, original, target.context_length)
+    native = None if raises_factor(request, metadata) else _native(metadata)
+    return replace(found, native=native)
+
+
+def _within(metadata: RopeMetadata, target_context: int, trained_tokens: int) -> Rotation:
+    """The rotation of a model that is to stay in its trained context."""
+    declared = declared_scaling(trained_state(metadata))
+    if declared is not None:
+        raise RequestError(
+            f"the file is scaled ({declared}), with an attention factor that goes with it: within "
+            f"its trained context of {trained_tokens} tokens there is nothing to search for"
+        )
+    return _plain_rotation(metadata, trained_tokens, target_context)
+
+
+def _plain_rotation(metadata: RopeMetadata, original: int, target: int) -> Rotation:
+    """Plain RoPE of the file's base."""
     arch = architecture(metadata.architecture)
     n_rot = rotary_dimensions(metadata, arch)
     if n_rot < 4:
@@ -111,8 +136,7 @@ def rotation_of(
         n_rot=n_rot,
         base=number(file_base(metadata, arch)),
         original_context=original,
-        target_context=target.context_length,
-        native=None if raises_factor(request, metadata) else _native(metadata, arch),
+        target_context=target,
     )
 
 
@@ -163,7 +187,7 @@ def _alike(predicted: LayerGroup, expected: Frequencies | LayerGroup) -> bool:
     )
 
 
-def _native(metadata: RopeMetadata, arch: Architecture) -> tuple[float, ...] | None:
+def _native(metadata: RopeMetadata) -> tuple[float, ...] | None:
     """The factors over plain RoPE that the file's own scaling amounts to in its short contexts,
     None where it has none."""
     tensor = metadata.tensor(ROPE_FREQS) or metadata.tensor(ROPE_FACTORS_SHORT)
@@ -175,6 +199,7 @@ def _native(metadata: RopeMetadata, arch: Architecture) -> tuple[float, ...] | N
     whole = next((group for group in groups if group.name == "global"), None)
     if whole is None:
         return None
+    arch = architecture(metadata.architecture)
     plain = plain_frequencies(whole.n_rot, number(file_base(metadata, arch)))
     pairs = zip(plain, whole.inverse_frequencies, strict=True)
     return single(min(theta / own, STILL) if own > 0 else STILL for theta, own in pairs)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ggufrope._format import safe
+from ggufrope.container.remote import Place, RemoteFile
 
 if TYPE_CHECKING:
     from ggufrope.patching.check import CheckReport, FileCheck
@@ -54,7 +55,7 @@ def _result(file: FileCheck, finding: Finding, codes: list[str], base: Path) -> 
     # A GGUF file has no lines; GitHub's code scanning shows no result without one.
     place: dict[str, Any] = {
         "physicalLocation": {
-            "artifactLocation": artifact(file.path, base),
+            "artifactLocation": artifact(file.place, base),
             "region": {"startLine": 1},
         }
     }
@@ -75,9 +76,11 @@ def _message(text: str) -> str:
     return safe(text).replace("{", "{{").replace("}", "}}").replace("](", "] (")
 
 
-def artifact(path: Path, base: Path) -> dict[str, str]:
-    """Return the artifactLocation of a path: relative to `base` below it, else as a file URI."""
-    whole = Path(os.path.abspath(path))  # noqa: PTH100  # without following links, as it was named
+def artifact(place: Place, base: Path) -> dict[str, str]:
+    """Return the artifactLocation of a file: relative to `base` below it, else as a URI."""
+    if isinstance(place, RemoteFile):
+        return {"uri": quote(str(place), safe="/:")}
+    whole = Path(os.path.abspath(place))  # noqa: PTH100  # without following links, as it was named
     try:
         relative = whole.relative_to(base)
     except ValueError:

@@ -19,6 +19,7 @@ from ggufrope.evals.thresholds import LIMITS
 from ggufrope.evals.verdict import Check, worst
 from ggufrope.patching.command import name_beside, patch_command
 from ggufrope.patching.request import ScalingRequest
+from ggufrope.report.caches import CacheAnswer, cache_answers
 
 if TYPE_CHECKING:
     from ggufrope.report.evidence import SettingVerdict
@@ -71,7 +72,7 @@ class Reach:
 class Conclusion:
     """What a run says. `judged` is what a setting has to pass to hold, None where no threshold
     applies. `headline` is the answer in a sentence. `settings` are ranked, those of each model
-    together. `decide` says what would decide what is undecided."""
+    together. `decide` says what would decide what is undecided. `caches` answer the task `kv`."""
 
     headline: str
     judged: str | None
@@ -79,6 +80,7 @@ class Conclusion:
     passed: bool
     settings: tuple[Reach, ...]
     decide: tuple[str, ...]
+    caches: tuple[CacheAnswer, ...] = ()
 
     @property
     def best(self) -> tuple[Reach, ...]:
@@ -104,6 +106,13 @@ def conclude(report: RunReport) -> Conclusion:
         ]
         answer = _answer(report, found, entries, names)
         answers.append(f"{model.file.name}: {answer}" if len(report.models) > 1 else answer)
+    caches = cache_answers(report)
+    if caches:
+        several = len(caches) > 1
+        answers = [
+            f"{each.model} · {each.scaling}: {each.sentence}" if several else each.sentence
+            for each in caches
+        ]
     return Conclusion(
         headline=("" if report.complete else "the run is not complete; ")
         + (
@@ -114,7 +123,8 @@ def conclude(report: RunReport) -> Conclusion:
         outcome=report.outcome,
         passed=report.passed,
         settings=tuple(settings),
-        decide=tuple(_decide(report, settings)),
+        decide=(*_decide(report, settings), *(way for each in caches for way in each.decide)),
+        caches=caches,
     )
 
 
@@ -181,7 +191,7 @@ def _judged(report: RunReport, names: Sequence[str]) -> str | None:
     if not names or names[0] not in _RECALL:
         return "every check" if names else None
     tasks = dict.fromkeys(row.title for row in report.summary if row.task in LIMITS["recall"])
-    at = report.plan.thresholds
+    at = report.plan.limits
     limits = [f"at least {at.recall:.0%}"] if at.recall is not None else []
     if at.recall_share is not None:
         limits.append(f"at least {at.recall_share:.0%} of the unscaled model's")
@@ -359,7 +369,7 @@ def _answer_of_checks(report: RunReport, entries: Sequence[SettingVerdict]) -> s
     if outcome is not None:
         reasons = [check.reason for check in checks if check.outcome == outcome != "pass"]
         return f"{_VERBS[outcome]}: {reasons[0]}" if reasons else "every check passes"
-    tasks, at = set(report.plan.tasks), report.plan.thresholds
+    tasks, at = set(report.plan.measured), report.plan.limits
     limits = [
         f"`{name}`"
         for name, its in LIMITS.items()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import ceil, fsum, hypot, log
 from typing import TYPE_CHECKING
 
+from ggufrope.evals.puzzles import DAMAGE_TASKS
 from ggufrope.evals.recall import estimate, would_decide
 from ggufrope.evals.results import Cell, CellResult, Metric
 from ggufrope.evals.stats import ALPHA, Proportion, exact_interval
@@ -25,7 +26,7 @@ from ggufrope.evals.verdict import (
     Verdict,
     judge,
 )
-from ggufrope.report.summary import by_row, combine, recall_cells
+from ggufrope.report.summary import SummaryRow, by_row, combine, recall_cells, summarize
 
 if TYPE_CHECKING:
     from ggufrope.runs.models import ModelFile
@@ -69,7 +70,7 @@ def judge_settings(
             model=model,
             scaling=scaling,
             kv=kv,
-            verdict=judge(_evidence(judged, controls, plan, known[model]), plan.thresholds),
+            verdict=judge(_evidence(judged, controls, plan, known[model]), plan.limits),
         )
         for (model, scaling, kv), judged in settings.items()
     )
@@ -78,8 +79,8 @@ def judge_settings(
 def too_few_needles(plan: RunPlan) -> str | None:
     """Say that no recall can pass, however good, where the plan asks for too few whole prompts, and
     how many more it takes; None where it can."""
-    minimum = plan.thresholds.recall
-    if minimum is None or not set(plan.tasks) & set(LIMITS["recall"]):
+    minimum = plan.limits.recall
+    if minimum is None or not set(plan.measured) & set(LIMITS["recall"]):
         return None
     needed = would_decide(estimate(()), minimum)
     per_sample = len(plan.depth_percents)  # each seed is a job, which decides by itself
@@ -141,6 +142,15 @@ def _controls(rows: Iterable[_Row], models: Mapping[str, ModelFile]) -> dict[tup
     return found
 
 
+def control_rows(
+    results: Iterable[CellResult], models: Iterable[ModelFile]
+) -> tuple[SummaryRow, ...]:
+    """Return what the recall of each model and task is compared with, as rows of a summary."""
+    rows = [_Row(results=group) for group in by_row(results)]
+    found = _controls(rows, {model.name: model for model in models})
+    return tuple(row for each in found.values() for row in summarize(each.results))
+
+
 def _evidence(
     judged: Sequence[_Row],
     controls: Mapping[tuple[str, str], _Row],
@@ -148,6 +158,7 @@ def _evidence(
     model: ModelFile,
 ) -> Evidence:
     """Return what the rows of one setting show."""
+    kv = judged[0].axes.kv
 
     def of(*tasks: str) -> list[_Row]:
         found = [row for row in judged if row.axes.task in tasks]
@@ -184,22 +195,24 @@ def _evidence(
             )
             for row in of("short-context")
         ),
-        unscored=dict(_unscored(judged)),
+        # Of the caches that `kv` compares, one that does not run is an answer, not a failure.
+        unscored={} if plan.answers_kv and kv != "f16" else dict(_unscored(judged)),
     )
 
 
 def _unscored(rows: Iterable[_Row]) -> Iterator[tuple[Place, str]]:
     """Yield the places where cells were requested and have no score, with how many and why.
 
-    Skipped cells count where their place has no score at all. Those of RULER never do: a task that
-    does not fit into a length is not measured there.
+    Skipped cells count where their place has no score at all. Those of RULER and of puzzles never
+    do: a task that does not fit into a length is not measured there.
     """
+    may_not_fit = {"ruler", *DAMAGE_TASKS}
     places: dict[Place, list[CellResult]] = {}
     for row in rows:
         places.setdefault(row.place, []).extend(row.results)
     for place, results in places.items():
         missing = [result for result in results if result.status in ("error", "unsupported")]
-        if place.task != "ruler" and all(result.status == "skipped" for result in results):
+        if place.task not in may_not_fit and all(result.status == "skipped" for result in results):
             missing = results
         if missing:
             reason = missing[0].reason or "no reason recorded"

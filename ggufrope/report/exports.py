@@ -150,7 +150,7 @@ def to_junit(report: RunReport) -> str:
     and one that this build cannot run is skipped. A measured cell passes whatever its score: the
     checks of the verdict judge the scores.
     """
-    suites = ElementTree.Element("testsuites", name=_xml(report.plan.name))
+    suites = ElementTree.Element("testsuites", name=xml_text(report.plan.name))
     groups: dict[tuple[str, str, str, str], list[CellResult]] = {}
     for result in report.cells:
         cell = result.cell
@@ -213,14 +213,15 @@ def _verdict_suite(report: RunReport) -> ElementTree.Element:
         case = ElementTree.SubElement(
             suite,
             "testcase",
-            classname=_xml(f"verdict · {label}"),
+            classname=xml_text(f"verdict · {label}"),
             name=f"{check.task} {check.name} at {check.context_tokens} tokens",
             time=_seconds(0.0),
         )
         if check.outcome == "fail":
-            ElementTree.SubElement(case, "failure", type="fail", message=_xml(check.reason))
+            ElementTree.SubElement(case, "failure", type="fail", message=xml_text(check.reason))
         elif check.outcome == "undecided":
-            message = _xml("undecided: " + "; ".join(filter(None, (check.reason, check.decide))))
+            reasons = "; ".join(filter(None, (check.reason, check.decide)))
+            message = xml_text(f"undecided: {reasons}")
             if allowed:
                 ElementTree.SubElement(case, "skipped", message=message)
             else:
@@ -231,7 +232,7 @@ def _verdict_suite(report: RunReport) -> ElementTree.Element:
 def _suite(name: str, results: list[CellResult]) -> ElementTree.Element:
     suite = ElementTree.Element(
         "testsuite",
-        name=_xml(name),
+        name=xml_text(name),
         tests=str(len(results)),
         failures="0",
         errors=str(sum(result.status == "error" for result in results)),
@@ -242,17 +243,17 @@ def _suite(name: str, results: list[CellResult]) -> ElementTree.Element:
         case = ElementTree.SubElement(
             suite,
             "testcase",
-            classname=_xml(name),
-            name=_xml(result.cell.label),
+            classname=xml_text(name),
+            name=xml_text(result.cell.label),
             time=_seconds(result.elapsed_seconds or 0.0),
         )
         if result.status != "ok":
             kind = "error" if result.status == "error" else "skipped"
             reason = result.reason or result.status
-            ElementTree.SubElement(case, kind, message=_xml(reason))
+            ElementTree.SubElement(case, kind, message=xml_text(reason))
         elif result.metrics:
             output = ElementTree.SubElement(case, "system-out")
-            output.text = _xml("\n".join(f"{m.name} {m.value}" for m in result.metrics))
+            output.text = xml_text("\n".join(f"{m.name} {m.value}" for m in result.metrics))
     return suite
 
 
@@ -260,7 +261,7 @@ def _seconds(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _xml(text: str) -> str:
+def xml_text(text: str) -> str:
     """Return text with the characters that XML 1.0 cannot represent replaced."""
     return _NOT_XML.sub("\ufffd", text)
 

@@ -272,7 +272,7 @@ def _problems(report: RunReport) -> list[list[str | Content]]:
             f"{' and '.join(parts)} of that with f16: this build may lack a fast kernel for this "
             "cache type"
         )
-        where = f"{slow.model} · {slow.scaling} · {slow.kv} · {slow.context_tokens:,} tokens"
+        where = f"{slow.model} · {slow.kv} · {slow.context_tokens:,} tokens"
         rows.append(("slow", where, len(slow.shares), reason))
     return [
         [status, where, {"text": f"{cells:,}", "style": "number"}, reason]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-SHARES = frozenset({"recall", "top_ranked"})
+SHARES = frozenset({"recall", "exact", "valid", "top_ranked"})
 """Metrics that are 0 or 1 in a cell, and therefore a share, with Wilson's interval, over cells."""
 
 
@@ -36,6 +36,13 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
                 name="recall",
                 title="recall",
                 meaning="share of needles that whole prompts answer exactly",
+                format=".0%",
+                better=1,
+            ),
+            MetricInfo(
+                name="exact",
+                title="exact",
+                meaning="share of puzzles that are answered exactly",
                 format=".0%",
                 better=1,
             ),

@@ -59,7 +59,9 @@ def overview(report: RunReport) -> Overview:
     found = conclude(report)
     rows = []
     for reach in found.settings:
-        values = (_shown(of.get((reach.model, reach.scaling, reach.kv))) for _, of in columns)
+        values = (
+            with_interval(of.get((reach.model, reach.scaling, reach.kv))) for _, of in columns
+        )
         holds_to = "–" if reach.holds_to is None else f"{reach.holds_to:,}"
         setting = (reach.model, reach.title, reach.kv)[hidden:]
         rows.append((*setting, *values, holds_to, reach.outcome or "–"))
@@ -72,7 +74,10 @@ def overview(report: RunReport) -> Overview:
         rows=tuple(rows),
         legend=(*_bases(report), "95 % intervals in parentheses"),
         facts=(lead(report), *_origins(report)),
-        commands=tuple(reach.keep for reach in found.settings if reach.keep),
+        commands=(
+            *(reach.keep for reach in found.settings if reach.keep),
+            *dict.fromkeys(command for each in found.caches for command in each.commands),
+        ),
     )
 
 
@@ -141,12 +146,13 @@ def bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {plain(line)}" for line in lines) if len(lines) != 1 else plain(lines[0])
 
 
-def code_block(lines: Sequence[str]) -> str:
-    """Return lines of a shell as a block of code in Markdown, nothing for no lines."""
+def code_block(lines: Sequence[str], *, language: str = "sh") -> str:
+    """Return lines of a shell, or of another language, as a block of code in Markdown; nothing for
+    no lines."""
     text = safe("\n".join(lines))
     runs = (len(run) for run in re.findall("`+", text))
     fence = "`" * max(3, *(run + 1 for run in runs), 0)
-    return f"{fence}sh\n{text}\n{fence}" if lines else ""
+    return f"{fence}{language}\n{text}\n{fence}" if lines else ""
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -197,7 +203,7 @@ def _bases(report: RunReport) -> Iterator[str]:
         yield f"cost of the {base}: divergence {views.BASES[base]}, nat per token"
 
 
-def _shown(metric: Metric | None) -> str:
+def with_interval(metric: Metric | None) -> str:
     """Return a metric with its 95 % interval, where it has one."""
     if metric is None or metric.value is None:
         return "–"

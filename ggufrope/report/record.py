@@ -126,7 +126,8 @@ def run(
     """Carry out `plan`, keep every result in `folder`, and return the report.
 
     The same call resumes a run that was interrupted. Without a `transport` the work is done in this
-    process, on models that `open_model` opens, by default with llama.cpp. With a `selection`
+    process, on models that `open_model` opens, by default with llama.cpp; a plan with RPC servers
+    goes to a worker process, which llama.cpp may end. With a `selection`
     only the jobs it chooses are done and reported. `on_cell` is called with each cell as it
     finishes, `progress` with tokens evaluated in this process. A job that fails is recorded.
 
@@ -134,8 +135,10 @@ def run(
     cannot be carried out, or the folder holds the run of another plan or is in use.
     """
     from ggufrope.backends import open_model as open_in_llama
-    from ggufrope.runs.driver import InlineTransport, drive, open_run
+    from ggufrope.runs.driver import InlineTransport, ProcessTransport, drive, open_run
 
+    if transport is None and open_model is None and plan.runtime.rpc:
+        transport = ProcessTransport()
     with open_run(plan, folder) as store:
         workers = transport or InlineTransport(open_model or open_in_llama, progress=progress)
         drive(store, workers, selection=selection, on_cell=on_cell)

@@ -11,6 +11,7 @@ from ggufrope.report.html import render
 from ggufrope.report.overview import bullets, code_block, markdown_table, plain
 from ggufrope.report.pictures import framed
 from ggufrope.report.views import Series
+from ggufrope.search.result import SHOWN_NAMES
 
 if TYPE_CHECKING:
     from ggufrope.report.charts import Spec
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 _FACTORS = "What each pair of dimensions is divided by"
 _LOSSES = "Loss of the candidates of the screening"
-_HEADS = ("scheme", "recall", "loss ± standard error, nat per token")
+_HEADS = ("scheme", "asked", "recall", "loss ± standard error, nat per token")
+_FINALS_COLUMNS = 4
+_FINALS_LEGEND = "front: no finalist is better at one length and as good at the other."
 
 
 def to_html(result: SearchResult) -> str:
@@ -34,17 +37,43 @@ def to_html(result: SearchResult) -> str:
 
 def to_markdown(result: SearchResult) -> str:
     """Return what the search found as Markdown: the conclusion, the holdout, and how to go on."""
-    comparison = result.holdout[0]
+    heads, rows = finals_table(result)
+    judged = [markdown_table(heads, rows)]
+    if result.holdout:
+        comparison = result.holdout[0]
+        judged = [markdown_table(_HEADS, _rows(comparison)), plain(_difference(comparison))]
     return "\n\n".join(
         (
             f"## {plain(_title(result))}",
             bullets(_conclusion(result)),
-            markdown_table(_HEADS, _rows(comparison)),
-            plain(_difference(comparison)),
-            code_block((result.patch_command,)),
+            *judged,
+            *([code_block(commands)] if (commands := _commands(result)) else []),
             plain(_lead(result)) + "\n",
         )
     )
+
+
+def finals_table(result: SearchResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the finals as text: heads, and a row for each finalist.
+
+    The losses at two lengths, and who is on the front of both, only where candidates were judged
+    by both.
+    """
+    two = any(each.original_loss is not None for each in result.finals)
+    name = SHOWN_NAMES[result.to_beat]
+    heads = ["scheme", "haystacks", "loss, nat/token", f"against {name}"]
+    if two:
+        lengths = result.rotation.target_context, result.rotation.original_context
+        heads += [*(f"at {length:,}" for length in lengths), "front"]
+    rows = []
+    for each in result.finals:
+        row = [each.name, f"{each.haystacks}", f"{each.loss:.4f}", f"{each.difference:+.4f}"]
+        if two:
+            losses = each.target_loss, each.original_loss
+            row += ["–" if loss is None else f"{loss:.4f}" for loss in losses]
+            row.append("yes" if each.on_front else "")
+        rows.append(tuple(row))
+    return tuple(heads), rows
 
 
 def picture(result: SearchResult) -> Spec:
@@ -57,38 +86,74 @@ def picture(result: SearchResult) -> Spec:
 
 
 def _page(result: SearchResult, draw: Draw) -> Content:
-    badge = ("pass", "The search wins") if result.won else ("open", "Keep YaRN")
-    flags = " ".join(result.flags)
+    keep = f"Keep {SHOWN_NAMES[result.to_beat]}"
+    badge = ("pass", "The search wins") if result.won else ("open", keep)
+    heads, finals = finals_table(result)
     return {
         "title": _title(result),
         "lead": _lead(result),
         "badge": {"style": badge[0], "text": badge[1]},
         "conclusion": _conclusion(result),
-        "keep": (result.patch_command, *([f"# at run time: {flags}"] if flags else [])),
+        "keep": _commands(result),
         "charts": [
             {"title": _FACTORS, "svg": draw(_factors(result), f"{_FACTORS}: {result.file}")},
             {"title": _LOSSES, "svg": draw(_losses(result), f"{_LOSSES}: {result.file}")},
         ],
         "comparisons": [
             {
-                "title": f"{what}, {comparison.fitness}",
-                "heads": [_HEADS[0], *({"text": head, "style": "number"} for head in _HEADS[1:])],
+                "title": "Finals, on haystacks of the search",
+                "heads": [heads[0], *({"text": head, "style": "number"} for head in heads[1:])],
                 "rows": [
                     [name, *({"text": value, "style": "number"} for value in values)]
-                    for name, *values in _rows(comparison)
+                    for name, *values in finals
                 ],
-                "text": _difference(comparison),
-            }
-            for what, comparisons in (
-                ("Holdout", result.holdout),
-                ("Short contexts", result.short_context),
-            )
-            for comparison in comparisons
+                "text": _FINALS_LEGEND if len(heads) > _FINALS_COLUMNS else "",
+            },
+            *(
+                {
+                    "title": f"{what}, {comparison.fitness}",
+                    "heads": [
+                        _HEADS[0],
+                        *({"text": head, "style": "number"} for head in _HEADS[1:]),
+                    ],
+                    "rows": [
+                        [name, *({"text": value, "style": "number"} for value in values)]
+                        for name, *values in _rows(comparison)
+                    ],
+                    "text": _difference(comparison),
+                }
+                for what, comparisons in (
+                    ("Holdout", result.holdout),
+                    ("Short contexts", result.short_context),
+                )
+                for comparison in comparisons
+            ),
         ],
-        "searched": "" if result.won else result.searched_command,
+        "searched": "" if result.won else searched_commands(result),
         "settings": json.dumps(result.search, indent=1),
         "footer": f"Search schema {result.schema}.",
     }
+
+
+def searched_commands(result: SearchResult) -> str:
+    """Return the commands for the searched scheme, one per line."""
+    both = (result.searched_patch_command, result.searched_serve_command)
+    return "\n".join(command for command in both if command)
+
+
+def _commands(result: SearchResult) -> tuple[str, ...]:
+    """The commands to go on with."""
+    commands = [result.patch_command] if result.patch_command else []
+    if result.serve_command:
+        lead = f"# {instead(result)}: " if commands else ""
+        commands.append(lead + result.serve_command)
+    return tuple(commands)
+
+
+def instead(result: SearchResult) -> str:
+    """Return what is said before the command that runs the file with flags."""
+    alike = ", which changes short contexts too" if result.short else ""
+    return f"or with the file as it is{alike}"
 
 
 def _title(result: SearchResult) -> str:
@@ -98,7 +163,7 @@ def _title(result: SearchResult) -> str:
 def _lead(result: SearchResult) -> str:
     native = result.rotation.original_context
     return (
-        f"Original context {native:,} tokens. {len(result.history):,} candidates in "
+        f"Original context {native:,} tokens. {len(result.history):,} evaluations in "
         f"{duration(result.seconds)}."
     )
 
@@ -109,7 +174,7 @@ def _conclusion(result: SearchResult) -> tuple[str, ...]:
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    return [(score.name, *_score(score)) for score in comparison.scores]
+    return [(score.name, score.asked, *_score(score)) for score in comparison.scores]
 
 
 def _score(score: SchemeScore) -> tuple[str, str]:
@@ -126,7 +191,7 @@ def _difference(comparison: Comparison) -> str:
     found = comparison.difference
     return (
         f"{comparison.scores[0].name} against {comparison.against}: {found.value:+.4f} nat per "
-        f"token (95 %: {found.low:+.4f} to {found.high:+.4f}), {found.verdict}"
+        f"token (95 %: {found.low:+.4f} to {found.high:+.4f}), {comparison.verdict}"
     )
 
 
@@ -140,7 +205,9 @@ def _factors(result: SearchResult) -> Spec:
 
 def _losses(result: SearchResult) -> Spec:
     screened = [
-        (float(step.number), step.loss) for step in result.history if step.stage == "screening"
+        (float(step.number), step.loss)
+        for step in result.history
+        if step.stage == "screening" and step.haystack == 0
     ]
     return _lines({"screening": screened}, x="candidate", y="loss, nat per token")
 

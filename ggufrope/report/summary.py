@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from ggufrope.evals import recall
 from ggufrope.evals.recall import RecallCell, RecallEstimate
 from ggufrope.evals.results import CellResult, Metric, estimate
 from ggufrope.evals.stats import Proportion, mean, proportion
+from ggufrope.evals.task import Cost
 from ggufrope.evals.thresholds import LIMITS
 from ggufrope.report.metrics import SHARES
 
@@ -21,7 +23,8 @@ class SummaryRow:
     """The combined result of the cells of one row.
 
     `cells` counts all cells, `scored` those with a score, `skipped` those that were not needed.
-    `control` rows are of the unscaled model within its native context, for comparison.
+    `control` rows are of the unscaled model within its native context, for comparison. `base` is
+    what the cells are compared with, `cost_of` what that comparison is the cost of.
     """
 
     model: str
@@ -36,6 +39,8 @@ class SummaryRow:
     skipped: int
     metrics: tuple[Metric, ...]
     elapsed_seconds: float
+    base: str | None = None
+    cost_of: Cost | None = None
 
     @property
     def title(self) -> str:
@@ -84,6 +89,7 @@ def _row(group: list[CellResult]) -> SummaryRow:
     if cell.task in LIMITS["recall"] and scored:
         found = recall.estimate(recall_cells(scored))
         metrics = [*_recall_metrics(found), *(m for m in metrics if m.name != "recall")]
+    notes = next((dict(result.notes) for result in group if result.notes), {})
     return SummaryRow(
         model=cell.model,
         scaling=cell.scaling,
@@ -97,6 +103,8 @@ def _row(group: list[CellResult]) -> SummaryRow:
         skipped=sum(result.status == "skipped" for result in group),
         metrics=tuple(metrics),
         elapsed_seconds=sum(result.elapsed_seconds or 0.0 for result in group),
+        base=notes.get("base"),
+        cost_of=cast("Cost | None", notes.get("cost of")),
     )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING
 
-from ggufrope.evals.kv_cache import DECODED_TOKENS, prefilled_tokens
 from ggufrope.evals.perplexity import CURVE
 from ggufrope.evals.results import NOT_NEEDED, CellResult, Metric
 from ggufrope.evals.ruler.specs import effective_length, effective_length_by_share
@@ -29,13 +28,12 @@ QUALITIES = (
 """Task and metric that measure the quality of a cache type, the most telling first."""
 SLOW = 0.5
 """Share of the speed of f16 below which a cache type is reported as slow."""
-SHORTEST_TIMING = 0.5
-"""Seconds that must have been measured to call something slow: less is noise."""
 BASES = {
     "cache": "from an f16 cache under the same scaling",
     "scaling": "from the file as it is, with an f16 cache",
+    "file": "from another file, with an f16 cache",
 }
-"""What a divergence costs, and from which base it is measured."""
+"""What a divergence is the cost of, and from which base it is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,13 +105,6 @@ class Speed:
     metric: str
     tokens_per_second: float
 
-    @property
-    def seconds(self) -> float:
-        """How long the measurement took."""
-        decode = self.metric == "decode_tokens_per_second"
-        tokens = DECODED_TOKENS if decode else prefilled_tokens(self.context_tokens)
-        return tokens / self.tokens_per_second
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RulerScores:
@@ -135,10 +126,10 @@ class RulerScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slow:
-    """A cache type much slower than f16 at a context: its shares of f16's speeds, by metric."""
+    """A cache type much slower than f16 at a context: its shares of f16's speeds, by metric, the
+    lowest of all scalings."""
 
     model: str
-    scaling: str
     kv: str
     context_tokens: int
     shares: tuple[tuple[str, float], ...]
@@ -146,7 +137,7 @@ class Slow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Cells of one job that have no score for the same reason."""
+    """Cells of one task that have no score for the same reason, with whichever caches."""
 
     status: str
     where: str
@@ -167,7 +158,7 @@ def divergence_base(row: SummaryRow) -> str | None:
     """Return which of BASES the divergences of a row are measured from, None where it has none."""
     if row.task != "divergence":
         return None
-    return "scaling" if row.kv == "f16" else "cache"
+    return row.cost_of or ("scaling" if row.kv == "f16" else "cache")
 
 
 def heatmaps(report: RunReport) -> tuple[Heatmap, ...]:
@@ -245,7 +236,7 @@ def tradeoffs(report: RunReport) -> tuple[Tradeoff, ...]:
         for row in sorted(report.summary, key=lambda row: row.context_tokens):
             metric = row.metric(quality)
             known = metric is not None and metric.value is not None
-            ours = row.task == task and divergence_base(row) != "scaling" and not row.control
+            ours = row.task == task and divergence_base(row) in (None, "cache") and not row.control
             if metric is not None and known and ours:
                 quality_of[_setting(row)] = metric
         if quality_of:
@@ -290,24 +281,22 @@ def at_longest(measured: Iterable[Speed]) -> tuple[Speed, ...]:
 
 
 def slow_caches(report: RunReport) -> tuple[Slow, ...]:
-    """Return the cache types below SLOW times a speed of f16, everything else equal.
+    """Return the cache types below SLOW times a speed of f16, everything else equal, each once.
 
-    Only the longest context counts, and only what took SHORTEST_TIMING seconds or more.
+    Only the longest context counts.
     """
     measured = at_longest(speeds(report))
     base = {_place(speed): speed.tokens_per_second for speed in measured if speed.kv == "f16"}
-    slow: dict[tuple[str, str, str, int], list[tuple[str, float]]] = {}
+    slow: dict[tuple[str, str, int], dict[str, float]] = {}
     for speed in measured:
         reference = base.get(_place(speed))
-        if reference is None or speed.seconds < SHORTEST_TIMING:
-            continue
-        share = speed.tokens_per_second / reference
-        if share < SLOW:
-            setting = (speed.model, speed.scaling, speed.kv, speed.context_tokens)
-            slow.setdefault(setting, []).append((speed.metric, share))
+        if reference is not None and speed.tokens_per_second < SLOW * reference:
+            share = speed.tokens_per_second / reference
+            shares = slow.setdefault((speed.model, speed.kv, speed.context_tokens), {})
+            shares[speed.metric] = min(share, shares.get(speed.metric, share))
     return tuple(
-        Slow(model=model, scaling=scaling, kv=kv, context_tokens=context, shares=tuple(shares))
-        for (model, scaling, kv, context), shares in slow.items()
+        Slow(model=model, kv=kv, context_tokens=context, shares=tuple(shares.items()))
+        for (model, kv, context), shares in slow.items()
     )
 
 
@@ -323,17 +312,21 @@ def ruler_scores(report: RunReport) -> tuple[RulerScores, ...]:
 
 
 def problems(report: RunReport) -> tuple[Problem, ...]:
-    """Return the cells without a score, grouped by job and reason; not those that need none."""
-    counts: dict[tuple[str, str, str], int] = {}
+    """Return the cells without a score, grouped by task and reason; not those that need none."""
+    found: dict[tuple[str, str, str, str, str], list[str]] = {}
     for result in report.cells:
         if result.status != "ok" and result.reason != NOT_NEEDED:
-            cell = result.cell
-            where = " · ".join((cell.model, cell.scaling, cell.kv, cell.task))
-            key = (result.status, where, result.reason or "no reason recorded")
-            counts[key] = counts.get(key, 0) + 1
+            cell, reason = result.cell, result.reason or "no reason recorded"
+            key = (result.status, reason, cell.model, cell.scaling, cell.task)
+            found.setdefault(key, []).append(cell.kv)
     return tuple(
-        Problem(status=status, where=where, cells=cells, reason=reason)
-        for (status, where, reason), cells in counts.items()
+        Problem(
+            status=status,
+            where=" · ".join((model, scaling, ", ".join(dict.fromkeys(caches)), task)),
+            cells=len(caches),
+            reason=reason,
+        )
+        for (status, reason, model, scaling, task), caches in found.items()
     )
 
 

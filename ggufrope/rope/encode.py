@@ -243,7 +243,7 @@ class _Draft:
 
     def no_factors(self, what: str) -> str:
         return (
-            f"llama.cpp loads no such factor tensors for {self.arch.name}, so a file cannot hold "
+            f"{self.arch.no_factors}, so a file cannot hold "
             f"{what}: use linear, NTK-aware or YaRN scaling; YaRN's betas work at run time, with "
             "llama.cpp's --rope-scaling yarn --rope-scale N --yarn-orig-ctx N --yarn-beta-fast N "
             "--yarn-beta-slow N"

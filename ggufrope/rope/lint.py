@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ggufrope.container.ggml import F32
 from ggufrope.errors import FileError
-from ggufrope.rope.architectures import Architecture, architecture
+from ggufrope.rope.architectures import Architecture, architecture, source, tables_with
 from ggufrope.rope.attention import (
     attention_scale,
     idle_magnitude_reason,
@@ -17,6 +17,7 @@ from ggufrope.rope.attention import (
 from ggufrope.rope.factors import first_descent
 from ggufrope.rope.findings import Finding, Severity, error, info, warning
 from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, SCALING_TYPES
+from ggufrope.rope.layers import MAX_LAYERS
 from ggufrope.rope.llamacpp import rotary_dimensions, sliding_dimensions, yarn_file_magnitude
 from ggufrope.rope.reach import declared_scale, is_scaled, reach_findings
 from ggufrope.rope.unread import dead_keys, near_keys
@@ -38,15 +39,27 @@ def lint(metadata: RopeMetadata, *, context_tokens: int | None = None) -> tuple[
     `context_tokens` is a context that the file is to be used in: it may be longer than the file
     covers.
     """
-    try:
-        arch = architecture(metadata.architecture)
-    except FileError as unknown:
-        return (error("unknown-architecture", "general.architecture", str(unknown)),)
-    checks = (_types, _numbers, _lengths, _scaling, _dead_keys, _unread_keys, _factor_tensors)
-    found = [finding for check in (*checks, _attention) for finding in check(metadata, arch)]
+    arch = architecture(metadata.architecture)
+    basic = (_known, _types, _numbers, _lengths, _scaling)
+    checks = (*basic, _dead_keys, _unread_keys, _factor_tensors, _attention)
+    found = [finding for check in checks for finding in check(metadata, arch)]
     found += reach_findings(metadata, arch, context_tokens=context_tokens)
     order = ("error", "warning", "info")
     return tuple(sorted(found, key=lambda finding: order.index(finding.severity)))
+
+
+def _known(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
+    if arch.known:
+        return
+    others = [f"llama.cpp {each.commit[:9]}" for each in tables_with(arch.name)]
+    newer = f" (that of {', '.join(others)} has it)" if others else ""
+    yield warning(
+        "unknown-architecture",
+        "general.architecture",
+        f"{arch.name} is not in the table of llama.cpp {source().commit[:9]}{newer}: "
+        "only the rules that all architectures share are applied, and no factor tensors are "
+        "written; measure with `ggufrope probe`, or name a table that has it",
+    )
 
 
 def _types(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
@@ -89,7 +102,14 @@ def _lengths(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
         missing = f"{key} is missing: llama.cpp refuses the file"
         zero = f"{key} is 0: set the length the model was trained with"
         yield error("no-context-length", key, missing if metadata.context_length is None else zero)
-        return
+    if metadata.block_count is not None and not 0 < metadata.block_count <= MAX_LAYERS:
+        key = metadata.key("block_count")
+        yield error(
+            "layer-count",
+            key,
+            f"{key} is {metadata.block_count}, on which llama.cpp aborts: expected 1 to "
+            f"{MAX_LAYERS} layers",
+        )
 
 
 def _scaling(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
@@ -161,6 +181,8 @@ def _factor_of_type(metadata: RopeMetadata) -> Iterator[Finding]:
 
 
 def _dead_keys(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
+    if not arch.known:
+        return
     for dead in dead_keys(metadata, arch):
         key = metadata.key(dead.field)
         message = f"llama.cpp does not read {key} {dead.value:g} for {arch.name}: {dead.remedy}"
@@ -196,7 +218,7 @@ def _unread_keys(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding
 def _factor_tensors(metadata: RopeMetadata, arch: Architecture) -> Iterator[Finding]:
     kind = metadata.scaling_type or "linear"
     for tensor in metadata.factor_tensors:
-        if tensor.name not in arch.tensors:
+        if arch.known and tensor.name not in arch.tensors:
             yield error(
                 "refused-factor-tensor",
                 tensor.name,

@@ -381,6 +381,9 @@ class _Settings:
             if not math.isfinite(declared) or (declared < 0 and field != "yarn_ext_factor"):
                 raise FileError(f"{key} is {declared:g}: expected a finite number, 0 or more")
             return _file(declared, key)
+        if not self.arch.known:
+            unsure = f"few architectures read {key}: it is not known whether this one does"
+            return _ignored(fallback.value, unsure)
         return _ignored(
             fallback.value,
             f"llama.cpp does not read {key} ({declared:g} in the file): "

@@ -108,8 +108,10 @@ def context_overrides(
             stretched = ntk_base(base, dynamic_growth(scaling, context_tokens), n_rot)
             return RopeOverrides(scaling_type="none", freq_base=stretched), ()
         case Yarn():
-            implied = yarn_file_magnitude(metadata, arch, scaling.factor)
-            implied *= 1.0 if metadata.attn_factor is None else metadata.attn_factor
+            kept = metadata.attn_factor or 1.0
+            if not scaling.ext_factor:
+                return _stretched_overrides(scaling, kept), ()
+            implied = yarn_file_magnitude(metadata, arch, scaling.factor) * kept
             return _yarn_overrides(scaling), _beyond_flags(scaling, implied)
     raise RequestError(
         f"{type(scaling).__name__} exists only as factor tensors, which no run-time parameter "
@@ -189,6 +191,17 @@ def _yarn_overrides(scaling: Yarn) -> RopeOverrides:
         yarn_ext_factor=None if scaling.ext_factor == 1 else scaling.ext_factor,
         yarn_beta_fast=scaling.beta_fast,
         yarn_beta_slow=scaling.beta_slow,
+    )
+
+
+def _stretched_overrides(scaling: Yarn, file_attention: float) -> RopeOverrides:
+    """YaRN that keeps no pair is linear, and llama.cpp takes its attention factor from the flag,
+    times the one of the file (src/llama-context.cpp, where yarn_ext_factor is 0)."""
+    return RopeOverrides(
+        scaling_type="yarn",
+        freq_scale=1 / scaling.factor,
+        yarn_ext_factor=0.0,
+        yarn_attn_factor=yarn_magnitude(scaling) / file_attention,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ggufrope.errors import FileError, RequestError
+from ggufrope.errors import RequestError
 from ggufrope.rope.architectures import Role, architecture
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _ROLES: Mapping[Role, str] = {
     "diffusion": "a diffusion model, which fills in all tokens at once",
     "vocoder": "a decoder of sound, not of text",
     "projector": "a projector of images or sound, not a language model",
+    "classifier": "a decision model, which scores options",
 }
 _POOLING = {1: "mean", 2: "cls", 3: "last", 4: "rank"}
 """enum llama_pooling_type, include/llama.h; 0 is none."""
@@ -56,12 +57,9 @@ def purpose(metadata: RopeMetadata) -> Purpose:
 
     llama.cpp gives no cache to some architectures (`llama_model::create_memory`); the others keep
     one even where the file says that they attend in both directions or pool their outputs. A model
-    of an unknown architecture is taken for one that generates.
+    of an architecture that the table does not have is taken for one that generates.
     """
-    try:
-        role = architecture(metadata.architecture).role
-    except FileError:
-        role = "decoder"
+    role = architecture(metadata.architecture).role
     if role != "decoder":
         cached = role in ("encoder-decoder", "draft")
         return Purpose(generates=False, keeps_cache=cached, reason=_ROLES[role])

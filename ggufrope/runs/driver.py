@@ -37,7 +37,7 @@ from ggufrope.container.pins import FileChangedError, FileState, file_state
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job, Selection, expand
-from ggufrope.runs.models import identify, resolve_models
+from ggufrope.runs.models import identify, models_of, resolve_base
 from ggufrope.runs.plan import RunPlan
 from ggufrope.runs.store import RunStore
 from ggufrope.runs.worker import (
@@ -121,8 +121,9 @@ def open_run(plan: RunPlan, folder: Path, *, identify: Identify = identify) -> R
         states[str(path)] = file_state(path)
         return identify(name, path)
 
-    models = resolve_models(plan.models, watched)
-    return RunStore.create(folder, plan, models, expand(plan, models), states=states)
+    models = models_of(plan, watched)
+    jobs = expand(plan, models, resolve_base(plan, models, watched))
+    return RunStore.create(folder, plan, models, jobs, states=states)
 
 
 def drive(

@@ -8,6 +8,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from ggufrope._format import without_home
+from ggufrope.rope.architectures import source
+
 _PACKAGES = ("ggufrope", "llama-cpp-python", "numpy", "gguf")
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 _VARIABLE_PREFIXES = ("GGML_", "LLAMA_")
@@ -24,6 +27,7 @@ def environment() -> dict[str, str]:
         ),
         "memory": _memory(),
     }
+    known["architecture table"] = source().commit
     for package in _PACKAGES:
         try:
             known[package] = metadata.version(package)
@@ -31,7 +35,7 @@ def environment() -> dict[str, str]:
             continue
     for name, value in sorted(os.environ.items()):
         if name in _VARIABLES or name.startswith(_VARIABLE_PREFIXES):
-            known[name] = value
+            known[name] = without_home(value)
     return {name: value for name, value in known.items() if value}
 
 

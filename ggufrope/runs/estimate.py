@@ -38,8 +38,10 @@ def estimate(
     *,
     memory: Memory,
     tokens_per_second: float | None = None,
+    reuses: Callable[[Job], bool] = lambda job: True,
 ) -> tuple[JobEstimate, ...]:
-    """Return what each job takes; `tokens_per_second` is the prefill speed of this machine.
+    """Return what each job takes; `tokens_per_second` is the prefill speed of this machine,
+    `reuses` whether what evaluates a job keeps the beginning of a prompt for the next.
 
     A run needs the memory of its largest job, and the sum of the times of one worker's jobs.
     Raises RequestError where the speed is not a finite number above 0.
@@ -49,7 +51,7 @@ def estimate(
     return tuple(
         JobEstimate(
             job=job,
-            tokens=(tokens := tokens_of(plan, job)),
+            tokens=(tokens := tokens_of(plan, job, reuses=reuses(job))),
             memory_bytes=memory(job, max(cell.context_tokens for cell in job.cells)),
             seconds=None if tokens_per_second is None else tokens / tokens_per_second,
         )
@@ -62,6 +64,9 @@ def contexts_at_once(job: Job) -> int:
     return TASKS[job.task].contexts_at_once
 
 
-def tokens_of(plan: RunPlan, job: Job) -> int:
-    """Return the most tokens that a job evaluates."""
+def tokens_of(plan: RunPlan, job: Job, *, reuses: bool = True) -> int:
+    """Return the most tokens that a job evaluates: every prompt from its first token, unless what
+    evaluates it `reuses` their beginnings."""
+    if not reuses:
+        return sum(cell.context_tokens for cell in job.cells)
     return TASKS[job.task].tokens(plan, job.cells)

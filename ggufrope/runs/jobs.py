@@ -21,7 +21,7 @@ from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import Cell
 from ggufrope.evals.task import BaseKind, Lengths, Task, TaskName
 from ggufrope.patching.request import ScalingRequest
-from ggufrope.runs.plan import MIN_CONTEXT, RunPlan
+from ggufrope.runs.plan import AS_SERVED, MIN_CONTEXT, RunPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,44 +127,57 @@ _AXES: dict[str, Callable[[Job], str]] = {
 }
 
 
-def expand(plan: RunPlan, models: tuple[ModelFile, ...]) -> tuple[Job, ...]:
+def expand(
+    plan: RunPlan, models: tuple[ModelFile, ...], base: ModelFile | None = None
+) -> tuple[Job, ...]:
     """Return every job of a plan, those of one model together, so that it is loaded once.
 
-    A task that compares has no job where there is nothing to compare with. A task that has a
-    control has one more job on each model: within the native context, of the model unscaled with an
-    f16 cache, unless the plan measures that anyway.
+    `base` is the file of the plan's base. A task that compares has no job where there is nothing to
+    compare with. A task that has a control has one more job on each model: within the native
+    context, of the model unscaled with an f16 cache, unless the plan measures that anyway.
     """
-    return tuple(job for model in models for job in _jobs_of(plan, model))
+    return tuple(job for model in models for job in _jobs_of(plan, model, base))
 
 
-def _jobs_of(plan: RunPlan, model: ModelFile) -> Iterator[Job]:
-    tasks = [TASKS[name] for name in plan.tasks]
-    if control := _control_context(plan, model):
-        unscaled = ScalingRequest(scaling=model.native_scalings[0])
-        for task, seed in product(tasks, plan.seeds):
-            if task.has_control:
-                yield _job(plan, model, unscaled, F16, task, seed, control=control)
+def _jobs_of(plan: RunPlan, model: ModelFile, base: ModelFile | None) -> Iterator[Job]:
+    tasks = [TASKS[name] for name in plan.measured]
+    unscaled = ScalingRequest(scaling=model.native_scalings[0])
+    for task, seed in product(tasks, plan.seeds):
+        if control := _control_context(plan, model, task):
+            yield _job(plan, model, unscaled, F16, task, seed, control=control)
     for request, kv, task, seed in product(plan.requests, plan.kv_types, tasks, plan.seeds):
-        if task.compares_with is None or base_of(task.compares_with, request, kv) is not None:
+        if task.compares_with is None:
             yield _job(plan, model, request, kv, task, seed)
+        elif base is not None or base_of(task.compares_with, request, kv) is not None:
+            yield _job(plan, model, request, kv, task, seed, base=base)
 
 
-def _control_context(plan: RunPlan, model: ModelFile) -> int | None:
-    """Return the tokens of the control; None where there is none, or the plan measures the same."""
+def _control_context(plan: RunPlan, model: ModelFile, task: Task) -> int | None:
+    """Return the tokens of a task's control; None where it has none, or the plan measures it."""
     native, longest = model.native_context, max(plan.contexts)
-    if not plan.control or native is None or min(native, longest) < MIN_CONTEXT:
+    if plan.runtime.server is not None:  # it cannot be told to leave the scaling off
         return None
-    tokens = min(native, longest)
+    if not (plan.control and task.has_control) or native is None:
+        return None
+    tokens = min(native, longest, task.control_tokens or longest)
+    if tokens < MIN_CONTEXT:
+        return None
     measured = tokens in plan.contexts and F16 in plan.kv_types
     unscaled = [ScalingRequest(scaling=name) for name in model.native_scalings]
     return None if measured and any(each in unscaled for each in plan.requests) else tokens
 
 
+def base_in_file(kind: BaseKind, request: ScalingRequest) -> ScalingRequest:
+    """Return the scaling of another file that a setting is compared with, under an f16 cache: its
+    own as a reference, none added as the original."""
+    return request if kind == "reference" else ScalingRequest(scaling="file")
+
+
 def base_of(
     kind: BaseKind, request: ScalingRequest, kv: KvTypes
 ) -> tuple[ScalingRequest, KvTypes] | None:
-    """Return what a setting is compared with, None for the file with an f16 cache, which is the
-    reference itself.
+    """Return what a setting is compared with in its own file, None for the file with an f16 cache,
+    which is the reference itself.
 
     The original of a file as it stands is the file with its scaling off, that of a scaling added
     to it the file as it stands.
@@ -185,6 +198,7 @@ def _job(
     seed: int,
     *,
     control: int | None = None,
+    base: ModelFile | None = None,
 ) -> Job:
     """Return a job at the contexts of the plan, or as the `control` at that one."""
     contexts = plan.contexts if control is None else (control,)
@@ -193,7 +207,7 @@ def _job(
         Cell(
             model=model.name,
             scaling=request.name,
-            kv=str(kv),
+            kv=str(kv) if plan.runtime.server is None else AS_SERVED,
             task=task.name,
             context_tokens=place.context_tokens,
             seed=seed,
@@ -203,7 +217,8 @@ def _job(
             control=control is not None,
             method=place.method,
         )
-        for place in task.places(plan, lengths)
+        for place in task.places(plan.settings_of(task.name), lengths)
+        if place.method != "spliced" or plan.runtime.server is None
     )
     content = {
         "file": [model.header_sha256, model.file_size],
@@ -217,6 +232,8 @@ def _job(
             *(plan.text, plan.chunks, plan.ruler, plan.format, plan.thinking),
         ],
     }
+    if base is not None:
+        content["base"] = [base.header_sha256, base.file_size]
     return Job(
         id=digest(content),
         model=model.name,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ggufrope._files import model_status, sha256_of
+from ggufrope._files import model_status, sha256_of, storage
 from ggufrope.container.location import locate
 from ggufrope.container.reader import read_header
-from ggufrope.container.types import Scalar
+from ggufrope.container.types import ArrayValue, Header, Scalar
 from ggufrope.errors import RequestError
-from ggufrope.evals.formats import chat_frame
+from ggufrope.evals.formats import USUAL_TOKENS, chat_frame
 from ggufrope.evals.task import ASKING
 from ggufrope.patching.inspection import read_model
 from ggufrope.patching.request import ScalingName
@@ -43,11 +45,25 @@ class ModelFile:
     native_context: int | None = None
     native_scalings: tuple[ScalingName, ...] = ("file",)
     details: tuple[tuple[str, str], ...] = ()
+    vocabulary: tuple[tuple[str, str], ...] = field(
+        default=(), metadata={"help": "what decides the tokens of a text, key by key, in short"}
+    )
 
 
 _DETAILS = ("general.name", "general.architecture", "general.size_label", "general.file_type")
 
 _DETAIL_LENGTH = 400
+REUSES, LACKS = "reuses prefixes", "not given by the server"
+"""Details of a model at a server: whether a prompt in the order of a run keeps the beginning of the
+one before, and what the server cannot give."""
+
+_VOCABULARY = tuple(
+    f"tokenizer.ggml.{name}"
+    for name in (
+        *("tokens", "model", "pre", "merges", "scores", "bos_token_id", "eos_token_id"),
+        *("add_bos_token", "add_space_prefix"),
+    )
+)
 
 Identify: TypeAlias = Callable[[str, Path], ModelFile]
 
@@ -74,7 +90,50 @@ def identify(name: str, path: Path) -> ModelFile:
             for key, value in details.items()
             if isinstance(value, Scalar)
         ),
+        vocabulary=tuple(_vocabulary(header, path)),
     )
+
+
+def _vocabulary(header: Header, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the keys that decide the tokens of a text, arrays by their hash."""
+    with storage("read", path), open(path, "rb") as file:
+        for key in _VOCABULARY:
+            value = header.get(key)
+            if isinstance(value, ArrayValue):
+                file.seek(value.span.offset)
+                yield key, f"{value.count} × {sha256(file.read(value.span.length)).hexdigest()[:8]}"
+            elif value is not None:
+                yield key, str(value)[:_DETAIL_LENGTH]
+
+
+def resolve_base(
+    plan: RunPlan, models: tuple[ModelFile, ...], identify: Identify = identify
+) -> ModelFile | None:
+    """Return the file of the plan's base, None where it names none.
+
+    Raises RequestError where a model of the plan has another vocabulary, or is that file; else as
+    `resolve_models` does.
+    """
+    if plan.base is None:
+        return None
+    path = locate(plan.base)
+    model_status(path)
+    base = identify(_labels([plan.base])[0], path)
+    known = dict(base.vocabulary)
+    for model in models:
+        if Path(model.path).resolve() == path.resolve():
+            raise RequestError(f"`base` {plan.base} is the model itself: it differs in nothing")
+        differing = [
+            f"{key} ({value} in {model.name}, {known[key]} in {base.name})"
+            for key, value in model.vocabulary
+            if known.get(key, value) != value
+        ]
+        if differing:
+            raise RequestError(
+                f"{model.name} and the base {base.name} have different vocabularies, so their "
+                f"probabilities cannot be compared: {'; '.join(differing)}"
+            )
+    return base
 
 
 def _native_scalings(metadata: RopeMetadata) -> tuple[ScalingName, ...]:
@@ -84,6 +143,50 @@ def _native_scalings(metadata: RopeMetadata) -> tuple[ScalingName, ...]:
         return ("none",)
     scaled = declared_factor(metadata) > 1 or metadata.factor_tensors
     return ("file",) if scaled else ("file", "none")
+
+
+def models_of(plan: RunPlan, identify: Identify = identify) -> tuple[ModelFile, ...]:
+    """Return the models of a plan: files, or those of its server, which is asked.
+
+    What a server tells identifies them: a run does not mix a context of 8k with one of 32k.
+    Raises RequestError where two names mean one model, and what `resolve_models` or `open_server`
+    raise.
+    """
+    if plan.runtime.server is None:
+        return resolve_models(plan.models, identify)
+    found = tuple(_served(plan, name) for name in plan.models or (None,))
+    if len({model.name for model in found}) < len(found):
+        raise RequestError(f"two of {', '.join(plan.models)} are one model; name it once")
+    return found
+
+
+def _served(plan: RunPlan, name: str | None) -> ModelFile:
+    from ggufrope.backends import open_server
+
+    with closing(open_server(plan.runtime, name)) as model:
+        told = model.told
+        require_format(told.model, model.chat_template, plan, model.special_tokens)
+    identity = (told.dialect, told.model, told.context_tokens, told.path, told.digest)
+    details = {
+        "server": told.dialect,
+        "server context": told.context_tokens,
+        "trained context": told.trained_tokens,
+        REUSES: "yes" if model.reuses_prefixes and model.lanes == 1 else "no",
+        LACKS: "; ".join(model.lacks),
+        **dict(told.settings),
+    }
+    return ModelFile(
+        name=told.model,
+        path=told.model,
+        file_size=told.file_size or 0,
+        header_sha256=sha256(repr(identity).encode()).hexdigest(),
+        native_context=told.trained_tokens,
+        details=tuple(
+            (key, str(value)[:_DETAIL_LENGTH])
+            for key, value in details.items()
+            if value not in (None, "")
+        ),
+    )
 
 
 def resolve_models(names: tuple[str, ...], identify: Identify = identify) -> tuple[ModelFile, ...]:
@@ -109,6 +212,8 @@ def require_formats(plan: RunPlan) -> None:
 
     Raises MissingDependencyError where a template needs jinja2, FileError as `identify` does.
     """
+    if plan.runtime.server is not None:
+        return  # `models_of` asks for the template
     if not ASKING & set(plan.tasks):
         if plan.format != "auto" or plan.thinking is not None:
             asking = ", ".join(sorted(ASKING))
@@ -117,10 +222,21 @@ def require_formats(plan: RunPlan) -> None:
     for label, path in (found for name in plan.models for found in _expand(name)):
         if path.is_file():
             template = read_header(path).get("tokenizer.chat_template")
-            try:
-                chat_frame(str(template) if template else None, plan.format, plan.thinking)
-            except RequestError as error:
-                raise RequestError(f"{label}: {error}") from None
+            require_format(label, str(template) if template else None, plan)
+
+
+def require_format(
+    label: str,
+    template: str | None,
+    plan: RunPlan,
+    special_tokens: Mapping[str, str] = USUAL_TOKENS,
+) -> None:
+    """Raise RequestError where a model with this template cannot be asked in the format of the
+    plan."""
+    try:
+        chat_frame(template, plan.format, plan.thinking, special_tokens)
+    except RequestError as error:
+        raise RequestError(f"{label}: {error}") from None
 
 
 def _expand(name: str) -> Iterator[tuple[str, Path]]:

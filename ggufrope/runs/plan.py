@@ -12,15 +12,16 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema, non_finite
-from ggufrope.backends import RuntimeSettings
+from ggufrope.backends import SERVED_AS_IT_IS, RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
-from ggufrope.evals.task import TaskName, TaskSettings
+from ggufrope.evals.task import ASKING, TaskName, TaskSettings, carried_out
 from ggufrope.evals.thresholds import LIMITS, Thresholds, without_task
 from ggufrope.patching.request import ScalingName, ScalingRequest, check_parameters
 
@@ -49,6 +50,15 @@ MAX_TEXT = 4096
 MAX_FOLDER_NAME = 200
 """Bytes of the name of a run where its folder is named after it."""
 MAX_THREADS = 4096
+KV_TYPES = ("f16", "q8_0", "q5_1", "q4_0")
+"""Cache types whose pairs the task `kv` measures where a plan names no others."""
+MAX_LAYERS = 512
+"""Of any model that llama.cpp loads."""
+MAX_PARALLEL = 256
+MAX_TIMEOUT = 1_000_000
+"""Seconds: eleven days."""
+AS_SERVED = "as served"
+"""The scaling and the cache types of what a server runs, which it chose."""
 _KEY_CHARACTERS = re.compile(r"""[\w"'\t -]+""")
 _MAX_KEY_DOTS = 100
 """Of one key: thousands of tables in each other take the TOML parser seconds."""
@@ -60,7 +70,11 @@ class RunPlan(TaskSettings):
     they are run on."""
 
     models: tuple[str, ...] = field(
-        metadata={"help": "paths, globs, ollama:NAME or hf:OWNER/REPO/FILE"}
+        default=(),
+        metadata={
+            "help": "paths, globs, ollama:NAME or hf:OWNER/REPO/FILE; with `server` names of its "
+            "models, none: its only one"
+        },
     )
     contexts: tuple[int, ...] = field(metadata={"help": "context lengths in tokens"})
     name: str = "run"
@@ -69,7 +83,18 @@ class RunPlan(TaskSettings):
         default=("file",), metadata={"help": "schemes by name, or tables with their parameters"}
     )
     kv: tuple[str, ...] = field(
-        default=("f16",), metadata={"help": "KV cache types, K or K/V, e.g. q8_0/q4_0"}
+        default=("f16",),
+        metadata={
+            "help": "KV cache types, K or K/V, e.g. q8_0/q4_0; the task kv measures f16 too, and "
+            f"where it is alone all pairs of {', '.join(KV_TYPES)}"
+        },
+    )
+    base: str | None = field(
+        default=None,
+        metadata={
+            "help": "another file to compare with in place of the model's own: of divergence and "
+            "short-context"
+        },
     )
     seeds: tuple[int, ...] = (0,)
     runtime: RuntimeSettings = RuntimeSettings()  # noqa: RUF009 (frozen)
@@ -88,7 +113,9 @@ class RunPlan(TaskSettings):
 
     @property
     def requests(self) -> tuple[ScalingRequest, ...]:
-        """`scalings`, with a request for each name."""
+        """`scalings`, with a request for each name; a server has its own."""
+        if self.runtime.server is not None:
+            return (ScalingRequest(scaling="file", label=AS_SERVED),)
         return tuple(
             item if isinstance(item, ScalingRequest) else ScalingRequest(scaling=item)
             for item in self.scalings
@@ -96,7 +123,46 @@ class RunPlan(TaskSettings):
 
     @property
     def kv_types(self) -> tuple[KvTypes, ...]:
-        return tuple(KvTypes.parse(text) for text in self.kv)
+        """The pairs of cache types to measure, f16 first for the task `kv`."""
+        given = tuple(KvTypes.parse(text) for text in self.kv)
+        if not self.answers_kv:
+            return given
+        f16 = KvTypes.parse("f16")
+        if set(given) == {f16}:
+            return tuple(KvTypes(k=k, v=v) for k, v in product(KV_TYPES, repeat=2))
+        return (f16, *(kv for kv in given if kv != f16))
+
+    @property
+    def answers_kv(self) -> bool:
+        """Whether the plan asks which KV cache is safe."""
+        return "kv" in self.tasks
+
+    @property
+    def measured(self) -> tuple[TaskName, ...]:
+        """The tasks to carry out, with those that `kv` stands for in its place."""
+        return carried_out(self.tasks)
+
+    @property
+    def limits(self) -> Thresholds:
+        """The thresholds to judge by: for the task `kv` only those that are given, because it
+        compares caches with f16, whatever the model itself can do."""
+        if not self.answers_kv:
+            return self.thresholds
+        default = Thresholds()
+        none: dict[str, Any] = {
+            name: None
+            for name in LIMITS
+            if getattr(self.thresholds, name) == getattr(default, name)
+        }
+        return replace(self.thresholds, **none)
+
+    def settings_of(self, task: TaskName) -> TaskSettings:
+        """Return the settings of one task. The needles of `kv` have no whole prompts unless their
+        recall is to be judged: each cache is compared with f16 on the same spliced ones."""
+        judged = {"recall", "recall_share"} & set(self.limits.applied(("needle",)))
+        if task == "needle" and self.answers_kv and task not in self.tasks and not judged:
+            return replace(self, whole_prompts=0)
+        return self
 
     @property
     def folder_name(self) -> str:
@@ -119,7 +185,10 @@ class RunPlan(TaskSettings):
 
     def _empty(self) -> list[str]:
         names = ("models", "contexts", "tasks", "scalings", "kv", "seeds")
-        return [f"`{name}` is empty" for name in names if getattr(self, name) == ()]
+        empty = [name for name in names if getattr(self, name) == ()]
+        if self.runtime.server is not None:
+            empty = [name for name in empty if name != "models"]
+        return [f"`{name}` is empty" for name in empty]
 
     def _repeated(self) -> list[str]:
         lists: dict[str, tuple[object, ...]] = {
@@ -155,6 +224,7 @@ class RunPlan(TaskSettings):
             if "\0" in name
         ]
         problems += _runtime_problems(self.runtime)
+        problems += self._unserved()
         problems += [
             f"scalings{path} {value} must be a finite number"
             for path, value in non_finite(self.scalings)
@@ -162,7 +232,8 @@ class RunPlan(TaskSettings):
         problems += _refusals(KvTypes.parse, self.kv)
         problems += _refusals(check_parameters, self.requests)
         problems += self._gates_of_nothing()
-        if self.tasks and "divergence" in self.tasks and self._is_base_alone():
+        problems += self._base_problems()
+        if "divergence" in self.tasks and self.base is None and self._is_base_alone():
             problems.append(
                 "divergence is from the file with an f16 cache: give another scaling or cache type"
             )
@@ -177,7 +248,7 @@ class RunPlan(TaskSettings):
         """Say which thresholds apply to nothing that the plan measures. A default is no gate."""
         at, default = self.thresholds, Thresholds()
         given = [name for name in LIMITS if getattr(at, name) not in (None, getattr(default, name))]
-        yield from without_task(given, self.tasks)
+        yield from without_task(given, self.measured)
         if at.recall_share is not None and not self.control:
             yield "`recall_share` needs `control`"
         if at.top_ranked is not None and not self.distractors and "multikey" not in self.tasks:
@@ -185,17 +256,51 @@ class RunPlan(TaskSettings):
         names = {name: None for each in self.requests for name in (each.scaling, each.name)}
         if at.require is not None and at.require not in names:
             yield f"`require` {at.require}: no scaling of the plan; it has {', '.join(names)}"
-        if at.require is not None and not at.applied(self.tasks):
+        if at.require is not None and not self.limits.applied(self.measured):
             yield f"`require` {at.require}: no threshold applies to `tasks` {' '.join(self.tasks)}"
+
+    def _unserved(self) -> Iterator[str]:
+        """Say what of the plan a server cannot do."""
+        if self.runtime.server is None:
+            return
+        own = ("file", ScalingRequest(scaling="file"))
+        if any(each not in own for each in self.scalings) or self.kv != ("f16",):
+            yield SERVED_AS_IT_IS
+        if self.mode == "spliced" and not self.whole_prompts:
+            yield "`whole_prompts` 0: a server takes nothing else"
+        if self.runtime.llama_lib is not None:
+            yield "`llama_lib` is for models in this process, and a server has its own"
+        if self.base is not None:
+            yield "`base` is for files: what a server gives is compared with no other model"
+        if unable := [task for task in self.measured if task not in ASKING]:
+            yield (
+                f"`tasks` {', '.join(unable)}: a server gives no logits; it can be asked "
+                f"{', '.join(sorted(ASKING - {'kv'}))}"
+            )
 
     @property
     def _cells_per_model(self) -> int:
         """Upper limit of the cells of one model, RULER's tasks aside."""
         depths = self.depths if isinstance(self.depths, int) else len(self.depths)
-        axes = (self.contexts, self.tasks, self.scalings, self.kv, self.seeds)
+        axes = (self.contexts, self.measured, self.scalings, self.kv_types, self.seeds)
         return prod(map(len, axes)) * depths * self.needle_samples
 
+    def _base_problems(self) -> Iterator[str]:
+        if self.base is None:
+            return
+        if "\0" in self.base:
+            yield f"{self.base!r} has a NUL character, which no file has"
+        if not {"divergence", "short-context"} & set(self.tasks):
+            yield "`base` needs `tasks` divergence or short-context"
+        if self.answers_kv:
+            yield (
+                "`base` and `tasks` kv: what a cache costs is measured from the same file with an "
+                "f16 cache; what the file costs is a run of its own"
+            )
+
     def _is_base_alone(self) -> bool:
+        if self.answers_kv:
+            return False
         return set(map(_short_form, self.kv)) == {"f16"} and all(
             request.is_file for request in self.requests
         )
@@ -233,14 +338,27 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
     counts = {
         "gpu_layers": (0, 1 << 31),
         "main_gpu": (0, 1 << 10),
+        "experts_on_cpu": (0, MAX_LAYERS),
         "threads": (1, MAX_THREADS),
         "batch_tokens": (1, MAX_CONTEXT),
         "micro_batch_tokens": (1, MAX_CONTEXT),
+        "parallel": (1, MAX_PARALLEL),
+        "num_ctx": (1, MAX_CONTEXT),
     }
     for name, (least, most) in counts.items():
         value = getattr(runtime, name)
         if isinstance(value, int) and not least <= value <= most:
             yield f"`{name}` {value} must be {least} to {most}"
+    yield from runtime.rpc_problems()
+    if runtime.server is not None:
+        from ggufrope.server.address import normal_address
+
+        yield from _refusals(normal_address, [runtime.server])
+    for name in ("timeout_seconds", "parallel", "num_ctx"):
+        if runtime.server is None and getattr(runtime, name) is not None:
+            yield f"`{name}` is for a `server`"
+    if runtime.timeout_seconds is not None and not 0 < runtime.timeout_seconds < MAX_TIMEOUT:
+        yield f"`timeout_seconds` {runtime.timeout_seconds:g} must be above 0, below {MAX_TIMEOUT}"
     for share in runtime.tensor_split:
         if not (math.isfinite(share) and share >= 0):
             yield f"`tensor_split` {share} must be a finite number, 0 or more"
@@ -304,9 +422,10 @@ def changed_keys(before: RunPlan, after: RunPlan) -> tuple[str, ...]:
 
 
 def judged_as(before: RunPlan, after: RunPlan) -> RunPlan:
-    """Return plan `before` with the thresholds and the name of `after`: nothing is measured by
-    them."""
-    return replace(before, thresholds=after.thresholds, name=after.name)
+    """Return plan `before` with the thresholds, the name and the patience with a server of `after`:
+    nothing is measured by them."""
+    runtime = replace(before.runtime, timeout_seconds=after.runtime.timeout_seconds)
+    return replace(before, thresholds=after.thresholds, name=after.name, runtime=runtime)
 
 
 def plan_schema() -> dict[str, Plain]:

@@ -1,17 +1,19 @@
 """A run carried out on Ray: the same jobs on as many machines as the cluster has.
 
 Ray places the workers, one per GPU where GPUs are wanted. A worker that is lost is replaced, and
-its job tried again, except for the cells that have arrived. Model files must be at the same paths
-on every machine.
+its job tried again, except for the cells that have arrived. Model files, and a table of
+architectures that is named, must be at the same paths on every machine.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ggufrope.backends import OPENER, opener
 from ggufrope.errors import BackendError, GgufRopeError, MissingDependencyError
+from ggufrope.rope.architectures import VARIABLE
 from ggufrope.runs.driver import Exited, new_worker_name
 from ggufrope.runs.worker import Assignment, Failed, Finished, Message, Worker
 
@@ -77,9 +79,10 @@ class RayTransport:
             ray.init(address=self._address, include_dashboard=False, log_to_driver=False)
         devices = len(plan.runtime.devices)
         gpus = self._gpus_each if self._gpus_each is not None else min(1, devices)
-        self._remote = ray.remote(num_gpus=gpus, num_cpus=self._cpus_each, max_restarts=0)(
-            RemoteWorker
-        )
+        options: dict[str, Any] = {"num_gpus": gpus, "num_cpus": self._cpus_each, "max_restarts": 0}
+        if VARIABLE in os.environ:
+            options["runtime_env"] = {"env_vars": {VARIABLE: os.environ[VARIABLE]}}
+        self._remote = ray.remote(**options)(RemoteWorker)
         self._arguments = (plan, paths, self._opener)
         return self._workers or devices or 1
 

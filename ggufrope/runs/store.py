@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from ggufrope._files import storage, write_whole
 from ggufrope._plain import non_finite
+from ggufrope.container.location import locate
 from ggufrope.container.pins import (
     FileChangedError,
     FileState,
@@ -325,10 +326,13 @@ class RunStore:
         what it was.
         """
         chosen = [record for record in self.models() if record.file.name in names]
-        named = tuple(self._pin(Path(name)) for name in self.plan.files)
+        base = () if self.plan.base is None else model_paths(str(locate(self.plan.base)))
+        named = tuple(self._pin(path) for path in (*map(Path, self.plan.files), *base))
         return {record.file.name: (*self._pin_model(record), *named) for record in chosen}
 
     def _pin_model(self, record: ModelRecord) -> tuple[Pin, ...]:
+        if self.plan.runtime.server is not None:  # no file of ours: the server is compared instead
+            return ()
         if record.sha256 is not None:
             return tuple(self._pin(path) for path in model_paths(record.file.path))
         pins = pin_model(record.file.path)

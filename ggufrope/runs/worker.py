@@ -26,14 +26,15 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast, get_args
 
 from ggufrope._plain import decode, encode
-from ggufrope.backends import opener
+from ggufrope.backends import opener, require_room
+from ggufrope.container.location import locate
 from ggufrope.container.pins import FileChangedError, Pin, PinChecks
 from ggufrope.errors import GgufRopeError, MissingDependencyError, UnsupportedCacheError
 from ggufrope.evals.registry import TASKS
 from ggufrope.evals.results import CellResult
-from ggufrope.evals.task import Base, Task, TaskRequest
+from ggufrope.evals.task import Base, Cost, Task, TaskRequest
 from ggufrope.runs.environment import environment
-from ggufrope.runs.jobs import Job, base_of
+from ggufrope.runs.jobs import F16, Job, base_in_file, base_of
 from ggufrope.runs.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from ggufrope.lm import LanguageContext, OpenContext, Progress
     from ggufrope.patching.request import ScalingRequest
 
+_ContextsOf: TypeAlias = "Callable[[ScalingRequest, KvTypes], OpenContext]"
 OnJob: TypeAlias = Callable[[Job, int], None]
 """Called with a job that begins and the tokens it will evaluate."""
 
@@ -121,6 +123,7 @@ class Worker:
         self._loaded: str | None = None
         self._described: str | None = None
         self._opened: OpenedModel | None = None
+        self._base: OpenedModel | None = None
         self._checks = PinChecks()
 
     def __enter__(self) -> Self:
@@ -130,10 +133,11 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        """Free the model."""
-        if self._opened is not None:
-            self._opened.close()
-        self._opened, self._loaded = None, None
+        """Free the model, and the one that it is compared with."""
+        for opened in (self._opened, self._base):
+            if opened is not None:
+                opened.close()
+        self._opened, self._base, self._loaded = None, None, None
 
     def carry_out(self, assignment: Assignment) -> Generator[Message]:
         """Yield a job's results as they come, then Finished, or Failed where something goes wrong.
@@ -201,9 +205,9 @@ class Worker:
             open_context=contexts,
             cells=job.cells,
             done=assignment.done,
-            recall_minimum=_recall_minimum(self._plan.thresholds),
+            recall_minimum=_recall_minimum(self._plan.limits),
             seed=job.seed,
-            base=_base(task, job, contexts_of),
+            base=self._base_of(task, job, contexts_of),
             planned=None if self._on_job is None else partial(self._on_job, job),
             progress=self._progress,
         )
@@ -230,22 +234,33 @@ class Worker:
             self._loaded = name
         return self._opened
 
+    def _base_of(self, task: Task, job: Job, contexts_of: _ContextsOf) -> Base | None:
+        """Return what the job's cells are compared with, None where its task compares nothing."""
+        if task.compares_with is None:
+            return None
+        if self._plan.base is not None:
+            path, request = locate(self._plan.base), base_in_file(task.compares_with, job.scaling)
+            if self._base is None:
+                require_room(path, self._plan.runtime)
+                self._base = self._open_model(path, self._plan.runtime)
+            open_context = self._base.contexts(request, F16, largest=max(self._plan.contexts))
+            scaled = "" if request.is_file else f" under {request.name}"
+            return Base(
+                name=f"{path.stem}{scaled} · {F16}", cost_of="file", open_context=open_context
+            )
+        base = base_of(task.compares_with, job.scaling, job.kv)
+        if base is None:
+            return None
+        scaling, kv = base
+        cost: Cost = "cache" if scaling == job.scaling else "scaling"
+        name = f"{scaling.name} · {kv}"
+        return Base(name=name, cost_of=cost, open_context=contexts_of(scaling, kv))
+
 
 def _recall_minimum(thresholds: Thresholds) -> float | None:
     """Return the recall whose decision ends the whole prompts; a share of the control's recall,
     which is measured elsewhere, takes all of them."""
     return thresholds.recall if thresholds.recall_share is None else None
-
-
-def _base(
-    task: Task, job: Job, contexts_of: Callable[[ScalingRequest, KvTypes], OpenContext]
-) -> Base | None:
-    """Return what the job's cells are compared with, None where its task compares nothing."""
-    base = task.compares_with and base_of(task.compares_with, job.scaling, job.kv)
-    if not base:
-        return None
-    scaling, kv = base
-    return Base(name=f"{scaling.name} · {kv}", open_context=contexts_of(scaling, kv))
 
 
 class _Watched:

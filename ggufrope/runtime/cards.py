@@ -1,8 +1,9 @@
-"""The graphics cards of this machine, seen without llama.cpp, and the command that installs
+"""The graphics cards of this machine, seen without llama.cpp, and the commands that install
 llama-cpp-python for them.
 
 The package comes as source, and what it is built for is chosen when it is built: the names of the
-backends are those of llama.cpp's docs/build.md.
+backends and of their settings are those of llama.cpp's docs/build.md. Its maintainers have an index
+of built wheels too, which its README lists.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ggufrope.runtime.library import INSTALL_COMMAND, TESTED_VERSIONS
+from ggufrope.runtime.engine import INSTALL_COMMAND
+from ggufrope.runtime.library import TESTED_VERSIONS
 
 Maker: TypeAlias = Literal["NVIDIA", "AMD", "Intel", "Apple"]
 
@@ -36,16 +38,41 @@ _TOOLS: dict[Maker, tuple[str, str]] = {
     "Apple": ("clang", "Xcode's command line tools"),
 }
 """What the build for a maker's cards needs: a program of it, and the name of the whole."""
+_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/"
+_CUDA_WHEELS = {
+    (11, 8): (6.0, 8.9),
+    (12, 1): (6.0, 99.0),
+    (12, 2): (6.0, 99.0),
+    (12, 3): (6.0, 99.0),
+    (12, 4): (6.0, 99.0),
+    (12, 5): (6.0, 99.0),
+    (13, 0): (7.5, 99.0),
+    (13, 2): (7.5, 99.0),
+}
+"""The CUDA versions that there are wheels for, and the compute capabilities that each has."""
+_OTHER_WHEELS: dict[tuple[Maker, str], str] = {
+    ("Apple", "darwin"): "metal",
+    ("AMD", "linux"): "rocm72",
+    ("AMD", "win32"): "hip-radeon",
+    ("Intel", "linux"): "vulkan",
+    ("Intel", "win32"): "vulkan",
+}
+_PACKAGE = f'"llama-cpp-python>={TESTED_VERSIONS[0]},<{TESTED_VERSIONS[1]}"'
 _SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A graphics card. `capability` is the compute capability of an NVIDIA card, as "9.0"."""
+    """A graphics card.
+
+    Of an NVIDIA card, `capability` is the compute capability, as "9.0", and `cuda` the newest
+    version of CUDA that its driver runs, as "13.0".
+    """
 
     maker: Maker
     name: str
     capability: str | None = None
+    cuda: str | None = None
 
 
 def cards() -> tuple[Card, ...]:
@@ -63,13 +90,21 @@ def _nvidia() -> list[Card]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    query = [program, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    query = "--query-gpu=name,compute_cap", "--format=csv,noheader"
+    listed = _output(program, *query)
+    lines = re.findall(r"^(.{1,100}), (\d{1,2}\.\d)$", listed, re.MULTILINE)
+    version = re.search(r"CUDA (?:UMD )?Version\s*: (\d+\.\d+)", _output(program) if lines else "")
+    cuda = None if version is None else version[1]
+    return [Card(maker="NVIDIA", name=name, capability=number, cuda=cuda) for name, number in lines]
+
+
+def _output(*command: str) -> str:
+    """Return what a program prints, nothing where it fails or hangs."""
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=_SECONDS, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return []
-    lines = re.findall(r"^(.{1,100}), (\d{1,2}\.\d)$", done.stdout, re.MULTILINE)
-    return [Card(maker="NVIDIA", name=name, capability=number) for name, number in lines]
+        return ""
+    return done.stdout
 
 
 def _on_the_bus() -> set[Maker]:
@@ -84,26 +119,52 @@ def _on_the_bus() -> set[Maker]:
 
 
 def install_command(seen: tuple[Card, ...], *, again: bool = False) -> str:
-    """Return the command that installs llama-cpp-python for the first of these cards.
+    """Return the command that builds and installs llama-cpp-python for the first of these cards.
 
-    Without cards it is for the CPU. `again` replaces a build that is there.
+    Without cards it is for the CPU. `again` replaces a build that is there. Kernels for every pair
+    of K/V cache types are built where that is a choice.
     """
-    first, beyond = TESTED_VERSIONS
     # Without pip's cache, which has what was built with other settings under the same name.
     words = INSTALL_COMMAND.replace("install", "install --no-cache-dir")
     if again:
-        package = f'"llama-cpp-python>={first},<{beyond}"'
-        words = f"pip install --no-cache-dir --force-reinstall {package}"
+        words = f"pip install --no-cache-dir --force-reinstall {_PACKAGE}"
     if not seen:
         return words
     settings = f"-D{_BACKENDS[seen[0].maker]}=on"
+    if seen[0].maker in ("NVIDIA", "AMD"):
+        settings += " -DGGML_CUDA_FA_QUANTS=all"
     numbers = {card.capability for card in seen if card.capability is not None}
     if numbers:
-        architectures = sorted(number.replace(".", "") for number in numbers)
-        settings += f" -DCMAKE_CUDA_ARCHITECTURES={';'.join(architectures)}"
+        architectures = sorted(int(number.replace(".", "")) for number in numbers)
+        settings += f" -DCMAKE_CUDA_ARCHITECTURES={';'.join(map(str, architectures))}"
     if os.name == "nt":
         return f"$env:CMAKE_ARGS='{settings}'; {words}"
     return f'CMAKE_ARGS="{settings}" {words}'
+
+
+def wheel_command(seen: tuple[Card, ...]) -> str | None:
+    """Return the command that installs a built wheel for the first of these cards.
+
+    None where there is no such wheel. Wheels may be older than the version that is required; then
+    the command fails and changes nothing.
+    """
+    if not seen:
+        return None
+    card = seen[0]
+    folder = _OTHER_WHEELS.get((card.maker, sys.platform))
+    if card.cuda is not None and card.capability is not None:
+        driver = tuple(map(int, card.cuda.split(".")))
+        capability = float(card.capability)
+        fitting = [
+            version
+            for version, (least, most) in _CUDA_WHEELS.items()
+            if version <= driver and least <= capability <= most
+        ]
+        folder = "cu{}{}".format(*max(fitting)) if fitting else None
+    if folder is None:
+        return None
+    only = "--force-reinstall --only-binary llama-cpp-python"
+    return f"pip install {only} {_PACKAGE} --extra-index-url {_WHEELS}{folder}"
 
 
 def missing_tool(seen: tuple[Card, ...]) -> str | None:

@@ -200,6 +200,11 @@ class Context:
             return "the cache keeps only the sliding window (swa_full is off)"
         return None
 
+    @property
+    def whole_only(self) -> str | None:
+        """Why branches cannot have splices; None where they can."""
+        return self.append_only
+
     # Branches -----------------------------------------------------------------------------------
 
     def score(self, branches: Sequence[Branch]) -> list[tuple[AnswerScore, ...]]:

@@ -39,7 +39,7 @@ class FakeModel:
     tokens; when `n_vocab` is used up, new pieces are spelled in bytes. `horizon` is how many
     tokens back it can look (None: any number), `shortest_match` how many tokens must repeat,
     `confidence` the probability of a token that it recalls. `<s>`, `</s>` and anything of the form
-    `<|word|>` are special tokens.
+    `<|word|>` are special tokens. `lanes` is as in `LanguageModel`.
     """
 
     def __init__(
@@ -50,8 +50,10 @@ class FakeModel:
         shortest_match: int = 3,
         confidence: float = 0.9,
         chat_template: str | None = None,
+        lanes: int = 1,
     ) -> None:
         self.n_vocab = n_vocab
+        self.lanes = lanes
         self.horizon = horizon
         self.shortest_match = shortest_match
         self.confidence = confidence
@@ -145,6 +147,11 @@ class FakeContext:
     def position(self) -> int:
         """Tokens in the trunk."""
         return len(self._trunk)
+
+    @property
+    def whole_only(self) -> str | None:
+        """The same as `append_only`."""
+        return self.append_only
 
     def extend(self, tokens: Tokens, *, progress: Progress | None = None) -> None:
         """Append to the trunk."""

@@ -8,30 +8,31 @@ and errors quote what was captured.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 import re
 import signal
+import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ggufrope.errors import MissingDependencyError
+from ggufrope.runtime.engine import imported, loaded, package_version, symbols
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from types import ModuleType
 
-INSTALL_COMMAND = 'pip install "ggufrope[llama]"'
 TESTED_VERSIONS = ("0.3.36", "0.3.37")
 """The first version of llama-cpp-python that ggufrope was tested with, and the first it was not.
 
 The same bounds as in pyproject.toml. The runtime reads llama.cpp's log and its saved states, and
 their formats change without notice.
 """
+TESTED_BUILDS = ("0c1e570", "b11434")
+"""The commits and tags of llama.cpp that ggufrope was tested with (docs/llama-builds.md)."""
 
 CPU = "CPU"
 """ggml's name of the CPU as a device."""
@@ -46,7 +47,8 @@ _DEBUG, _ERROR, _CONTINUED = 1, 4, 5  # enum ggml_log_level, ggml/include/ggml.h
 class Device:
     """A device that ggml can compute on.
 
-    Memory is in bytes. A CPU reports the memory of the machine.
+    Memory is in bytes. A CPU reports the memory of the machine. `server` is the address of the RPC
+    server that has the device, None for a device of this machine.
     """
 
     name: str
@@ -54,16 +56,32 @@ class Device:
     kind: DeviceKind
     memory_free: int
     memory_total: int
+    server: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Versions:
-    """The installed versions, enough to find the source of each."""
+    """What llama.cpp is: enough to find its source, and to tell two builds apart.
+
+    `commit` is what the build calls itself, "unknown" for one outside a git repository. `library`
+    is the path of libllama with `~` for the user's home folder, `own` whether llama-cpp-python
+    brought it, and `tested` whether ggufrope was tested with it.
+    """
 
     llama_cpp_python: str
     llama_cpp: str
     commit: str
     system_info: str
+    library: str
+    library_sha256: str
+    own: bool
+    tested: bool
+
+    @property
+    def shown(self) -> str:
+        """Version and commit, and that it was not tested where it was not."""
+        untested = "" if self.tested else ", not tested with ggufrope"
+        return f"{self.llama_cpp} ({self.commit}){untested}"
 
 
 @dataclass(slots=True, eq=False)
@@ -88,13 +106,15 @@ class Log:
 
 on_abort: Callable[[str], object] | None = None
 """Called with the reason before llama.cpp ends the process, on an assertion that does not hold say;
-it cannot go on. None: the reason goes to standard error."""
+it cannot go on. None: the reason goes to standard error. Where it is set before `load`, it is
+called for an exception of C++ that nothing catches too, on Linux."""
 
 _captures: list[Log] = []
 _unfinished: tuple[int, str] | None = None
 # llama.cpp keeps only the pointers, so these references must live.
 _callback: object = None
 _abort_callback: object = None
+_terminate_callback: object = None
 
 
 @contextmanager
@@ -131,7 +151,7 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
 
 def _on_abort(message: bytes | None) -> None:
     """Hand on why ggml ends the process, the source file without its folders."""
-    reason = re.sub(r"^\S*[/\\](?=[\w.-]+:\d+: )", "", _text(message))
+    reason = re.sub(r"^\S*[/\\](?=[\w.-]+:\d+: )", "", _text(message).strip())
     if on_abort is None:
         os.write(2, f"{reason}\n".encode())
     else:
@@ -166,45 +186,63 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 def load() -> ModuleType:
     """Return the module `llama_cpp.llama_cpp`, llama.cpp's C functions, ready for use.
 
-    Raises MissingDependencyError where llama-cpp-python is absent, does not load, or is older
-    than the structures that the runtime passes to it.
+    Raises MissingDependencyError where llama-cpp-python or the library is absent, does not load, or
+    does not fit what the runtime passes to it.
     """
-    try:
-        library = importlib.import_module("llama_cpp.llama_cpp")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"llama-cpp-python is not installed: {INSTALL_COMMAND} (with a GPU, as `ggufrope "
-            "doctor` says)"
-        ) from error
-    except (ImportError, OSError, RuntimeError) as error:
-        raise MissingDependencyError(
-            f"llama-cpp-python is installed but does not load ({error}); "
-            f"reinstall it: {INSTALL_COMMAND}"
-        ) from error
-    if not hasattr(library, "llama_version"):
-        raise MissingDependencyError(
-            f"llama-cpp-python {_package_version()} is too old (required: {TESTED_VERSIONS[0]} or "
-            f"newer): {INSTALL_COMMAND}"
-        )
+    library = imported()
     global _callback, _abort_callback
     _callback = library.llama_log_callback(_on_log)
     library.llama_log_set(_callback, ctypes.c_void_p(0))
     library.llama_backend_init()
     kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
     _abort_callback = kind(_on_abort)
-    _ggml_function("ggml_set_abort_callback", kind, kind)(_abort_callback)
+    ggml_function("ggml_set_abort_callback", kind, kind)(_abort_callback)
+    if on_abort is not None:
+        _answer_exceptions()
+    _load_backends()
     return library
 
 
+def _load_backends() -> None:
+    """Load the backends of a build that has each in a library of its own, as llama.cpp's releases.
+
+    Raises MissingDependencyError where there is none.
+    """
+    count = ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
+    if count():
+        return
+    engine = loaded(imported())
+    load_from = ggml_function("ggml_backend_load_all_from_path", None, ctypes.c_char_p)
+    load_from(os.fsencode(engine.path.parent))
+    if not count():
+        raise MissingDependencyError(
+            f"{engine.shown} has no backend to compute with: put libggml-cpu beside it"
+        )
+
+
+def _answer_exceptions() -> None:
+    """Have an exception of C++ that nothing catches told as an assertion that fails."""
+    global _terminate_callback
+    _terminate_callback = ctypes.CFUNCTYPE(None)(lambda: _on_abort(b"an exception of C++"))
+    with suppress(OSError, AttributeError):
+        # std::set_terminate
+        ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE(_terminate_callback)
+
+
 def versions() -> Versions:
-    """Return the versions of llama-cpp-python and of the llama.cpp inside it."""
+    """Return the versions of llama-cpp-python and of the llama.cpp that it loaded."""
     library = load()
-    commit = _ggml_function("ggml_commit", ctypes.c_char_p)
+    engine = loaded(library)
+    package, commit = package_version(), _text(ggml_function("ggml_commit", ctypes.c_char_p)())
     return Versions(
-        llama_cpp_python=_package_version(),
+        llama_cpp_python=package,
         llama_cpp=_text(library.llama_version()),
-        commit=_text(commit()),
+        commit=commit,
         system_info=_text(library.llama_print_system_info()).strip(" |"),
+        library=engine.shown,
+        library_sha256=engine.sha256,
+        own=engine.own,
+        tested=is_tested(package) if engine.own else commit.startswith(TESTED_BUILDS),
     )
 
 
@@ -222,52 +260,142 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def can_offload() -> bool:
-    """Return whether this build can put layers on a GPU."""
-    return bool(load().llama_supports_gpu_offload())
+    """Return whether this machine has a device that llama.cpp puts layers on.
+
+    llama.cpp's own answer is yes for each build with RPC, with servers or without.
+    """
+    return any(found.kind in ("gpu", "igpu") and not found.server for found in found_devices())
 
 
-def devices() -> tuple[Device, ...]:
-    """Return the devices of all ggml backends of this build, in ggml's order."""
-    count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
-    get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    return tuple(_device(ctypes.c_void_p(get(index))) for index in range(count()))
+def backends() -> tuple[str, ...]:
+    """Return the names of the ggml backends of this build, such as "CPU", "CUDA" and "RPC", also of
+    those that find no device."""
+    load()
+    count = ggml_function("ggml_backend_reg_count", ctypes.c_size_t)
+    get = ggml_function("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    names = (_text(name(get(index))) for index in range(count()))
+    return tuple(each for each in names if "[" not in each)  # "RPC[host:port]", a server
 
 
-def _device(handle: ctypes.c_void_p) -> Device:
-    pointer = ctypes.POINTER(ctypes.c_size_t)
-    name = _ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
-    description = _ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
-    kind = _ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    memory = _ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    memory(handle, ctypes.byref(free), ctypes.byref(total))
-    known = kind(handle)
-    return Device(
-        name=_text(name(handle)),
-        description=_text(description(handle)),
-        kind=_DEVICE_KINDS[known] if known < len(_DEVICE_KINDS) else "accelerator",
-        memory_free=free.value,
-        memory_total=total.value,
+def devices(servers: Collection[str] = ()) -> tuple[Device, ...]:
+    """Return the devices of this machine and of these RPC servers, in ggml's order.
+
+    The servers are registered (`rpc.register`); a device of another one is left out, for its server
+    may be gone, and asking for its memory would end the process.
+    """
+    return tuple(
+        _device(found) for found in found_devices() if not found.server or found.server in servers
     )
 
 
-def _ggml_function(name: str, result: object, *arguments: object) -> Any:
+def device_of(buffer: str) -> str:
+    """Return the device that a buffer is on, by the name that llama.cpp's log gives the buffer.
+
+    "CUDA0" is on CUDA0, "CPU_Mapped" and "CUDA_Host" on the CPU, and "RPC0[host:port]" on the first
+    device of that server, whatever its number among the devices of all.
+    """
+    for found in found_devices():
+        if buffer == found.buffer or buffer.startswith(f"{found.buffer}_"):
+            return found.name
+    return CPU if buffer.endswith("_Host") else buffer
+
+
+def chosen_devices(servers: Sequence[str]) -> list[ctypes.c_void_p] | None:
+    """Return the devices for a model on these RPC servers, in the order in which llama.cpp takes
+    them; None where that is its own choice, because these servers are the registered ones.
+
+    Its choice is the servers, then the GPUs of this machine, integrated ones where there are no
+    others.
+    """
+    found = found_devices()
+    registered = dict.fromkeys(each.server for each in found if each.server)
+    if list(registered) == list(servers):
+        return None
+    remote = [each for server in servers for each in found if each.server == server]
+    local = [each for each in found if not each.server]
+    gpus = [each for each in local if each.kind == "gpu"]
+    chosen = remote + (gpus or [each for each in local if each.kind == "igpu"])
+    return [each.handle for each in chosen]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundDevice:
+    """A device as ggml lists it: its `ggml_backend_dev_t`, and the name of its buffers."""
+
+    handle: ctypes.c_void_p
+    name: str
+    description: str
+    kind: DeviceKind
+    server: str | None
+    buffer: str
+
+
+def found_devices() -> list[FoundDevice]:
+    """Return the devices that ggml lists, of RPC servers too; asks no server."""
+    load()
+    count = ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
+    get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    kind = ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    backend = ggml_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
+    backend_name = ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    texts = [
+        ggml_function(f"ggml_backend_dev_{which}", ctypes.c_char_p, ctypes.c_void_p)
+        for which in ("name", "description")
+    ]
+    found: list[FoundDevice] = []
+    for index in range(count()):
+        handle = ctypes.c_void_p(get(index))
+        name, description = (_text(text(handle)) for text in texts)
+        # The description of a server's device is the address (ggml-rpc.cpp).
+        server = description if _text(backend_name(backend(handle))) == "RPC" else None
+        number = sum(each.server == server for each in found)
+        known = kind(handle)
+        found.append(
+            FoundDevice(
+                handle=handle,
+                name=name,
+                description=description,
+                kind=_DEVICE_KINDS[known] if known < len(_DEVICE_KINDS) else "accelerator",
+                server=server,
+                buffer=name if server is None else f"RPC{number}[{server}]",
+            )
+        )
+    return found
+
+
+def _device(found: FoundDevice) -> Device:
+    pointer = ctypes.POINTER(ctypes.c_size_t)
+    memory = ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    memory(found.handle, ctypes.byref(free), ctypes.byref(total))
+    return Device(
+        name=found.name,
+        description=found.description,
+        kind=found.kind,
+        memory_free=free.value,
+        memory_total=total.value,
+        server=found.server,
+    )
+
+
+def ggml_function(name: str, result: Any, *arguments: Any) -> Any:
     """Return a function of ggml's C API, which llama-cpp-python ships but does not bind."""
-    function: Any = next(getattr(part, name) for part in _ggml_libraries() if hasattr(part, name))
+    function = next((part[name] for part in _ggml_libraries() if hasattr(part, name)), None)
+    if function is None:
+        raise MissingDependencyError(
+            f"{loaded(imported()).shown} is too old a llama.cpp: it has no function {name}"
+        )
     function.restype, function.argtypes = result, arguments
     return function
 
 
 @cache
 def _ggml_libraries() -> tuple[ctypes.CDLL, ...]:
-    library = importlib.import_module("llama_cpp.llama_cpp")
-    folder = Path(str(library.__file__)).parent / "lib"
-    extensions = importlib.import_module("llama_cpp._ctypes_extensions")
-    return tuple(extensions.load_shared_library(name, folder) for name in ("ggml", "ggml-base"))
-
-
-def _package_version() -> str:
-    return str(importlib.import_module("llama_cpp").__version__)
+    """Return where ggml's functions are: the libraries that libllama is linked to."""
+    if sys.platform == "win32":  # which looks into no library but the one that is named
+        return ctypes.CDLL("ggml"), ctypes.CDLL("ggml-base")
+    return (symbols(loaded(imported()).path),)
 
 
 def _text(value: bytes | None) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ggufrope.container.checks import layout_findings
 from ggufrope.container.reader import read_header
+from ggufrope.container.types import ArrayValue
 from ggufrope.errors import (
     FileError,
     InsufficientMemoryError,
@@ -21,7 +22,7 @@ from ggufrope.errors import (
 from ggufrope.rope.keys import KEYS, SCALING_TYPES
 from ggufrope.rope.lint import lint
 from ggufrope.rope.metadata import read_metadata
-from ggufrope.runtime import library
+from ggufrope.runtime import library, rpc
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,10 +41,13 @@ _ABORTS = frozenset(
         "factor-length",
         "rotary-dimensions",
         "attention-temperature",
+        "layer-count",
         "misaligned-data",
+        "unusable-type",
     }
 )
 """Codes of findings on which llama.cpp ends the process."""
+_MOST_EXPERTS = 1024  # LLAMA_MAX_EXPERTS, src/llama-hparams.h
 
 _MIB = 1024 * 1024
 _OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", re.IGNORECASE)
@@ -51,6 +55,7 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|(failed|unable) to (re)?allocate", r
 _INT, _FLOAT, _BOOL, _STRING = range(4)
 _LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1
 _OVERRIDE_BYTES = 127  # key and string value are char[128]
+_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX, common/common.h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,15 @@ class LoadOptions:
     use_mmap: bool = True
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] = ()
+    experts_on_cpu: int | Literal["all"] = 0
+    rpc: tuple[str, ...] = ()
+
+    @property
+    def expert_patterns(self) -> tuple[str, ...]:
+        """Regular expressions for the names of the tensors that stay on the CPU."""
+        if self.experts_on_cpu == "all":
+            return (_EXPERTS,)
+        return tuple(rf"blk\.{layer}{_EXPERTS}" for layer in range(self.experts_on_cpu))
 
     @property
     def wants_gpu(self) -> bool:
@@ -92,13 +106,18 @@ def load(
     """
     _refuse_what_aborts(path, options)
     llama = library.load()
-    if options.wants_gpu and not library.can_offload():
+    rpc.register(options.rpc)
+    if options.wants_gpu and not (options.rpc or library.can_offload()):
         raise MissingDependencyError(
             "this build of llama.cpp cannot use a GPU; `ggufrope doctor` has the command that "
             "installs one that can"
         )
     parameters = _model_parameters(llama, options, allocate=allocate)
-    with library.capture(debug=not allocate) as log:
+    # llama.cpp reads them until the model is loaded.
+    overrides = _on_cpu(options.expert_patterns)
+    if overrides is not None:
+        parameters.tensor_buft_overrides = ctypes.addressof(overrides)
+    with library.capture(debug=True) as log:  # the devices of layers are in debug lines
         handle = _load_from_file(llama, path, parameters, progress)
     if not handle:
         raise _load_error(path, log)
@@ -125,8 +144,22 @@ def refusal(path: Path) -> str | None:
 
 def buffers(log: Log, what: str) -> tuple[Buffer, ...]:
     """Return the `what` buffers ("model", "KV", "compute", "output") that a log lists."""
-    lines = log.search(rf"(\S+) {what} buffer size = +([\d.]+) MiB")
-    return tuple(Buffer(device=m[1], size_bytes=round(float(m[2]) * _MIB)) for m in lines)
+    lines = log.search(rf"(\S+) +{what} buffer size = +([\d.]+) MiB")
+    return tuple(
+        Buffer(device=library.device_of(line[1]), size_bytes=round(float(line[2]) * _MIB))
+        for line in lines
+    )
+
+
+def layer_devices(log: Log) -> tuple[str, ...]:
+    """Return the device of each layer, the output last, as the log of a load assigns them.
+
+    It is empty where the log does not say. "offloaded N/M layers to GPU" is no source: llama.cpp
+    prints there what was asked of it, whatever devices it has.
+    """
+    assigned = log.search(r"layer +(\d+) assigned to device ([^,]+),")
+    device_of = {int(line[1]): line[2] for line in assigned}
+    return tuple(device_of[layer] for layer in sorted(device_of))
 
 
 def ran_out_of_memory(log: Log) -> bool:
@@ -145,6 +178,10 @@ def _model_parameters(llama: Any, options: LoadOptions, *, allocate: bool) -> An
         parameters.split_mode = llama.LLAMA_SPLIT_MODE_NONE
     if options.tensor_split:
         parameters.tensor_split = _tensor_split(llama, options.tensor_split)
+    handles = library.chosen_devices(options.rpc)
+    if handles is not None:
+        array = (ctypes.c_void_p * (len(handles) + 1))(*handles)  # ended by a null
+        parameters.devices = ctypes.cast(array, ctypes.c_void_p)  # which keeps the array
     parameters.kv_overrides = _override_array(llama, options.kv_overrides)
     return parameters
 
@@ -178,7 +215,8 @@ def _refuse_what_aborts(path: Path, options: LoadOptions) -> None:
     """Refuse a file on which llama.cpp ends the process: it asserts what it does not check.
 
     Known are scaling types, the element type of factor tensors, rotary dimensions, attention
-    temperatures, and where the tensors of a mapped file start.
+    temperatures, the number of layers, numbers of experts, the epsilon of norms, types of weights
+    that nothing multiplies by, and where the tensors of a mapped file start.
     """
     overrides = options.kv_overrides
     header = read_header(path)
@@ -189,12 +227,49 @@ def _refuse_what_aborts(path: Path, options: LoadOptions) -> None:
             f"{path.name}: {key} is {word!r} (expected one of {', '.join(SCALING_TYPES)}); "
             f"llama.cpp aborts on any other value"
         )
+    for suffix, problem in _asserted(header, overrides):
+        key = f"{header.architecture}.{suffix}"
+        raise (RequestError if key in overrides else LoadError)(
+            f"{path.name}: {key} is {problem}; llama.cpp aborts on it"
+        )
     found = [(each.code, each.message) for each in _settings_findings(header, overrides)]
-    if options.use_mmap:
-        found += [(each.code, each.message) for each in layout_findings(header)]
+    found += [(each.code, each.message) for each in layout_findings(header)]
     for code, message in found:
-        if code in _ABORTS:
+        if code in _ABORTS and (code != "misaligned-data" or options.use_mmap):
             raise LoadError(f"{path.name}: {message}")
+
+
+def _asserted(header: Header, overrides: Mapping[str, OverrideValue]) -> Iterator[tuple[str, str]]:
+    """Yield the suffix of each key that llama.cpp asserts something else of, and what is wrong:
+    `llama_model_base::load_hparams` (src/llama-model.cpp 1318-1375), and norms in
+    ggml/src/ggml-cpu/ops.cpp."""
+
+    def value(suffix: str) -> float:
+        key = f"{header.architecture}.{suffix}"
+        found = overrides.get(key, header.get(key))
+        items = (found.items or ()) if isinstance(found, ArrayValue) else (found,)
+        return max((each for each in items if isinstance(each, int | float)), default=0)
+
+    for suffix in ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"):
+        if not value(suffix) >= 0:
+            yield suffix, f"{value(suffix):g}: expected 0 or more"
+    if (drafting := value("nextn_predict_layers")) > value("block_count"):
+        yield "nextn_predict_layers", f"{drafting}: more than there are layers"
+    experts, used = value("expert_count"), value("expert_used_count")
+    groups, groups_used = value("expert_group_count"), value("expert_group_used_count")
+    if header.architecture in ("hunyuan-dense", "hunyuan_vl") and experts <= 1:
+        return
+    if experts > _MOST_EXPERTS:
+        yield "expert_count", f"{experts}: expected at most {_MOST_EXPERTS}"
+    if used > experts or (experts and not used):
+        expected = f"1 to {experts}, the number of experts" if experts else "0, without experts"
+        yield "expert_used_count", f"{used}: expected {expected}"
+    if groups and groups >= experts:
+        yield "expert_group_count", f"{groups}: expected fewer than {experts}, the experts"
+    elif groups > 1 and experts % groups:
+        yield "expert_group_count", f"{groups}: expected a divisor of {experts}, the experts"
+    elif groups > 1 and not 0 < groups_used < groups:
+        yield "expert_group_used_count", f"{groups_used}: expected 1 to {groups - 1}"
 
 
 def _settings_findings(header: Header, overrides: Mapping[str, OverrideValue]) -> Iterator[Finding]:
@@ -241,6 +316,26 @@ def _override_array(llama: Any, overrides: Mapping[str, OverrideValue]) -> Any:
             slot.tag, slot.value.val_f64 = _FLOAT, value
         else:
             slot.tag, slot.value.val_str = _STRING, _short(value, key)
+    return array
+
+
+class _BufferOverride(ctypes.Structure):
+    """`struct llama_model_tensor_buft_override`, include/llama.h."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
+
+
+def _on_cpu(patterns: tuple[str, ...]) -> Any:
+    """Return a C array that keeps the tensors with these names on the CPU, None for none.
+
+    An empty pattern ends it.
+    """
+    if not patterns:
+        return None
+    cpu = library.ggml_function("ggml_backend_cpu_buffer_type", ctypes.c_void_p)()
+    array = (_BufferOverride * (len(patterns) + 1))()
+    for slot, pattern in zip(array, patterns, strict=False):
+        slot.pattern, slot.buft = pattern.encode(), cpu
     return array
 
 

@@ -19,14 +19,14 @@ from ggufrope.rope.cache import CacheRules, rules_of
 from ggufrope.rope.llamacpp import CONTEXT_GRANULE
 from ggufrope.runtime import library
 from ggufrope.runtime.library import CPU
+from ggufrope.runtime.loading import Buffer
 from ggufrope.runtime.settings import ContextSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-    from ggufrope.runtime.loading import Buffer
     from ggufrope.runtime.model import Model
-    from ggufrope.runtime.sizing import Cache
+    from ggufrope.runtime.sizing import Cache, ContextSize
 
 _SMALL = ContextSettings(n_ctx=CONTEXT_GRANULE)
 _SMALLER_CACHES = ("q8_0", "q4_0")
@@ -44,13 +44,13 @@ class CacheSupport:
     """Whether a pair of cache types runs on a model; `refusal` is the reason where it does not.
 
     `falls_back` is True where operations leave the GPU that stay on it with f16, which runs but is
-    slow.
+    slow; None where llama.cpp's log does not say.
     """
 
     type_k: str
     type_v: str
     refusal: str | None
-    falls_back: bool
+    falls_back: bool | None
     cache: Cache | None
 
 
@@ -71,11 +71,16 @@ def cache_support(
         type_k=type_k,
         type_v=type_v,
         refusal=refusal,
-        falls_back=size is not None
-        and refusal is None
-        and size.graph_splits > model.size_context(plain).graph_splits,
+        falls_back=_falls_back(size, model.size_context(plain)) if size and not refusal else False,
         cache=None if size is None else size.cache,
     )
+
+
+def _falls_back(size: ContextSize, plain: ContextSize) -> bool | None:
+    """Return whether a computation changes device more often than that of the plain context."""
+    if size.graph_splits is None or plain.graph_splits is None:
+        return None
+    return size.graph_splits > plain.graph_splits
 
 
 def cache_refusal(
@@ -89,9 +94,7 @@ def cache_refusal(
 
 
 def _rules(model: Model) -> CacheRules:
-    def declared(name: str) -> int:
-        return int(model.metadata(f"{model.architecture}.attention.{name}") or 0)
-
+    declared = model.attention_size
     keys, values = [model.head_size], [model.value_head_size]
     if model.n_swa:
         keys.append(declared("key_length_swa") or model.head_size)
@@ -108,9 +111,10 @@ def _rules(model: Model) -> CacheRules:
 # Memory -------------------------------------------------------------------------------------------
 
 
-def free_memory() -> dict[str, int]:
-    """Return the bytes free by device name; "CPU" is what this process may still take."""
-    free = {device.name: device.memory_free for device in library.devices()}
+def free_memory(servers: Collection[str] = ()) -> dict[str, int]:
+    """Return the bytes free by device name, those of these RPC servers included; "CPU" is what this
+    process may still take. A device that does not say what it has is left out."""
+    free = {each.name: each.memory_free for each in library.devices(servers) if each.memory_total}
     limits = [free.get(CPU), _available(), _left_in_control_group()]
     free[CPU] = min(limit for limit in limits if limit is not None)
     return free
@@ -119,13 +123,20 @@ def free_memory() -> dict[str, int]:
 def context_need(model: Model, settings: ContextSettings) -> tuple[Buffer, ...]:
     """Return the cache, compute and output buffers of a context, one total per device.
 
-    Raises InsufficientMemoryError where llama.cpp cannot even size it.
+    Where the log names no cache, and all there is to hold one is the CPU, it is estimated. Raises
+    InsufficientMemoryError where llama.cpp cannot even size the context.
     """
     size = model.size_context(settings)
     if size.refusal is not None:
         raise InsufficientMemoryError(
             f"{model.path.name}: llama.cpp cannot size a context of {settings.n_ctx} tokens: "
             f"{size.refusal}"
+        )
+    unnamed = size.cache is None and model.purpose.keeps_cache and not model.has_state
+    if unnamed and not library.can_offload():
+        return (
+            *size.buffers,
+            Buffer(device=CPU, size_bytes=estimated_cache_bytes(model, settings)),
         )
     return size.buffers
 
@@ -150,7 +161,7 @@ def require_fit(
     if free is None:
         if estimate < _CHECKED_BYTES:
             return
-        free = free_memory()
+        free = free_memory(model.servers)
     if _is_beyond_doubt(model, settings, free):
         device, need_bytes = CPU, estimate
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import weakref
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ggufrope.container.reader import read_header
-from ggufrope.errors import LoadError
+from ggufrope.errors import BackendError, LoadError
 from ggufrope.rope.metadata import read_metadata
 from ggufrope.rope.purpose import Purpose, purpose
 from ggufrope.runtime import library
-from ggufrope.runtime.loading import Buffer, LoadOptions, buffers, load
+from ggufrope.runtime import rpc as servers
+from ggufrope.runtime.loading import Buffer, LoadOptions, buffers, layer_devices, load
 from ggufrope.runtime.placement import require_weights_fit
 from ggufrope.runtime.settings import SEQUENCES, SEQUENCES_WITH_STATE
 from ggufrope.runtime.sizing import size_context
@@ -32,6 +34,17 @@ if TYPE_CHECKING:
     from ggufrope.runtime.sizing import ContextSize
 
 _ANCHOR = "\n"
+_open: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what is left open while llama.cpp can still call back.
+
+    Later its log would end the thread that calls, and another that waits for it would never end.
+    """
+    for model in tuple(_open):
+        model.close()
 
 
 class Vocabulary:
@@ -91,6 +104,8 @@ class Vocabulary:
     def _tokenize(self, text: str, special: bool) -> list[int]:
         if not text:
             return []
+        if not self._library.llama_vocab_type(self._handle):
+            raise BackendError("the model has no vocabulary: it cannot tokenize a text")
         encoded = text.encode("utf-8", "surrogateescape")
         capacity = len(encoded) + 2
         while True:
@@ -116,11 +131,29 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """The devices that the weights are on. Layers count the output layer, as in llama.cpp."""
+    """The devices that the weights are on.
 
-    layers_on_gpu: int
-    layers: int
+    `layer_devices` is the device that each layer is assigned to, the output as the last layer;
+    empty where llama.cpp's log does not say. `buffers` are the weights themselves.
+    """
+
+    layer_devices: tuple[str, ...]
     buffers: tuple[Buffer, ...]
+
+    @property
+    def layers(self) -> int:
+        """Layers, the output counted."""
+        return len(self.layer_devices)
+
+    @property
+    def layers_on_gpu(self) -> int:
+        """Layers on devices other than the CPU that hold weights."""
+        holding = {buffer.device for buffer in self.buffers if buffer.size_bytes} - {library.CPU}
+        return sum(device in holding for device in self.layer_devices)
+
+    def weights_on(self, device: str) -> int:
+        """Return the bytes of weights on a device."""
+        return sum(buffer.size_bytes for buffer in self.buffers if buffer.device == device)
 
 
 class Model:
@@ -138,6 +171,7 @@ class Model:
         self._options = options
         self._log = log
         self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+        _open.add(self)
         self.path = path
         self.vocabulary = Vocabulary(handle)
         # Read now: a context with a YaRN scale makes llama.cpp change it in the model itself.
@@ -153,6 +187,8 @@ class Model:
         use_mmap: bool = True,
         main_gpu: int | None = None,
         tensor_split: Sequence[float] = (),
+        experts_on_cpu: int | Literal["all"] = 0,
+        rpc: Sequence[str] = (),
         progress: LoadProgress | None = None,
     ) -> Self:
         """Load a GGUF file; for a split model, its first shard.
@@ -160,12 +196,15 @@ class Model:
         `gpu_layers` is how many layers to put on the GPU; "all" is none where the build cannot.
         `kv_overrides` replaces scalar metadata for this load only; nothing is written.
         `main_gpu` puts the whole model on that one GPU; `tensor_split` divides it in these
-        proportions.
+        proportions. `experts_on_cpu` keeps the experts of that many layers, from the first, on the
+        CPU, where they are of a mixture of experts: they are most of its weights, and few of them
+        are used for a token. `rpc` are llama.cpp's RPC servers, each "host:port": their devices are
+        GPUs that come before those of this machine.
 
         Raises MalformedError for a file that is not GGUF, LoadError with llama.cpp's own reason,
-        InsufficientMemoryError, RequestError for an override that llama.cpp would ignore, and
-        MissingDependencyError without llama-cpp-python, or without GPU support where the options
-        need it.
+        InsufficientMemoryError, RequestError for an override that llama.cpp would ignore,
+        BackendError where an RPC server does not answer, and MissingDependencyError without
+        llama-cpp-python, or without GPU support or RPC where the options need it.
         """
         options = LoadOptions(
             gpu_layers=gpu_layers,
@@ -173,11 +212,20 @@ class Model:
             use_mmap=use_mmap,
             main_gpu=main_gpu,
             tensor_split=tuple(tensor_split),
+            experts_on_cpu=experts_on_cpu,
+            rpc=tuple(rpc),
         )
-        if library.can_offload():
-            require_weights_fit(Path(path), options)
-        handle, log = load(Path(path), options, progress=progress)
-        return cls(Path(path), options, handle, log)
+        servers.acquire(options.rpc)
+        try:
+            if options.rpc or library.can_offload():
+                require_weights_fit(Path(path), options)
+            handle, log = load(Path(path), options, progress=progress)
+        except BaseException:
+            servers.release(options.rpc)
+            raise
+        model = cls(Path(path), options, handle, log)
+        servers.watch(options.rpc)
+        return model
 
     def close(self) -> None:
         """Free the weights, after the contexts made of them. Closing twice is fine."""
@@ -186,6 +234,8 @@ class Model:
         for handle in (self._unallocated, self._handle):
             if handle is not None:
                 self._library.llama_model_free(handle)
+        if self._handle is not None:
+            servers.release(self.servers)
         self._unallocated = self._handle = None
 
     def __enter__(self) -> Self:
@@ -219,6 +269,11 @@ class Model:
 
     # Properties ---------------------------------------------------------------------------------
 
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The RPC servers that the model may be on."""
+        return self._options.rpc
+
     @cached_property
     def purpose(self) -> Purpose:
         """What the model is for, by what its file says."""
@@ -247,14 +302,12 @@ class Model:
     @property
     def head_size(self) -> int:
         """Width of one key head: `attention.key_length`, else embedding width / heads."""
-        declared = self.metadata(f"{self.architecture}.attention.key_length")
-        return int(declared) if declared else self.n_embd // self.n_head
+        return self.attention_size("key_length") or self.n_embd // self.n_head
 
     @property
     def value_head_size(self) -> int:
         """Width of one value head: `attention.value_length`, else embedding width / heads."""
-        declared = self.metadata(f"{self.architecture}.attention.value_length")
-        return int(declared) if declared else self.n_embd // self.n_head
+        return self.attention_size("value_length") or self.n_embd // self.n_head
 
     @property
     def n_swa(self) -> int:
@@ -294,12 +347,8 @@ class Model:
     @cached_property
     def placement(self) -> Placement:
         """The devices that the weights are on, as the log of loading them says."""
-        offloaded = self._log.search(r"offloaded (\d+)/(\d+) layers to GPU")
-        on_gpu, layers = (int(n) for n in offloaded[-1].groups()) if offloaded else (0, 0)
         return Placement(
-            layers_on_gpu=on_gpu,
-            layers=layers or self.n_layer + 1,
-            buffers=buffers(self._log, "model"),
+            layer_devices=layer_devices(self._log), buffers=buffers(self._log, "model")
         )
 
     @cached_property
@@ -321,12 +370,22 @@ class Model:
         self._library.llama_model_meta_val_str(self.handle, name, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
 
+    def attention_size(self, name: str) -> int:
+        """Return the file's whole number `attention.NAME`, 0 where it has none."""
+        declared = self.metadata(f"{self.architecture}.attention.{name}") or ""
+        return int(declared) if declared.isdecimal() else 0
+
     def setting(self, key: str) -> str | None:
         """Return the scalar value in effect: the override's, else the file's, else None."""
         overrides = self._options.kv_overrides
         return str(overrides[key]) if key in overrides else self.metadata(key)
 
     # Tokens -------------------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> int:
+        """1: two contexts at once would share the same devices."""
+        return 1
 
     @property
     def n_vocab(self) -> int:

@@ -12,13 +12,13 @@ from ggufrope._format import byte_size
 from ggufrope.container.reader import read_header
 from ggufrope.container.shards import open_model
 from ggufrope.errors import InsufficientMemoryError
-from ggufrope.runtime import library
-from ggufrope.runtime.loading import Buffer, LoadOptions, load
+from ggufrope.runtime import library, rpc
+from ggufrope.runtime.loading import Buffer, LoadOptions, layer_devices, load
 from ggufrope.runtime.settings import SEQUENCES
 from ggufrope.runtime.sizing import size_context
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from ggufrope.runtime.library import Log
@@ -29,9 +29,13 @@ _SPARE_BYTES = 2**30
 scratch memory that is in no buffer."""
 
 
-def free_on_gpus() -> dict[str, int]:
-    """Return the bytes that are free on each GPU, by its name."""
-    return {d.name: d.memory_free for d in library.devices() if d.kind in ("gpu", "igpu")}
+def free_on_gpus(servers: Collection[str] = ()) -> dict[str, int]:
+    """Return the bytes that are free on each GPU, those of these RPC servers included, by name.
+
+    A device that does not say what it has is left out.
+    """
+    gpus = [each for each in library.devices(servers) if each.kind in ("gpu", "igpu")]
+    return {each.name: each.memory_free for each in gpus if each.memory_total}
 
 
 def weights_need(path: Path, options: LoadOptions) -> tuple[Buffer, ...]:
@@ -41,7 +45,7 @@ def weights_need(path: Path, options: LoadOptions) -> tuple[Buffer, ...]:
     """
     handle, log = load(path, options, allocate=False)
     library.load().llama_model_free(handle)
-    return _by_device(path, log)
+    return _by_device(path, options, log)
 
 
 def require_weights_fit(
@@ -51,7 +55,7 @@ def require_weights_fit(
 
     `free` is bytes by device; None is what is free on the GPUs now.
     """
-    free = free_on_gpus() if free is None else free
+    free = free_on_gpus(options.rpc) if free is None else free
     for need in weights_need(path, options) if free else ():
         if need.size_bytes > free.get(need.device, need.size_bytes):
             raise InsufficientMemoryError(
@@ -73,7 +77,8 @@ def fitting_layers(
     """
     options = options or LoadOptions()
     if free is None:
-        free = {name: size - _SPARE_BYTES for name, size in free_on_gpus().items()}
+        rpc.register(options.rpc)
+        free = {name: size - _SPARE_BYTES for name, size in free_on_gpus(options.rpc).items()}
     header = read_header(path)
     block_count = header.get(f"{header.architecture}.block_count")
     if not free or not isinstance(block_count, int):
@@ -94,22 +99,29 @@ def _fits(
     finally:
         library.load().llama_model_free(handle)
     need = Counter[str]()
-    for buffer in (*_by_device(path, log), *context.buffers):
+    for buffer in (*_by_device(path, options, log), *context.buffers):
         need[buffer.device] += buffer.size_bytes
     return context.refusal is None and all(need[name] <= size for name, size in free.items())
 
 
-def _by_device(path: Path, log: Log) -> tuple[Buffer, ...]:
+def _by_device(path: Path, options: LoadOptions, log: Log) -> tuple[Buffer, ...]:
     """Add up the sizes of layers by the device that the log assigns them to.
 
-    Tensors in no layer stay on the CPU, except the output, which counts as the last layer.
+    Tensors in no layer stay on the CPU, except the output, which counts as the last layer; so do
+    the experts that the options keep there. Where the file has no output, the embedding is the
+    output too, copied to its device.
     """
-    assigned = log.search(r"layer +(\d+) assigned to device ([^,]+),")
-    device_of = {int(line[1]): line[2] for line in assigned}
+    devices = layer_devices(log)
+    on_cpu = re.compile("|".join(options.expert_patterns) or r"\Z.")
     sizes = Counter[str]()
-    for tensor in open_model(path).tensors:
+    tensors = {tensor.name: tensor for tensor in open_model(path).tensors}
+    if "output.weight" not in tensors and devices and devices[-1] != library.CPU:
+        embedding = tensors.get("token_embd.weight")
+        sizes[devices[-1]] += 0 if embedding is None else embedding.length
+    for tensor in tensors.values():
         layer = re.match(r"blk\.(\d+)\.", tensor.name)
-        number = int(layer[1]) if layer else max(device_of, default=-1)
+        number = int(layer[1]) if layer else len(devices) - 1
         placed = layer is not None or tensor.name.startswith("output")
-        sizes[device_of.get(number, library.CPU) if placed else library.CPU] += tensor.length
+        placed = placed and number < len(devices) and not on_cpu.search(tensor.name)
+        sizes[devices[number] if placed else library.CPU] += tensor.length
     return tuple(Buffer(device=device, size_bytes=size) for device, size in sizes.items())

@@ -8,33 +8,33 @@ unwrapped upward, where each doubling of `p` halves the error. The magnitude (th
 of YaRN and LongRoPE) is the norm of the rotated values against a second context that does not
 scale.
 
-The keys come out of a sequence's saved state. llama.cpp changes the format of that state without
-notice, so its version is read first, and each size in it is checked.
+The keys come out of a sequence's saved state (`states.py`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 import re
-import struct
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufrope._files import read_bytes
-from ggufrope.container.ggml import TYPES
 from ggufrope.errors import BackendError
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime import library
 from ggufrope.runtime.batch import decode
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.settings import ContextSettings
+from ggufrope.runtime.states import (
+    Keys,
+    StateLayout,
+    cache_layers,
+    key_rows,
+    saved_state,
+    state_version,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from ggufrope.rope.effective import EffectiveRope
     from ggufrope.runtime.model import Model
 
-Keys: TypeAlias = NDArray[np.float32]
 PairStyle: TypeAlias = Literal["norm", "neox"]
 
 # enum llama_rope_type, include/llama.h
@@ -62,12 +61,6 @@ _RIGID = 1e-3
 _PARALLEL = 1e-9
 """How far from 1 the cosine of scaled and unscaled keys may be. The error of a norm is below its
 square root."""
-
-_STATE_VERSION = 3  # LLAMA_STATE_SEQ_VERSION at 0c1e570, include/llama.h
-_STATE_FILE_MAGIC = 0x67677371  # LLAMA_STATE_SEQ_MAGIC
-_STATE_MAGIC = 0xAF143CD8  # what precedes a state in memory, src/llama-context.cpp
-_F32 = 0
-_LAYER_LINE = re.compile(r"^llama_kv_cache: layer +(\d+): (dev =|filtered|does not have KV)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +182,8 @@ def _require_applicable(model: Model) -> PairStyle:
 
 def _stand_in(model: Model, tokens: int) -> int:
     """Return the smallest context that llama.cpp gives the same factors as one of `tokens`."""
-    original = int(model.reported.get("n_ctx_orig_yarn", 0))
+    declared = model.setting(f"{model.architecture}.rope.scaling.original_context_length")
+    original = int(model.reported.get("n_ctx_orig_yarn") or declared or model.n_ctx_train)
     rounded = -(-tokens // 256) * 256
     return 256 if rounded <= original else original + 1
 
@@ -211,8 +205,7 @@ def _unscaled(model: Model, rope: RopeOverrides) -> RopeOverrides:
 def _measure(model: Model, settings: ContextSettings, positions: Sequence[int]) -> dict[int, Keys]:
     """Measure keys `[positions, tokens, kv_heads * head_size]` by layer."""
     with library.capture(debug=True) as log, Context(model, settings) as context:
-        require_known_state(context.handle)
-        layout = _layout(model, log.lines)
+        layout = _layout(model, log.lines, state_version(context.handle))
         measured = [
             rows
             for token in _probe_tokens(model)
@@ -242,7 +235,7 @@ def _keys_at(
             np.zeros(len(batch), dtype=np.int8),
         )
         for sequence in range(len(batch)):
-            yield key_rows(_saved_state(context.handle, sequence), layout)
+            yield key_rows(saved_state(context.handle, sequence), layout)
 
 
 def _probe_tokens(model: Model) -> tuple[int, ...]:
@@ -250,35 +243,15 @@ def _probe_tokens(model: Model) -> tuple[int, ...]:
     return tuple(model.n_vocab * n // (_TOKENS + 1) for n in range(1, _TOKENS + 1))
 
 
-# The saved state of a sequence --------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateLayout:
-    """The format that a saved state must have.
-
-    `caches` has the layers of each cache, in the order of the state: a model with sliding-window
-    layers writes two caches, first that of its other layers. `cell_extra` is the bytes that a cell
-    has besides position and sequences: 12 with M-RoPE. `row_widths` has the number of values of a
-    K row, by layer. `recurrent` states follow the caches of a hybrid model. Without `values` there
-    are only K rows, as with multi-head latent attention.
-    """
-
-    caches: tuple[tuple[int, ...], ...]
-    cell_extra: int
-    row_widths: dict[int, int]
-    recurrent: bool
-    values: bool = True
-
-
-def _layout(model: Model, log_lines: Sequence[str]) -> StateLayout:
+def _layout(model: Model, log_lines: Sequence[str], version: int) -> StateLayout:
     rope_type = library.load().llama_model_rope_type(model.handle)
     return StateLayout(
+        version=version,
         caches=cache_layers(log_lines),
         cell_extra=_MULTI_AXIS_CELL_EXTRA if rope_type in _MULTI_AXIS else 0,
         row_widths=_row_widths(model),
         recurrent=model.has_state,
-        values=not model.metadata(f"{model.architecture}.attention.key_length_mla"),
+        values=not model.attention_size("key_length_mla"),
     )
 
 
@@ -288,146 +261,6 @@ def _row_widths(model: Model) -> dict[int, int]:
     if len(numbers) == 1:
         numbers *= model.n_layer
     return dict(enumerate(numbers))
-
-
-def cache_layers(log_lines: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Return the layers of each cache, in the order in which a context's debug log lists them."""
-    caches: list[list[int]] = []
-    previous = None
-    for line in log_lines:
-        match = _LAYER_LINE.match(line)
-        if not match:
-            continue
-        layer = int(match[1])
-        if previous is None or layer <= previous:
-            caches.append([])
-        if match[2] == "dev =":
-            caches[-1].append(layer)
-        previous = layer
-    return tuple(map(tuple, caches))
-
-
-def require_known_state(context_handle: Any) -> None:
-    """Raise BackendError where this llama.cpp writes states in a format that is unknown here.
-
-    A state in memory does not carry the version of its format; a state in a file does. So an empty
-    sequence is saved to a temporary file, which takes a few bytes.
-    """
-    llama = library.load()
-    with tempfile.TemporaryDirectory(prefix="ggufrope-") as folder:
-        path = Path(folder) / "state"
-        if not llama.llama_state_seq_save_file(context_handle, os.fsencode(path), 0, None, 0):
-            raise BackendError("llama.cpp could not save the state of a sequence to a file")
-        check_state_version(read_bytes(path, most=path.stat().st_size))
-
-
-def check_state_version(saved: bytes) -> None:
-    """Raise BackendError where a state saved to a file is of another version than is read here."""
-    magic, version = struct.unpack("<II", saved[:8]) if len(saved) >= 8 else (None, None)
-    if magic == _STATE_FILE_MAGIC and version == _STATE_VERSION:
-        return
-    written = f"version {version} of it" if magic == _STATE_FILE_MAGIC else "another one"
-    raise BackendError(
-        f"the probe reads llama.cpp's state format in version {_STATE_VERSION}, and this llama.cpp "
-        f"writes {written}; install a version that ggufrope was tested with: "
-        f"{library.INSTALL_COMMAND}"
-    )
-
-
-def key_rows(state: bytes, layout: StateLayout) -> dict[int, Keys]:
-    """Return the K row of the one token in a saved sequence, `[kv_heads * head_size]` by layer.
-
-    The format is that of `llama_kv_cache::state_write` (src/llama-kv-cache.cpp), after a magic
-    number and the sequence (src/llama-context.cpp). Raises BackendError where the state is not
-    exactly so.
-    """
-    reader = _StateReader(state)
-    reader.expect("as its magic number", _STATE_MAGIC)
-    reader.skip(4)  # sequence
-    rows: dict[int, Keys] = {}
-    for layers in layout.caches:
-        reader.expect("streams", 1)
-        reader.expect("cells", 1)
-        reader.skip(4)  # position
-        reader.expect("sequences of the cell", 1)
-        reader.skip(layout.cell_extra + 4)
-        transposed = reader.word()
-        reader.expect("layers", len(layers))
-        for layer in layers:
-            rows[layer] = reader.key_row(layout.row_widths.get(layer))
-        for _ in layers if layout.values else ():
-            reader.skip_value_row(transposed=bool(transposed))
-    if not layout.recurrent:
-        reader.expect_end()
-    return rows
-
-
-def _saved_state(context_handle: Any, sequence: int) -> bytes:
-    llama = library.load()
-    size = llama.llama_state_seq_get_size(context_handle, sequence)
-    buffer = (ctypes.c_uint8 * size)()
-    if llama.llama_state_seq_get_data(context_handle, buffer, size, sequence) != size:
-        raise BackendError("llama.cpp did not give the state of a sequence")
-    return bytes(buffer)
-
-
-class _StateReader:
-    """Reads a saved state from its begin to its end, and refuses what it does not expect."""
-
-    def __init__(self, state: bytes) -> None:
-        self._state = state
-        self._offset = 0
-
-    def word(self) -> int:
-        return self._number("<I")
-
-    def expect(self, what: str, value: int) -> None:
-        number = self.word()
-        if number != value:
-            raise self._unknown(f"has {number} {what} where {value} was expected")
-
-    def skip(self, count: int) -> None:
-        if count > len(self._state) - self._offset:
-            raise self._unknown(f"ends {count - len(self._state) + self._offset} bytes early")
-        self._offset += count
-
-    def key_row(self, width: int | None) -> Keys:
-        """Return a row of F32 values; `width` is how many there must be, where that is known."""
-        self.expect("as the type of K", _F32)
-        size = self._number("<Q")
-        if size == 0 or size % 4 or (width is not None and size != 4 * width):
-            wanted = "whole F32 values" if width is None else f"{4 * width} bytes"
-            raise self._unknown(f"has a K row of {size} bytes where {wanted} were expected")
-        start = self._offset
-        self.skip(size)
-        return np.frombuffer(self._state[start : self._offset], dtype="<f4")
-
-    def skip_value_row(self, *, transposed: bool) -> None:
-        number = self.word()
-        if number not in TYPES:
-            raise self._unknown(f"has {number} as the type of V, which is no ggml type")
-        if transposed:
-            element = self.word()
-            self.skip(element * self.word())
-        else:
-            self.skip(self._number("<Q"))
-
-    def expect_end(self) -> None:
-        left = len(self._state) - self._offset
-        if left:
-            raise self._unknown(f"has {left} more bytes than expected")
-
-    def _number(self, layout: str) -> int:
-        start = self._offset
-        self.skip(struct.calcsize(layout))
-        return int(struct.unpack_from(layout, self._state, start)[0])
-
-    def _unknown(self, what: str) -> BackendError:
-        return BackendError(
-            f"llama.cpp's saved state {what} (at byte {self._offset}): this llama.cpp writes a "
-            f"state format that ggufrope does not know; install a version that it was tested "
-            f"with: {library.INSTALL_COMMAND}"
-        )
 
 
 # Keys to frequencies ------------------------------------------------------------------------------
@@ -440,7 +273,8 @@ def _rotary_part(model: Model, layer: int, keys: Keys, pairs: PairStyle) -> tupl
     """
     if np.allclose(keys, keys[0], rtol=0, atol=_STILL * np.abs(keys).max()):
         return model.head_size, slice(0, 0)
-    for head_size in _reported(model, "n_embd_head_k", "n_embd_head_k_swa"):
+    reported = _reported(model, "n_embd_head_k", "n_embd_head_k_swa")
+    for head_size in reported or (model.head_size,):
         if keys.shape[-1] % head_size:
             continue
         heads = _heads(keys, head_size)

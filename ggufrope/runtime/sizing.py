@@ -24,14 +24,15 @@ class Cache:
 
     `cells` counts KV cells. `rotated_k` and `rotated_v` are True where llama.cpp rotates values by
     a Hadamard matrix before it quantizes them, which spreads outliers and so changes what
-    quantization costs; None where the log does not say. `flash_attention` is what llama.cpp chose.
+    quantization costs. `flash_attention` is what llama.cpp chose. Each is None where the log does
+    not say.
     """
 
     cells: int
     size_bytes: int
     rotated_k: bool | None
     rotated_v: bool | None
-    flash_attention: bool
+    flash_attention: bool | None
 
     @property
     def bytes_per_token(self) -> float:
@@ -44,13 +45,13 @@ class ContextSize:
 
     `buffers` has one total of cache, compute and output per device. The cache is divided by the
     number of layers on each device, which is exact where layers are alike. `graph_splits` counts
-    the parts of the computation between which it changes device.
+    the parts of the computation between which it changes device, None where the log does not say.
     """
 
     refusal: str | None
     cache: Cache | None
     buffers: tuple[Buffer, ...]
-    graph_splits: int
+    graph_splits: int | None
 
 
 def size_context(model_handle: Any, settings: ContextSettings, *, n_seq_max: int) -> ContextSize:
@@ -70,12 +71,12 @@ def size_context(model_handle: Any, settings: ContextSettings, *, n_seq_max: int
         refusal=None if handle else log.reason or "llama.cpp gave no reason",
         cache=cache,
         buffers=_totals((*_shares(cache, log), *buffers(log, "compute"), *buffers(log, "output"))),
-        graph_splits=int(splits[-1][1]) if splits else 0,
+        graph_splits=int(splits[-1][1]) if splits else None,
     )
 
 
 def allocated(log: Log) -> Cache | None:
-    """Return the cache that the log of a context describes; None for a model without one."""
+    """Return the cache that the log of a context describes; None where it describes none."""
     sizes = log.search(r"size = +([\d.]+) MiB \( *(\d+) cells, +\d+ layers")
     if not sizes:
         return None
@@ -84,14 +85,27 @@ def allocated(log: Log) -> Cache | None:
         size_bytes=round(sum(float(line[1]) for line in sizes) * 1024 * 1024),
         rotated_k=_rotated(log, "k"),
         rotated_v=_rotated(log, "v"),
-        flash_attention=bool(log.search("Flash Attention enabled|flash_attn += enabled")),
+        flash_attention=_flash_attention(log),
     )
 
 
 def _rotated(log: Log, which: str) -> bool | None:
-    """Return whether any cache has its K or V rotated, by a line that other versions lack."""
-    lines = log.search(rf"attn_rot_{which} = (\d)")
-    return any(line[1] == "1" for line in lines) if lines else None
+    """Return whether any cache has its K or V rotated.
+
+    Version 0c1e570 says whether, b11434 the size of the matrix, 0 for none.
+    """
+    lines = log.search(rf"(?:attn_rot|n_rot)_{which} = (\d+)")
+    return any(int(line[1]) for line in lines) if lines else None
+
+
+def _flash_attention(log: Log) -> bool | None:
+    """Return whether flash attention is on, by the last line that says so."""
+    said = (
+        "(?:Flash Attention|flash_attn +=) (?:was auto, set to )?"
+        "(?:(enabled)|disabled|not supported)"
+    )
+    lines = log.search(said)
+    return lines[-1][1] is not None if lines else None
 
 
 def _shares(cache: Cache | None, log: Log) -> tuple[Buffer, ...]:
@@ -99,6 +113,8 @@ def _shares(cache: Cache | None, log: Log) -> tuple[Buffer, ...]:
     layers = Counter(line[1] for line in log.search(r"^llama_kv_cache: layer +\d+: dev = (\S+)"))
     if cache is None:
         return ()
+    if not layers and not library.can_offload():  # a log without these lines
+        layers[library.CPU] = 1
     return tuple(
         Buffer(device=device, size_bytes=cache.size_bytes * count // sum(layers.values()))
         for device, count in layers.items()

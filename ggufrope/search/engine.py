@@ -1,7 +1,9 @@
-"""The search itself: stages over candidates, each recorded as soon as it is judged.
+"""The search itself: stages over candidates, each recorded as soon as it is judged on a haystack.
 
-    YaRN at the target -> screening by the optimizer -> finalists at the target, YaRN among them
-    -> winner and YaRN on the holdout -> the short factors -> the check of short contexts
+    screening: what the optimizer proposes, a race for every generation
+    -> finals: a race of the best, the seeds, and the scheme to beat
+    -> holdout: what came first against the scheme to beat, unless it lost the finals
+    -> the short factors -> the check of short contexts
 
 Everything is a function of the plan and of recorded losses, so a search resumes by running again.
 """
@@ -9,38 +11,49 @@ Everything is a function of the plan and of recorded losses, so a search resumes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from ggufrope.rope.scaling import FrequencyFactors, RopeScaling, Unscaled
-from ggufrope.search.evaluate import evaluate
-from ggufrope.search.holdout import Comparison, compare
+from ggufrope.errors import RequestError
+from ggufrope.rope.scaling import FrequencyFactors
+from ggufrope.search.evaluate import Evaluation, evaluate
+from ggufrope.search.holdout import Comparison, Judged, compare, in_whole_prompts, looks, wins
 from ggufrope.search.optimizers import make_optimizer
 from ggufrope.search.plan import stages_of
+from ggufrope.search.race import Standing, race
 from ggufrope.search.record import Candidate
-from ggufrope.search.spaces import ShortSpace, Space, baselines, make_space
+from ggufrope.search.schemes import Scheme
+from ggufrope.search.spaces import ShortSpace, Space, baselines, make_space, to_beat
 
 if TYPE_CHECKING:
-    from ggufrope.backends import Rotator
     from ggufrope.patching.rotation import Rotation
+    from ggufrope.search.evaluate import Fitness
     from ggufrope.search.plan import SearchPlan, Stage
     from ggufrope.search.record import Record
+    from ggufrope.search.rotators import Rotator
 
 WINNER = "searched"
 SHORT = "short factors"
-YARN = "yarn"
+_UNSCALED = "unscaled"
 
 _NEAR_ONE = 1e-3
 """An attention factor this near 1 leaves the model as it was in short contexts."""
+_GENERATION = (1, 2)
+"""Haystacks of the rounds in which a generation races: all of it, then its better half. A haystack
+costs a prefill, so it is the finals that ask for many."""
+_PER_CANDIDATE = 1.5
+"""How many haystacks those are for each candidate."""
+_ENDS = {"screening": 0.45, "final": 0.6, "holdout": 0.9, "short-factors": 0.95}
+"""The share of the budget after which a stage begins nothing more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchProgress:
-    """One more candidate judged, the `done`-th of about `planned` of its stage.
+    """One more evaluation, the `done`-th of about `planned` of its stage.
 
-    `best` is the least loss of the stage so far, None before there is one. `left_seconds` is an
-    estimate for this stage and what is known to follow.
+    `best` is the least mean loss of the stage so far, None before there is one. `left_seconds` is
+    an estimate for this stage and what is known to follow.
     """
 
     candidate: Candidate
@@ -52,7 +65,7 @@ class SearchProgress:
 
 
 Watch: TypeAlias = Callable[[SearchProgress], None]
-Keep: TypeAlias = Callable[[RopeScaling], None]
+Keep: TypeAlias = Callable[[Scheme], None]
 """Called with the best scheme so far, whenever there is a better one."""
 
 
@@ -60,13 +73,18 @@ Keep: TypeAlias = Callable[[RopeScaling], None]
 class Outcome:
     """What a search ended with.
 
-    `short` are the factors up to the original context, None where the long ones are shared.
-    `holdout` compares the winner with YaRN by each fitness, `short_context` what the model becomes
-    within its original context with what it was. `budget_exhausted` is whether the budget ended the
-    screening.
+    `finals` are the standings of the finalists, the winner first and `to_beat` among them.
+    `holdout` compares these two by each fitness; it is empty where the winner was not ahead in the
+    finals. `won` is whether the winner is better there beyond chance. Where it is, `short` are the
+    factors up to the original context, None where the long ones are shared, and `short_context`
+    compares what the model becomes within its original context with what it was.
+    `budget_exhausted` is whether the budget ended a stage.
     """
 
-    winner: RopeScaling
+    winner: Scheme
+    to_beat: Scheme
+    finals: tuple[Standing, ...]
+    won: bool
     short: FrequencyFactors | None
     holdout: tuple[Comparison, ...]
     short_context: tuple[Comparison, ...]
@@ -74,9 +92,9 @@ class Outcome:
 
 
 class Evaluator:
-    """Judges the candidates of one stage after the other.
+    """Judges candidates, stage after stage.
 
-    Candidates in the record are not evaluated again. `elapsed_seconds` counts what every candidate
+    What is in the record is not evaluated again. `elapsed_seconds` counts what every candidate
     took, also those of the record. `unchanged` is called before a candidate is recorded, and raises
     where it was not measured on the model of the record.
     """
@@ -93,80 +111,107 @@ class Evaluator:
         self._record = record
         self._watch = watch
         self._unchanged = unchanged
+        self._tokens = 0
         self.elapsed_seconds = 0.0
+        self.budget_exhausted = False
 
     def begin(
         self,
         stage: Stage,
         *,
         planned: int,
-        later_seconds: float = 0.0,
-        deadline_seconds: float = math.inf,
+        budget_seconds: float | None = None,
+        later_tokens: int = 0,
     ) -> None:
-        """Begin a stage of about `planned` candidates.
+        """Begin a stage of about `planned` evaluations, in a search with a budget.
 
-        Its deadline is in seconds since the search began; `later_seconds` is what follows it.
+        The least that must follow evaluates `later_tokens`.
         """
+        self._later_tokens = later_tokens
         self._stage = stage
         self._planned = planned
-        self._later_seconds = later_seconds
-        self._deadline = deadline_seconds
+        self._deadline = (
+            math.inf if budget_seconds is None else budget_seconds * _ENDS.get(stage.name, 1.0)
+        )
+        self._budget = math.inf if budget_seconds is None else budget_seconds
         self._done = 0
         self._seconds = 0.0
-        self._lower_bounds: dict[str, float] = {}
-        self.best: Candidate | None = None
+        self._lower_bounds: dict[tuple[str, int], dict[str, float]] = {}
+        self.best: float | None = None
 
-    @property
     def is_over(self) -> bool:
-        """Whether the deadline of the stage has passed."""
-        return self.elapsed_seconds >= self._deadline
+        """Return whether the stage has used up its part of the budget."""
+        later = self._later_tokens * self.elapsed_seconds / max(self._tokens, 1)
+        over = self.elapsed_seconds >= min(self._deadline, self._budget - later)
+        self.budget_exhausted |= over
+        return over
 
-    def judge(self, scheme: RopeScaling, *, cutoff: float = math.inf) -> Candidate:
-        """Judge one more candidate of the stage.
+    def judge(self, scheme: Scheme, haystack: int, cutoff: float = math.inf) -> Evaluation | None:
+        """Judge a scheme on one haystack of the stage; None where there are no more.
 
         An evaluation stops early where the candidate would stay above `cutoff` even if it were as
         good in each cell to come as the best candidate of the stage.
         """
-        candidate = self._candidate(scheme, cutoff)
+        return self._judge(self._stage.fitness, scheme, haystack, cutoff)
+
+    def judge_whole(self, scheme: Scheme, haystack: int) -> Evaluation | None:
+        """Judge a scheme on one haystack of the stage in whole prompts; None where the stage has
+        none."""
+        fitness = self._stage.whole
+        return None if fitness is None else self._judge(fitness, scheme, haystack, math.inf)
+
+    def _judge(
+        self, fitness: Fitness, scheme: Scheme, haystack: int, cutoff: float
+    ) -> Evaluation | None:
+        bounds = self._lower_bounds.setdefault((fitness.name, haystack), {})
+        candidate = self._candidate(fitness, scheme, haystack, cutoff, bounds)
+        if candidate is None:
+            return None
+        self._tokens += fitness.tokens
         self.elapsed_seconds += candidate.seconds
         self._done += 1
         self._seconds += candidate.seconds
         for cell in candidate.evaluation.cells:
-            bound = self._lower_bounds.get(cell.key, math.inf)
-            self._lower_bounds[cell.key] = min(cell.loss, bound)
-        if not candidate.evaluation.stopped and (
-            self.best is None or candidate.loss < self.best.loss
-        ):
-            self.best = candidate
+            bounds[cell.key] = min(cell.loss, bounds.get(cell.key, math.inf))
+        if not candidate.evaluation.stopped:
+            self.best = min(candidate.loss, math.inf if self.best is None else self.best)
         if self._watch is not None:
             self._watch(self._progress(candidate))
-        return candidate
+        return candidate.evaluation
 
-    def _candidate(self, scheme: RopeScaling, cutoff: float) -> Candidate:
+    def _candidate(
+        self,
+        fitness: Fitness,
+        scheme: Scheme,
+        haystack: int,
+        cutoff: float,
+        bounds: Mapping[str, float],
+    ) -> Candidate | None:
         """The candidate of a scheme: the recorded one where there is one."""
-        name, fitness = self._stage.name, self._stage.fitness
-        recorded = self._record.find(name, fitness.name, scheme)
+        name = self._stage.name
+        recorded = self._record.find(name, fitness.name, scheme, haystack)
         if recorded is not None:
             return recorded
         evaluation = evaluate(
-            scheme, fitness, self._rotator, cutoff=cutoff, lower_bounds=self._lower_bounds
+            scheme, fitness, haystack, self._rotator, cutoff=cutoff, lower_bounds=bounds
         )
         self._unchanged()
-        return self._record.append(name, fitness.name, scheme, evaluation)
+        if not evaluation.cells:
+            return None
+        return self._record.append(name, fitness.name, scheme, haystack, evaluation)
 
     def _progress(self, candidate: Candidate) -> SearchProgress:
-        each = self._seconds / self._done
-        left = min(
-            max(self._planned - self._done, 0) * each,
-            max(self._deadline - self.elapsed_seconds, 0.0),
-        )
+        left = max(self._planned - self._done, 0) * self._seconds / self._done
+        if self._budget < math.inf:
+            after = self._budget - self._deadline
+            left = max(min(left, self._deadline - self.elapsed_seconds), 0.0) + after
         return SearchProgress(
             candidate=candidate,
             done=self._done,
-            planned=self._planned,
-            best=None if self.best is None else self.best.loss,
+            planned=max(self._planned, self._done),
+            best=self.best,
             elapsed_seconds=self.elapsed_seconds,
-            left_seconds=left + self._later_seconds,
+            left_seconds=left,
         )
 
 
@@ -185,104 +230,208 @@ def search(
     candidate finished by then is in the record.
     """
     stages = stages_of(plan, rotation)
-    yarn = baselines(rotation)[YARN]
-    evaluator.begin(stages.final, planned=1)
-    first = evaluator.judge(yarn)
-    reserve = _seconds_after_screening(plan, first.seconds)
+    rival_name = to_beat(rotation)
+    rival = baselines(rotation)[rival_name]
+    space = make_space(plan.space, rotation, plan.attention)
+    held_out_tokens = sum(_least_tokens(stage, plan) for stage in stages.holdout)
+    final_tokens = (plan.finalists + len(space.seeds())) * stages.final.fitness.tokens
     evaluator.begin(
         stages.screening,
-        planned=plan.candidates,
-        later_seconds=reserve,
-        deadline_seconds=_deadline(plan) - reserve,
+        planned=round(_PER_CANDIDATE * plan.candidates),
+        budget_seconds=plan.budget_seconds,
+        later_tokens=final_tokens + held_out_tokens,
     )
-    space = make_space(plan.space, rotation, plan.attention)
     screened = _explore(evaluator, space, plan, plan.candidates, keep)
-    exhausted = evaluator.is_over
-    finalists = screened[: plan.finalists]
-    evaluator.begin(stages.final, planned=len(finalists))
-    judged = [first, *(evaluator.judge(candidate.scheme) for candidate in finalists)]
-    winner = min(judged, key=lambda candidate: candidate.loss).scheme
-    if keep is not None:
-        keep(winner)
-    holdout = _compare(evaluator, stages.holdout, {WINNER: winner, YARN: yarn}, against=YARN)
-    short = None
-    if short_factors:
-        short = _short_factors(plan, rotation, evaluator, stages.short_factors, winner)
-    now = {WINNER: winner} if short is None else {SHORT: short}
-    checked = _compare(
-        evaluator, stages.short_context, {**now, "unscaled": Unscaled()}, against="unscaled"
+    finalists = _finalists(screened, space, plan, rotation, rival)
+    evaluator.begin(
+        stages.final,
+        planned=2 * len(finalists),
+        budget_seconds=plan.budget_seconds,
+        later_tokens=held_out_tokens,
     )
+    finals = race(
+        [rival, *finalists],
+        evaluator.judge,
+        _doubling(plan.haystacks),
+        to_beat=rival,
+        is_over=evaluator.is_over,
+    )
+    best = next(each for each in finals if each.scheme != rival)
+    if keep is not None:
+        keep(best.scheme)
+    ours, theirs = best.against(next(each for each in finals if each.scheme == rival))
+    sides = {WINNER: best.scheme, rival_name: rival}
+    holdout: tuple[Comparison, ...] = ()
+    if ours < theirs:
+        holdout = _compare(evaluator, stages.holdout, sides, plan, against=rival_name)
+    won = wins(holdout)
+    short: FrequencyFactors | None = None
+    short_context: tuple[Comparison, ...] = ()
+    if won:
+        if short_factors:
+            short = _short_factors(plan, rotation, evaluator, stages.short_factors, best.scheme)
+            sides = {SHORT: Scheme(scaling=short)}
+        sides |= {_UNSCALED: baselines(rotation)[_UNSCALED]}
+        short_context = _compare(evaluator, stages.short_context, sides, plan, against=_UNSCALED)
     return Outcome(
-        winner=winner,
+        winner=best.scheme,
+        to_beat=rival,
+        finals=(best, *(each for each in finals if each is not best)),
+        won=won,
         short=short,
         holdout=holdout,
-        short_context=checked,
-        budget_exhausted=exhausted,
+        short_context=short_context,
+        budget_exhausted=evaluator.budget_exhausted,
     )
 
 
 def _explore(
     evaluator: Evaluator, space: Space, plan: SearchPlan, evaluations: int, keep: Keep | None
-) -> list[Candidate]:
-    """Judge what an optimizer proposes until it has enough or the stage is over. Every candidate
-    that was not stopped early, each scheme once, best first."""
+) -> list[Standing]:
+    """Race what an optimizer proposes, generation by generation, until it has enough or the stage
+    is over. Every candidate that was not stopped early, best first."""
     optimizer = make_optimizer(plan.optimizer, space, evaluations=evaluations, seed=plan.seed)
-    whole: dict[RopeScaling, Candidate] = {}
-    while vectors := optimizer.ask():
-        losses: list[float] = []
-        for vector in vectors:
-            if evaluator.is_over and whole:
-                return _ranked(whole)
-            candidate = evaluator.judge(space.scheme(vector), cutoff=optimizer.cutoff(losses))
-            losses.append(candidate.loss)
-            if not candidate.evaluation.stopped:
-                whole[candidate.scheme] = candidate
-            if keep is not None and evaluator.best is candidate:
-                keep(candidate.scheme)
-        optimizer.tell(vectors, losses)
-    return _ranked(whole)
+    known: dict[Scheme, Standing] = {}
+    best: Standing | None = None
+    while (vectors := optimizer.ask()) and not (known and evaluator.is_over()):
+        schemes = [space.scheme(vector) for vector in vectors]
+        raced = race(
+            list(dict.fromkeys(schemes)), evaluator.judge, _GENERATION, is_over=evaluator.is_over
+        )
+        losses = _in_order(raced)
+        optimizer.tell(vectors, [losses[scheme] for scheme in schemes])
+        known |= {each.scheme: each for each in raced if not each.stopped}
+        if best is None or _rank(raced[0]) < _rank(best):
+            best = raced[0]
+            if keep is not None:
+                keep(best.scheme)
+    return sorted(known.values(), key=_rank)
 
 
-def _ranked(candidates: Mapping[RopeScaling, Candidate]) -> list[Candidate]:
-    return sorted(candidates.values(), key=lambda candidate: candidate.loss)
+def _rank(standing: Standing) -> tuple[int, float]:
+    return -standing.haystacks, standing.loss
+
+
+def _in_order(raced: Sequence[Standing]) -> dict[Scheme, float]:
+    """The losses of a race, none smaller than one of those that came before it: what left early was
+    judged on fewer haystacks, which may be easy ones."""
+    losses, most = {}, -math.inf
+    for standing in raced:
+        most = max(math.nextafter(most, math.inf), standing.loss)
+        losses[standing.scheme] = most
+    return losses
+
+
+def _finalists(
+    screened: Sequence[Standing],
+    space: Space,
+    plan: SearchPlan,
+    rotation: Rotation,
+    rival: Scheme,
+) -> list[Scheme]:
+    """The best of the screening, and the seeds, which a search must not fall behind: each rotation
+    once, and not that of the rival."""
+    seeds = [space.scheme(vector) for vector in space.seeds()]
+    found: list[Scheme] = []
+    for scheme in (*(each.scheme for each in screened), *seeds):
+        if len(found) >= plan.finalists and scheme not in seeds:
+            continue
+        if not any(scheme.turns_like(other, rotation) for other in (rival, *found)):
+            found.append(scheme)
+    if not found:
+        raise RequestError("nothing was found that differs from the scheme to beat: search wider")
+    return found
+
+
+def _doubling(most: int) -> list[int]:
+    """1, 2, 4 and so on, and last `most`."""
+    return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
 
 
 def _short_factors(
-    plan: SearchPlan, rotation: Rotation, evaluator: Evaluator, stage: Stage, winner: RopeScaling
+    plan: SearchPlan, rotation: Rotation, evaluator: Evaluator, stage: Stage, winner: Scheme
 ) -> FrequencyFactors:
     """Factors for contexts up to the original: ones, unless the winner's attention factor, which
     acts there too, needs others."""
-    magnitude = rotation.magnitude(winner)
+    magnitude = winner.magnitude(rotation)
     space = ShortSpace(rotation=rotation, attention_factor=magnitude)
-    if abs(magnitude - 1) < _NEAR_ONE:
-        return space.scheme(space.seeds()[0])
-    evaluations = max(8, plan.candidates // 4)
-    evaluator.begin(stage, planned=evaluations, deadline_seconds=_deadline(plan))
-    best = _explore(evaluator, space, plan, evaluations, keep=None)[0].scheme
-    return FrequencyFactors(factors=rotation.relative_factors(best), attention_factor=magnitude)
+    best = space.scheme(space.seeds()[0])
+    if abs(magnitude - 1) >= _NEAR_ONE:
+        evaluations = max(8, plan.candidates // 4)
+        evaluator.begin(
+            stage,
+            planned=round(_PER_CANDIDATE * evaluations),
+            budget_seconds=plan.budget_seconds,
+        )
+        best = _explore(evaluator, space, plan, evaluations, keep=None)[0].scheme
+    return FrequencyFactors(factors=best.factors(rotation), attention_factor=magnitude)
+
+
+def _least_tokens(stage: Stage, plan: SearchPlan) -> int:
+    """About how many tokens two schemes take up to the first look at a comparison."""
+    first = looks(plan.holdout_haystacks)[0].haystacks
+    whole = 0 if stage.whole is None else sum(map(in_whole_prompts, range(first)))
+    asked = first * stage.fitness.tokens
+    return 2 * (asked + whole * (stage.whole.tokens if stage.whole else 0))
 
 
 def _compare(
     evaluator: Evaluator,
     stages: tuple[Stage, ...],
-    schemes: Mapping[str, RopeScaling],
+    schemes: Mapping[str, Scheme],
+    plan: SearchPlan,
     *,
     against: str,
 ) -> tuple[Comparison, ...]:
-    """Judge every scheme by every fitness, to the end."""
+    """Judge every scheme by every fitness on more and more haystacks, until the difference of the
+    first is shown."""
     comparisons = []
     for stage in stages:
-        evaluator.begin(stage, planned=len(schemes))
-        evaluations = {name: evaluator.judge(scheme).evaluation for name, scheme in schemes.items()}
-        comparisons.append(compare(stage.fitness.name, evaluations, against=against))
+        evaluator.begin(
+            stage,
+            planned=len(schemes) * plan.holdout_haystacks,
+            budget_seconds=plan.budget_seconds,
+        )
+        comparisons.append(_look(evaluator, stage, schemes, plan.holdout_haystacks, against))
     return tuple(comparisons)
 
 
-def _deadline(plan: SearchPlan) -> float:
-    return math.inf if plan.budget_seconds is None else plan.budget_seconds
+def _look(
+    evaluator: Evaluator, stage: Stage, schemes: Mapping[str, Scheme], most: int, against: str
+) -> Comparison:
+    judged = {name: Judged(evaluations=[], whole={}) for name in schemes}
+    first, *later = looks(most)
+    _judge_up_to(first.haystacks, judged, schemes, evaluator, always=True)
+    found = compare(stage.fitness.name, judged, against=against, error=first.error)
+    for look in later:
+        if found.verdict != "undecided":
+            break
+        if not _judge_up_to(look.haystacks, judged, schemes, evaluator):
+            break
+        found = compare(stage.fitness.name, judged, against=against, error=look.error)
+    return found
 
 
-def _seconds_after_screening(plan: SearchPlan, seconds_each: float) -> float:
-    """An estimate of all that follows, from what judging one scheme at the target takes: the
-    finalists, and the holdout of the winner and of YaRN."""
-    return seconds_each * (plan.finalists + 2 * plan.holdout_samples / plan.samples)
+def _judge_up_to(
+    haystacks: int,
+    judged: Mapping[str, Judged],
+    schemes: Mapping[str, Scheme],
+    evaluator: Evaluator,
+    *,
+    always: bool = False,
+) -> bool:
+    """Judge every scheme on as many haystacks; return whether it came to the end, which it does
+    `always` unless there are no more haystacks."""
+    for haystack in range(len(next(iter(judged.values())).evaluations), haystacks):
+        if not always and evaluator.is_over():
+            return False
+        for name, scheme in schemes.items():
+            found = evaluator.judge(scheme, haystack)
+            if found is None:  # for the first of them already
+                return False
+            judged[name].evaluations.append(found)
+            if in_whole_prompts(haystack):
+                whole = evaluator.judge_whole(scheme, haystack)
+                if whole is not None:
+                    judged[name].whole[haystack] = whole
+    return True

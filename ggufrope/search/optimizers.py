@@ -39,11 +39,6 @@ class Optimizer(Protocol):
         """Return the next generation; empty when there is no more to try."""
         ...
 
-    def cutoff(self, losses: Sequence[float]) -> float:
-        """Return the loss above which it does not matter how bad a candidate is, given the losses
-        of its generation known so far."""
-        ...
-
     def tell(self, vectors: Sequence[Vector], losses: Sequence[float]) -> None:
         """Take the losses of a generation."""
         ...
@@ -123,10 +118,6 @@ class Evolution:
         mutated = [self._mutated(self._parents[index][1]) for index in chosen]
         return (*mutated, *(self._crossed() for _ in range(self._settings.crossovers)))
 
-    def cutoff(self, losses: Sequence[float]) -> float:
-        best = sorted([*losses, *(loss for loss, _ in self._parents)])
-        return best[self._settings.parents - 1] if len(best) >= self._settings.parents else math.inf
-
     def tell(self, vectors: Sequence[Vector], losses: Sequence[float]) -> None:
         everyone = [*self._parents, *zip(losses, vectors, strict=True)]
         self._parents = sorted(everyone, key=lambda each: each[0])[: self._settings.parents]
@@ -170,8 +161,7 @@ class CmaEs:
 
     Last comes the mean it has arrived at, which owes less to luck on a few samples than the best
     single vector. What leaves the space is repaired, and the repaired vector is what the strategy
-    learns from. Only the better half of a generation shapes the next one, so the rest may stay
-    unranked.
+    learns from. Only the order of the better half of a generation shapes the next one.
     """
 
     def __init__(self, space: Space, *, evaluations: int, rng: np.random.Generator) -> None:
@@ -192,12 +182,6 @@ class CmaEs:
         if self._left > self._strategy.popsize and not self._strategy.stop():
             asked = self._strategy.ask()
         return tuple(self._space.repair(self._from_unit(unit)) for unit in asked)
-
-    def cutoff(self, losses: Sequence[float]) -> float:
-        if self._strategy is None:
-            return math.inf
-        kept = self._strategy.popsize // 2
-        return sorted(losses)[kept - 1] if len(losses) >= kept else math.inf
 
     def tell(self, vectors: Sequence[Vector], losses: Sequence[float]) -> None:
         self._left -= len(vectors)

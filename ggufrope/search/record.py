@@ -1,6 +1,6 @@
-"""The candidates of a search on disk, each appended as soon as it is judged.
+"""The candidates of a search on disk, each appended as soon as it is judged on a haystack.
 
-A file of JSON lines, the first of which says which search it is. A candidate found there is not
+A file of JSON lines, the first of which says which search it is. What is found there is not
 evaluated again, so a search that was interrupted goes through its finished part at once and ends
 with the same winner. A last line cut short by a crash is dropped.
 """
@@ -11,14 +11,14 @@ import json
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ggufrope._files import storage, try_lock
 from ggufrope._plain import decode, encode
 from ggufrope.errors import RequestError, StorageError
-from ggufrope.rope.scaling import RopeScaling
 from ggufrope.search.evaluate import Evaluation
 from ggufrope.search.plan import StageName
+from ggufrope.search.schemes import Scheme, decode_scheme, encode_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,19 +26,21 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-SCHEMA = 3
+SCHEMA = 4
 _BINARY = getattr(os, "O_BINARY", 0)
-_SCHEMES = {kind.__name__: kind for kind in get_args(RopeScaling)}
+_Place: TypeAlias = tuple[StageName, str, Scheme, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A candidate judged in a stage, by one fitness of it; `number` counts from 1 over all."""
+    """A candidate judged in a stage, by one fitness of it, on one haystack; `number` counts from 1
+    over all."""
 
     number: int
     stage: StageName
     fitness: str
-    scheme: RopeScaling
+    scheme: Scheme
+    haystack: int
     evaluation: Evaluation
 
     @property
@@ -60,7 +62,7 @@ class Record:
         record is of another search, StorageError where it cannot be read or written, or another
         process has it open.
         """
-        self._candidates: list[Candidate] = []
+        self._candidates: dict[_Place, Candidate] = {}
         self._path = path
         with storage("write", path):
             # A pipe under this name would be waited for, a link followed to a file of others.
@@ -85,22 +87,21 @@ class Record:
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         """In the order in which they were judged."""
-        return tuple(self._candidates)
+        return tuple(self._candidates.values())
 
-    @property
-    def seconds(self) -> float:
-        """What all of them took."""
-        return sum(candidate.seconds for candidate in self._candidates)
-
-    def find(self, stage: StageName, fitness: str, scheme: RopeScaling) -> Candidate | None:
-        """Return the candidate of a scheme in a stage, or None."""
-        for candidate in self._candidates:
-            if (candidate.stage, candidate.fitness, candidate.scheme) == (stage, fitness, scheme):
-                return candidate
-        return None
+    def find(
+        self, stage: StageName, fitness: str, scheme: Scheme, haystack: int
+    ) -> Candidate | None:
+        """Return the candidate of a scheme on a haystack of a stage, or None."""
+        return self._candidates.get((stage, fitness, scheme, haystack))
 
     def append(
-        self, stage: StageName, fitness: str, scheme: RopeScaling, evaluation: Evaluation
+        self,
+        stage: StageName,
+        fitness: str,
+        scheme: Scheme,
+        haystack: int,
+        evaluation: Evaluation,
     ) -> Candidate:
         """Keep a candidate; it is on disk before this returns."""
         candidate = Candidate(
@@ -108,11 +109,16 @@ class Record:
             stage=stage,
             fitness=fitness,
             scheme=scheme,
+            haystack=haystack,
             evaluation=evaluation,
         )
         self._write(_encode(candidate))
-        self._candidates.append(candidate)
+        self._keep(candidate)
         return candidate
+
+    def _keep(self, candidate: Candidate) -> None:
+        place = (candidate.stage, candidate.fitness, candidate.scheme, candidate.haystack)
+        self._candidates[place] = candidate
 
     def _lock(self) -> None:
         with storage("lock", self._path):
@@ -141,7 +147,8 @@ class Record:
                 "give another folder, or the same options to go on with it"
             )
         try:
-            self._candidates.extend(_decode(line) for line in lines[1:])
+            for line in lines[1:]:
+                self._keep(_decode(line))
         except (KeyError, TypeError, AttributeError, RequestError) as error:
             raise StorageError(f"{self._path}: not a record of a search ({error!r})") from None
         # Only now that it is ours: what a crash cut off goes.
@@ -176,18 +183,6 @@ def _line(plain: dict[str, Any]) -> bytes:
     return json.dumps(plain, separators=(",", ":")).encode() + b"\n"
 
 
-def encode_scheme(scheme: RopeScaling) -> dict[str, Any]:
-    """Return a scheme as JSON has it: its class and its fields."""
-    return {"scheme": type(scheme).__name__, **encode(scheme)}
-
-
-def decode_scheme(plain: dict[str, Any]) -> RopeScaling:
-    """Return the scheme that `encode_scheme` made this of. Raises RequestError, KeyError."""
-    values = dict(plain)
-    scheme: RopeScaling = decode(_SCHEMES[values.pop("scheme")], values)
-    return scheme
-
-
 def _encode(candidate: Candidate) -> dict[str, Any]:
     plain: dict[str, Any] = encode(candidate)
     plain["scheme"] = encode_scheme(candidate.scheme)
@@ -200,6 +195,7 @@ def _decode(plain: dict[str, Any]) -> Candidate:
         stage=plain["stage"],
         fitness=plain["fitness"],
         scheme=decode_scheme(plain["scheme"]),
+        haystack=plain["haystack"],
         evaluation=decode(Evaluation, plain["evaluation"]),
     )
 

@@ -14,21 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 from ggufrope._files import read_json, storage, working_folder, write_whole
 from ggufrope._plain import decode
-from ggufrope.backends import Backend, LlamaBackend, open_rotator
+from ggufrope.backends import Backend, LlamaBackend
 from ggufrope.container.ggml import KvTypes
 from ggufrope.container.pins import FileChangedError, Pin, PinChecks, pin
 from ggufrope.container.reader import read_header
 from ggufrope.errors import RequestError
+from ggufrope.evals import stats
 from ggufrope.patching.inspection import StoredModel, read_model
 from ggufrope.patching.rotation import Rotation, rotation_of
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.factors import FactorSet, format_factors
 from ggufrope.rope.purpose import require_generation
-from ggufrope.rope.scaling import RopeScaling
+from ggufrope.rope.scaling import FrequencyFactors
 from ggufrope.search.engine import Evaluator, Watch, search
 from ggufrope.search.optimizers import require_optimizer
 from ggufrope.search.record import Record
 from ggufrope.search.result import SearchResult, result_of
+from ggufrope.search.rotators import open_rotator
+from ggufrope.search.schemes import Scheme
+from ggufrope.search.spaces import FACTOR_SPACES, UNIFORM_SPACES
 
 if TYPE_CHECKING:
     import os
@@ -64,25 +68,27 @@ def run_search(
         model = read_model(Path(model))
     require_generation(model.metadata, str(model.path))
     arch = architecture(model.metadata.architecture)
-    if not arch.loads_factors and plan.space != "yarn":
+    if not arch.loads_factors and plan.space in FACTOR_SPACES:
         raise RequestError(
-            f"llama.cpp loads no factor tensors for {arch.name}: search with the space yarn, "
-            "whose result is run-time flags"
+            f"{arch.no_factors}: search with the space yarn, whose result is run-time flags"
         )
     rotation = rotation_of(
         model.metadata,
         target_context=plan.target_context,
         original_context=plan.original_context,
+        within=plan.space == "attention",
     )
     require_optimizer(plan.optimizer)
+    stats.require()
     backend.require()
+    pins = _pinned(model)
+    search_identity = {**identity(model, pins, plan, kv), "runtime": backend.versions()}
     with storage("create", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    pins = _pinned(model)
-    search_identity = identity(model, pins, plan, kv)
 
-    def keep(best: RopeScaling, short: RopeScaling | None = None) -> None:
-        write_factors(folder / FACTORS, rotation, best, short)
+    def keep(best: Scheme, short: FrequencyFactors | None = None) -> None:
+        if arch.loads_factors:
+            write_factors(folder / FACTORS, rotation, best, short)
 
     with (
         Record(folder / RECORD, search_identity) as record,
@@ -93,7 +99,7 @@ def run_search(
             plan,
             rotation,
             Evaluator(rotator, record, watch, unchanged=_unchanged(pins)),
-            short_factors=arch.has_long_short_factors and not plan.shared_factors,
+            short_factors=arch.has_long_short_factors and not _is_shared(plan),
             keep=keep,
         )
         keep(outcome.winner, outcome.short)
@@ -131,10 +137,10 @@ def read_result(folder: Path) -> SearchResult:
 
 
 def write_factors(
-    path: Path, rotation: Rotation, long: RopeScaling, short: RopeScaling | None
+    path: Path, rotation: Rotation, long: Scheme, short: FrequencyFactors | None
 ) -> None:
     """Write the factor tensors of a scheme, as a request reads `long_factors`."""
-    factors = FactorSet(long=rotation.absolute_factors(long))
+    factors = FactorSet(long=long.absolute_factors(rotation))
     if short is not None:
         factors = replace(factors, short=rotation.absolute_factors(short))
     write_whole(path, format_factors(factors, form="json").decode())
@@ -143,8 +149,8 @@ def write_factors(
 def identity(
     model: StoredModel, pins: Sequence[Pin], plan: SearchPlan, kv: KvTypes
 ) -> dict[str, Any]:
-    """Return what the losses of a search depend on. The budget is not of it: more can be given
-    later."""
+    """Return what the losses of a search depend on besides the runtime. The budget is not of it:
+    more can be given later."""
     options = asdict(plan)
     del options["budget_seconds"]
     options["text"] = None if plan.text is None else plan.text.sha256
@@ -154,6 +160,11 @@ def identity(
         "file_size": model.files.file_size,
         "sha256": [each.sha256 for each in pins],
     }
+
+
+def _is_shared(plan: SearchPlan) -> bool:
+    """Whether one set of factors is to serve all contexts."""
+    return plan.shared_factors or plan.short_weight > 0 or plan.space in UNIFORM_SPACES
 
 
 def _pinned(model: StoredModel) -> tuple[Pin, ...]:

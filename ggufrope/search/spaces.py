@@ -17,36 +17,46 @@ from numpy.typing import NDArray
 
 from ggufrope.errors import RequestError
 from ggufrope.patching.rotation import Rotation, single
-from ggufrope.rope.frequencies import yarn_mscale
+from ggufrope.rope.frequencies import ntk_base, yarn_mscale
 from ggufrope.rope.scaling import FrequencyFactors, Linear, NtkAware, RopeScaling, Unscaled, Yarn
+from ggufrope.search.schemes import Scheme, plain_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 Attention: TypeAlias = Literal["formula", "free", "none"]
 """The attention factor: what the space's paper prescribes, searched for as well, or left at 1."""
 
 Vector: TypeAlias = NDArray[np.float64]
-SpaceName: TypeAlias = Literal["longrope", "longrope2", "yarn"]
+SpaceName: TypeAlias = Literal["yarn", "base", "base-linear", "attention", "longrope", "longrope2"]
+FACTOR_SPACES: tuple[SpaceName, ...] = ("longrope", "longrope2")
+"""Spaces whose schemes exist only as factor tensors."""
+UNIFORM_SPACES: tuple[SpaceName, ...] = ("base", "base-linear", "attention")
+"""Spaces whose schemes act alike in every context, so that run-time flags say them."""
 
 _LEAST_ATTENTION = 0.8
 _BETA_RATIO = 1.05
+_BASE_REACH = 4.0
 _RAMPS = tuple((fast, slow) for slow in (1.0, 2.0, 5.0) for fast in (8.0, 16.0, 32.0))
 """Betas of more YaRN ramps to begin with: between two good ones may lie bad ones, so that a local
 search finds only what is near a seed."""
 
 
-def baselines(rotation: Rotation) -> Mapping[str, RopeScaling]:
-    """Return the schemes that a searched one is compared with, by name."""
+def baselines(rotation: Rotation) -> Mapping[str, Scheme]:
+    """Return the schemes that a searched one is compared with, by name: within the trained context
+    the model as it stands."""
     factor, original = rotation.factor, rotation.original_context
-    return MappingProxyType(
-        {
-            "unscaled": Unscaled(),
-            "linear": Linear(factor=factor),
-            "ntk": NtkAware(factor=factor),
-            "yarn": Yarn(factor=factor, original_context=original),
-        }
-    )
+    known: dict[str, RopeScaling] = {"unscaled": Unscaled()}
+    if factor > 1:
+        known["linear"] = Linear(factor=factor)
+        known["ntk"] = NtkAware(factor=factor)
+        known["yarn"] = Yarn(factor=factor, original_context=original)
+    return MappingProxyType({name: Scheme(scaling=scaling) for name, scaling in known.items()})
+
+
+def to_beat(rotation: Rotation) -> str:
+    """Return the name of the baseline that a search has to beat."""
+    return "yarn" if rotation.factor > 1 else "unscaled"
 
 
 def longrope_attention(rotation: Rotation) -> float:
@@ -80,20 +90,24 @@ class Space(Protocol):
         """Return the vector itself where it is in the space, else one near it that is."""
         ...
 
-    def scheme(self, vector: Vector) -> RopeScaling:
-        """Return the scaling that a vector of the space stands for."""
+    def scheme(self, vector: Vector) -> Scheme:
+        """Return the scheme that a vector of the space stands for."""
         ...
 
 
 def make_space(name: SpaceName, rotation: Rotation, attention: Attention) -> Space:
     """Return the space called `name`. Raises RequestError where there is none."""
-    if name == "longrope":
-        return LongRopeSpace(rotation=rotation, attention=attention)
-    if name == "longrope2":
-        return LongRope2Space(rotation=rotation, attention=attention)
-    if name == "yarn":
-        return YarnSpace(rotation=rotation, attention=attention)
-    raise RequestError(f"unknown space {name!r}: expected longrope, longrope2 or yarn")
+    made: Mapping[str, Callable[[], Space]] = {
+        "yarn": lambda: YarnSpace(rotation=rotation, attention=attention),
+        "base": lambda: BaseSpace(rotation=rotation, attention=attention, linear=False),
+        "base-linear": lambda: BaseSpace(rotation=rotation, attention=attention, linear=True),
+        "attention": lambda: AttentionSpace(rotation=rotation),
+        "longrope": lambda: LongRopeSpace(rotation=rotation, attention=attention),
+        "longrope2": lambda: LongRope2Space(rotation=rotation, attention=attention),
+    }
+    if name not in made:
+        raise RequestError(f"unknown space {name!r}: expected one of {', '.join(made)}")
+    return made[name]()
 
 
 def contains(space: Space, vector: Vector) -> bool:
@@ -132,7 +146,7 @@ class LongRopeSpace:
             )
             for fast, slow in _RAMPS
         )
-        schemes = (known["yarn"], known["linear"], known["ntk"], *ramps)
+        schemes = (*(known[name].scaling for name in ("yarn", "linear", "ntk")), *ramps)
         seeds = map(self._vector, schemes)
         return tuple({seed.tobytes(): seed for seed in seeds}.values())  # each once, in order
 
@@ -142,12 +156,9 @@ class LongRopeSpace:
     def repair(self, vector: Vector) -> Vector:
         return _repaired(self, vector, first=0, end=self.rotation.pairs)
 
-    def scheme(self, vector: Vector) -> RopeScaling:
+    def scheme(self, vector: Vector) -> Scheme:
         formula = longrope_attention(self.rotation)
-        return FrequencyFactors(
-            factors=single(vector[: self.rotation.pairs]),
-            attention_factor=_attention(vector, self.attention, formula),
-        )
+        return _factors(vector[: self.rotation.pairs], _attention(vector, self.attention, formula))
 
     def _vector(self, scheme: RopeScaling) -> Vector:
         factors, magnitude = self.rotation.relative_factors(scheme), self.rotation.magnitude(scheme)
@@ -194,14 +205,12 @@ class LongRope2Space:
     def repair(self, vector: Vector) -> Vector:
         return _repaired(self, vector, first=1, end=self._end)
 
-    def scheme(self, vector: Vector) -> RopeScaling:
+    def scheme(self, vector: Vector) -> Scheme:
         critical = round(float(vector[0])) - 1
         above = vector[1 + critical - self.earliest : self._end]
         below = above[0] ** (np.arange(critical) / max(critical, 1))
-        return FrequencyFactors(
-            factors=single(np.concatenate((below, above))),
-            attention_factor=_attention(vector, self.attention, longrope_attention(self.rotation)),
-        )
+        attention = _attention(vector, self.attention, longrope_attention(self.rotation))
+        return _factors(np.concatenate((below, above)), attention)
 
     @property
     def _end(self) -> int:
@@ -249,14 +258,112 @@ class YarnSpace:
         repaired[1] = min(repaired[1], repaired[0] / _BETA_RATIO)
         return repaired
 
-    def scheme(self, vector: Vector) -> RopeScaling:
-        return Yarn(
+    def scheme(self, vector: Vector) -> Scheme:
+        scaling = Yarn(
             factor=self.rotation.factor,
             original_context=self.rotation.original_context,
             beta_fast=float(vector[0]),
             beta_slow=float(vector[1]),
             attention_factor=_attention(vector, self.attention, yarn_attention(self.rotation)),
         )
+        return Scheme(scaling=scaling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseSpace:
+    """The base alone, or the base and a linear factor on top of it.
+
+    Coordinates: the factor by which the base slows down the slowest pair (NTK-aware scaling has the
+    factor of the target there), where `linear` the linear factor, and the attention factor, for
+    which there is no formula.
+    """
+
+    rotation: Rotation
+    attention: Attention = "formula"
+    linear: bool = False
+
+    @property
+    def lower(self) -> Vector:
+        ones = np.ones(2 if self.linear else 1)
+        return _with_attention(ones, self.attention, _LEAST_ATTENTION)
+
+    @property
+    def upper(self) -> Vector:
+        factor = self.rotation.factor
+        highest = np.array([_BASE_REACH * factor, factor][: 2 if self.linear else 1])
+        return _with_attention(highest, self.attention, _most_attention(self.rotation))
+
+    def seeds(self) -> tuple[Vector, ...]:
+        factor = self.rotation.factor
+        root = factor**0.5
+        alone = ((factor,), (1.5 * factor,), (2 * factor,), (0.75 * factor,))
+        both = ((factor, 1.0), (1.5 * factor, 1.0), (factor, root), (root, root), (1.0, factor))
+        seeds: tuple[tuple[float, ...], ...] = both if self.linear else alone
+        return tuple(
+            self.repair(_with_attention(seed, self.attention, attention))
+            for seed in seeds
+            for attention in self._attentions
+        )
+
+    @property
+    def _attentions(self) -> tuple[float, ...]:
+        return (1.0, yarn_attention(self.rotation)) if self.attention == "free" else (1.0,)
+
+    def interval(self, vector: Vector, index: int) -> tuple[float, float]:
+        return float(self.lower[index]), float(self.upper[index])
+
+    def repair(self, vector: Vector) -> Vector:
+        return np.clip(vector, self.lower, self.upper)
+
+    def scheme(self, vector: Vector) -> Scheme:
+        rotation = self.rotation
+        (base,) = single([ntk_base(rotation.base, float(vector[0]), rotation.n_rot)])
+        scaling = plain_scheme(
+            factor=float(vector[1]) if self.linear else 1.0,
+            attention=_attention(vector, self.attention, 1.0),
+            original_context=rotation.original_context,
+        )
+        return Scheme(scaling=scaling, freq_base=base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSpace:
+    """The attention factor alone: of YaRN, or within the trained context of the model as it is."""
+
+    rotation: Rotation
+
+    @property
+    def lower(self) -> Vector:
+        return np.array([_LEAST_ATTENTION])
+
+    @property
+    def upper(self) -> Vector:
+        return np.array([max(_most_attention(self.rotation), 2 - _LEAST_ATTENTION)])
+
+    def seeds(self) -> tuple[Vector, ...]:
+        """YaRN's own or 1, and some to both sides of it."""
+        middle = yarn_attention(self.rotation)
+        seeds = [middle, *(middle * (1 + 0.04 * step) for step in (1, -1, 2, -2, 3, -3))]
+        return tuple(self.repair(np.array([seed])) for seed in seeds)
+
+    def interval(self, vector: Vector, index: int) -> tuple[float, float]:
+        return float(self.lower[index]), float(self.upper[index])
+
+    def repair(self, vector: Vector) -> Vector:
+        return np.clip(vector, self.lower, self.upper)
+
+    def scheme(self, vector: Vector) -> Scheme:
+        rotation, attention = self.rotation, _attention(vector, "free", 1.0)
+        scaling: RopeScaling = plain_scheme(
+            factor=1.0, attention=attention, original_context=rotation.original_context
+        )
+        if rotation.factor > 1:
+            scaling = Yarn(
+                factor=rotation.factor,
+                original_context=rotation.original_context,
+                attention_factor=attention,
+            )
+        return Scheme(scaling=scaling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,13 +392,17 @@ class ShortSpace:
     def repair(self, vector: Vector) -> Vector:
         return _repaired(self, vector, first=0, end=self.rotation.pairs)
 
-    def scheme(self, vector: Vector) -> FrequencyFactors:
-        return FrequencyFactors(factors=single(vector), attention_factor=self.attention_factor)
+    def scheme(self, vector: Vector) -> Scheme:
+        return _factors(vector, self.attention_factor)
+
+
+def _factors(vector: Vector, attention: float) -> Scheme:
+    return Scheme(scaling=FrequencyFactors(factors=single(vector), attention_factor=attention))
 
 
 def _most_attention(rotation: Rotation) -> float:
     """Three times what YaRN adds."""
-    return 1 + 0.3 * math.log(rotation.factor)
+    return 1 + 0.3 * math.log(max(rotation.factor, 1.0))
 
 
 def _with_attention(vector: Iterable[float], attention: Attention, value: float) -> Vector:

@@ -346,6 +346,15 @@ def test_memory_names_the_cache_that_fits() -> None:
     assert any("no context fits at all" in warning for warning in tiny.warnings)
 
 
+def test_a_cache_that_the_build_runs_slowly_is_left_out_and_named() -> None:
+    found = advise(HEADER, MODEL, target_context=32768, slow_pairs={("q8_0", "q4_0")})
+    assert ("q8_0", "q4_0") not in {(need.k_type, need.v_type) for need in found.memory}
+    (warning,) = [each for each in found.warnings if "left out" in each]
+    assert "q8_0/q4_0" in warning
+    plain = advise(HEADER, MODEL, target_context=32768)
+    assert not any("left out" in each for each in plain.warnings)
+
+
 @pytest.mark.parametrize(
     ("fields", "target", "message"),
     [

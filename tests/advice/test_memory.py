@@ -127,6 +127,21 @@ def test_only_pairs_that_the_model_runs_with_are_proposed(
     assert pairs(replace(SMOLLM2, **fields)) == expected
 
 
+def test_pairs_that_the_build_runs_slowly_are_left_out() -> None:
+    slow = {("q8_0", "q4_0"), ("q8_0", "q5_0")}
+    needs = cache_needs(header(), SMOLLM2, context_tokens=1024, slow_pairs=slow)
+    assert [f"{need.k_type}/{need.v_type}" for need in needs] == [
+        "f16/f16",
+        "q8_0/q8_0",
+        "q4_0/q4_0",
+    ]
+    unknown = cache_needs(header(), SMOLLM2, context_tokens=1024)
+    fast = cache_needs(header(), SMOLLM2, context_tokens=1024, slow_pairs=())
+    assert [
+        any("FA_QUANTS" in note for need in each for note in need.notes) for each in (unknown, fast)
+    ] == [True, False]
+
+
 def pairs(model: RopeMetadata) -> list[str]:
     needs = cache_needs(header(), model, context_tokens=1024)
     assert all(need.risk is not None for need in needs)

@@ -293,6 +293,7 @@ def test_a_model_of_a_store_keeps_its_name(
 ) -> None:
     """A command that mends it reads the store and writes into the current folder."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     snapshot = tmp_path / "models--owner--repo" / "snapshots" / "aaa"
     snapshot.mkdir(parents=True)
     build("qwen2", snapshot / "m.gguf")
@@ -305,7 +306,7 @@ def test_a_model_of_a_store_keeps_its_name(
     assert words[2:5] == ["hf:owner/repo/m.gguf", "-o", "m-from-config.gguf"]
     missing = cli("check", "hf:owner/repo/n.gguf", "hf:owner/repo/m.gguf")
     assert missing.code == 3
-    assert "fetch it with" in missing.out
+    assert "HF_HUB_OFFLINE forbids to ask the Hub" in missing.out
     assert "2 files: 1 error" in missing.out
     assert cli("check", "ollama:none/of/those/names").code == 2
 

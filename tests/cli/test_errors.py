@@ -69,8 +69,7 @@ EVERY = {
         ("FOLDER", 3, " is a directory; expected a GGUF file"),
         ("", 2, "the name of the model is empty; expected a path"),
         ("absent.gguf", 3, "cannot read absent.gguf: No such file or directory"),
-        ("hf:owner/name/x y.gguf", 3, "fetch it with `hf download owner/name 'x y.gguf'`"),
-        ("https://host/x.gguf", 2, "nothing is downloaded; fetch the file and give its path"),
+        ("http://192.0.2.1/x.gguf", 2, "https: addresses are read, and http: ones of this machine"),
     ],
 )
 @pytest.mark.parametrize("command", EVERY)
@@ -80,6 +79,14 @@ def test_a_name_that_is_no_model_is_the_same_line_everywhere(
     outcome = cli(command, tmp_path if name == "FOLDER" else name, *EVERY[command])
     assert (outcome.code, outcome.out) == (code, "")
     assert outcome.err.endswith(f"{said}\n")
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["patch", "undo", "probe", "validate", "compare", "search"])
+def test_a_file_that_is_not_here_is_fetched_first(cli: Call, command: str) -> None:
+    outcome = cli(command, "hf:owner/name/x y.gguf", *EVERY[command])
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err.endswith("`ggufrope fetch 'hf:owner/name/x y.gguf'`\n")
     assert outcome.err.count("\n") == 1
 
 

@@ -210,3 +210,40 @@ def test_names_of_other_stores_are_looked_up_on_disk(
     outcome = cli("inspect", "ollama:absent")
     assert outcome.code == 3
     assert "ollama list" in outcome.err
+
+
+def test_the_table_that_is_used_is_named(cli: Call, llama: Path) -> None:
+    used = cli("inspect", llama, "--architectures", "b11434", "--json").json["table"]
+    assert used["source"]["commit"] == "b11434"
+    assert used["has_architecture"] is True
+    doctor = cli("doctor", "--json").json
+    assert doctor["table"]["source"]["commit"] == doctor["table_commit"] == "b11434"
+    refused = cli("inspect", llama, "--architectures", "nowhere")
+    assert refused.code == 3
+    assert "nowhere: no such file" in refused.err
+
+
+def test_an_architecture_in_no_table_is_patched_with_a_warning(cli: Call, tmp_path: Path) -> None:
+    nano = Path(__file__).resolve().parents[2] / "fixtures/nano.gguf"
+    model = tmp_path / "spiral.gguf"
+    content = nano.read_bytes().replace(b"llama.", b"llxma.")
+    model.write_bytes(content.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0llxma"))
+    for words in (
+        ["inspect"],
+        ["check"],
+        ["advise", "--target-ctx", "1k"],
+        ["export", "--to", "vllm"],
+    ):
+        assert cli(*words, model).code == 0
+    output = tmp_path / "long.gguf"
+    scaling = ("--scaling", "linear", "--target-ctx", "1k")
+    patched = cli("patch", model, "-o", output, *scaling, "--json")
+    (finding,) = patched.json["findings"]
+    assert finding["code"] == "unknown-architecture"
+    assert cli("inspect", output, "--json").json["declared"]["llxma.rope.scaling.factor"] == 4
+    baked = cli("patch", model, "-o", tmp_path / "baked.gguf", *scaling, "--bake")
+    assert baked.code == 2
+    assert "not known whether llama.cpp loads factor tensors" in baked.err
+    measured = cli("probe", output)
+    assert measured.code == 5
+    assert "unknown model architecture: 'llxma'" in measured.err

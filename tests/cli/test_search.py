@@ -11,15 +11,16 @@ from tests.cli.conftest import Call
 
 QUICK = (
     *("--target-ctx", "1k", "--candidates", "8", "--finalists", "1", "--samples", "1"),
-    *("--screening-samples", "1", "--screening-ctx", "600", "--holdout-samples", "2"),
-    *("--threads", "1"),
+    *("--haystacks", "1", "--screening-samples", "1", "--screening-ctx", "600"),
+    *("--holdout-haystacks", "2", "--threads", "1"),
 )
 
 
 def test_search_then_patch_with_what_it_found(cli: Call, llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    answer = cli("search", llama, *QUICK, "--out", out, "--json").json
-    assert answer["holdout"][0]["against"] == "yarn"
+    answer = cli("search", llama, *QUICK, "--space", "longrope", "--out", out, "--json").json
+    assert {"searched", "yarn"} <= {finalist["name"] for finalist in answer["finals"]}
+    assert answer["to_beat"] == "yarn"
     assert answer["overhead_share"] < 0.05
     assert answer["updates_in_place"] is True
     assert [curve["name"] for curve in answer["curves"]] == ["searched", "linear", "ntk", "yarn"]
@@ -28,7 +29,7 @@ def test_search_then_patch_with_what_it_found(cli: Call, llama: Path, tmp_path: 
         "result.json",
         "search.jsonl",
     ]
-    patched = cli(*answer["searched_command"].split()[1:], "--json")
+    patched = cli(*answer["searched_patch_command"].split()[1:], "--json")
     assert patched.code == 0
     seen = cli("inspect", tmp_path / "llama-1024.gguf", "--ctx", "1024", "--json").json
     plain = cli("inspect", llama, "--json").json
@@ -58,13 +59,37 @@ def test_the_same_call_shows_the_result_again_and_another_is_refused(
 
 def test_yarns_parameters_where_no_factors_load(cli: Call, tmp_path: Path) -> None:
     qwen = build("qwen2", tmp_path / "qwen.gguf", context=512)[0]
-    refused = cli("search", qwen, *QUICK, "--out", tmp_path / "out")
+    refused = cli("search", qwen, *QUICK, "--space", "longrope", "--out", tmp_path / "out")
     assert refused.code == 2
     assert "search with the space yarn" in refused.err
-    yarn = (*QUICK, "--space", "yarn", "--attention", "formula")
+    assert not (tmp_path / "out").exists()
+    yarn = (*QUICK, "--attention", "formula")
     answer = cli("search", qwen, *yarn, "--out", tmp_path / "yarn", "--json").json
     assert answer["winner"]["scheme"] == "Yarn"
-    assert "--yarn-beta-slow" in answer["flags"]
+    assert "--yarn-beta-slow" in answer["searched_serve_command"]
+
+
+def test_a_base_and_an_attention_factor_are_flags(cli: Call, llama: Path, tmp_path: Path) -> None:
+    base = (*QUICK, "--space", "base-linear", "--attention", "free")
+    answer = cli("search", llama, *base, "--out", tmp_path / "base", "--json").json
+    assert "--rope-freq-base" in answer["searched_serve_command"]
+    within = (*QUICK, "--space", "attention", "--target-ctx", "512", "--screening-ctx", "400")
+    shown = cli("search", llama, *within, "--out", tmp_path / "within")
+    assert shown.code == 0
+    assert "the model as it stands" in shown.out.replace("\n", " ")
+    if "The search wins" not in shown.out:
+        assert "Keep the model as it stands." in shown.out
+
+
+def test_two_lengths_have_a_front(cli: Call, llama: Path, tmp_path: Path) -> None:
+    two = ("--short-weight", "0.3", "--out", tmp_path / "out")
+    shown = cli("search", llama, *QUICK, *two)
+    assert shown.code == 0
+    assert "at 1,024" in shown.out
+    assert "front" in shown.out
+    refused = cli("search", llama, *QUICK, "--short-weight", "1", "--out", tmp_path / "no")
+    assert refused.code == 2
+    assert "--short-weight must be from 0 to below 1, got 1" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -74,7 +99,7 @@ def test_yarns_parameters_where_no_factors_load(cli: Call, tmp_path: Path) -> No
         (("--target-ctx", "1k", "--budget", "soon"), "--budget soon: expected a time"),
         (("--target-ctx", "1k", "--candidates", "3"), "--candidates must be at least 8, got 3"),
         (("--target-ctx", "1k,2k"), "--target-ctx 1k,2k: expected tokens"),
-        (("--target-ctx", "1k", "--space", "flat"), "--space flat: expected longrope, "),
+        (("--target-ctx", "1k", "--space", "flat"), "--space flat: expected yarn, base, "),
         (("--target-ctx", "1k", "--fitness", "poor"), "--fitness poor: expected needle, "),
         (("--target-ctx", "1k", "--kv", "f17"), "--kv f17: expected f32, "),
     ],

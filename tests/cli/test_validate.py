@@ -271,6 +271,8 @@ def _cells(folder: Path) -> int:
         (("--ctx", "256", "--tasks", "ruler", "--squad", "absent.json"), "absent.json"),
         (("--ctx", "256", "--scaling", "factors", "--long-factors", "absent.npy"), "absent.npy"),
         (("--ctx", "256", "--gpu-layers", "few"), "few"),
+        (("--ctx", "256", "--experts-on-cpu", "some"), "expected all or a number"),
+        (("--ctx", "256", "--experts-on-cpu", "600"), "--experts-on-cpu 600 must be 0 to 512"),
         (("--ctx", "256", "--min-recall", "2"), "recall"),
         (("--ctx", "256", "--max-divergence", "1"), "--max-divergence needs --tasks divergence"),
         (

@@ -69,8 +69,18 @@ def test_hugging_face_without_a_ref(hub: Path) -> None:
     assert locate("hf:owner/repo/sub/m.gguf") == hub / "snapshots" / "aaa" / "sub" / "m.gguf"
 
 
+def test_hugging_face_at_a_revision(hub: Path) -> None:
+    (hub / "refs" / "v1").mkdir()
+    (hub / "refs" / "v1" / "rc").write_text("aaa")
+    for name in ("aaa", "v1/rc"):
+        found = hub / "snapshots" / "aaa" / "sub" / "m.gguf"
+        assert locate(f"hf:owner/repo/sub/m.gguf@{name}") == found
+    with pytest.raises(StorageError, match=r"`ggufrope fetch hf:owner/repo/sub/m.gguf@v2`"):
+        locate("hf:owner/repo/sub/m.gguf@v2")
+
+
 def test_hugging_face_absent(hub: Path) -> None:
-    with pytest.raises(StorageError, match=r"fetch it with `hf download owner/repo other.gguf`"):
+    with pytest.raises(StorageError, match=r"`ggufrope fetch hf:owner/repo/other.gguf`"):
         locate("hf:owner/repo/other.gguf")
 
 
@@ -130,6 +140,7 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         "ollama:..", "ollama:a/../b", "ollama:.", "ollama:tiny:../../x", "ollama:tiny:/etc/passwd",
         "ollama:tiny:..", "ollama:a/b/c/d", "ollama:a\nb", "hf:a/b/../../c", "hf:../x/f.gguf",
         "hf:a/../c", "hf:a//x", "hf:a/b//etc/passwd", "hf:a/b/", "hf:a/b/c\\d", "a\0b", "hf:a/b/\0",
+        "hf:a/b/c.gguf@../x", "hf:a/b/c.gguf@", "hf:a/b/c.gguf@a//b",
     ],
 )  # fmt: skip
 def test_names_that_lead_out_of_a_store(name: str, ollama: Path) -> None:

@@ -96,7 +96,9 @@ class Bench:
             done=tuple(done),
             recall_minimum=recall_minimum,
             seed=seed,
-            base=None if open_base is None else Base(name="the base", open_context=open_base),
+            base=None
+            if open_base is None
+            else Base(name="the base", cost_of="cache", open_context=open_base),
             planned=self._plan,
             progress=self._count,
         )

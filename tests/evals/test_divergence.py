@@ -109,7 +109,7 @@ def test_a_cell_for_each_length(text_file: str) -> None:
         assert result.status == "ok"
         assert result.metrics == divergence_metrics(measured)
         assert (result.value("mean_divergence") or 0) > 0
-        assert result.notes == (("base", "the base"),)
+        assert result.notes == (("base", "the base"), ("cost of", "cache"))
 
 
 def test_a_finished_cell_is_not_measured_again(text_file: str) -> None:

@@ -12,8 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from ggufrope import Context, ContextSettings, Model, inspect
+from ggufrope.container.ggml import CACHE_TYPES
 from ggufrope.errors import InsufficientMemoryError
-from ggufrope.runtime.library import Device
+from ggufrope.runtime.attention import heads_of, pair_support
+from ggufrope.runtime.library import Device, device_of
 from ggufrope.runtime.memory import cache_support, context_need, require_fit
 from ggufrope.runtime.probe import compare, probe
 
@@ -22,15 +24,15 @@ TEXT = "Long ago, in a valley between two rivers, there stood a mill that never 
 
 
 @pytest.fixture(scope="module")
-def model(model_path: Path) -> Iterator[Model]:
-    with Model.open(model_path) as opened:
+def model(model_path: Path, servers: tuple[str, ...]) -> Iterator[Model]:
+    with Model.open(model_path, rpc=servers) as opened:
         yield opened
 
 
 def cache_devices(context: Context) -> set[str]:
     """Return the devices that hold a part of the K/V cache."""
     found = (re.search(r"(\S+) KV buffer size", line) for line in context.log)
-    return {line[1] for line in found if line}
+    return {device_of(line[1]) for line in found if line}
 
 
 def logits(model: Model, **settings: Any) -> NDArray[np.float32]:
@@ -57,10 +59,10 @@ def test_the_cache_is_on_the_cpu_with_offload_kqv_off(model: Model) -> None:
 
 
 def test_the_cache_of_a_layer_is_on_the_device_of_the_layer(
-    model_path: Path, gpus: tuple[Device, ...]
+    model_path: Path, gpus: tuple[Device, ...], servers: tuple[str, ...]
 ) -> None:
     with (
-        Model.open(model_path, gpu_layers=4, main_gpu=0) as model,
+        Model.open(model_path, gpu_layers=4, main_gpu=0, rpc=servers) as model,
         Context(model, ContextSettings(n_ctx=1024)) as context,
     ):
         assert cache_devices(context) == {"CPU", gpus[0].name}
@@ -75,7 +77,7 @@ def test_the_need_on_each_gpu_is_what_the_context_allocates(
     with Context(model, settings) as context:
         for gpu in gpus:
             taken = sum(b.size_bytes for b in context.buffers if b.device == gpu.name)
-            assert predicted.get(gpu.name, 0) == pytest.approx(taken, rel=0.02, abs=MIB)
+            assert predicted.get(gpu.name, 0) == pytest.approx(taken, rel=0.05, abs=MIB)
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_the_name_of_the_gpu(
@@ -108,3 +110,32 @@ def test_the_rotation_on_the_gpu_is_the_predicted_one(model: Model, model_path: 
     predicted = inspect(model_path).effective
     assert predicted is not None
     assert compare(probe(model), predicted).agrees
+
+
+def test_a_pair_leaves_the_gpu_where_the_backend_refuses_it(
+    model: Model, servers: tuple[str, ...], gpus: tuple[Device, ...]
+) -> None:
+    said = {
+        (pair.type_k, pair.type_v): pair.runs
+        for pair in pair_support(heads_of(model), servers)
+        if pair.device == gpus[0].name
+    }
+    assert len(said) == len(CACHE_TYPES) ** 2
+    if servers:
+        assert set(said.values()) == {"unknown"}  # the server decides
+        return
+    assert said["f16", "f16"] == "native"
+    # One kind of V with all of K, and one of K with all of V: each pair takes a context.
+    pairs = {(kind, "q8_0") for kind in CACHE_TYPES} | {("q8_0", kind) for kind in CACHE_TYPES}
+    for k, v in sorted(pairs):
+        support = cache_support(model, k, v)
+        assert support.refusal is None
+        assert support.falls_back == (said[k, v] == "cpu"), (k, v, said[k, v])
+
+
+@pytest.mark.parametrize("pair", ["q8_0/q4_0", "f16/q8_0", "q5_1/f16"])
+def test_a_mixed_pair_computes_what_the_cpu_does(pair: str, model: Model, model_path: Path) -> None:
+    k, v = pair.split("/")
+    with Model.open(model_path, gpu_layers=0) as on_cpu:
+        expected = logits(on_cpu, offload_kqv=False, type_k=k, type_v=v)
+    assert divergence(expected, logits(model, type_k=k, type_v=v)) < 5e-3

@@ -54,7 +54,7 @@ def test_every_finding_is_a_result(tmp_path: Path) -> None:
     build("qwen3", tmp_path / "pooled.gguf", keys={"pooling_type": 3})
     report = check(tmp_path)
     results = require_sarif(json.loads(sarif(report, root=tmp_path)))
-    found = [(file.path.name, finding.code) for file in report.files for finding in file.findings]
+    found = [(file.place.name, finding.code) for file in report.files for finding in file.findings]
     assert len(found) > 4
     assert found == [
         (r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"], r["ruleId"])

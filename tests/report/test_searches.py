@@ -11,11 +11,11 @@ import pytest
 from ggufrope.errors import RequestError
 from ggufrope.patching.inspection import read_model
 from ggufrope.report.pictures import to_svg
-from ggufrope.report.searches import picture, to_html, to_markdown
+from ggufrope.report.searches import finals_table, picture, to_html, to_markdown
 from ggufrope.search.plan import SearchPlan
 from ggufrope.search.result import SearchResult
 from ggufrope.search.session import RECORD, RESULT, read_result, run_search
-from tests.search.standin import TARGET, StandInBackend, write_model
+from tests.search.standin import ORIGINAL, TARGET, StandInBackend, write_model
 
 pytest.importorskip("jinja2", reason="the page needs jinja2, of the extra 'report'")
 pytest.importorskip("vl_convert", reason="charts need vl-convert-python, of the extra 'report'")
@@ -27,14 +27,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("search")
     plan = SearchPlan(
         target_context=TARGET,
+        space="longrope",
         attention="none",
         optimizer="evolution",
         candidates=40,
         finalists=2,
         samples=2,
+        haystacks=2,
         screening_samples=1,
         screening_context=512,
-        holdout_samples=3,
+        holdout_haystacks=3,
         depths=(0, 100),
     )
     model = read_model(write_model(base / "model.gguf"))
@@ -71,7 +73,7 @@ def test_a_folder_without_a_result_is_refused(folder: Path, tmp_path: Path) -> N
 
 def test_page_and_markdown_end_with_the_command_to_go_on(result: SearchResult) -> None:
     lost = replace(result, won=False, patch_command="ggufrope patch yarn")
-    for each, others in ((result, ()), (lost, (lost.searched_command,))):
+    for each, others in ((result, ()), (lost, (lost.searched_patch_command,))):
         html, text = to_html(each), to_markdown(each)
         assert each.patch_command.split()[0] in text
         assert each.patch_command in text
@@ -93,3 +95,24 @@ def test_hostile_names_are_text(result: SearchResult) -> None:
         assert "<script" not in made
         assert not {c for c in made if ord(c) < 32} - {"\n"}
     assert "\\x1b" in html
+
+
+def test_where_the_finals_were_lost_they_are_what_is_shown(result: SearchResult) -> None:
+    lost = replace(result, won=False, holdout=(), short_context=())
+    html, text = to_html(lost), to_markdown(lost)
+    for made in (html, text):
+        assert "against YaRN" in made
+        assert "Holdout, " not in made
+        assert "whole" not in made
+    assert picture(lost)
+
+
+def test_the_front_is_shown_where_candidates_were_judged_at_two_lengths(
+    result: SearchResult,
+) -> None:
+    assert "front" not in finals_table(result)[0]
+    two = replace(result, finals=tuple(replace(each, original_loss=0.25) for each in result.finals))
+    heads, rows = finals_table(two)
+    assert heads[-3:] == (f"at {TARGET:,}", f"at {ORIGINAL:,}", "front")
+    assert [row[-2] for row in rows] == ["0.2500"] * len(rows)
+    assert "no finalist is better at one length" in to_html(two)

@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from ggufrope.errors import FileError
 from ggufrope.rope.architectures import Architecture, architecture, architectures, source
 from ggufrope.rope.keys import FACTOR_TENSORS, KEYS, ROPE_FACTORS_LONG, ROPE_FREQS
 
@@ -75,14 +74,9 @@ def test_llama_loads_factor_tensors_by_the_scaling_type() -> None:
     assert not phi.loads(ROPE_FREQS, "linear")
 
 
-def test_unknown_architectures_are_refused_by_name() -> None:
-    with pytest.raises(FileError, match=r"'llama9' is unknown to llama\.cpp [0-9a-f]{9}"):
-        architecture("llama9")
-
-
 @pytest.mark.parametrize("arch", architectures().values(), ids=lambda a: a.name)
 def test_every_entry_makes_sense(arch: Architecture) -> None:
-    assert arch.reads <= set(KEYS)
+    assert set(arch.reads) <= set(KEYS)
     assert set(arch.tensors) <= set(FACTOR_TENSORS)
     assert (arch.step > 0) == (arch.no_rope in ("first", "last") or arch.recurrent == "interval")
     if arch.no_rope == "global":

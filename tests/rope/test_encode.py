@@ -199,9 +199,7 @@ def test_betas_that_llama_cpp_does_not_read_are_listed_not_written(metadata: Met
 def test_factors_are_refused_with_what_works_instead(
     metadata: Metadata, scaling: RopeScaling
 ) -> None:
-    with pytest.raises(
-        RequestError, match=r"no such factor tensors for qwen2.*--rope-scaling yarn"
-    ):
+    with pytest.raises(RequestError, match=r"no factor tensors for qwen2.*--rope-scaling yarn"):
         express(scaling, metadata("qwen2"))
 
 

@@ -31,7 +31,7 @@ ONES = np.ones(32)
 @pytest.mark.parametrize(
     ("name", "fields", "code", "severity"),
     [
-        ("spline", {}, "unknown-architecture", "error"),
+        ("spline", {}, "unknown-architecture", "warning"),
         ("llama", {"freq_base": -1.0}, "bad-number", "error"),
         ("llama", {"factor": math.nan}, "bad-number", "error"),
         ("llama", {"attn_factor": 0.0}, "bad-number", "error"),

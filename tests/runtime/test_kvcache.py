@@ -146,12 +146,32 @@ SIZE_LINE = "llama_kv_cache: size =    1.00 MiB (   256 cells,   2 layers, 64/1 
             ["attn_rot_k = 0, n_embd_head_k_all = 64", "attn_rot_v = 0, n_embd_head_k_all = 64"],
             False,
         ),
-        (["n_rot_k = 64", "n_rot_v = 64"], None),
+        (["n_rot_k = 64, n_embd_head_k_all = 64", "n_rot_v = 0, n_embd_head_k_all = 64"], True),
+        (["n_rot_k = 0, n_embd_head_k_all = 32", "n_rot_v = 0, n_embd_head_k_all = 32"], False),
+        (["rotation = 64"], None),
     ],
 )
-def test_a_log_of_another_version_does_not_say_whether_k_is_rotated(
+def test_whether_k_is_rotated_is_read_in_each_form_of_the_log(
     lines: list[str], rotated: bool | None
 ) -> None:
     cache = allocated(Log(lines=[SIZE_LINE, *(f"llama_kv_cache: {line}" for line in lines)]))
     assert cache is not None
     assert cache.rotated_k is rotated
+
+
+@pytest.mark.parametrize(
+    ("lines", "enabled"),
+    [
+        (["llama_context: flash_attn            = enabled"], True),
+        (["llama_context: flash_attn            = disabled"], False),
+        (["llama_context: flash_attn = auto", "resolve: Flash Attention enabled"], True),
+        (["resolve: Flash Attention not supported, set to disabled"], False),
+        (["llama_context: Flash Attention was auto, set to disabled"], False),
+        (["llama_context: flash_attn            = auto"], None),
+        ([], None),
+    ],
+)
+def test_flash_attention_is_what_the_log_says_last(lines: list[str], enabled: bool | None) -> None:
+    cache = allocated(Log(lines=[SIZE_LINE, *lines]))
+    assert cache is not None
+    assert cache.flash_attention is enabled

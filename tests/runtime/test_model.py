@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from benchmarks.abort_sweep import File, number
 from fixtures.make import build
 from ggufrope.container.reader import read_header
 from ggufrope.errors import FileError, LoadError, MissingDependencyError, RequestError
 from ggufrope.runtime import library
+from ggufrope.runtime.memory import cache_refusal
 from ggufrope.runtime.model import Model
 
 if TYPE_CHECKING:
@@ -183,3 +185,15 @@ def test_a_closed_model_says_so(smollm2: Path) -> None:
     model.close()
     with pytest.raises(LoadError, match="closed"):
         model.n_layer  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["key_length_mla", "kv_lora_rank"])
+def test_a_size_of_another_kind_that_is_not_read_counts_for_nothing(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.gguf"
+    key = number(f"llama.attention.{name}", float("nan"))
+    path.write_bytes(File.nano().with_key(key).encoded)
+    with Model.open(path, gpu_layers=0) as model:
+        assert model.attention_size(name) == 0
+        assert cache_refusal(model, "q8_0", "q4_0") is None

@@ -7,6 +7,8 @@ or both refuse the file.
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from fixtures.architectures import ARCHITECTURES
 from fixtures.make import build
 from ggufrope.errors import LoadError
 from ggufrope.patching.inspection import inspect
+from ggufrope.rope.architectures import VARIABLE, current_table, use_table
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.probe import compare, probe
@@ -60,6 +63,28 @@ CASES = {
         keys=LONGROPE, factors={"rope_factors_long.weight": 6, "rope_factors_short.weight": 2}
     ),
 }
+
+
+@pytest.mark.parametrize("case", ["plain", "linear", "yarn", "yarn by flags", "factors"])
+def test_the_rules_that_all_share_agree_too(case: str, tmp_path: Path) -> None:
+    """llama.cpp knows the architecture, and the table does not."""
+    made = CASES[case]
+    plain = json.loads(current_table().path.read_text("utf-8"))
+    del plain["architectures"]["llama"]
+    (tmp_path / "table.json").write_text(json.dumps(plain), "utf-8")
+    factors = {name: np.linspace(1, most, 16) for name, most in made.factors.items()}
+    (path,) = build("llama", tmp_path / "tiny.gguf", keys=made.keys, factors=factors)
+    before = os.environ.get(VARIABLE)
+    use_table(tmp_path / "table.json")
+    try:
+        predicted = inspect(path, overrides=made.overrides)
+        with Model.open(path) as model:
+            measured = probe(model, rope=made.overrides)
+    finally:
+        use_table(before)
+    assert predicted.effective is not None
+    assert predicted.effective.rope_type == "unknown"
+    assert compare(measured, predicted.effective).agrees
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import struct
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fixtures.make import build
 from ggufrope.errors import BackendError
+from ggufrope.runtime.batch import decode
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
-from ggufrope.runtime.probe import (
-    StateLayout,
-    check_state_version,
-    key_rows,
-    require_known_state,
-)
 from ggufrope.runtime.settings import ContextSettings
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from ggufrope.runtime.states import (
+    KNOWN_STATES,
+    StateLayout,
+    cache_layers,
+    key_rows,
+    saved_state,
+    saved_version,
+    state_version,
+)
 
 MAGIC, FILE_MAGIC = 0xAF143CD8, 0x67677371
 F32, F16 = 0, 1
@@ -54,9 +56,17 @@ def state(*caches: bytes) -> bytes:
     return words(MAGIC, 0) + b"".join(caches)
 
 
-def layout(*caches: tuple[int, ...], recurrent: bool = False) -> StateLayout:
+def layout(
+    *caches: tuple[int, ...], version: int = 3, recurrent: bool = False, widths_known: bool = True
+) -> StateLayout:
     widths = {layer: WIDTH for layers in caches for layer in layers}
-    return StateLayout(caches=caches, cell_extra=0, row_widths=widths, recurrent=recurrent)
+    return StateLayout(
+        version=version,
+        caches=caches,
+        cell_extra=0,
+        row_widths=widths if widths_known else {},
+        recurrent=recurrent,
+    )
 
 
 def assert_rows(rows: dict[int, np.ndarray], layers: list[int]) -> None:
@@ -64,10 +74,14 @@ def assert_rows(rows: dict[int, np.ndarray], layers: list[int]) -> None:
     assert all(np.array_equal(rows[layer], value_of(layer)) for layer in layers)
 
 
+@pytest.mark.parametrize("version", KNOWN_STATES)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_rows_are_read_by_layer_from_each_cache(transposed: bool) -> None:
-    blob = state(cache(0, 2, transposed=transposed), cache(1, transposed=transposed))
-    assert_rows(key_rows(blob, layout((0, 2), (1,))), [0, 1, 2])
+def test_rows_are_read_by_layer_from_each_cache(transposed: bool, version: int) -> None:
+    blob = state(
+        cache(0, 2, version=version, transposed=transposed),
+        cache(1, version=version, transposed=transposed),
+    )
+    assert_rows(key_rows(blob, layout((0, 2), (1,), version=version)), [0, 1, 2])
 
 
 def test_a_recurrent_state_after_the_caches_is_left_alone() -> None:
@@ -79,28 +93,39 @@ def test_a_recurrent_state_after_the_caches_is_left_alone() -> None:
 
 @pytest.mark.parametrize("caches", [((0,),), ((0, 1),), ((0, 1), (2,))])
 @pytest.mark.parametrize("widths_known", [True, False])
-def test_a_state_of_version_4_is_refused(
-    caches: tuple[tuple[int, ...], ...], widths_known: bool
+@pytest.mark.parametrize(("written", "read"), [(3, 4), (4, 3)])
+def test_a_state_read_as_the_other_version_is_refused(
+    caches: tuple[tuple[int, ...], ...], widths_known: bool, written: int, read: int
 ) -> None:
     """Version 4 has two more numbers behind the number of layers.
 
     In a one-layer cache whose keys are not rotated these are two zeros. A reader of version 3
     takes them for the type F32 and a row of length 0.
     """
-    blob = state(*(cache(*layers, version=4) for layers in caches))
-    known = layout(*caches)
-    if not widths_known:
-        known = StateLayout(caches=caches, cell_extra=0, row_widths={}, recurrent=False)
+    blob = state(*(cache(*layers, version=written) for layers in caches))
+    known = layout(*caches, version=read, widths_known=widths_known)
     with pytest.raises(
         BackendError, match=f"a state format that ggufrope does not know.*{REINSTALL}"
     ):
         key_rows(blob, known)
 
 
-def test_an_empty_row_is_an_error() -> None:
-    blob = state(words(1, 1, 5, 1, 0, 0, 1, F32) + bytes(8) + words(F16) + bytes(8))
-    with pytest.raises(BackendError, match="has a K row of 0 bytes where 32 bytes were expected"):
-        key_rows(blob, layout((0,)))
+@pytest.mark.parametrize("version", KNOWN_STATES)
+@pytest.mark.parametrize("widths_known", [True, False])
+def test_an_empty_row_is_an_error(version: int, widths_known: bool) -> None:
+    rotated = (0, 0) if version == 4 else ()
+    blob = state(words(1, 1, 5, 1, 0, 0, 1, *rotated, F32) + bytes(8) + words(F16) + bytes(8))
+    with pytest.raises(BackendError, match="has a K row of 0 bytes where "):
+        key_rows(blob, layout((0,), version=version, widths_known=widths_known))
+
+
+def test_a_rotation_that_no_matrix_has_is_refused() -> None:
+    blob = bytearray(state(cache(0, version=4)))
+    struct.pack_into("<I", blob, 36, 128)
+    assert_rows(key_rows(bytes(blob), layout((0,), version=4)), [0])
+    struct.pack_into("<I", blob, 36, 3)
+    with pytest.raises(BackendError, match="has 3 as the size of K's rotation"):
+        key_rows(bytes(blob), layout((0,), version=4))
 
 
 def test_a_state_cut_off_anywhere_is_refused() -> None:
@@ -131,15 +156,83 @@ def test_what_is_not_expected_is_named(offset: int, value: int, message: str) ->
 
 
 def test_the_version_is_read_from_a_saved_file() -> None:
-    check_state_version(words(FILE_MAGIC, 3, 0))
-    with pytest.raises(BackendError, match=rf"version 3, .* version 4 of it; .*{REINSTALL}"):
-        check_state_version(words(FILE_MAGIC, 4, 0))
+    assert [saved_version(words(FILE_MAGIC, number, 0)) for number in KNOWN_STATES] == [3, 4]
+    with pytest.raises(
+        BackendError, match=rf"versions 3 and 4, .* writes version 5 of it; .*{REINSTALL}"
+    ):
+        saved_version(words(FILE_MAGIC, 5, 0))
     for saved in (b"", words(FILE_MAGIC), words(MAGIC, 3)):
-        with pytest.raises(BackendError, match="writes another one; install"):
-            check_state_version(saved)
+        with pytest.raises(BackendError, match="writes another one; use"):
+            saved_version(saved)
 
 
-def test_the_installed_llama_cpp_writes_the_known_version(tmp_path: Path) -> None:
+def test_the_installed_llama_cpp_writes_a_known_version(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf")
     with Model.open(path) as model, Context(model, ContextSettings(n_ctx=256)) as context:
-        require_known_state(context.handle)
+        assert state_version(context.handle) in KNOWN_STATES
+
+
+def test_without_the_lines_of_the_cache_no_state_is_read() -> None:
+    with pytest.raises(BackendError, match="does not list the layers of its cache"):
+        cache_layers(["llama_kv_cache: layer 0 lives on CPU", "llama_context: n_ctx = 256"])
+
+
+STATES = json.loads((Path(__file__).parents[2] / "fixtures" / "states.json").read_text())
+"""States that llama.cpp wrote, by the version of their format (tools/saved_states.py)."""
+WIDTHS = {"nano": 128, "gemma3": 16}
+
+
+def read_fixture(version: int, name: str) -> dict[int, np.ndarray]:
+    saved = STATES[str(version)][name]
+    caches = tuple(map(tuple, saved["caches"]))
+    widths = {layer: WIDTHS[name] for layers in caches for layer in layers}
+    known = StateLayout(
+        version=version, caches=caches, cell_extra=0, row_widths=widths, recurrent=False
+    )
+    return key_rows(bytes.fromhex(saved["memory"]), known)
+
+
+def test_there_is_a_saved_state_of_each_version_that_is_known() -> None:
+    assert tuple(map(int, STATES)) == KNOWN_STATES
+    for version, saved in STATES.items():
+        assert {saved_version(bytes.fromhex(saved[name]["file"])) for name in WIDTHS} == {
+            int(version)
+        }
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_all_versions_have_the_same_keys(name: str) -> None:
+    """The same model in two versions of llama.cpp: what is read from the states must agree."""
+    first, *others = [read_fixture(version, name) for version in KNOWN_STATES]
+    assert len(first) == {"nano": 2, "gemma3": 6}[name]
+    assert len({rows.tobytes() for rows in first.values()}) == len(first)
+    assert all(np.abs(rows).max() > 0.01 for rows in first.values())
+    for other in others:
+        assert other.keys() == first.keys()
+        for layer, rows in first.items():
+            np.testing.assert_allclose(other[layer], rows, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("written", "read"), [(3, 4), (4, 3)])
+@pytest.mark.parametrize("name", WIDTHS)
+def test_what_llama_cpp_wrote_is_not_read_as_the_other_version(
+    name: str, written: int, read: int
+) -> None:
+    saved = STATES[str(written)][name]
+    caches = tuple(map(tuple, saved["caches"]))
+    known = StateLayout(version=read, caches=caches, cell_extra=0, row_widths={}, recurrent=False)
+    with pytest.raises(BackendError, match="a state format that ggufrope does not know"):
+        key_rows(bytes.fromhex(saved["memory"]), known)
+
+
+def test_the_installed_llama_cpp_has_the_keys_of_the_fixture(nano: Path) -> None:
+    settings = ContextSettings(n_ctx=256, type_k="f32", type_v="f32", n_threads=1)
+    with Model.open(nano, gpu_layers=0) as model, Context(model, settings) as context:
+        token, position = np.array([7], dtype=np.int32), np.array([5], dtype=np.int32)
+        decode(context.handle, token, position, [(0,)], np.zeros(1, dtype=np.int8))
+        version = state_version(context.handle)
+        known = layout((0, 1), version=version, widths_known=False)
+        found = key_rows(saved_state(context.handle, 0), known)
+    for layer, rows in read_fixture(version, "nano").items():
+        np.testing.assert_allclose(found[layer], rows, rtol=1e-4, atol=1e-6)
+    assert len(found) == 2

@@ -9,18 +9,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ggufrope.errors import RequestError, StorageError
-from ggufrope.rope.scaling import FrequencyFactors, RopeScaling, Unscaled, Yarn
+from ggufrope.rope.scaling import FrequencyFactors, Linear, Unscaled, Yarn
 from ggufrope.search.evaluate import CellLoss, Evaluation
-from ggufrope.search.record import Record, decode_scheme, encode_scheme
+from ggufrope.search.record import Record
+from ggufrope.search.schemes import Scheme, decode_scheme, encode_scheme
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 IDENTITY: dict[str, Any] = {"seed": 1, "depths": (0, 50)}
-FACTORS = FrequencyFactors(factors=(1.0, 1.100000023841858, 3.0), attention_factor=1.1)
+FACTORS = Scheme(
+    scaling=FrequencyFactors(factors=(1.0, 1.100000023841858, 3.0), attention_factor=1.1)
+)
+PLAIN = Scheme(scaling=Unscaled())
 EVALUATION = Evaluation(
     loss=0.1 + 0.2,
-    cells=(CellLoss(key="512/0/0", loss=0.1, exact=True), CellLoss(key="512/50/0", loss=1 / 3)),
+    cells=(
+        CellLoss(key="512/0/0", context_tokens=512, loss=0.1, exact=True),
+        CellLoss(key="512/50/0", context_tokens=512, loss=1 / 3),
+    ),
     stopped=True,
     seconds=1.5,
     overhead_seconds=0.01,
@@ -36,6 +43,7 @@ def _line(*, scheme: dict[str, Any] | None = None, loss: Any = 0.5) -> bytes:
             "stage": "final",
             "fitness": "needle",
             "scheme": scheme or {"scheme": "Unscaled"},
+            "haystack": 0,
             "evaluation": evaluation,
         }
     ).encode()
@@ -46,43 +54,49 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "search.jsonl"
 
 
-def begun(path: Path, *schemes: RopeScaling) -> None:
+def begun(path: Path, *schemes: Scheme) -> None:
     with Record(path, IDENTITY) as record:
         for scheme in schemes:
-            record.append("screening", "needle", scheme, EVALUATION)
+            record.append("screening", "needle", scheme, 0, EVALUATION)
 
 
 @pytest.mark.parametrize(
     "scheme",
-    [Unscaled(), FACTORS, Yarn(factor=4, original_context=256, beta_fast=20.5)],
-    ids=lambda scheme: type(scheme).__name__,
+    [
+        PLAIN,
+        FACTORS,
+        Scheme(scaling=Yarn(factor=4, original_context=256, beta_fast=20.5)),
+        Scheme(scaling=Linear(factor=2.0), freq_base=12_345.5),
+    ],
+    ids=lambda scheme: type(scheme.scaling).__name__,
 )
-def test_schemes_survive(scheme: RopeScaling) -> None:
+def test_schemes_survive(scheme: Scheme) -> None:
     assert decode_scheme(encode_scheme(scheme)) == scheme
 
 
 def test_a_candidate_is_found_again_to_the_last_digit(path: Path) -> None:
-    begun(path, Unscaled(), FACTORS)
+    begun(path, PLAIN, FACTORS)
     with Record(path, IDENTITY) as record:
-        found = record.find("screening", "needle", FACTORS)
+        found = record.find("screening", "needle", FACTORS, 0)
         assert found is not None
         assert found.evaluation == EVALUATION
         assert found.number == 2
-        assert record.find("final", "needle", FACTORS) is None
-        assert record.find("screening", "perplexity", FACTORS) is None
+        assert record.find("screening", "needle", FACTORS, 1) is None
+        assert record.find("final", "needle", FACTORS, 0) is None
+        assert record.find("screening", "perplexity", FACTORS, 0) is None
         assert len(record.candidates) == 2
 
 
 def test_a_line_cut_short_at_any_byte_is_dropped_and_written_over(path: Path) -> None:
-    begun(path, Unscaled())
+    begun(path, PLAIN)
     whole = path.read_bytes()
     begun(path, FACTORS)
     more = path.read_bytes()
     for length in range(len(whole), len(more)):
         path.write_bytes(more[:length])
         with Record(path, IDENTITY) as record:
-            assert [each.scheme for each in record.candidates] == [Unscaled()]
-            record.append("screening", "needle", FACTORS, EVALUATION)
+            assert [each.scheme for each in record.candidates] == [PLAIN]
+            record.append("screening", "needle", FACTORS, 0, EVALUATION)
         assert path.read_bytes() == more
 
 
@@ -165,7 +179,7 @@ def test_a_record_that_is_gone_ends_the_search(path: Path, after: str) -> None:
         if after == "replaced":
             path.write_text("")
         with pytest.raises(StorageError, match=r"search\.jsonl"):
-            record.append("screening", "needle", Unscaled(), EVALUATION)
+            record.append("screening", "needle", PLAIN, 0, EVALUATION)
         assert record.candidates == ()
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,33 +47,48 @@ def test_every_phase_is_recorded_with_its_time(checked: Path) -> None:
     statuses = {phase["name"]: phase["status"] for phase in result(checked)["phases"]}
     assert statuses == {
         "card": "skipped",
-        "build": "skipped",
-        "doctor": "ok",
+        "packages": "ok",
+        "doctor installed": "ok",
         "tests": "ok",
-        "smollm2": "ok",
+        "needles none": "ok",
+        "needles yarn": "ok",
+        "speeds of smollm2 installed": "ok",
         "random model": "ok",
-        "matrix of smollm2": "ok",
-        "matrix of random-tiny": "ok",
-        "report": "ok",
+        "speeds of random-tiny installed": "ok",
+        "places": "ok",
     }
     doctor = result(checked)["phases"][2]
     assert doctor["seconds"] > 0
 
 
-def test_the_matrix_has_a_speed_for_every_model_cache_type_and_length(checked: Path) -> None:
-    cells = [cell for cell in result(checked)["run"]["cells"] if cell["cell"]["task"] == "kv-cache"]
-    places = {(c["cell"]["model"], c["cell"]["kv"], c["cell"]["context_tokens"]) for c in cells}
-    assert places == {
-        (model, kv, context)
-        for model in ("smollm2", "random-tiny")
-        for kv in gpu_check.CACHES
-        for context in gpu_check.CPU_CONTEXTS
+def test_every_pair_of_cache_types_has_speeds_and_what_doctor_says(checked: Path) -> None:
+    speeds = result(checked)["speeds"]
+    pairs = {(row["model"], row["kv"]) for row in speeds}
+    large = {f"{kv}/{kv}" if "/" not in kv else kv for kv in gpu_check.LARGE_PAIRS}
+    assert pairs == {
+        *(("smollm2", f"{k}/{v}") for k in gpu_check.TYPES for v in gpu_check.TYPES),
+        *(("random-tiny", kv) for kv in large),
     }
-    assert len(cells) == len(places) == 2 * len(gpu_check.CACHES) * len(gpu_check.CPU_CONTEXTS)
-    for cell in cells:
-        assert cell["status"] == "ok"
-        assert cell["metrics"]["prefill_tokens_per_second"]["value"] > 0
-        assert cell["metrics"]["decode_tokens_per_second"]["value"] > 0
+    assert len(speeds) == len(pairs)
+    assert all(row["prefill"] > 0 and row["decode"] > 0 for row in speeds)
+    assert not any(row["share"] is None for row in speeds)
+    if not library.can_offload():
+        assert {row["says"] for row in speeds} == {"native"}
+
+
+def test_needles_are_found_as_it_is_and_by_yarn(checked: Path) -> None:
+    needles = result(checked)["needles"]
+    (plain,), (scaled,) = needles["none"]["summary"], needles["yarn"]["summary"]
+    assert (plain["context_tokens"], scaled["context_tokens"]) == (256, 512)
+    assert plain["metrics"]["recall"]["value"] == 1.0
+
+
+def test_layers_and_cache_are_put_on_the_gpu_and_off_it(checked: Path) -> None:
+    rows = result(checked)["places"]
+    places = {(row["gpu_layers"], row["offload_kqv"]) for row in rows}
+    assert places == {("all", True), ("all", False), (0, True), (0, False)}
+    assert all(row["decode"] > 0 for row in rows)
+    assert all(row["cache_on"] == ["CPU"] for row in rows if row["gpu_layers"] == 0)
 
 
 def test_skipped_gpu_tests_say_why(checked: Path) -> None:
@@ -80,15 +96,15 @@ def test_skipped_gpu_tests_say_why(checked: Path) -> None:
     details = phase["details"]
     assert (details["failure"], details["error"]) == (0, 0)
     if not details["passed"]:
-        assert details["reasons"] == ["this build of llama.cpp cannot use a GPU"]
+        (reason,) = details["reasons"]
+        assert "GPU" in reason
 
 
-def test_the_page_has_the_phases_and_the_report(checked: Path) -> None:
+def test_the_page_has_the_phases_and_the_speeds(checked: Path) -> None:
     page = (checked / "result.html").read_text(encoding="utf-8")
-    assert "matrix of random-tiny" in page
-    assert 'srcdoc="&lt;!doctype html' in page
-    assert "gpu-check" in page
-    assert "http" not in page.partition("<iframe")[0]
+    assert "speeds of random-tiny installed" in page
+    assert "Decode of smollm2, build installed" in page
+    assert "http" not in page
 
 
 def test_without_a_gpu_the_next_phases_run_and_the_check_fails(
@@ -96,7 +112,7 @@ def test_without_a_gpu_the_next_phases_run_and_the_check_fails(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     options = gpu_check.parse_options(
-        [str(tmp_path / "out"), "--shape", "tiny", "--model", str(tmp_path / "none"), "--minutes=0"]
+        [str(tmp_path / "out"), "--model", str(tmp_path / "none"), "--minutes=0"]
     )
     options.out.mkdir()
     (tmp_path / "work").mkdir()
@@ -104,96 +120,92 @@ def test_without_a_gpu_the_next_phases_run_and_the_check_fails(
     assert not check.run()
     phases = {phase.name: phase for phase in check.phases.done}
     assert "nvidia-smi does not answer" in phases["card"].reason
-    assert phases["build"].reason == "no GPU to build for"
-    assert "give the file with --model" in phases["smollm2"].reason
-    assert "no time is left" in phases["doctor"].reason
-    assert "No run was stored" in (options.out / "result.html").read_text()
+    assert "give it with --model" in phases["packages"].reason
+    assert "no time is left" in phases["doctor installed"].reason
+    assert phases["places"].status == "failed"
+    assert "no GPU" in (options.out / "result.html").read_text()
 
 
-def test_with_a_gpu_the_package_that_was_built_is_used(
-    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_commands_use_the_libraries_of_the_build(tmp_path: Path) -> None:
+    builds = [tmp_path / name / "bin" for name in ("default", "all-pairs")]
+    arguments = [str(tmp_path / "out"), *(f"--build={build}" for build in builds), "--cpu"]
+    (tmp_path / "out").mkdir()
+    check = gpu_check.GpuCheck(gpu_check.parse_options(arguments), tmp_path)
+    with check.phases.phase("environment", seconds=60):
+        code = "import os; print(os.environ['LLAMA_CPP_LIB_PATH'])"
+        (used,) = check._run(sys.executable, "-c", code).splitlines()
+    assert used == str(builds[0])
+    assert check.environment["LD_LIBRARY_PATH"].startswith(f"{builds[0]}")
+    assert list(gpu_check.names_of(builds)) == ["default", "all-pairs"]
+    assert list(gpu_check.names_of([builds[0], builds[0]])) == ["default", "1"]
+
+
+def test_python_files_of_llama_cpp_come_from_the_source_package(
+    sdist: Path, nano: Path, tmp_path: Path
 ) -> None:
-    """The GPU and the compilers are scripts here; what they build is the installed llama.cpp."""
-    installed = Path(str(library.load().__file__)).parent
-    sdist = tmp_path / "sdist.tar.gz"
-    with tarfile.open(sdist, "w:gz") as archive:
-        for module in installed.glob("*.py"):
-            archive.add(module, f"llama_cpp_python-1.0/llama_cpp/{module.name}")
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    libraries = f"{installed}/lib/libggml*.so* {installed}/lib/libllama.so*"
-    for name, script in {
-        "nvidia-smi": "echo 'NVIDIA Pretend, 9.0, 1024, 1.0'",
-        "nvcc": "echo release 13.0",
-        "cmake": f'[ "$1" != --build ] || {{ mkdir -p $2/bin && cp -P {libraries} $2/bin; }}',
-    }.items():
-        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tools / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
-    wanted = [str(tmp_path / "out"), "--source", str(sdist), "--model", str(nano)]
-    options = gpu_check.parse_options([*wanted, "--shape", "tiny", "--contexts", "256"])
-    options.out.mkdir()
+    arguments = [str(tmp_path / "out"), "--cpu", f"--source={sdist}", f"--model={nano}"]
+    (tmp_path / "out").mkdir()
     (tmp_path / "work").mkdir()
-    check = gpu_check.GpuCheck(options, tmp_path / "work")
-    passed = check.run()
-    ends = {phase.name: (phase.status, phase.reason) for phase in check.phases.done}
-    assert ends["card"] == ends["packages"] == ends["build"] == ("ok", "")
-    assert result(options.out)["cards"][0]["architecture"] == "90"
-    assert ends["matrix of smollm2"] == ends["report"] == ("ok", "")
-    if not library.can_offload():
-        assert ends["doctor"] == ("failed", "this build of llama.cpp cannot use a GPU")
-        assert not passed
-    where = [sys.executable, "-c", "import llama_cpp; print(llama_cpp.__file__)"]
-    found = subprocess.run(
-        where, env=check.environment, check=True, capture_output=True, text=True
-    ).stdout
-    assert Path(found).is_relative_to(tmp_path / "work" / "site")
+    check = gpu_check.GpuCheck(gpu_check.parse_options(arguments), tmp_path / "work")
+    check._packages()
+    assert check.phases.done[0].status == "ok"
+    found = {path.name for path in (tmp_path / "work" / "site" / "llama_cpp").iterdir()}
+    assert found == {"llama_cpp.py", "py.typed"}
+
+
+def test_a_pair_is_unexpected_where_its_speed_is_not_what_doctor_says() -> None:
+    speeds = {"f16": 100.0, "q8_0": 90.0, "q8_0/q4_0": 20.0, "iq4_nl": 10.0, "q4_0": 95.0}
+    cells = [
+        {
+            "cell": {"kv": kv},
+            "reason": None,
+            "metrics": {"decode_tokens_per_second": {"value": speed}},
+        }
+        for kv, speed in speeds.items()
+    ]
+    says = {f"{kv}/{kv}": "native" for kv in ("f16", "q8_0")}
+    says |= {"q8_0/q4_0": "native", "iq4_nl/iq4_nl": "cpu", "q4_0/q4_0": "converted"}
+    rows = {row["kv"]: row for row in map(gpu_check.cell_row, cells)}
+    gpu_check.compare(list(rows.values()), says)
+    assert rows["q8_0/q8_0"]["share"] == 0.9
+    unexpected = {kv for kv, row in rows.items() if row["unexpected"]}
+    assert unexpected == {"q8_0/q4_0", "q4_0/q4_0"}
 
 
 def test_the_plan_is_valid() -> None:
-    plan = parse_plan(gpu_check.plan_text([Path("a.gguf")], gpu_check.CONTEXTS))
-    assert (plan.contexts, plan.kv) == (gpu_check.CONTEXTS, gpu_check.CACHES)
-    assert plan.thresholds.recall == 0
-
-
-def test_options() -> None:
-    assert gpu_check.parse_options(["out"]).contexts[-1] == 131072
-    assert gpu_check.parse_options(["out", "--quick"]).contexts == (8192, 16384)
-    options = gpu_check.parse_options(["out", "--contexts", "8k,100", "--cpu"])
-    assert (options.contexts, options.shape) == ((8192, 100), "tiny")
+    plan = parse_plan(gpu_check.plan_text(Path("a.gguf"), ["f16", "q8_0/q4_0"], gpu_check.GPU))
+    assert plan.runtime.threads is None
+    assert (plan.contexts, plan.kv, plan.tasks) == ((8192,), ("f16", "q8_0/q4_0"), ("kv-cache",))
 
 
 # nvidia-smi ---------------------------------------------------------------------------------------
 
 
-def test_cards_are_read() -> None:
-    (card, other) = gpu_phases.parse_cards(
-        "NVIDIA H200, 9.0, 143771, 580.159.03\nNVIDIA GeForce RTX 5090, 12.0, 32607, 580.10\n"
-    )
-    assert card == gpu_phases.Card(
-        name="NVIDIA H200", architecture="90", memory_mib=143771, driver="580.159.03"
-    )
-    assert other.architecture == "120"
-
-
 def test_load_is_the_mean_of_the_busiest_gpu_and_the_peak_of_all() -> None:
-    assert gpu_phases.parse_load("0, 50, 100\n1, 0, 900\n0, 100, 300\n1, 10, 2\n0, 9") == (75, 900)
+    assert gpu_phases.parse_load(
+        "0, 50 %, 100 MiB\n1, 0 %, 900 MiB\n0, 100 %, 300 MiB\n1, 10 %, 2 MiB\n0, 9"
+    ) == (75, 900)
     assert gpu_phases.parse_load("0, [N/A], [N/A]\n") == (None, None)
 
 
 def test_a_command_that_fails_is_recorded_with_the_end_of_its_log(tmp_path: Path) -> None:
     phases = gpu_phases.Phases(tmp_path, minutes=1)
-    with phases.phase("one"):
+    with phases.phase("one", seconds=60):
         phases.run([sys.executable, "-c", "import sys; sys.exit('no such luck')"], environment={})
     assert phases.done[0].status == "failed"
     assert phases.done[0].reason.startswith("exit status 1:")
     assert phases.done[0].reason.endswith("no such luck")
 
 
-def test_a_command_is_stopped_when_no_time_is_left(tmp_path: Path) -> None:
-    phases = gpu_phases.Phases(tmp_path, minutes=0.02)
-    with phases.phase("one"):
-        phases.run([sys.executable, "-c", "import time; time.sleep(60)"], environment={})
+@pytest.mark.parametrize(("minutes", "seconds"), [(0.02, 60.0), (1.0, 1.0)])
+def test_a_command_is_stopped_with_its_children_when_no_time_is_left(
+    minutes: float, seconds: float, tmp_path: Path
+) -> None:
+    phases = gpu_phases.Phases(tmp_path, minutes=minutes)
+    child = "import time; time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with phases.phase("one", seconds=seconds):
+        phases.run([sys.executable, "-c", parent], environment={})
     assert phases.done[0].reason.startswith("stopped after the ")
     assert phases.done[0].seconds < 30
 
@@ -238,29 +250,50 @@ def test_the_reduced_package_has_what_the_build_needs(sdist: Path, tmp_path: Pat
     assert cuda_build.unpack(tree, tmp_path) == tree
 
 
-def test_a_build_places_the_files_as_pip_would(sdist: Path, tmp_path: Path) -> None:
-    (tmp_path / "tree").mkdir()
-    tree = cuda_build.unpack(sdist, tmp_path / "tree")
-    commands: list[Sequence[str]] = []
+def test_a_build_leaves_the_libraries(
+    sdist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CMake is a script here, which writes the files that CMake would."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    script = """#!/bin/sh
+echo "$@" >> $CALLS
+[ "$1" = --build ] && mkdir -p $2/bin && echo code > $2/bin/libllama.so.1
+[ "$1" != --build ] || ln -s libllama.so.1 $2/bin/libllama.so
+"""
+    (tools / "cmake").write_text(script)
+    (tools / "cmake").chmod(0o755)
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    wheel = tmp_path / "cublas.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("nvidia/cu13/lib/libcublas.so.13", "code")
+        archive.writestr("nvidia/cu13/include/cublas_v2.h", "code")
+    out = tmp_path / "libraries"
+    seconds = cuda_build.build(
+        sdist, out, architecture="90", jobs=16, wheels=[wheel], defines=["A=B"]
+    )
+    assert seconds > 0
+    configure, compile_ = (tmp_path / "calls").read_text().splitlines()
+    for setting in ("GGML_CUDA=ON", "CMAKE_CUDA_ARCHITECTURES=90", "A=B"):
+        assert f"-D{setting}" in configure
+    assert re.search(r"-DCUDA_cublas_LIBRARY=\S+/libcublas\.so\.13", configure)
+    assert re.search(r"-DCMAKE_CUDA_FLAGS=-I\S+/nvidia/cu13/include", configure)
+    assert compile_.endswith("--target llama --parallel 16")
+    assert (out / "libllama.so").is_symlink()
+    assert (out / "libllama.so").read_text() == "code\n"
 
-    def compiler(command: Sequence[str]) -> None:
-        """Write the files that CMake would."""
-        commands.append(command)
-        binaries = tmp_path / "build" / "bin"
-        binaries.mkdir(parents=True, exist_ok=True)
-        (binaries / "libllama.so.1").write_text("code")
-        if "--build" in command:
-            (binaries / "libllama.so").symlink_to("libllama.so.1")
 
-    site = tmp_path / "site"
-    cuda_build.build(tree, site, architecture="90", jobs=16, run=compiler, defines=["A=B"])
-    configure, compile_ = commands
-    assert {"-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=90", "-DA=B"} <= set(configure)
-    assert list(compile_)[-2:] == ["--parallel", "16"]
-    assert (site / "llama_cpp" / "llama_cpp.py").is_file()
-    link = site / "llama_cpp" / "lib" / "libllama.so"
-    assert link.is_symlink()
-    assert link.read_text() == "code"
+@pytest.mark.parametrize("has_driver", [True, False])
+def test_without_a_driver_nothing_is_linked_with_it(
+    has_driver: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if has_driver:
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    command = cuda_build.configuration(tmp_path, tmp_path / "build", "90")
+    assert f"-DGGML_CUDA_NO_VMM={'OFF' if has_driver else 'ON'}" in command
 
 
 # the random model ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -34,7 +35,7 @@ from ggufrope.evals.task import (
     TaskRequest,
     TaskSettings,
 )
-from ggufrope.evals.trunk import Trunk, common_prefix
+from ggufrope.evals.trunk import Lanes, Trunk, common_prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,14 +138,15 @@ def _sized(
     )
 
 
-def answering_tokens(every: Iterable[RulerSample]) -> int:
+def answering_tokens(every: Iterable[RulerSample], lanes: int = 1) -> int:
     """Return how many tokens the samples take if every answer is as long as it may be."""
     total = 0
-    before: tuple[int, ...] = ()
-    for sample in every:
-        total += len(sample.prompt) - common_prefix(before, sample.prompt[:-1])
+    before: list[tuple[int, ...]] = [()] * lanes
+    for number, sample in enumerate(every):
+        prompt = sample.prompt[:-1]
+        total += len(sample.prompt) - common_prefix(before[number % lanes], prompt)
         total += sample.spec.output_tokens
-        before = sample.prompt[:-1]
+        before[number % lanes] = prompt
     return total
 
 
@@ -173,11 +175,11 @@ def _run(request: TaskRequest) -> Iterator[CellResult]:
             else:
                 unfit[sample.cell] = sample
 
-    request.plan_tokens(answering_tokens(fitting()))
+    lanes, longest = request.model.lanes, request.contexts[-1]
+    request.plan_tokens(answering_tokens(fitting(), lanes))
     yield from _skipped(unfit.values())
-    with Trunk(request.open_context, request.contexts[-1], progress=request.progress) as trunk:
-        for sample in fitting():
-            yield _answer(request, trunk, sample, form)
+    with Lanes(request.open_context, longest, lanes=lanes, progress=request.progress) as trunks:
+        yield from trunks.map(partial(_answer, request, form), fitting())
 
 
 def _skipped(unfit: Collection[RulerSample]) -> Iterator[CellResult]:
@@ -194,7 +196,7 @@ def _skipped(unfit: Collection[RulerSample]) -> Iterator[CellResult]:
 
 
 def _answer(
-    request: TaskRequest, trunk: Trunk, sample: RulerSample, form: PromptFormat
+    request: TaskRequest, form: PromptFormat, trunk: Trunk, sample: RulerSample
 ) -> CellResult:
     """Return what the model generates after the prompt, and its score."""
     output, reason, score = "", None, None

@@ -1,0 +1,154 @@
+"""Texts as tokens, for a server: by its own tokenizer, or in pieces where it has none.
+
+Pieces are runs of characters, as many as a token has on average; what that is, the server's counts
+of two texts tell. So lengths are right to about a tenth, and the texts are exact.
+
+A server that puts a user's words into the model's template itself gets the words alone. Its "chat
+template" here are two marks around them, which are no text of any vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import ceil
+from typing import TYPE_CHECKING
+
+from ggufrope.server.client import ServerError
+
+if TYPE_CHECKING:
+    from ggufrope.server.dialect import Answer, Dialect
+
+_MARKS = {"<|ggufrope-user|>": -1, "<|ggufrope-assistant|>": -2}
+USER, ASSISTANT = _MARKS.values()
+"""The tokens that stand for the beginning of a user's turn and of the answer."""
+TEMPLATE = (
+    "{% for message in messages %}<|ggufrope-{{ message.role }}|>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|ggufrope-assistant|>{% endif %}"
+)
+_MARK = re.compile("(" + "|".join(map(re.escape, _MARKS)) + ")")
+_ANCHOR = "\n"
+_SAMPLE = (
+    " The river had been low since the spring, and the boats of the ferry company lay on the mud "
+    "beside the old warehouse. Nobody in the village could remember a year like it. Some people "
+    "said that the new dam had taken the water, but most of them kept that to themselves. "
+    "She counted the steps down to the landing every morning, and wrote the number into a small "
+    "green notebook before she went to work."
+)
+_USUAL_CHARACTERS = 3.5
+_FEWEST_CHARACTERS, _MOST_CHARACTERS = 0.5, 16.0
+
+
+class ServerTokens:
+    """The tokenizer of a server. A text is sent once."""
+
+    exact = True
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._known: dict[tuple[str, bool, bool], list[int]] = {}
+        self.beginning = self._plain("", beginning=True, special=False)
+
+    def tokenize(self, text: str, *, beginning: bool, special: bool) -> list[int]:
+        """Return the tokens of a text as in `LanguageModel`; marks are tokens where `special`."""
+        tokens = list(self.beginning) if beginning else []
+        for number, part in enumerate(_MARK.split(text) if special else [text]):
+            if number % 2:
+                tokens.append(_MARKS[part])
+            elif part and beginning and not number:
+                tokens = list(self._plain(part, beginning=True, special=special))
+            elif part:
+                tokens += self._after(part, special)
+        return tokens
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens."""
+        return self._dialect.detokenize(tokens) if tokens else ""
+
+    def expected(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """Return how many tokens a prompt has, and by how many a server may count it differently:
+        none where it gets the tokens."""
+        slack = 0 if self._dialect.takes_tokens else 8 + len(tokens) // 50
+        return len(tokens), slack
+
+    def _after(self, text: str, special: bool) -> list[int]:
+        """Return the tokens of a text after other text: vocabularies that put a space before every
+        text put it before the anchor."""
+        anchor = self._plain(_ANCHOR, beginning=False, special=special)
+        tokens = self._plain(_ANCHOR + text, beginning=False, special=special)
+        if tokens[: len(anchor)] == anchor:
+            return tokens[len(anchor) :]
+        return self._plain(text, beginning=False, special=special)
+
+    def _plain(self, text: str, *, beginning: bool, special: bool) -> list[int]:
+        key = text, beginning, special
+        if key not in self._known:
+            found = self._dialect.tokenize(text, beginning=beginning, special=special)
+            self._known[key] = found
+        return self._known[key]
+
+
+class Pieces:
+    """Runs of characters in the place of tokens, numbered as they are first seen.
+
+    `counted` is whether the server's counts say how long they are.
+    """
+
+    exact = False
+    beginning: Sequence[int] = ()
+
+    def __init__(self, dialect: Dialect) -> None:
+        """Ask the server how many tokens two texts have. Raises ServerError."""
+        self._numbers: dict[str, int] = {}
+        self._texts: list[str] = []
+        short, long = ("One." + _SAMPLE, "Two." + 3 * _SAMPLE)
+        counts = [_first_word(dialect, text).prompt_tokens for text in (short, long)]
+        self._characters, self._overhead, self.counted = _USUAL_CHARACTERS, 0.0, False
+        if counts[0] is not None and counts[1] is not None and counts[0] < counts[1]:
+            characters = (len(long) - len(short)) / (counts[1] - counts[0])
+            if _FEWEST_CHARACTERS < characters < _MOST_CHARACTERS:
+                self._characters, self.counted = characters, True
+                self._overhead = counts[0] - len(short) / characters
+
+    def tokenize(self, text: str, *, beginning: bool, special: bool) -> list[int]:
+        """Return the pieces of a text; the server puts its own BOS before a prompt."""
+        tokens: list[int] = []
+        for number, part in enumerate(_MARK.split(text) if special else [text]):
+            tokens += [_MARKS[part]] if number % 2 else map(self._number, self._cut(part))
+        return tokens
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of pieces."""
+        return "".join(self._texts[token] for token in tokens)
+
+    def expected(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """Return about how many tokens a prompt has, and by how many a server may count it
+        differently. Nothing is known where it counts none."""
+        if not self.counted:
+            return len(tokens), len(tokens)
+        characters = len(self.detokenize([token for token in tokens if token >= 0]))
+        count = max(0, round(characters / self._characters + self._overhead))
+        # Texts differ in their words: a quarter is more than those of haystacks do.
+        return count, 16 + count // 4
+
+    def _cut(self, text: str) -> list[str]:
+        count = ceil(len(text) / self._characters)
+        ends = [round(len(text) * (number + 1) / count) for number in range(count)]
+        pieces = [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        return [piece for piece in pieces if piece]
+
+    def _number(self, piece: str) -> int:
+        if piece not in self._numbers:
+            self._numbers[piece] = len(self._texts)
+            self._texts.append(piece)
+        return self._numbers[piece]
+
+
+def _first_word(dialect: Dialect, text: str) -> Answer:
+    """Return the first token after a text, by the API that the server has."""
+    try:
+        return dialect.complete(text, max_tokens=1)
+    except ServerError as error:
+        if error.status not in (404, 405, 501) or not dialect.chats:
+            raise
+    return dialect.chat(text, max_tokens=1)

@@ -1,0 +1,201 @@
+"""Every dialect is recognized by asking, and gives the same recall as far as it can be told."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import pytest
+
+from ggufrope.errors import RequestError
+from ggufrope.evals.multikey import MULTIKEY
+from ggufrope.evals.needle import NEEDLE
+from ggufrope.evals.results import CellResult
+from ggufrope.evals.ruler.task import RULER
+from ggufrope.evals.task import RulerSettings, Task, TaskRequest, TaskSettings
+from ggufrope.runtime.fake import FakeContext
+from ggufrope.server.client import ServerError
+from ggufrope.server.model import ServerModel
+from tests.evals.bench import cells_of
+from tests.server.standin import Kind, StandIn
+
+KINDS: tuple[Kind, ...] = (*("llama-server", "Ollama", "KoboldCpp", "LM Studio", "vLLM", "OpenAI"),)
+
+
+def fill(
+    model: Any, open_context: Any, task: Task, contexts: tuple[int, ...], **settings: Any
+) -> list[CellResult]:
+    """The results of a task, each needle in a whole prompt."""
+    chosen = TaskSettings(mode="whole", **settings)
+    request = TaskRequest(
+        settings=chosen,
+        model=model,
+        open_context=open_context,
+        cells=cells_of(task, chosen, contexts),
+    )
+    return list(task.run(request))
+
+
+def at(server: ServerModel, task: Task, *contexts: int, **settings: Any) -> list[CellResult]:
+    return fill(server, server.open, task, contexts, **settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["completion", "auto"])
+def test_each_dialect_recalls_every_needle(kind: Kind, form: Any) -> None:
+    server = StandIn(kind, template="{{ .System }}{{ .Prompt }}" if kind == "Ollama" else None)
+    opened = server.open()
+    results = at(opened, NEEDLE, 512, 1024, depths=3, samples=1, format=form)
+    assert [result.value("recall") for result in results] == [1.0] * 6, results[0].reason
+    kinds = {"OpenAI": "OpenAI-compatible server"}
+    assert opened.told.dialect == kinds.get(kind, kind)
+    assert opened.told.model == "tiny"
+    chats = form == "auto" and kind != "llama-server"
+    assert {dict(r.notes)["format"] for r in results} == {"chat" if chats else "completion"}
+    for result in results:
+        assert result.prompt_tokens is not None
+        assert 0.75 * result.cell.context_tokens < result.prompt_tokens
+        assert result.prompt_tokens <= result.cell.context_tokens
+
+
+def test_llama_server_gives_what_the_model_in_this_process_gives() -> None:
+    server = StandIn("llama-server", horizon=400)
+    model = server.model
+    settings: dict[str, Any] = {"depths": 5, "samples": 2, "distractors": 2}
+    served = at(server.open(), NEEDLE, 512, **settings)
+    local = fill(model, lambda n: FakeContext(model, n_ctx=n), NEEDLE, (512,), **settings)
+    recalls = [result.value("recall") for result in local]
+    assert 0.0 in recalls
+    assert 1.0 in recalls
+    for one, other in zip(served, local, strict=True):
+        for name in ("recall", "rank", "measured_depth"):
+            assert one.value(name) == other.value(name)
+        assert one.value("log_probability") == pytest.approx(other.value("log_probability"))
+        assert one.prompt_tokens == other.prompt_tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_multikey_and_ruler_are_asked_of_a_server(kind: Kind) -> None:
+    opened = StandIn(kind).open()
+    found = at(opened, MULTIKEY, 512, depths=2, format="completion")
+    assert [result.value("recall") for result in found] == [1.0, 1.0]
+    assert (found[0].value("rank") == 1.0) is (kind == "llama-server")  # others rank nothing
+    ruler = RulerSettings(tasks=("niah_single_1",))
+    (score,) = at(opened, RULER, 512, ruler=ruler, format="completion")
+    assert score.status == "ok", score.reason
+    assert dict(score.notes)["output"]
+
+
+def test_what_a_dialect_cannot_give_is_named() -> None:
+    lacks = {kind: "; ".join(StandIn(kind).open().lacks) for kind in KINDS}
+    assert "log-probabilities" not in lacks["llama-server"]
+    assert "the RoPE flags" in lacks["llama-server"]
+    for kind in KINDS[1:]:
+        assert "log-probabilities" in lacks[kind]
+    assert "tokenizer" in lacks["Ollama"]
+    assert "tokenizer" not in lacks["vLLM"]
+    assert "its context" in lacks["OpenAI"]
+
+
+def test_a_server_without_counts_is_taken_by_characters_and_says_so() -> None:
+    opened = StandIn("OpenAI", count=lambda tokens: None).open()
+    assert "counts of the tokens of a prompt" in opened.lacks
+    (result,) = at(opened, NEEDLE, 512, depths=1, samples=1)
+    assert result.value("recall") == 1.0
+
+
+def test_a_server_that_completes_nothing_is_measured_by_its_chat() -> None:
+    opened = StandIn("OpenAI", completes=False).open()
+    (result,) = at(opened, NEEDLE, 512, depths=1, samples=1)
+    assert result.value("recall") == 1.0
+    (refused,) = at(opened, NEEDLE, 512, depths=1, samples=1, format="completion")
+    assert refused.status == "error"
+    assert "/v1/completions: HTTP 404" in (refused.reason or "")
+
+
+def test_ollama_is_asked_for_the_context_that_is_given() -> None:
+    server = StandIn("Ollama", n_ctx=300)
+    at(server.open(num_ctx=1024), NEEDLE, 512, depths=1, samples=1)
+    assert b'"num_ctx":1024' in server.requests[-1].content
+    server = StandIn("Ollama")
+    at(server.open(), NEEDLE, 512, depths=1, samples=1)
+    assert b"num_ctx" not in server.requests[-1].content
+    with pytest.raises(RequestError, match="`num_ctx` is for Ollama: vLLM has"):
+        StandIn("vLLM").open(num_ctx=1024)
+
+
+def test_prompts_share_the_longest_beginnings_and_the_cache_is_asked_for() -> None:
+    server = StandIn("llama-server")
+    at(server.open(), NEEDLE, 1024, depths=5, samples=1)
+    asked = [
+        r
+        for r in server.requests
+        if r.url.path == "/completion" and b'"n_predict":1,' not in r.content
+    ]
+    assert len(asked) == 5
+    prompts = [json.loads(request.content)["prompt"] for request in asked]
+    assert all(json.loads(request.content)["cache_prompt"] for request in asked)
+    shared = [
+        next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
+        for one, two in pairwise(prompts)
+    ]
+    # The deepest needle first: each prompt keeps the haystack before its needle.
+    assert shared == sorted(shared, reverse=True)
+    assert shared[0] > 700
+
+
+def test_slots_are_used_side_by_side_and_the_order_stays() -> None:
+    one, two = StandIn("llama-server"), StandIn("llama-server", slots=2)
+    opened = two.open()
+    assert opened.lanes == 2
+    assert StandIn("llama-server", slots=2).open(parallel=1).lanes == 1
+    settings: dict[str, Any] = {"depths": 5, "samples": 2}
+    assert at(opened, NEEDLE, 512, **settings) == at(one.open(), NEEDLE, 512, **settings)
+    slots = {
+        b'"id_slot":1' in request.content
+        for request in two.requests
+        if request.url.path == "/completion"
+    }
+    assert slots == {False, True}
+
+
+@pytest.mark.parametrize("kind", ["Ollama", "OpenAI", "LM Studio"])
+def test_a_model_that_is_not_there_is_an_error_that_lists_those_that_are(kind: Kind) -> None:
+    from ggufrope.backends import RuntimeSettings, open_server
+    from tests.server.standin import ADDRESS
+
+    with pytest.raises(RequestError, match="has no model 'tinny'; did you mean 'tiny"):
+        open_server(
+            RuntimeSettings(server=ADDRESS),
+            "tinny",
+            transport=httpx.MockTransport(StandIn(kind)),
+        )
+
+
+def test_of_several_models_one_must_be_named() -> None:
+    server = StandIn("OpenAI")
+    several = {"data": [{"id": "a"}, {"id": "b"}]}
+    server.tells["/v1/models"] = lambda request: httpx.Response(200, json=several)
+    with pytest.raises(RequestError, match="has 2 models: name one of a, b"):
+        server.open()
+
+
+def test_a_model_that_thinks_to_the_end_has_no_score() -> None:
+    server = StandIn("OpenAI")
+    thought = {"message": {"content": None, "reasoning_content": "hm"}}
+    server.tells["/v1/chat/completions"] = lambda request: httpx.Response(
+        200, json={"choices": [thought], "usage": {"prompt_tokens": 500}}
+    )
+    (result,) = at(server.open(), NEEDLE, 512, depths=1, samples=1)
+    assert result.status == "error"
+    assert "still thinking" in (result.reason or "")
+
+
+def test_an_unknown_server_is_refused() -> None:
+    nothing = httpx.MockTransport(lambda request: httpx.Response(404, text="no"))
+    from ggufrope.backends import RuntimeSettings, open_server
+
+    with pytest.raises(ServerError, match="no known API"):
+        open_server(RuntimeSettings(server="http://a.test"), transport=nothing)
