@@ -34,7 +34,8 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
     from .start import announce, kept_results, take_llama
 
     outlive_aborts()
-    take_llama(plan.runtime.llama_lib)
+    if plan.runtime.server is None:
+        take_llama(plan.runtime.llama_lib)
     with ExitStack() as cleanup:
         if out is None:
             name = plan.models[0] if plan.models else "server"
