@@ -27,6 +27,8 @@ from ggufrope.runtime import library
 from ggufrope.search.session import RECORD
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ggufrope.search.engine import SearchProgress
     from ggufrope.search.result import SearchResult
 
@@ -121,7 +123,7 @@ def page(title: str, command: str, result: SearchResult, spent: dict[str, float]
     return "\n".join(lines)
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [
         f"| {' | '.join(heads)} |",
         f"|{'---|' * len(heads)}",
