@@ -33,8 +33,9 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
     from .progress import CellBar, RunBar
     from .start import announce, kept_results, take_llama
 
-    outlive_aborts()
-    take_llama(plan.runtime.llama_lib)
+    if plan.runtime.server is None:
+        outlive_aborts()
+        take_llama(plan.runtime.llama_lib)
     with ExitStack() as cleanup:
         if out is None:
             name = plan.models[0] if plan.models else "server"
