@@ -1,6 +1,6 @@
 """Every number, word, type and tensor of a model changed, one at a time: what ends the process?
 
-    python -m benchmarks.abort_sweep [--only WORD] [--every 100] [--json RESULT.json]
+    python -m benchmarks.abort_sweep [--only PATTERN] [--jobs 2] [--json RESULT.json]
 
 Each case is the nano model of fixtures/ with one thing changed: a key of the file or one that any
 llama.cpp knows, a tensor's type, shape or presence, the vocabulary, the architecture. The library
@@ -17,14 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ COMMANDS = (
     ("validate", "{model}", "--ctx", "256", "--depths", "1", "--samples", "1", "--json"),
     ("doctor", "--model", "{model}", "--json"),
 )
-SECONDS = 20.0
+SECONDS = 60.0
+OUR_FAULT = "a fault of ours"
 
 
 @dataclass(frozen=True)
@@ -262,22 +264,22 @@ def settings() -> Iterator[tuple[str, ContextSettings]]:
         "n_ubatch": (1, 3, 100_000),
         "n_threads": (1, 3, 64, 512),
     }
-    for field, values in numbers.items():
+    for name, values in numbers.items():
         for value in values:
-            yield f"{field} = {value}", replace(usual, **{field: value})
-    for field in ("swa_full", "offload_kqv"):
-        yield f"{field} off", replace(usual, **{field: False})
+            yield f"{name} = {value}", replace(usual, **{name: value})
+    for name in ("swa_full", "offload_kqv"):
+        yield f"{name} off", replace(usual, **{name: False})
     for k, v, flash in product(CACHE_TYPES, CACHE_TYPES, (None, True, False)):
         made = replace(usual, type_k=k, type_v=v, flash_attention=flash)
         yield f"{k}/{v}, flash attention {flash}", made
-    for field in (each.name for each in fields(RopeOverrides) if each.name != "scaling_type"):
+    for name in (each.name for each in fields(RopeOverrides) if each.name != "scaling_type"):
         for kind, value in product(SCALING_TYPES, (0, 1e-30, 0.5, 1, 3, 1e30, (1 << 31) - 1)):
-            number_ = int(value) if field == "yarn_orig_ctx" else float(value)
+            number_ = int(value) if name == "yarn_orig_ctx" else float(value)
             try:
-                rope = RopeOverrides(scaling_type=kind, **{field: number_})
+                rope = RopeOverrides(scaling_type=kind, **{name: number_})
             except RequestError:
                 continue
-            yield f"{kind}, {field} = {number_}", replace(usual, rope=rope)
+            yield f"{kind}, {name} = {number_}", replace(usual, rope=rope)
 
 
 def attempt(model: Path, context: ContextSettings) -> tuple[str, str]:
@@ -289,6 +291,7 @@ def attempt(model: Path, context: ContextSettings) -> tuple[str, str]:
     with tempfile.TemporaryFile() as said:
         pid = os.fork()
         if not pid:
+            os.setsid()
             os.dup2(said.fileno(), 2)
             try:
                 _evaluate(model, context)
@@ -306,7 +309,7 @@ def attempt(model: Path, context: ContextSettings) -> tuple[str, str]:
         return "too slow", reason
     if code < 0:
         return signal.Signals(-code).name, reason
-    return ("ok", "refused", "a fault of ours")[code], reason
+    return ("ok", "refused", OUR_FAULT)[code], reason
 
 
 def _evaluate(model: Path, settings: ContextSettings) -> None:
@@ -320,66 +323,122 @@ def _evaluate(model: Path, settings: ContextSettings) -> None:
 
 def as_called(model: Path, command: tuple[str, ...], folder: Path) -> Outcome:
     """Run a command in a process of its own, as a person does."""
-    words = [word.format(model=model, folder=folder) for word in command]
-    done = subprocess.run(
-        [sys.executable, "-m", "ggufrope", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    words = [word.format(model=model) for word in command]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ggufrope", *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=2 * SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(code=None, out="", err="took too long")
     return Outcome(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+@dataclass
+class Result:
+    """How many settings, files and commands came to which end, what ended a fork, and faults."""
+
+    settings: Counter[str] = field(default_factory=Counter)
+    files: Counter[str] = field(default_factory=Counter)
+    commands: Counter[str] = field(default_factory=Counter)
+    ended: dict[str, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, other: Result) -> None:
+        self.settings += other.settings
+        self.files += other.files
+        self.commands += other.commands
+        self.ended |= other.ended
+        self.faults += other.faults
+
+    def fault(self, what: str) -> None:
+        self.faults.append(what)
+        print(f"FAULT {what}", flush=True)
+
+
+def sweep(chosen: Callable[[int, str], bool], every: int) -> Result:
+    """Try the settings and files that are chosen by number and name."""
+    result = Result()
+    library.load()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for index, (case, context) in enumerate(settings()):
+            if chosen(index, case):
+                end, reason = attempt(NANO, context)
+                result.settings[end] += 1
+                if end not in ("ok", "refused"):
+                    result.fault(f"{case}: {end}: {reason}")
+        for index, (case, file) in enumerate(cases()):
+            if chosen(index, case):
+                (folder / "m.gguf").write_bytes(file.encoded)
+                _try_file(case, folder, result, called=index % every == 0)
+    return result
+
+
+def _try_file(case: str, folder: Path, result: Result, *, called: bool) -> None:
+    model = folder / "m.gguf"
+    end, reason = attempt(model, ContextSettings(n_ctx=256, n_threads=1))
+    result.files[end] += 1
+    if end == OUR_FAULT:
+        result.fault(f"{case}: {reason}")
+    elif end not in ("ok", "refused"):
+        result.ended[case] = f"{end}: {reason}"
+    elif not called:
+        return
+    command = COMMANDS[len(result.ended) % len(COMMANDS)]
+    with tempfile.TemporaryDirectory(dir=folder) as working:
+        outcome = as_called(model, command, Path(working))
+    result.commands[f"{command[0]} {outcome.code}"] += 1
+    if fault := outcome.fault(command):
+        result.fault(f"{case}: {fault}")
+
+
+def _in_parts(jobs: int, words: list[str]) -> Result:
+    """Sweep in several processes, each a part of the cases."""
+    result = Result()
+    with tempfile.TemporaryDirectory() as folder:
+        parts = []
+        for part in range(jobs):
+            command = [sys.executable, "-m", "benchmarks.abort_sweep", *words]
+            command += ["--part", f"{part}/{jobs}", "--json", f"{folder}/{part}.json"]
+            parts.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        for part, process in enumerate(parts):
+            process.wait()
+            plain = json.loads(Path(folder, f"{part}.json").read_text("utf-8"))
+            counts = {name: Counter(plain.pop(name)) for name in ("settings", "files", "commands")}
+            result.add(Result(**counts, **plain))
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", default="", help="cases whose names have this")
+    parser.add_argument("--only", default="", help="a pattern: cases whose names match")
     parser.add_argument("--every", type=int, default=100, help="of those that end no fork")
-    parser.add_argument("--raw", action="store_true", help="forks alone")
-    parser.add_argument("--json", type=Path, help="write the counts here")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--part", default="0/1", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="write the result here")
     options: Any = parser.parse_args()
-    library.load()
-    settings_ends: Counter[str] = Counter()
-    ends: Counter[str] = Counter()
-    exits: Counter[str] = Counter()
-    died: dict[str, str] = {}
-    faults: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = folder / "m.gguf"
-        for case, context in settings():
-            if options.only in case:
-                end, reason = attempt(NANO, context)
-                settings_ends[end] += 1
-                if end not in ("ok", "refused"):
-                    faults.append(f"{case}: {end}: {reason}")
-                    print(f"FAULT {faults[-1]}", flush=True)
-        for number_, (case, file) in enumerate(c for c in cases() if options.only in c[0]):
-            model.write_bytes(file.encoded)
-            end, reason = attempt(model, ContextSettings(n_ctx=256, n_threads=1))
-            ends[end] += 1
-            if end not in ("ok", "refused"):
-                died[case] = f"{end}: {reason}"
-                print(f"{case}: {died[case]}", flush=True)
-            if options.raw or (case not in died and number_ % options.every):
-                continue
-            command = COMMANDS[len(died) % len(COMMANDS)]
-            working = folder / str(number_)
-            working.mkdir()
-            outcome = as_called(model, command, working)
-            exits[f"{command[0]} {outcome.code}"] += 1
-            if fault := outcome.fault(command):
-                faults.append(f"{case}: {fault}")
-                print(f"FAULT {faults[-1]}", flush=True)
-    counts = {"settings": settings_ends, "files": ends, "commands": exits}
-    for what, found in counts.items():
-        shown = ", ".join(f"{end}: {count}" for end, count in sorted(found.items()))
-        print(f"{sum(found.values())} {what}: {shown}")
+    part, parts = map(int, options.part.split("/"))
+
+    def chosen(index: int, case: str) -> bool:
+        return index % parts == part and bool(re.search(options.only, case))
+
+    if options.jobs > 1:
+        result = _in_parts(options.jobs, ["--only", options.only, "--every", str(options.every)])
+    else:
+        result = sweep(chosen, options.every)
+    for what in ("settings", "files", "commands"):
+        counts = getattr(result, what)
+        shown = ", ".join(f"{end}: {count}" for end, count in sorted(counts.items()))
+        print(f"{counts.total()} {what}: {shown}")
+    print(f"{len(result.ended)} files ended llama.cpp's process, {len(result.faults)} faults")
     if options.json:
-        result = {**counts, "ended": died, "faults": faults}
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    sys.exit(bool(faults))
+        options.json.write_text(json.dumps(vars(result), indent=2) + "\n", encoding="utf-8")
+    sys.exit(bool(result.faults))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _measured(row: CacheRow) -> tuple[str, ...]:
         "" if row.memory_bytes is None else byte_size(row.memory_bytes),
         _interval(row.divergence, ".4f"),
         _interval(row.same_top, ".1%"),
-        f"{row.kept} of {row.answered}" + (f", {row.gained} gained" if row.gained else ""),
+        row.kept_words,
         *("" if speed is None else f"{speed:,.0f}" for speed in (row.prefill, row.decode)),
         "base" if row.verdict is None else row.verdict.word,
     )

@@ -129,7 +129,7 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def measure(plan: SearchPlan, *, description: str, title: str, model: Path | None = None) -> None:
+def measure(plan: SearchPlan, *, description: str, model: Path | None = None) -> None:
     """Search as the command line says, show the result, and write it where asked for."""
     name = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(description=description)
@@ -163,7 +163,9 @@ def measure(plan: SearchPlan, *, description: str, title: str, model: Path | Non
         "load": os.getloadavg()[0],
     }
     command = f"python -m benchmarks.{name} --target {given.target} --space {given.space}"
-    text = page(f"{title} at {given.target} tokens, space {given.space}", command, result, spent)
+    factor = result.rotation.factor
+    title = f"{result.file} at {given.target} tokens, {factor:g} times its context ({given.space})"
+    text = page(title, command, result, spent)
     print(text)
     if given.results is not None:
         given.results.parent.mkdir(parents=True, exist_ok=True)
@@ -199,6 +201,5 @@ if __name__ == "__main__":
     measure(
         PLAN,
         description=str(__doc__).splitlines()[0],
-        title="The nano model (trained at 256 tokens)",
         model=ROOT / "fixtures" / "nano.gguf",
     )

@@ -48,8 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name is not None and _is_model(name):
             from ggufrope.patching.command import command_line
 
-            meant = command_line("inspect", name)
-            raise OptionError(f"{name} is no command; did you mean `{meant}`?")
+            # An address may have a password in it.
+            said = "an address" if "://" in name else name
+            meant = command_line("inspect", "ADDRESS" if "://" in name else name)
+            raise OptionError(f"{said} is no command; did you mean `{meant}`?")
         return build(name)(args=words or ["--help"], prog_name="ggufrope", standalone_mode=False)
 
     code = run(call, flags=name != "run", traceback=_TRACEBACK in given)

@@ -15,7 +15,7 @@ import typer
 from ggufrope.backends import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.specs import BY_NAME
-from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings
+from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings, TaskName, carried_out
 from ggufrope.evals.thresholds import Thresholds, without_task
 from ggufrope.runs.plan import KV_TYPES, RunPlan
 
@@ -195,7 +195,7 @@ class RunOptions:
         option(
             "--samples",
             f"Samples per cell, each with a new needle; default: {SPLICED_SAMPLES} of a needle, "
-            "1 of other tasks.",
+            "16 of a damage task, 1 of other tasks.",
             "N",
             _WHAT,
             min=1,
@@ -425,7 +425,7 @@ class RunOptions:
                 templates=_name(self.templates),
             ),
             runtime=RuntimeSettings(
-                llama_lib=llama_lib(self.llama_lib),
+                llama_lib=self.llama_lib if self.server else llama_lib(self.llama_lib),
                 gpu_layers=layers(self.gpu_layers),
                 experts_on_cpu=experts(self.experts_on_cpu),
                 rpc=servers(self.rpc),
@@ -454,7 +454,7 @@ class RunOptions:
             raise OptionError(f"{file}: with --server give no FILE; --model names its model")
         return tuple(self.model or ())
 
-    def _thresholds(self, tasks: tuple[str, ...], require: str | None) -> Thresholds:
+    def _thresholds(self, tasks: tuple[TaskName, ...], require: str | None) -> Thresholds:
         options = {
             "recall": self.min_recall,
             "recall_share": self.min_recall_share,
@@ -465,7 +465,7 @@ class RunOptions:
             "divergence": self.max_divergence,
         }
         given: dict[str, Any] = {n: value for n, value in options.items() if value is not None}
-        if problems := tuple(without_task(given, tasks)):
+        if problems := tuple(without_task(given, carried_out(tasks))):
             raise RequestError("; ".join(problems))
         return Thresholds(allow_undecided=self.allow_undecided, require=require, **given)
 

@@ -222,12 +222,21 @@ def _show_caches(found: CacheAnswer) -> None:
     )
     out.print(Text(shown(legend), style="dim"))
     out.print(reasons)
+    _show_answers(found)
+
+
+def _show_answers(found: CacheAnswer) -> None:
+    """Print how many questions of each task are answered exactly with each cache."""
+    from rich.text import Text
+
     tasks = [*dict.fromkeys(task for each in found.rows for task in each.exact)]
+    heads = [task.replace("-", "-\n") for task in tasks]
+    made = table("exact answers", *heads, numeric=heads)
     counts = [(each.kv, each.exact) for each in found.rows]
     counts += [("control", found.control)] if found.control else []
-    made = table("exact answers", *tasks, numeric=tasks)
     for name, exact in counts:
         row(made, name, *("/".join(map(str, exact.get(task, ()))) for task in tasks))
+    out = console()
     out.print(made)
     if found.control:
         words = "control: the unscaled model with an f16 cache, in a short context"

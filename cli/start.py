@@ -210,9 +210,27 @@ def announce(store: RunStore, jobs: Iterable[Job]) -> None:
     if needs:
         parts.append(f"{byte_size(max(needs))} of memory")
     _say("; ".join(parts))
+    for pair in _slow_pairs(store.plan, files):
+        _say(f"K/V {pair}: no fast kernel in this build on the GPU; see `ggufrope doctor`.")
     for file in files if store.plan.runtime.server else ():
         details = dict(file.details)
         _say(f"{details['server']}, {file.name}, does not give {details[LACKS]}.")
+
+
+def _slow_pairs(plan: RunPlan, files: Sequence[ModelFile]) -> Iterator[str]:
+    """Yield the pairs of cache types that the installed llama.cpp runs slowly on a model."""
+    from ggufrope.patching.inspection import read_model
+    from ggufrope.runtime.attention import known_slow_pairs
+
+    at = plan.runtime
+    mixed = [kv for kv in plan.kv_types if str(kv) != "f16"]
+    # In a process of its own, each worker asks for its own device.
+    if not mixed or at.server or at.rpc or at.devices or at.gpu_layers == 0:
+        return
+    known = [known_slow_pairs(read_model(Path(file.path)).metadata) or () for file in files]
+    for kv in mixed:
+        if any((kv.k, kv.v) in slow for slow in known):
+            yield str(kv)
 
 
 def _growth(store: RunStore, longest: int) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ggufrope.errors import MissingDependencyError
 from ggufrope.runtime import library
 
 with suppress(ImportError):  # the GPU tests do not need it
@@ -72,7 +73,11 @@ MEMORY_OF_A_SERVER = 8 * 2**30
 def starting_servers() -> Iterator[StartServer]:
     """Yield a function that starts RPC servers, with the memory that they say they have and that
     they really have; end them afterwards."""
-    if "RPC" not in library.backends():
+    try:
+        backends = library.backends()
+    except MissingDependencyError:
+        pytest.skip("llama-cpp-python is not installed")
+    if "RPC" not in backends:
         pytest.skip("this build of llama.cpp has no RPC: it is built without -DGGML_RPC=on")
     with ExitStack() as cleanup:
 
@@ -113,6 +118,13 @@ def two_servers() -> Iterator[tuple[str, str]]:
     """The addresses of two RPC servers, for one model at a time; never to be killed."""
     with starting_servers() as start:
         yield start().address, start().address
+
+
+@pytest.fixture
+def only_cpu(two_servers: tuple[str, str]) -> None:
+    """Skip the test where devices of this machine would take layers beside those of servers."""
+    if library.can_offload():
+        pytest.skip("a GPU of this machine takes layers too")
 
 
 @pytest.fixture

@@ -132,12 +132,12 @@ def test_a_plan_is_gated(tmp_path: Path, nano: Path, recall: float, code: int) -
     pytest.importorskip("llama_cpp", reason="measures with llama.cpp")
     plan = tmp_path / "gate.toml"
     plan.write_text(
-        f'models = ["{nano.as_posix()}"]\ncontexts = [256]\ntasks = ["passkey"]\ndepths = 2\n'
-        f"samples = 3\ncontrol = false\n[thresholds]\nrecall = {recall}\n"
+        f'models = ["{nano.as_posix()}"]\ncontexts = [256]\ntasks = ["needle"]\ndepths = 2\n'
+        f"samples = 8\ncontrol = false\n[thresholds]\nrecall = {recall}\n"
     )
     outcome = judge(tmp_path, plan="gate.toml", shard="1/1")
     assert outcome.code == code, outcome.errors
-    assert "passkey" in outcome.summary
+    assert "needle" in outcome.summary
     reports = Path(outcome.outputs["reports"])
     assert (reports / "gate.html").is_file()
     assert ElementTree.parse(reports / "gate.xml").getroot().tag == "testsuites"

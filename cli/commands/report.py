@@ -76,7 +76,7 @@ def command(
 def _report_run(
     folder: Path, files: Mapping[str, Path], against: Path | None, *, grids: bool, json: bool
 ) -> None:
-    from ggufrope.report.card import card_text
+    from ggufrope.report.card_markdown import card_text
     from ggufrope.report.comparison import compare
     from ggufrope.report.exports import to_csv, to_jsonl, to_junit
     from ggufrope.report.html import to_html

@@ -69,8 +69,9 @@ def command(
     from ..values import servers
 
     wanted = read_plan(plan)
-    named = folder_of_llama(llama_lib, wanted.runtime.llama_lib)
-    wanted = replace(wanted, runtime=replace(wanted.runtime, llama_lib=named))
+    if wanted.runtime.server is None or llama_lib is not None:
+        named = folder_of_llama(llama_lib, wanted.runtime.llama_lib)
+        wanted = replace(wanted, runtime=replace(wanted.runtime, llama_lib=named))
     if rpc is not None:
         wanted = replace(wanted, runtime=replace(wanted.runtime, rpc=servers(rpc)))
     selection = Selection.parse(tuple(only or ()), shard)

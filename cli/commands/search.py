@@ -377,6 +377,7 @@ def show(result: SearchResult, folder: Path) -> None:
 
 
 def _show_commands(result: SearchResult) -> None:
+    from ggufrope.report.searches import instead
     from ggufrope.search.result import SHOWN_NAMES
 
     out, keep = console(), SHOWN_NAMES[result.to_beat]
@@ -387,7 +388,7 @@ def _show_commands(result: SearchResult) -> None:
     if result.patch_command:
         out.print(f"  {shown(result.patch_command)}", soft_wrap=True)
     if result.serve_command:
-        lead = "or with the file as it is: " if result.patch_command else ""
+        lead = f"{instead(result)}: " if result.patch_command else ""
         out.print(f"  {lead}{shown(result.serve_command)}", soft_wrap=True)
 
 

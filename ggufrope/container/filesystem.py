@@ -182,9 +182,6 @@ class FileLayer:
 
     def free_bytes(self, path: Path) -> int:
         """Return how many bytes can still be written beside `path`."""
-        if hasattr(os, "statvfs"):
-            status = os.statvfs(path.parent)
-            return status.f_bavail * status.f_frsize
         import shutil
 
         return shutil.disk_usage(path.parent).free

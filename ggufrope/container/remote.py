@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ggufrope._files import is_component
 from ggufrope._format import byte_size
-from ggufrope.errors import MalformedError, MissingDependencyError, RequestError, StorageError
+from ggufrope.errors import MissingDependencyError, RequestError, StorageError
 
 if TYPE_CHECKING:
     import os
@@ -279,7 +279,7 @@ class RemoteStream:
         """Read `length` bytes, fewer at the end of the file.
 
         Raises StorageError where the server fails, or contradicts itself or the file that it had
-        before; MalformedError where more would be read than any header has.
+        before, or more would be read than any header has.
         """
         left = min(length, self.size - self._at)
         pieces = []
@@ -297,9 +297,8 @@ class RemoteStream:
         if file.size is not None:
             length = min(length, file.size - offset)
         if file.kept_bytes + length > MAX_BYTES:
-            raise MalformedError(
-                f"{file} has a header of more than {byte_size(MAX_BYTES)}, which no model has",
-                offset=offset,
+            raise StorageError(
+                f"{file}: more than {byte_size(MAX_BYTES)} would be read, and no header is so long"
             )
         try:
             if self._pieces is None:

@@ -3,7 +3,7 @@
 - `arithmetic`: a calculation in one line, and a story that takes several steps.
 - `tool-call`: tools are defined by JSON Schemas, a request has to become the one right call.
 - `ordered-copies`: alike requests have different replies, and the k-th is to be copied, as in MRCR
-  (Vodrahalli et al., 2024).
+  (Vodrahalli et al., 2024); or, which is easier, the one that begins with some words.
 - `graph-walk`: a list of edges, questions for the parents of a node and for the nodes at a distance
   of two steps, as in GraphWalks (OpenAI, 2025).
 - `code-bug`: each of several functions has one wrong line, which is asked for by its number.
@@ -277,14 +277,14 @@ def _tool_calls(rng: Random) -> Iterator[Group]:
 def _call(rng: Random, tool: _Tool) -> Puzzle:
     arguments = {name: rng.choice(values) for name, (_, values) in tool.parameters.items()}
     request = tool.request.format(**arguments)
-    call = {"name": tool.name, "arguments": arguments}
+    call = {"call": tool.name, "arguments": arguments}
     return Puzzle(
         key=request,
         question=(
             f'A user says: "{request}" Which call of a tool does that? Answer with one JSON object '
-            'of the form {"name": "...", "arguments": {...}} and nothing else.'
+            'of the form {"call": NAME OF THE TOOL, "arguments": {...}} and nothing else.'
         ),
-        prefix=' {"name":',
+        prefix=' {"call":',
         answer=json.dumps(call),
         grade=lambda output: _grade_call(output, call, tool.schema),
         output_tokens=_CALL_TOKENS,
@@ -300,7 +300,7 @@ def _grade_call(
     except ValueError:
         return {"exact": 0.0, "valid": 0.0}
     named = isinstance(found, dict) and found.keys() == call.keys()
-    valid = named and found["name"] == call["name"] and _follows(found["arguments"], schema)
+    valid = named and found["call"] == call["call"] and _follows(found["arguments"], schema)
     return {"exact": float(valid and found == call), "valid": float(valid)}
 
 
@@ -324,27 +324,36 @@ _PLACES = ("behind", "above", "below", "beside", "near", "inside")
 def _ordered_copies(rng: Random) -> Iterator[Group]:
     for topic in _unused(rng, NOUNS):
         request = f"Write a line about the {topic}."
-        replies = [_verse(rng, topic) for _ in ORDINALS]
+        firsts = rng.sample(ADJECTIVES, len(ORDINALS))
+        replies = [_verse(rng, topic, first) for first in firsts]
         yield Group(
             pieces=tuple(f"\nRequest: {request}\nReply: {reply}\n" for reply in replies),
-            puzzles=tuple(
-                Puzzle(
-                    key=f"{ordinal} line about the {topic}",
-                    question=(
-                        f'The request "{request}" stands above {len(replies)} times, each time '
-                        f"with another reply. Copy the {ordinal} of these replies word for word."
-                    ),
-                    prefix=" Reply:",
-                    answer=f" {reply}",
-                    wrong=tuple(f" {other}" for other in replies if other != reply),
-                )
-                for ordinal, reply in zip(ORDINALS, replies, strict=True)
+            puzzles=(
+                *(_copy(request, replies, at, f"{ORDINALS[at]} ") for at in range(len(replies))),
+                *(_copy(request, replies, at, "") for at in range(len(replies))),
             ),
         )
 
 
-def _verse(rng: Random, topic: str) -> str:
-    first, second, third = rng.sample(ADJECTIVES, 3)
+def _copy(request: str, replies: Sequence[str], at: int, ordinal: str) -> Puzzle:
+    """Return the puzzle that asks for a reply by its number, or without one by its first words."""
+    reply, others = replies[at], [other for other in replies if other != replies[at]]
+    first = "" if ordinal else " ".join(reply.split()[:3])
+    which = f"the {ordinal}of these replies" if ordinal else f'the one that begins with "{first}"'
+    return Puzzle(
+        key=f"{ordinal or first + ', '}reply to: {request}",
+        question=(
+            f'The request "{request}" stands above {len(replies)} times, each time with another '
+            f"reply. Copy {which} word for word."
+        ),
+        prefix=f" Reply: {first}".rstrip(),
+        answer=f" {reply.removeprefix(first).strip()}",
+        wrong=tuple(f" {' '.join(other.split()[3 if first else 0 :])}" for other in others),
+    )
+
+
+def _verse(rng: Random, topic: str, first: str) -> str:
+    second, third = rng.sample([word for word in ADJECTIVES if word != first], 2)
     near, far = rng.sample([noun for noun in NOUNS if noun != topic], 2)
     return (
         f"The {first} {topic} {rng.choice(_VERBS)} {rng.choice(_PLACES)} the {second} {near}, and "
@@ -385,8 +394,9 @@ def _walk(question: str, nodes: set[str]) -> Puzzle:
     return Puzzle(
         key=question,
         question=(
-            f'The lines "Edge: a -> b" above are the edges of a directed graph. {question} Answer '
-            "with their names in one line, separated by commas, and nothing else."
+            'The lines above that begin with "Edge:" are the edges of a directed graph, each from '
+            f"one node to another. {question} Answer with their names in one line, separated by "
+            "commas, and nothing else."
         ),
         prefix=" Nodes:",
         answer=", ".join(sorted(nodes)),

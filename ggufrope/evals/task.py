@@ -9,8 +9,9 @@ it comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ggufrope.errors import RequestError
@@ -44,6 +45,14 @@ KV_TASKS: tuple[TaskName, ...] = (
     "kv-cache",
 )
 """What the task `kv` stands for: all that tells whether a KV cache is safe."""
+
+
+def carried_out(tasks: Iterable[TaskName]) -> tuple[TaskName, ...]:
+    """Return the tasks to carry out, each once, with those that `kv` stands for in its place."""
+    each = (KV_TASKS if name == "kv" else (name,) for name in tasks)
+    return tuple(dict.fromkeys(chain.from_iterable(each)))
+
+
 ASKING: frozenset[TaskName] = frozenset(
     {
         *("needle", "passkey", "multikey", "ruler", "kv"),

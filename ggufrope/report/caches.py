@@ -56,6 +56,12 @@ class CacheRow:
     decode: float | None
     verdict: CacheVerdict | None
 
+    @property
+    def kept_words(self) -> str:
+        """How many answers are kept, and gained, in words."""
+        gained = f", {self.gained} gained" if self.gained else ""
+        return f"{self.kept} of {self.answered}{gained}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheAnswer:
@@ -115,55 +121,54 @@ def cache_answers(report: RunReport) -> tuple[CacheAnswer, ...]:
     files = {model.file.name: model.file for model in report.models}
     requests = {request.name: request for request in report.plan.requests}
     return tuple(
-        replace(
-            _answer(report, files[place[0]], requests[place[1]], place[2], caches),
-            control=_exact(controls.get(place[0], ())),
-        )
-        for place, caches in places.items()
+        _answer(report.summary, files[model], requests[scaling], context, caches, controls)
+        for (model, scaling, context), caches in places.items()
         if _F16 in caches
     )
 
 
 def _answer(
-    report: RunReport,
+    summary: Iterable[SummaryRow],
     file: ModelFile,
     request: ScalingRequest,
     context: int,
     caches: Mapping[str, Sequence[CellResult]],
+    controls: Mapping[str, Sequence[CellResult]],
 ) -> CacheAnswer:
-    summary = [
+    here = [
         row
-        for row in report.summary
+        for row in summary
         if (row.model, row.scaling, row.context_tokens) == (file.name, request.name, context)
         and not row.control
     ]
-    base = _answers(caches[_F16])
     rows = tuple(
-        _row(kv, results, base, [row for row in summary if row.kv == kv], context)
+        _row(kv, results, caches[_F16], [row for row in here if row.kv == kv], context)
         for kv, results in caches.items()
     )
-    safe = [row for row in rows if row.verdict and row.verdict.word == "safe" and row.memory_bytes]
-    best = min(safe, key=lambda row: (row.memory_bytes, _nat(row)), default=None)
+    of_f16 = next(row.memory_bytes for row in rows if row.kv == _F16)
+    smaller = [
+        (row.memory_bytes, (row.divergence and row.divergence.value) or 0.0, row.kv)
+        for row in rows
+        if row.verdict is not None and row.verdict.word == "safe"
+        if row.memory_bytes is not None and of_f16 is not None and row.memory_bytes < of_f16
+    ]
+    best = min(smaller)[2] if smaller else None
     return CacheAnswer(
         model=file.name,
         scaling=request.name,
         context_tokens=context,
         base=f"an f16 cache of {file.name} under the same scaling ({request.name})",
         rows=rows,
-        best=None if best is None else best.kv,
-        commands=tuple(_commands(file, request, context, _F16 if best is None else best.kv)),
-        control={},
+        best=best,
+        commands=tuple(_commands(file, request, context, best or _F16)),
+        control=_exact(controls.get(file.name, ())),
     )
-
-
-def _nat(row: CacheRow) -> float:
-    return (row.divergence.value if row.divergence else None) or 0.0
 
 
 def _row(
     kv: str,
     results: Sequence[CellResult],
-    base: Mapping[Place, bool],
+    base: Sequence[CellResult],
     summary: Sequence[SummaryRow],
     context: int,
 ) -> CacheRow:
@@ -175,8 +180,8 @@ def _row(
         found = metric("kv-cache", name)
         return None if found is None else found.value
 
-    own = _answers(results)
-    both = [(base[place], answered) for place, answered in own.items() if place in base]
+    own, others = _answers(results), _answers(base)
+    both = [(others[place], answered) for place, answered in own.items() if place in others]
     # The divergence of f16 is that of the scaling: another cost, on no axis with this one.
     divergence, same_top = (
         None if kv == _F16 else metric("divergence", name)
@@ -191,7 +196,7 @@ def _row(
         answered=answered,
         lost=answered - kept,
         gained=gained,
-        unscored=_reason(results, "error"),
+        unscored=_with_f16_too(base) or _reason(results, "error"),
         unsupported=_reason(results, "unsupported"),
     )
     size = value("cache_bytes_per_token")
@@ -237,6 +242,11 @@ def _reason(results: Iterable[CellResult], status: str) -> str | None:
         result.reason or "no reason recorded" for result in results if result.status == status
     ]
     return NOT_FINITE if NOT_FINITE in reasons else next(iter(reasons), None)
+
+
+def _with_f16_too(base: Iterable[CellResult]) -> str | None:
+    """Return what the model itself fails at: no cache is to blame for that."""
+    return f"with f16 too, {NOT_FINITE}" if _reason(base, "error") == NOT_FINITE else None
 
 
 def _commands(file: ModelFile, request: ScalingRequest, context: int, kv: str) -> Iterator[str]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ggufrope._files import read_text, sha256_of
-from ggufrope._format import byte_size
 from ggufrope._plain import decode, encode
 from ggufrope.backends import RuntimeSettings
 from ggufrope.container.reader import read_header, read_span
@@ -25,19 +24,9 @@ from ggufrope.container.remote import Place
 from ggufrope.container.shards import names_of_shards, shard_paths
 from ggufrope.container.types import Span
 from ggufrope.errors import RequestError
-from ggufrope.evals.results import Metric
-from ggufrope.evals.thresholds import LIMITS
-from ggufrope.patching.command import card_command, command_line
+from ggufrope.report.caches import CacheAnswer
 from ggufrope.report.conclusion import Reach, conclude
 from ggufrope.report.evidence import control_rows
-from ggufrope.report.overview import (
-    bullets,
-    code_block,
-    markdown_table,
-    overview,
-    plain,
-    with_interval,
-)
 from ggufrope.report.summary import SummaryRow
 from ggufrope.rope.findings import Finding, error, info
 from ggufrope.runs.plan import RunPlan, format_plan
@@ -47,16 +36,10 @@ if TYPE_CHECKING:
     from ggufrope.runs.store import ModelRecord
 
 VERSION: Literal[1] = 1
-_MOST_TEXT = 4 << 20
-_END = "<!-- end of the ggufrope card -->"
-_BLOCK = re.compile(rf"<!-- ggufrope card (\d+) -->.*?{_END}", re.DOTALL)
+MOST_TEXT = 4 << 20
+END = "<!-- end of the ggufrope card -->"
+BLOCK = re.compile(rf"<!-- ggufrope card (\d+) -->.*?{END}", re.DOTALL)
 _DATA = re.compile(r"^(`{3,})json\n(.*?)\n\1$", re.DOTALL | re.MULTILINE)
-_CACHE_METRICS = (
-    "mean_divergence",
-    "cache_bytes_per_token",
-    "prefill_tokens_per_second",
-    "decode_tokens_per_second",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +70,24 @@ class CardSetting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CardCache:
+    """A pair of cache types at a context length, compared with f16 by the task `kv`.
+
+    `divergence` is the mean Kullback-Leibler divergence in nat per token. Of `answered` questions
+    that f16 answers exactly, `kept` are answered so with this pair.
+    """
+
+    scaling: str
+    context_tokens: int
+    kv: str
+    memory_bytes: int | None
+    divergence: float | None
+    answered: int
+    kept: int
+    safety: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CardFile:
     """A file of a model, without its folder; `sha256` is None where it was not read whole."""
 
@@ -111,6 +112,7 @@ class CardModel:
     effective_context: int | None
     control: tuple[Measured, ...]
     settings: tuple[CardSetting, ...]
+    caches: tuple[CardCache, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +129,11 @@ class Card:
 
 
 def make_card(report: RunReport) -> Card:
-    """Return the card of a run. Raises RequestError where nothing was measured."""
-    report = _without_folders(report)
+    """Return the card of a run.
+
+    Raises RequestError where nothing was measured, or not a file but what a server has.
+    """
+    report = without_folders(report)
     found = conclude(report)
     controls = control_rows(report.cells, (record.file for record in report.models))
     models = [
@@ -137,6 +142,7 @@ def make_card(report: RunReport) -> Card:
             [reach for reach in found.settings if reach.model == record.file.name],
             report.summary,
             [row for row in controls if row.model == record.file.name],
+            [answer for answer in found.caches if answer.model == record.file.name],
         )
         for record in report.models
     ]
@@ -152,60 +158,14 @@ def make_card(report: RunReport) -> Card:
     )
 
 
-def card_text(report: RunReport, path: Path) -> str:
-    """Return what the file at `path` is to say with the card of a run: a new model card, with
-    `model-index` in YAML before the block, or that which is there with its block renewed.
-
-    Raises StorageError, RequestError where a file is there without a card, or with several.
-    """
-    if not path.exists():
-        return _front_matter(make_card(report)) + to_block(report)
-    text = read_text(path, most=_MOST_TEXT)
-    count = len(_BLOCK.findall(text))
-    if count != 1:
-        raise RequestError(
-            f"{path} is there and has {count or 'no'} card{'s' * (count > 1)} of ggufrope, where "
-            "one could be renewed; name a new file, and copy the block from it"
-        )
-    block = to_block(report).rstrip("\n")
-    return _BLOCK.sub(lambda _: block, text)
-
-
-def to_block(report: RunReport) -> str:
-    """Return the card of a run as a block of Markdown."""
-    report = _without_folders(report)
-    card, view = make_card(report), overview(report)
-    parts = [
-        f"<!-- ggufrope card {VERSION} -->",
-        "## Context length, measured",
-        bullets(view.conclusion),
-    ]
-    for model in card.models:
-        parts += [f"### {plain(model.name)}" if len(card.models) > 1 else "", *_told(model)]
-    parts += [
-        markdown_table(view.heads, view.rows),
-        plain("; ".join(view.legend)),
-        *_cache_table(card.models),
-        bullets([*_files(card.models), _with(card)]),
-        "Is a file the one that was measured, and how is it measured again:",
-        code_block(_commands(card)),
-        "<details><summary>The plan, and all of this for programs</summary>",
-        code_block([card.plan.rstrip("\n")], language="toml"),
-        code_block([_json(encode(card, nulls=True), indent=1)], language="json"),
-        "</details>",
-        _END,
-    ]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
 def read_card(path: Path) -> tuple[Card, ...]:
     """Return the cards in a file of Markdown.
 
     Raises StorageError, RequestError where there is none, or one that cannot be read.
     """
-    text = read_text(path, most=_MOST_TEXT)
+    text = read_text(path, most=MOST_TEXT)
     cards = []
-    for block in _BLOCK.finditer(text):
+    for block in BLOCK.finditer(text):
         if int(block[1][:9]) != VERSION:
             raise RequestError(
                 f"{path}: a card of version {block[1][:9]}, and this ggufrope reads version "
@@ -265,6 +225,7 @@ def _model(
     reaches: Sequence[Reach],
     summary: Iterable[SummaryRow],
     controls: Iterable[SummaryRow],
+    caches: Iterable[CacheAnswer],
 ) -> CardModel:
     file, digests = record.file, (record.sha256 or "").split()
     names = names_of_shards(file.path)
@@ -296,6 +257,20 @@ def _model(
             )
             for reach in reaches
         ),
+        caches=tuple(
+            CardCache(
+                scaling=answer.scaling,
+                context_tokens=answer.context_tokens,
+                kv=row.kv,
+                memory_bytes=row.memory_bytes,
+                divergence=None if row.divergence is None else row.divergence.value,
+                answered=row.answered,
+                kept=row.kept,
+                safety="base" if row.verdict is None else row.verdict.word,
+            )
+            for answer in caches
+            for row in answer.rows
+        ),
     )
 
 
@@ -322,156 +297,29 @@ def _software(report: RunReport) -> tuple[tuple[str, str], ...]:
     return tuple((name, ", ".join(values)) for name, values in known.items())
 
 
-def _without_folders(report: RunReport) -> RunReport:
+def without_folders(report: RunReport) -> RunReport:
     """Return the report with the files that it names as they are called in any folder, and without
     the settings of the machine, which no result depends on."""
     plan = report.plan
-    files = {*plan.models, *plan.files}
+    if plan.runtime.server is not None:
+        raise RequestError("the run measured what a server has, and a card is of a file")
+    files = {*plan.models, *plan.files, plan.base}
 
     def bare(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: bare(item) for key, item in value.items()}
         if isinstance(value, list):
             return [bare(item) for item in value]
-        return _base_name(value) if isinstance(value, str) and value in files else value
+        return base_name(value) if isinstance(value, str) and value in files else value
 
     models = tuple(
-        replace(record, file=replace(record.file, path=_base_name(record.file.path)))
+        replace(record, file=replace(record.file, path=base_name(record.file.path)))
         for record in report.models
     )
     portable = decode(RunPlan, bare(encode(replace(plan, runtime=RuntimeSettings()), exact=True)))
     return replace(report, models=models, plan=portable)
 
 
-def _base_name(name: str) -> str:
+def base_name(name: str) -> str:
+    """Return the name of a file without its folder, of whichever system; names of stores stay."""
     return name if name.startswith(("hf:", "ollama:")) else re.split(r"[/\\]", name)[-1]
-
-
-# How it says it -----------------------------------------------------------------------------------
-
-
-def _told(model: CardModel) -> Iterator[str]:
-    """Yield the effective length, the control and the cost in short prompts."""
-    best = next(iter(model.settings), None)
-    if best is None:
-        return
-    lines = []
-    if model.effective_context is None:
-        lines.append("Effective context: none is shown")
-    else:
-        recall = _named(best.measured, LIMITS["recall"], "recall", model.effective_context)
-        lines.append(
-            f"Effective context: {model.effective_context:,} tokens ({best.scaling}, {best.kv} "
-            f"cache){_joined(recall, '; ')}"
-        )
-    native = "" if model.native_context is None else f" (native context {model.native_context:,})"
-    lines.append(f"Control, the unscaled model{native}: {_joined(model.control) or 'not measured'}")
-    cost = _named(best.measured, ("short-context",), "nll_difference")
-    words = _joined(cost, suffix=" nat per token above the base")
-    lines.append(f"Cost in short prompts: {words or 'not measured'}")
-    yield bullets(lines)
-
-
-def _named(
-    measured: Iterable[Measured], tasks: Iterable[str], metric: str, context: int | None = None
-) -> list[Measured]:
-    """Return what was measured of these tasks, whatever kind of needles theirs were."""
-    return [
-        each
-        for each in measured
-        if each.metric == metric
-        and each.task.partition(" ")[0] in tasks
-        and context in (None, each.context_tokens)
-    ]
-
-
-def _joined(measured: Iterable[Measured], prefix: str = "", suffix: str = "") -> str:
-    words = ", ".join(
-        f"{each.task} {each.metric.replace('_', ' ')} at {each.context_tokens:,} tokens "
-        f"{_value(each)}"
-        for each in measured
-    )
-    return words and f"{prefix}{words}{suffix}"
-
-
-def _value(measured: Measured) -> str:
-    return with_interval(
-        Metric(name=measured.metric, value=measured.value, low=measured.low, high=measured.high)
-    )
-
-
-def _cache_table(models: Iterable[CardModel]) -> Iterator[str]:
-    """Yield a table of the cache types under the best scaling of each model, at the longest context
-    of each metric."""
-    heads = ("KV cache", "holds to", "divergence", "bytes/token", "prefill/s", "decode/s")
-    for model in models:
-        same = [each for each in model.settings if each.scaling == model.settings[0].scaling]
-        rows = []
-        for setting in same:
-            found = {
-                each.metric: _value(each)
-                for each in sorted(setting.measured, key=lambda each: each.context_tokens)
-            }
-            holds_to = "–" if setting.holds_to is None else f"{setting.holds_to:,}"
-            values = (found.get(name, "–") for name in _CACHE_METRICS)
-            rows.append((setting.kv, holds_to, *values))
-        if len(rows) > 1:
-            yield plain(f"KV cache types under {model.settings[0].scaling}:")
-            yield markdown_table(heads, rows)
-
-
-def _files(models: Iterable[CardModel]) -> Iterator[str]:
-    for model in models:
-        size = byte_size(model.file_size)
-        for file in model.files:
-            digest = file.sha256 or f"(header) {model.header_sha256}"
-            yield f"{file.name}{f', {size}' if len(model.files) == 1 else ''}: SHA-256 {digest}"
-
-
-def _with(card: Card) -> str:
-    software = ", ".join(f"{name} {version}" for name, version in card.software)
-    return f"Measured on {card.created} with {software}" if software else card.created
-
-
-def _commands(card: Card) -> tuple[str, ...]:
-    checks = (card_command("README.md", model.files[0].name) for model in card.models)
-    keep = (
-        setting.command
-        for model in card.models
-        for setting in model.settings
-        if setting.command is not None
-    )
-    return tuple(dict.fromkeys((*checks, command_line("run", "plan.toml"), *keep)))
-
-
-def _json(value: object, indent: int | None = None) -> str:
-    """Return JSON that ends no block and no comment, whatever its strings are."""
-    text = json.dumps(value, indent=indent)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("`", "\\u0060")
-
-
-def _front_matter(card: Card) -> str:
-    """Return the metadata of a model card: the recall and the perplexity of the best settings as
-    the Hub's `model-index` has results. Strings are JSON, which is YAML too."""
-    kinds = {"recall": "accuracy", "perplexity": "perplexity"}
-    lines = ["---", "model-index:"]
-    for model in card.models:
-        best = next(iter(model.settings), None)
-        found = [each for each in best.measured if each.metric in kinds] if best else []
-        if best is None or not found:
-            continue
-        lines += [f"- name: {_json(model.name)}", "  results:"]
-        for each in found:
-            title = f"{each.task}, {each.context_tokens} tokens"
-            lines += [
-                "  - task:",
-                "      type: text-generation",
-                "    dataset:",
-                f"      name: {_json(f'ggufrope {title}')}",
-                f"      type: {_json('ggufrope-' + each.task.partition(' ')[0])}",
-                "    metrics:",
-                f"    - type: {kinds[each.metric]}",
-                f"      name: {_json(f'{each.metric} of {title}, {best.scaling}, {best.kv}')}",
-                f"      value: {each.value!r}",
-            ]
-    return "\n".join([*lines, "---"]) + "\n\n" if len(lines) > 2 else ""

@@ -68,8 +68,9 @@ def finals_table(result: SearchResult) -> tuple[tuple[str, ...], list[tuple[str,
     rows = []
     for each in result.finals:
         row = [each.name, f"{each.haystacks}", f"{each.loss:.4f}", f"{each.difference:+.4f}"]
-        if each.original_loss is not None:
-            row += [f"{each.target_loss:.4f}", f"{each.original_loss:.4f}"]
+        if two:
+            losses = each.target_loss, each.original_loss
+            row += ["–" if loss is None else f"{loss:.4f}" for loss in losses]
             row.append("yes" if each.on_front else "")
         rows.append(tuple(row))
     return tuple(heads), rows
@@ -142,12 +143,17 @@ def searched_commands(result: SearchResult) -> str:
 
 def _commands(result: SearchResult) -> tuple[str, ...]:
     """The commands to go on with."""
-    served = (
-        [f"# or with the file as it is: {result.serve_command}"] if result.serve_command else []
-    )
-    if not result.patch_command:
-        return (result.serve_command,) if served else ()
-    return (result.patch_command, *served)
+    commands = [result.patch_command] if result.patch_command else []
+    if result.serve_command:
+        lead = f"# {instead(result)}: " if commands else ""
+        commands.append(lead + result.serve_command)
+    return tuple(commands)
+
+
+def instead(result: SearchResult) -> str:
+    """Return what is said before the command that runs the file with flags."""
+    alike = ", which changes short contexts too" if result.short else ""
+    return f"or with the file as it is{alike}"
 
 
 def _title(result: SearchResult) -> str:

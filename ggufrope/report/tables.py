@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ggufrope._format import byte_size
 from ggufrope.evals.results import Metric
 from ggufrope.evals.ruler.specs import CHAT_THRESHOLD
 from ggufrope.report import charts, views
+from ggufrope.report.caches import CacheAnswer, cache_answers
 from ggufrope.report.conclusion import title_parts
 from ggufrope.report.metrics import format_value, metric_info
 
@@ -24,8 +26,10 @@ HEADLINES = ("recall", "exact", "score", "perplexity", "mean_divergence")
 
 
 def tables(report: RunReport) -> list[Content]:
-    """Return the tables of the headline metrics of every task, then those of RULER-style means."""
-    return [*_matrices(report), *_ruler_means(report)]
+    """Return the tables that say which caches are safe, those of the headline metrics of every
+    task, then those of RULER-style means."""
+    caches = map(_caches, cache_answers(report))
+    return [*caches, *_matrices(report), *_ruler_means(report)]
 
 
 def ruler_details(report: RunReport) -> list[Content]:
@@ -37,6 +41,32 @@ def headline_metrics(report: RunReport) -> tuple[str, ...]:
     """Return the headline metrics that the report has."""
     measured = {metric.name for row in report.summary for metric in row.metrics}
     return tuple(name for name in HEADLINES if name in measured)
+
+
+def _caches(answer: CacheAnswer) -> Content:
+    """Return the table of one answer: pairs of cache types down, what each costs across."""
+    columns = ("memory", "divergence", "same top", "answers kept", "prefill/s", "decode/s")
+    rows = []
+    for row in answer.rows:
+        size = "–" if row.memory_bytes is None else byte_size(row.memory_bytes)
+        speeds = (
+            Metric(name="prefill_tokens_per_second", value=row.prefill),
+            Metric(name="decode_tokens_per_second", value=row.decode),
+        )
+        entries = [
+            {"text": size, "interval": None, "shade": None},
+            *map(_entry, (row.divergence, row.same_top)),
+            {"text": row.kept_words, "interval": None, "shade": None},
+            *map(_entry, speeds),
+        ]
+        word = "base" if row.verdict is None else row.verdict.word
+        rows.append({"names": (row.kv, word), "entries": entries})
+    return {
+        "title": f"{answer.model} · {answer.scaling}: caches at {answer.context_tokens:,} tokens",
+        "heads": ("KV cache", "verdict"),
+        "columns": [{"title": column, "control": False} for column in columns],
+        "rows": rows,
+    }
 
 
 def _matrices(report: RunReport) -> list[Content]:

@@ -214,15 +214,10 @@ class Table:
             raise FileError(f"{self.path}: the entry of {name!r}: {error}; {_AGAIN}") from None
 
 
-@cache
 def architecture(name: str) -> Architecture:
     """Return the entry of `name` (`general.architecture`) in the table in force; where it has none,
     the rules that all architectures share."""
-    if name in current_table().entries:
-        return current_table().entry(name)
-    return Architecture(
-        name=name, known=False, rope="unknown", factors_on="all", caveat=_SHARED_RULES
-    )
+    return _architecture(current_table(), name)
 
 
 def architectures() -> Mapping[str, Architecture]:
@@ -235,17 +230,30 @@ def source() -> Source:
     return current_table().source
 
 
-@cache
 def current_table() -> Table:
     """Return the table in force. Raises FileError where its file is no such table."""
-    named = os.environ.get(VARIABLE, "")
+    return _table(os.environ.get(VARIABLE, ""), os.environ.get(_LIBRARY_VARIABLE, ""))
+
+
+@cache
+def _architecture(table: Table, name: str) -> Architecture:
+    if name in table.entries:
+        return table.entry(name)
+    return Architecture(
+        name=name, known=False, rope="unknown", factors_on="all", caveat=_SHARED_RULES
+    )
+
+
+@cache
+def _table(named: str, library: str) -> Table:
+    """Return the table for what the two variables say."""
     if named and not Path(named).is_dir():
         return _read(Path(named), "that was named")
-    found = _installed()
+    found = _installed(library)
     if found is not None:
         commit, ggml = found
         for path in _tables():
-            if commit and _is_of(path, commit):
+            if _is_of(path, commit):
                 return _read(path, f"made from the installed llama.cpp, {commit}")
         for each in map(_read, _SHIPPED):
             if each.source.ggml == ggml:
@@ -262,7 +270,7 @@ def use_table(name: str | os.PathLike[str] | None) -> None:
     before = os.environ.pop(VARIABLE, None)
     if name is not None:
         os.environ[VARIABLE] = str(_find(os.fspath(name)).absolute())
-    forget_table()
+    _table.cache_clear()
     try:
         for each in current_table().entries:
             current_table().entry(each)
@@ -270,7 +278,6 @@ def use_table(name: str | os.PathLike[str] | None) -> None:
         os.environ.pop(VARIABLE, None)
         if before is not None:
             os.environ[VARIABLE] = before
-        forget_table()
         raise
 
 
@@ -305,10 +312,12 @@ _SHARED_RULES = (
     "not in the table: only the rules that all architectures share are applied; `ggufrope probe` "
     "measures what each layer does"
 )
+_LIBRARY_VARIABLE = "LLAMA_CPP_LIB_PATH"
+"""Where llama-cpp-python, and `--llama-lib` of ours, look for another library."""
 _MOST_BYTES = 1 << 24
-_VERSIONS = re.compile(rb"\0(\d+\.\d+\.\d+)\0+(?:([0-9a-f]{7,40}|b\d+)(?:-dirty)?|unknown)\0")
-"""What ggml_version and ggml_commit return (ggml/src/ggml.c), one after the other in the library;
-a source package without its history calls its commit unknown."""
+_VERSIONS = re.compile(rb"\0(\d+\.\d+\.\d+)\0+([\w.+-]{1,60}?)(?:-dirty)?\0")
+"""What ggml_version and ggml_commit return (ggml/src/ggml.c), one after the other in the library; a
+build from a source package calls its commit unknown, or as whoever built it said."""
 
 
 def _as_written(
@@ -325,16 +334,9 @@ def _as_written(
     )
 
 
-def forget_table() -> None:
-    """Choose the table anew when it is next needed: another llama.cpp has been named."""
-    current_table.cache_clear()
-    architecture.cache_clear()
-
-
-def _installed() -> tuple[str, str] | None:
-    """Return the commit, empty where unknown, and ggml's version of the llama.cpp that is
+def _installed(folder: str) -> tuple[str, str] | None:
+    """Return the commit and ggml's version of the llama.cpp in `folder`, else of the one that is
     installed, read from its file: to load it takes longer than a prediction."""
-    folder = os.environ.get("LLAMA_CPP_LIB_PATH")
     if not folder:
         package = find_spec("llama_cpp")
         if package is None or package.origin is None:
@@ -346,7 +348,7 @@ def _installed() -> tuple[str, str] | None:
         except FileError:
             continue
         if found is not None:
-            return (found[2] or b"").decode(), found[1].decode()
+            return found[2].decode(), found[1].decode()
     return None
 
 

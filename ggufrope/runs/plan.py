@@ -12,7 +12,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from itertools import chain, product
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -21,7 +21,7 @@ from ggufrope._plain import Plain, decode, encode, json_schema, non_finite
 from ggufrope.backends import SERVED_AS_IT_IS, RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
-from ggufrope.evals.task import ASKING, KV_TASKS, TaskName, TaskSettings
+from ggufrope.evals.task import ASKING, TaskName, TaskSettings, carried_out
 from ggufrope.evals.thresholds import LIMITS, Thresholds, without_task
 from ggufrope.patching.request import ScalingName, ScalingRequest, check_parameters
 
@@ -141,8 +141,7 @@ class RunPlan(TaskSettings):
     @property
     def measured(self) -> tuple[TaskName, ...]:
         """The tasks to carry out, with those that `kv` stands for in its place."""
-        each = (KV_TASKS if name == "kv" else (name,) for name in self.tasks)
-        return tuple(dict.fromkeys(chain.from_iterable(each)))
+        return carried_out(self.tasks)
 
     @property
     def limits(self) -> Thresholds:
@@ -159,9 +158,10 @@ class RunPlan(TaskSettings):
         return replace(self.thresholds, **none)
 
     def settings_of(self, task: TaskName) -> TaskSettings:
-        """Return the settings of one task. The needles of `kv` have no whole prompts: each cache is
-        compared with f16 on the same spliced ones."""
-        if task == "needle" and self.answers_kv and task not in self.tasks:
+        """Return the settings of one task. The needles of `kv` have no whole prompts unless their
+        recall is to be judged: each cache is compared with f16 on the same spliced ones."""
+        judged = {"recall", "recall_share"} & set(self.limits.applied(("needle",)))
+        if task == "needle" and self.answers_kv and task not in self.tasks and not judged:
             return replace(self, whole_prompts=0)
         return self
 
@@ -269,6 +269,8 @@ class RunPlan(TaskSettings):
             yield SERVED_AS_IT_IS
         if self.mode == "spliced" and not self.whole_prompts:
             yield "`whole_prompts` 0: a server takes nothing else"
+        if self.runtime.llama_lib is not None:
+            yield "`llama_lib` is for models in this process, and a server has its own"
         if self.base is not None:
             yield "`base` is for files: what a server gives is compared with no other model"
         if unable := [task for task in self.measured if task not in ASKING]:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from ggufrope._files import sha256_of
 from ggufrope._format import without_home
 from ggufrope.errors import MissingDependencyError, RequestError
-from ggufrope.rope.architectures import forget_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +103,6 @@ def use_llama(folder: str | os.PathLike[str] | None) -> None:
             "process has one llama.cpp"
         )
     os.environ[VARIABLE] = os.fspath(found.parent)
-    forget_table()  # predictions are those for the llama.cpp in use
 
 
 @cache

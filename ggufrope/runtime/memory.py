@@ -19,12 +19,12 @@ from ggufrope.rope.cache import CacheRules, rules_of
 from ggufrope.rope.llamacpp import CONTEXT_GRANULE
 from ggufrope.runtime import library
 from ggufrope.runtime.library import CPU
+from ggufrope.runtime.loading import Buffer
 from ggufrope.runtime.settings import ContextSettings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from ggufrope.runtime.loading import Buffer
     from ggufrope.runtime.model import Model
     from ggufrope.runtime.sizing import Cache, ContextSize
 
@@ -113,8 +113,8 @@ def _rules(model: Model) -> CacheRules:
 
 def free_memory(servers: Collection[str] = ()) -> dict[str, int]:
     """Return the bytes free by device name, those of these RPC servers included; "CPU" is what this
-    process may still take."""
-    free = {device.name: device.memory_free for device in library.devices(servers)}
+    process may still take. A device that does not say what it has is left out."""
+    free = {each.name: each.memory_free for each in library.devices(servers) if each.memory_total}
     limits = [free.get(CPU), _available(), _left_in_control_group()]
     free[CPU] = min(limit for limit in limits if limit is not None)
     return free
@@ -123,13 +123,20 @@ def free_memory(servers: Collection[str] = ()) -> dict[str, int]:
 def context_need(model: Model, settings: ContextSettings) -> tuple[Buffer, ...]:
     """Return the cache, compute and output buffers of a context, one total per device.
 
-    Raises InsufficientMemoryError where llama.cpp cannot even size it.
+    Where the log names no cache, and all there is to hold one is the CPU, it is estimated. Raises
+    InsufficientMemoryError where llama.cpp cannot even size the context.
     """
     size = model.size_context(settings)
     if size.refusal is not None:
         raise InsufficientMemoryError(
             f"{model.path.name}: llama.cpp cannot size a context of {settings.n_ctx} tokens: "
             f"{size.refusal}"
+        )
+    unnamed = size.cache is None and model.purpose.keeps_cache and not model.has_state
+    if unnamed and not library.can_offload():
+        return (
+            *size.buffers,
+            Buffer(device=CPU, size_bytes=estimated_cache_bytes(model, settings)),
         )
     return size.buffers
 

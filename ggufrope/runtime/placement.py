@@ -30,8 +30,12 @@ scratch memory that is in no buffer."""
 
 
 def free_on_gpus(servers: Collection[str] = ()) -> dict[str, int]:
-    """Return the bytes that are free on each GPU, those of these RPC servers included, by name."""
-    return {d.name: d.memory_free for d in library.devices(servers) if d.kind in ("gpu", "igpu")}
+    """Return the bytes that are free on each GPU, those of these RPC servers included, by name.
+
+    A device that does not say what it has is left out.
+    """
+    gpus = [each for each in library.devices(servers) if each.kind in ("gpu", "igpu")]
+    return {each.name: each.memory_free for each in gpus if each.memory_total}
 
 
 def weights_need(path: Path, options: LoadOptions) -> tuple[Buffer, ...]:

@@ -83,19 +83,17 @@ def watch(servers: Sequence[str]) -> None:
     whether the other side is there, on the sockets that ggml has opened, where the system lists
     what a process has open.
     """
-    hosts = {server.rpartition(":")[0] for server in servers}
-    infos = (info for host in hosts for info in socket.getaddrinfo(host, None, socket.AF_INET))
-    addresses = {str(info[4][0]) for info in infos}
-    ports = {int(server.rpartition(":")[2]) for server in servers}
+    peers: set[object] = set()
+    for server in servers:
+        with suppress(OSError):  # a name that is not known any more
+            peers.update(info[4] for info in _addresses(server))
     for number in [int(path.name) for path in Path("/dev/fd").glob("*")]:
         with suppress(OSError):  # not connected, or the list itself, which is closed by now
             if not stat.S_ISSOCK(os.fstat(number).st_mode):
                 continue
             with socket.socket(fileno=os.dup(number)) as connection:
-                if connection.family == socket.AF_INET:
-                    host, port = connection.getpeername()
-                    if host in addresses and port in ports:
-                        _limit(connection)
+                if connection.getpeername() in peers:
+                    _limit(connection)
 
 
 def _limit(connection: socket.socket) -> None:
@@ -143,6 +141,12 @@ def require(servers: Sequence[str], *, answer_seconds: float = ANSWER_SECONDS) -
         raise BackendError(f"RPC server {reached[-1] if reached else servers[0]}: {reason}")
 
 
+def _addresses(server: str) -> list[Any]:
+    """Return what getaddrinfo says of a server; llama.cpp takes IPv4. Raises OSError."""
+    host, _, port = server.rpartition(":")
+    return socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
+
+
 def _add(server: str) -> None:
     """Register one server, once. ggml ends the process where it does not answer."""
     if server in _registered:
@@ -177,9 +181,8 @@ def rpc_function(name: str) -> Any:
 
 def _reach(server: str) -> None:
     """Connect, which ggml would do without a time limit. Raises BackendError."""
-    host, _, port = server.rpartition(":")
     try:
-        (*_, address), *_ = socket.getaddrinfo(host, int(port), socket.AF_INET)
+        (*_, address), *_ = _addresses(server)
     except OSError as error:
         raise BackendError(f"its name is not known ({error.strerror})") from error
     with socket.socket() as connection:

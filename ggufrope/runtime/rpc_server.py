@@ -43,8 +43,6 @@ def serve(address: str, devices: Sequence[str] = (), *, threads: int | None = No
     lent = lent or [each for each in known.values() if each.kind in ("gpu", "igpu")]
     lent = lent or [each for each in known.values() if each.kind == "cpu"]
     handles = (ctypes.c_void_p * len(lent))(*(each.handle for each in lent))
-    # Nothing in Python runs until ggml returns, which it does only where it cannot serve.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     start(address.encode(), None, threads or usable_cpus(), len(lent), handles)
     raise BackendError(f"cannot listen on {address}: no address of this machine, or in use")
 
@@ -61,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{given.address} is reached from other machines, and the protocol has neither "
             "encryption nor authentication: use it on a trusted network only\n"
         )
+    # Nothing in Python runs until ggml returns, which it does only where it cannot serve.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         devices = given.devices.split(",") if given.devices else ()
         serve(given.address, devices, threads=given.threads)

@@ -39,10 +39,11 @@ _UNSCALED = "unscaled"
 
 _NEAR_ONE = 1e-3
 """An attention factor this near 1 leaves the model as it was in short contexts."""
-_GENERATION = (1, 2, 4)
-"""Haystacks of the rounds in which a generation races: all of it, its half, its quarter."""
-_PER_CANDIDATE = 2
-"""About how many haystacks those are for each candidate."""
+_GENERATION = (1, 2)
+"""Haystacks of the rounds in which a generation races: all of it, then its better half. A haystack
+costs a prefill, so it is the finals that ask for many."""
+_PER_CANDIDATE = 1.5
+"""How many haystacks those are for each candidate."""
 _ENDS = {"screening": 0.45, "final": 0.6, "holdout": 0.9, "short-factors": 0.95}
 """The share of the budget after which a stage begins nothing more."""
 
@@ -110,7 +111,6 @@ class Evaluator:
         self._record = record
         self._watch = watch
         self._unchanged = unchanged
-        self._budget = math.inf
         self._tokens = 0
         self.elapsed_seconds = 0.0
         self.budget_exhausted = False
@@ -237,7 +237,7 @@ def search(
     final_tokens = (plan.finalists + len(space.seeds())) * stages.final.fitness.tokens
     evaluator.begin(
         stages.screening,
-        planned=_PER_CANDIDATE * plan.candidates,
+        planned=round(_PER_CANDIDATE * plan.candidates),
         budget_seconds=plan.budget_seconds,
         later_tokens=final_tokens + held_out_tokens,
     )
@@ -359,7 +359,9 @@ def _short_factors(
     if abs(magnitude - 1) >= _NEAR_ONE:
         evaluations = max(8, plan.candidates // 4)
         evaluator.begin(
-            stage, planned=_PER_CANDIDATE * evaluations, budget_seconds=plan.budget_seconds
+            stage,
+            planned=round(_PER_CANDIDATE * evaluations),
+            budget_seconds=plan.budget_seconds,
         )
         best = _explore(evaluator, space, plan, evaluations, keep=None)[0].scheme
     return FrequencyFactors(factors=best.factors(rotation), attention_factor=magnitude)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ggufrope.patching.inspection import StoredModel
-    from ggufrope.search.evaluate import CellLoss
     from ggufrope.search.race import Standing
 
 SCHEMA = 1
@@ -59,7 +58,8 @@ class Step:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finalist:
     """One scheme of the finals: its mean loss in nat per token over so many haystacks of the
-    search, and where candidates are judged at two lengths, the loss at each.
+    search, and the loss at the target, and in the original context where candidates are judged by
+    both; None where no haystack was judged to the end.
 
     `difference` is its loss minus that of the scheme to beat on the haystacks of both. `on_front`
     is whether no finalist on as many haystacks is better at one length and no worse at the other.
@@ -70,7 +70,7 @@ class Finalist:
     haystacks: int
     loss: float
     difference: float
-    target_loss: float
+    target_loss: float | None
     original_loss: float | None
     on_front: bool
 
@@ -304,47 +304,49 @@ def _original_context(model: StoredModel, rotation: Rotation) -> int | None:
 
 
 def _finals(outcome: Outcome, rotation: Rotation) -> tuple[Finalist, ...]:
-    anchor, target = _anchor(outcome), rotation.target_context
-    original = rotation.original_context
-    two = any(cell.context_tokens == original != target for cell in _cells(anchor))
-    points = {
-        each: (_loss_at(each, target), _loss_at(each, original) if two else 0.0)
+    anchor = _anchor(outcome)
+    target, original = rotation.target_context, rotation.original_context
+    lengths = {cell.context_tokens for cell in anchor.evaluations[0].cells}
+    points = [
+        (_loss_at(each, target), _loss_at(each, original) if len(lengths) > 1 else None)
         for each in outcome.finals
-    }
+    ]
+    whole = [_whole(each) for each in outcome.finals]
     found = []
-    for standing, point in points.items():
-        name = to_beat(rotation) if standing is anchor else WINNER
+    for number, standing in enumerate(outcome.finals):
         ours, theirs = standing.against(anchor)
+        names = {0: WINNER, outcome.finals.index(anchor): to_beat(rotation)}
+        rivals = [point for point, n in zip(points, whole, strict=True) if n == whole[number]]
         found.append(
             Finalist(
-                name=name if standing in (anchor, outcome.finals[0]) else "finalist",
+                name=names.get(number, "finalist"),
                 scheme=encode_scheme(standing.scheme),
                 haystacks=standing.haystacks,
                 loss=standing.loss,
                 difference=ours - theirs,
-                target_loss=point[0],
-                original_loss=point[1] if two else None,
-                on_front=not any(
-                    _dominates(other, point)
-                    for rival, other in points.items()
-                    if rival.haystacks == standing.haystacks
-                ),
+                target_loss=points[number][0],
+                original_loss=points[number][1],
+                on_front=whole[number] > 0
+                and not any(_dominates(other, points[number]) for other in rivals),
             )
         )
     return tuple(found)
 
 
-def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+def _dominates(one: tuple[float | None, ...], other: tuple[float | None, ...]) -> bool:
+    pairs = [(a or 0.0, b or 0.0) for a, b in zip(one, other, strict=True)]
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
-def _loss_at(standing: Standing, context_tokens: int) -> float:
-    losses = [each.loss_at(context_tokens) for each in standing.evaluations]
-    return math.fsum(losses) / len(losses)
+def _whole(standing: Standing) -> int:
+    """How many haystacks were judged to the end."""
+    return standing.haystacks - standing.stopped
 
 
-def _cells(standing: Standing) -> Sequence[CellLoss]:
-    return standing.evaluations[0].cells
+def _loss_at(standing: Standing, context_tokens: int) -> float | None:
+    """The mean loss at one length, None where no haystack was judged to the end."""
+    losses = [each.loss_at(context_tokens) for each in standing.evaluations[: _whole(standing)]]
+    return math.fsum(losses) / len(losses) if losses else None
 
 
 def _anchor(outcome: Outcome) -> Standing:

@@ -128,3 +128,14 @@ def test_doctor_says_what_is_read_of_another_build(other: Path) -> None:
     assert (check["failure"], check["unread"]) == (None, [])
     assert check["state_version"] in (3, 4)
     assert check["rotation_error"] < 1e-4
+
+
+def test_a_server_has_a_llama_cpp_of_its_own(other: Path, tmp_path: Path) -> None:
+    """The variable is not for it, and the option is refused; nothing is asked of the server."""
+    words = ("validate", "--server", "http://127.0.0.1:9", "--ctx", 256, "--out", tmp_path / "run")
+    refused = in_a_process(*words, "--llama-lib", other)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--llama-lib is for models in this process" in refused.stderr
+    ignored = in_a_process(*words, LLAMA_CPP_LIB_PATH="/nowhere")
+    assert "/nowhere" not in ignored.stderr
+    assert "127.0.0.1:9" in ignored.stderr

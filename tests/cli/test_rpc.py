@@ -13,16 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.conftest import Call
+from tests.cli.test_search import QUICK as SEARCH
 
 if TYPE_CHECKING:
     from tests.conftest import RpcServer
 
 ONE_JOB = ("--ctx", "128", "--tasks", "perplexity", "--no-control", "--threads", "1")
-SEARCH = (
-    *("--target-ctx", "1k", "--candidates", "8", "--finalists", "1", "--samples", "1"),
-    *("--screening-samples", "1", "--screening-ctx", "600", "--holdout-samples", "2"),
-    *("--threads", "1"),
-)
 DEAD = "127.0.0.1:1"
 """Nobody listens there."""
 
@@ -118,18 +114,21 @@ def test_a_server_that_is_lost_in_a_search_is_one_line(
 ) -> None:
     """A search is in the process that llama.cpp ends; what it has measured is kept."""
     server, out = start_server(), tmp_path / "search"
-    command = [sys.executable, "-m", "ggufrope", "search", llama, *SEARCH, "--candidates", "500"]
-    searching = subprocess.Popen(
-        [*command, "--rpc", server.address, "--out", out], stderr=subprocess.PIPE, text=True
-    )
-    end = time.monotonic() + 120
-    record = out / "search.jsonl"
-    while not record.exists() or record.read_bytes().count(b"\n") < 3:  # the plan, and candidates
-        assert searching.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    server.kill()
-    _, said = searching.communicate(timeout=60)
+    command: list[str | Path] = [sys.executable, "-m", "ggufrope", "search", llama, *SEARCH]
+    command += ["--candidates", "500"]
+    command += ["--rpc", server.address, "--out", out]
+    record, end = out / "search.jsonl", time.monotonic() + 240
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as searching:
+        try:
+            # The plan, and candidates.
+            while not record.exists() or record.read_bytes().count(b"\n") < 3:
+                assert searching.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            server.kill()
+            _, said = searching.communicate(timeout=120)
+        finally:
+            searching.kill()
     assert searching.returncode == 5
     # Lost in a computation, or before the next model is opened.
     expected = r"ggufrope: (an RPC server is lost, and llama.cpp|RPC server [\d.:]+: no connection)"

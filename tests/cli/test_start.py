@@ -123,3 +123,24 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_5(cli: Call, tmp_path: Pa
     answer = cli("validate", path, "--ctx", "256", *QUICK, "--json")
     assert answer.code == 5
     assert {cell["status"] for cell in answer.json["cells"]} == {"error"}
+
+
+def test_a_cache_without_a_fast_kernel_is_named_before_the_run(
+    cli: Call, nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a build of CUDA answers is in its place: this machine has none."""
+    slow = frozenset({("q8_0", "q4_0"), ("q4_0", "f16")})
+    monkeypatch.setattr("ggufrope.runtime.attention.known_slow_pairs", lambda metadata: slow)
+    wanted = ("--ctx", "256", "--tasks", "kv-cache", "--kv", "f16,q8_0/q4_0", "--threads", "1")
+    said = cli("validate", nano, *wanted, "--out", tmp_path / "gpu").err
+    assert "K/V q8_0/q4_0: no fast kernel" in said
+    assert "q4_0/f16" not in said
+    on_cpu = cli("validate", nano, *wanted, "--gpu-layers", "0", "--out", tmp_path / "cpu").err
+    assert "no fast kernel" not in on_cpu
+
+
+def test_experts_on_the_cpu_are_part_of_the_plan(cli: Call, nano: Path, tmp_path: Path) -> None:
+    wanted = ("--ctx", "256", "--tasks", "kv-cache", "--threads", "1", "--experts-on-cpu", "all")
+    cli("validate", nano, *wanted, "--out", tmp_path / "run")
+    with RunStore(tmp_path / "run") as store:
+        assert store.plan.runtime.experts_on_cpu == "all"

@@ -90,6 +90,7 @@ def test_the_shell_completes_words(line: str, words: list[str]) -> None:
     [
         (("MODEL",), "did you mean `ggufrope inspect MODEL`?"),
         (("ollama:qwen3",), "did you mean `ggufrope inspect ollama:qwen3`?"),
+        (("https://u:p@host/m.gguf",), "an address is no command; did you mean `ggufrope inspect"),
         (("isnpect", "MODEL"), "Did you mean 'inspect'?"),
         (("inspect", "MODEL", "MODEL"), "got unexpected extra argument(s)"),
         (("validate", "MODEL", "--samples", "x"), "'x' is not a whole number; see `ggufrope "),

@@ -213,3 +213,56 @@ class FaultyFiles(CapableFiles):
         if self._stopped:
             raise Stop
         return super().read(file, offset, length)
+
+
+class WindowsFiles(FaultyFiles):
+    """Files as on Windows: no name of an open file changes or goes, a file that is open for reading
+    cannot be synced, there are no locks, and neither insertion nor shared blocks."""
+
+    def __init__(self, mode: str = "fail", at: int = 1 << 30) -> None:
+        super().__init__(mode, at)
+        self._opened: list[BinaryIO] = []
+
+    def insert_refusal(self, path: Path) -> str | None:
+        return "not on this system"
+
+    def clone_refusal(self, path: Path) -> str | None:
+        return "not on this system"
+
+    def try_lock(self, file: BinaryIO, *, shared: bool) -> bool:
+        return True
+
+    def open(self, path: Path, mode: object) -> BinaryIO:
+        self._opened.append(super().open(path, mode))
+        return self._opened[-1]
+
+    def create(self, path: Path) -> BinaryIO:
+        self._opened.append(super().create(path))
+        return self._opened[-1]
+
+    def release(self, *opened: BinaryIO) -> None:
+        for file in opened:
+            file.close()
+
+    def sync(self, file: BinaryIO) -> None:
+        if not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        super().sync(file)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self._require_closed(source, target)
+        super().replace(source, target)
+
+    def place(self, source: Path, target: Path) -> None:
+        self._require_closed(source, target)
+        super().place(source, target)
+
+    def remove(self, path: Path) -> None:
+        self._require_closed(path)
+        super().remove(path)
+
+    def _require_closed(self, *paths: Path) -> None:
+        for path in (each for each in paths if each.exists()):
+            for file in (each for each in self._opened if not each.closed):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    raise PermissionError(errno.EACCES, "The process cannot access the file", path)

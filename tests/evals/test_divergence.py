@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -107,7 +109,7 @@ def test_a_cell_for_each_length(text_file: str) -> None:
         assert result.status == "ok"
         assert result.metrics == divergence_metrics(measured)
         assert (result.value("mean_divergence") or 0) > 0
-        assert result.notes == (("base", "the base"),)
+        assert result.notes == (("base", "the base"), ("cost of", "cache"))
 
 
 def test_a_finished_cell_is_not_measured_again(text_file: str) -> None:
@@ -171,6 +173,6 @@ def test_other_vocabularies_are_refused() -> None:
     ("settings", "message"),
     [({"n_ctx": 3}, "at least 4 tokens"), ({"n_ctx": 64, "chunks": 0}, "at least one chunk")],
 )
-def test_nonsense_is_refused(settings: dict[str, int], message: str) -> None:
+def test_nonsense_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         DivergencePlan(**settings)

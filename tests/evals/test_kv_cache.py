@@ -22,16 +22,39 @@ def test_speeds_by_the_clock() -> None:
 
     score = measure_cache(256, bench.model, bench.open, clock=clock)
     assert score.reason is None
-    assert score.prefill_speed == pytest.approx((256 - 32) / 7)
+    assert score.prefill_speed == pytest.approx((256 - 64) / 7)
     assert score.decode_speed == pytest.approx(2)
-    assert len(times) == 34
+    assert len(times) == 66
+
+
+def test_work_is_repeated_until_both_speeds_mean_something() -> None:
+    """At a millisecond for each step, half a second of prefill takes 500 prompts."""
+    bench = Bench()
+    ticks = iter(range(10**6))
+    score = measure_cache(128, bench.model, bench.open, clock=lambda: next(ticks) / 1000)
+    assert score.prefill_speed == pytest.approx((128 - 64) / 0.001)
+    assert score.decode_speed == pytest.approx(1000)
+    (context,) = bench.contexts
+    assert context.calls == 1 + 500 * (1 + 65)
+
+
+def test_the_whole_context_is_filled_before_a_token_is_decoded() -> None:
+    bench = Bench()
+    positions: list[int] = []
+
+    def clock() -> float:
+        positions.append(bench.contexts[0].position)
+        return 10.0 * len(positions)
+
+    measure_cache(512, bench.model, bench.open, clock=clock)
+    assert positions == [0, *range(512 - 64, 512 + 1)]
 
 
 def test_a_cell_for_each_length() -> None:
     bench = Bench()
     results = bench.run(KV_CACHE, contexts=(4096, 256))
     assert [result.cell.context_tokens for result in results] == [256, 4096]
-    assert [result.prompt_tokens for result in results] == [224, 2048]
+    assert [result.prompt_tokens for result in results] == [192, 4032]
     assert {result.status for result in results} == {"ok"}
     for result in results:
         assert [metric.name for metric in result.metrics] == [
@@ -52,6 +75,6 @@ def test_a_context_that_does_not_open_is_the_reason_of_its_cell() -> None:
 
 
 def test_a_context_too_short_to_time_is_refused() -> None:
-    assert prefilled_tokens(96) == 64
+    assert prefilled_tokens(96) == 32
     with pytest.raises(RequestError, match="95 tokens is too short to time: at least 96"):
         measure_cache(95, FakeModel(), refusing("unused"))

@@ -26,7 +26,7 @@ def test_a_variant_that_sees_less_is_found_out(text_file: str) -> None:
     assert share is not None
     assert share.n == 20
     assert share.low is not None
-    assert result.notes == (("base", "the base"),)
+    assert result.notes == (("base", "the base"), ("cost of", "cache"))
     plan = DivergencePlan(n_ctx=512, text=TEXT, chunks=1)
     measured = Bench(horizon=100).compare(plan, opener(FakeModel())).measured
     assert measured is not None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ggufrope.evals.puzzles import DAMAGE_TASKS
 from ggufrope.evals.results import Cell, CellResult, Curve, Metric
 from ggufrope.report.record import RunReport, report_of
 from ggufrope.runs.jobs import Job, expand
@@ -58,6 +59,23 @@ def result_of(cell: Cell) -> CellResult:
             ),
             elapsed_seconds=2.0,
         )
+    if cell.task == "divergence":
+        nat = {"f16": 0.5, "q8_0": 0.004, "q4_0": 0.06}[cell.kv]
+        return CellResult(
+            cell=cell,
+            status="ok",
+            metrics=(
+                Metric(name="mean_divergence", value=nat, low=0.9 * nat, high=1.1 * nat, n=2000),
+                Metric(name="same_top", value=1 - nat, n=2000),
+            ),
+            notes=(
+                ("base", f"{cell.scaling} · f16"),
+                ("cost of", "scaling" if cell.kv == "f16" else "cache"),
+            ),
+        )
+    if cell.task in DAMAGE_TASKS:
+        lost = cell.kv == "q4_0" and (cell.sample or 0) % 2 == 0
+        return CellResult(cell=cell, status="ok", metrics=(Metric(name="exact", value=1.0 - lost),))
     if cell.task == "ruler":
         score = 0.96 / max(1.0, excess)
         return CellResult(cell=cell, status="ok", metrics=(Metric(name="score", value=score),))

@@ -14,7 +14,8 @@ import yaml
 from ggufrope._files import sha256_of
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import Haystack
-from ggufrope.report.card import VERSION, card_text, make_card, matches, read_card, to_block
+from ggufrope.report.card import VERSION, make_card, matches, read_card
+from ggufrope.report.card_markdown import card_text, to_block
 from ggufrope.report.record import RunReport
 from ggufrope.runs.models import identify
 from ggufrope.runs.plan import RuntimeSettings, parse_plan

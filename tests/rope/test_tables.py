@@ -78,6 +78,11 @@ def test_a_build_that_does_not_know_its_commit_is_told_by_its_version(
     assert "same version" in current_table().reason
 
 
+def test_a_build_may_name_itself_by_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path / "lib", b"\x000.26.0\0b11434\0", monkeypatch)
+    assert current_table().reason == "made from the installed llama.cpp, b11434"
+
+
 @pytest.mark.parametrize("versions", [b"", b"\x009.9.9\x00fffffff\0", b"\x009.9.9\0unknown\0"])
 def test_another_build_gets_the_table_of_the_tested_version(
     versions: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

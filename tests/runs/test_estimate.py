@@ -34,7 +34,7 @@ def jobs_of(**settings: object) -> tuple[RunPlan, tuple[Job, ...]]:
         ({"tasks": ("multikey",), "samples": 2}, 2 * 4096 + 12 * 120),
         ({"tasks": ("perplexity",), "chunks": 3}, 3 * 5120),
         ({"tasks": ("divergence",), "chunks": 3, "kv": ("q8_0",)}, 6 * 5120),
-        ({"tasks": ("kv-cache",)}, 2 * 2112),
+        ({"tasks": ("kv-cache",)}, 1024 + 4096 + 2 * 32),
     ],
 )
 def test_tokens_by_task(settings: dict[str, object], tokens: int) -> None:

@@ -436,3 +436,23 @@ def test_the_control_is_the_model_within_its_native_context(
         assert {(cell.scaling, cell.context_tokens) for cell in job.cells} == {expected}
         assert len(job.cells) == 3
     assert not any(cell.control for job in jobs[2:] for cell in job.cells)
+
+
+def kv_plan(**settings: Any) -> RunPlan:
+    return RunPlan(models=("m.gguf",), contexts=(1024,), **settings)
+
+
+def test_needles_of_kv_have_whole_prompts_only_where_recall_is_judged() -> None:
+    def whole(**settings: Any) -> int:
+        return kv_plan(**settings).settings_of("needle").whole_prompts
+
+    assert whole(tasks=("kv",)) == 0
+    assert whole(tasks=("kv", "needle")) == 44
+    assert whole(tasks=("kv",), thresholds=Thresholds(recall=0.95)) == 44
+    assert whole(tasks=("needle",)) == 44
+
+
+def test_limits_of_kv_are_those_that_differ_from_the_defaults() -> None:
+    limits = kv_plan(tasks=("kv",), thresholds=Thresholds(divergence=0.01)).limits
+    assert limits.applied(kv_plan(tasks=("kv",)).measured) == ("divergence",)
+    assert kv_plan(tasks=("needle",)).limits == Thresholds()

@@ -28,6 +28,7 @@ def plan(nano: Path, *servers: str, **runtime: object) -> RunPlan:
     )
 
 
+@pytest.mark.usefixtures("only_cpu")
 @pytest.mark.parametrize("offload_kqv", [True, False])
 def test_a_run_on_servers_measures_what_one_on_the_cpu_does(
     offload_kqv: bool, nano: Path, two_servers: tuple[str, str], tmp_path: Path

@@ -16,15 +16,16 @@ import pytest
 from ggufrope._format import without_home
 from ggufrope.errors import MissingDependencyError, RequestError
 from ggufrope.runtime import engine, library
+from tests.runtime.stubs import NEEDS_COMPILER, installed, stub
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="builds shared libraries for Linux")
 
-NEEDS_COMPILER = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 SAY_VERSIONS = """
 import json, sys
 from ggufrope._plain import encode
 from ggufrope.errors import GgufRopeError
 from ggufrope.runtime import engine, library
+from tests.runtime.stubs import NEEDS_COMPILER, installed, stub
 try:
     engine.use_llama(sys.argv[1] if len(sys.argv) > 1 else None)
     print(json.dumps(encode(library.versions())))
@@ -46,28 +47,11 @@ def say_versions(*folder: Path, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def installed() -> Path:
-    return engine.loaded(library.load()).path
-
-
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """A folder with the installed libraries: another build as far as a process can tell."""
     folder = tmp_path / "build" / "bin"
     shutil.copytree(installed().parent, folder)
-    return folder
-
-
-def stub(folder: Path, source: str, *, linked: bool) -> Path:
-    """Make a libllama.so of some C; `linked` to the installed one for all other functions."""
-    folder.mkdir(parents=True)
-    file = folder / "stub.c"
-    file.write_text(source)
-    real = installed()
-    words = ["-Wl,--no-as-needed", str(real), f"-Wl,-rpath,{real.parent}"] if linked else []
-    subprocess.run(
-        ["cc", "-shared", "-fPIC", "-o", folder / "libllama.so", file, *words], check=True
-    )
     return folder
 
 

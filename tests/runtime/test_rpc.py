@@ -67,6 +67,7 @@ def hello(*version: int) -> bytes:
     return (28).to_bytes(8, "little") + bytes(version) + bytes(25)
 
 
+@pytest.mark.usefixtures("only_cpu")
 def test_a_model_is_on_the_servers_that_it_names_and_no_other(
     nano: Path, two_servers: tuple[str, str]
 ) -> None:
@@ -134,6 +135,7 @@ def test_servers_compute_what_the_cpu_does(nano: Path, two_servers: tuple[str, s
         assert np.abs(np.exp(other) - np.exp(found[0])).max() < 1e-3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 def test_a_server_that_has_less_than_it_says_is_out_of_memory(
     start_server: Callable[..., RpcServer], tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ def test_a_server_that_has_less_than_it_says_is_out_of_memory(
         Model.open(path, rpc=(server.address,))
 
 
+@pytest.mark.usefixtures("only_cpu")
 def test_a_server_that_says_it_has_too_little_gets_no_weights(
     start_server: Callable[..., RpcServer], nano: Path
 ) -> None:
@@ -155,6 +158,16 @@ def test_a_server_that_says_it_has_too_little_gets_no_weights(
         Model.open(nano, rpc=(server.address,))
     with Model.open(nano, rpc=(server.address,), gpu_layers=1) as model:
         assert model.placement.layers_on_gpu == 1
+
+
+@pytest.mark.usefixtures("only_cpu")
+def test_a_server_that_does_not_say_what_it_has_is_not_one_without_memory(
+    start_server: Callable[..., RpcServer], nano: Path
+) -> None:
+    server = start_server(says=0)
+    with Model.open(nano, rpc=(server.address,)) as model:
+        assert model.placement.layers_on_gpu == 3
+        assert list(free_memory(model.servers)) == ["CPU"]
 
 
 def test_a_dead_server_is_an_error_for_its_models_alone(
