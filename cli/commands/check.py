@@ -30,7 +30,7 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="FILE...",
-            help="Models, also on a server, and folders: every .gguf file below one; none with "
+            help="Models, here or elsewhere, and folders: every .gguf file below one; none with "
             "--server.",
             show_default=False,
         ),
