@@ -39,7 +39,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TYPES = ("f16", "q8_0", "q5_1", "q4_0")
 """Cache types of K and of V whose pairs are timed."""
 OFF_DEVICE = "f16/iq4_nl"
-"""A pair that CUDA has no kernel for at all, timed last: it takes longer than all others."""
+"""A pair that CUDA has no kernel for at all."""
+OFF_TOKENS = 512
+"""Its cache: in a long one it takes minutes."""
 LARGE_PAIRS = ("f16", "q8_0", "q4_0", "q8_0/q4_0", "q5_1", "f16/q8_0")
 """Pairs that are timed on the random model; none of them leaves an NVIDIA GPU, which would take
 minutes."""
@@ -127,7 +129,7 @@ class GpuCheck:
         self._needles("yarn", self._size.needles)
         for name in self._builds:
             self._build = name
-            self._speeds([*map("/".join, product(TYPES, repeat=2)), OFF_DEVICE])
+            self._speeds(["/".join(pair) for pair in product(TYPES, repeat=2)])
         self._random_model()
         for name in self._builds:
             self._build = name
@@ -269,10 +271,11 @@ class GpuCheck:
             _raise({"failure": failure})
 
     def _places(self) -> None:
-        """Put the layers and the cache of the random model on the GPU and off it."""
+        """Put the layers, the cache and the attention of the random model on the GPU and off it."""
         with self.phases.phase("places", seconds=90) as phase:
             places = product(("all", "0"), ("gpu", "cpu"))
             cases = [f"f16:{self._size.places}:{layers}:{cache}" for layers, cache in places]
+            cases.append(f"{OFF_DEVICE}:{min(OFF_TOKENS, self._size.places)}:all:gpu")
             failure, self.result["places"] = self._timed(phase, cases)
             _raise({"failure": failure})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_rows_say_the_risk_and_what_a_pair_needs(cli: Call, tmp_path: Path) -> N
     ],
 )
 def test_only_pairs_that_llama_cpp_runs_are_listed(
-    cli: Call, tmp_path: Path, architecture: str, sizes: dict[str, int], expected: list[str]
+    cli: Call, tmp_path: Path, architecture: str, sizes: dict[str, Any], expected: list[str]
 ) -> None:
     (path,) = build(architecture, tmp_path / "model.gguf", **sizes)
     rows = cli("advise", path, "--target-ctx", 512, "--json").json["memory"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -171,6 +173,6 @@ def test_other_vocabularies_are_refused() -> None:
     ("settings", "message"),
     [({"n_ctx": 3}, "at least 4 tokens"), ({"n_ctx": 64, "chunks": 0}, "at least one chunk")],
 )
-def test_nonsense_is_refused(settings: dict[str, int], message: str) -> None:
+def test_nonsense_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         DivergencePlan(**settings)

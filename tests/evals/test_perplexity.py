@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import exp, sqrt
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,6 +183,6 @@ def test_a_context_that_does_not_open_is_the_reason_of_its_cell(text_file: str) 
         ({"n_ctx": 64, "buckets": 0}, "1 to 64 points"),
     ],
 )
-def test_nonsense_is_refused(settings: dict[str, int], message: str) -> None:
+def test_nonsense_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         PerplexityPlan(**settings)

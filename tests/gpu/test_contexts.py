@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def cache_devices(context: Context) -> set[str]:
     return {device_of(line[1]) for line in found if line}
 
 
-def logits(model: Model, **settings: object) -> NDArray[np.float32]:
+def logits(model: Model, **settings: Any) -> NDArray[np.float32]:
     """Return the log-probabilities after every token of the text, `[tokens, vocabulary]`."""
     with Context(model, ContextSettings(n_ctx=1024, **settings)) as context:
         rows = np.concatenate(list(context.logits(model.tokenize(TEXT))))
