@@ -90,6 +90,7 @@ def test_whole_is_an_option_where_it_is_needed(cli: Call, server: Server) -> Non
     refused = cli("inspect", address)
     assert refused.code == 3
     assert "is allowed by --whole" in refused.err
+    assert "is allowed by --whole" in cli("check", address).out
     assert cli("inspect", address, "--whole").code == 0
     assert cli("check", address, "--whole", "--sarif", "x.sarif").code == 0
 
@@ -106,6 +107,12 @@ def test_a_check_goes_on_after_a_file_that_is_not_there(cli: Call, server: Serve
     told = outcome.out + outcome.err + Path("x.sarif").read_text()
     assert "secret" not in told
     assert "hidden" not in told
+
+
+def test_an_export_is_for_the_file_when_it_is_here(cli: Call, server: Server) -> None:
+    outcome = cli("export", server.url("/nano.gguf"), "--to", "llama-server")
+    assert outcome.out == "llama-server -m nano.gguf -c 256\n"
+    assert f"To bring it here: curl -L -O {server.url('/nano.gguf')}" in outcome.err
 
 
 def test_advice_names_the_file_as_it_will_be_here(cli: Call, server: Server) -> None:
