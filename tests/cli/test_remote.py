@@ -248,9 +248,10 @@ def test_offline(hub: Hub) -> None:
 
 def test_an_endpoint_that_is_not_safe(hub: Hub) -> None:
     hub.settings["HF_ENDPOINT"] = "http://192.0.2.1"
-    done = hub("inspect", "hf:owner/repo/m.gguf")
-    assert done.returncode == 2
-    assert "only https: addresses are read" in done.stderr
+    for command in ("inspect", "fetch"):
+        done = hub(command, "hf:owner/repo/m.gguf")
+        assert done.returncode == 2
+        assert "only https: addresses are read" in done.stderr
 
 
 def test_a_fetched_model_is_found_and_is_not_edited(hub: Hub, nano: Path) -> None:
