@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.make import build
 from tests.cli.conftest import Call
 from tests.container.test_shards import split
 from tests.web import Server, send, serve
@@ -272,6 +274,40 @@ def test_a_fetched_model_is_found_and_is_not_edited(hub: Hub, nano: Path) -> Non
     assert copied.returncode == 0, copied.stderr
     assert file.read_bytes() == nano.read_bytes()
     assert hub.folder.joinpath("out.gguf").is_file()
+
+
+def test_a_download_that_broke_off_goes_on(hub: Hub, nano: Path) -> None:
+    content = nano.read_bytes() + bytes(24 << 20)  # huggingface_hub writes 10 MB at a time
+    hub.put("nano.gguf", content)
+    whole = hub.store.files.pop("/blobs/nano.gguf")
+
+    def break_off(handler: Any) -> None:
+        hub.store.files["/blobs/nano.gguf"] = whole
+        del hub.store.answers["/blobs/nano.gguf"]
+        half = content[: 15 << 20]
+        send(handler, 200, half, Content_Length=len(content), Connection="close")
+        handler.close_connection = True
+
+    hub.store.answers["/blobs/nano.gguf"] = break_off
+    name = "hf:owner/repo/nano.gguf"
+    hub("fetch", name)
+    (file,) = map(Path, payload(hub("fetch", name, "--json"))["files"])
+    assert file.read_bytes() == content
+    asked = [headers.get("Range", "") for headers in hub.store.asked("/blobs/nano.gguf")]
+    assert any(re.fullmatch(r"bytes=[1-9]\d+-", each) for each in asked), asked
+
+
+def test_a_split_model_on_the_hub_is_read_from_its_first_file(hub: Hub, tmp_path: Path) -> None:
+    files = build("llama", tmp_path / "m.gguf", shard_tensors=8)
+    first = files[0]
+    for file in files:
+        hub.put(f"sub/{file.name}", file.read_bytes())
+    difference = payload(hub("diff", f"hf:owner/repo/sub/{first.name}", str(first), "--json"))
+    assert difference["same"] is True
+    checked = payload(hub("check", f"hf:owner/repo/sub/{first.name}", "--json"))
+    assert checked["files"][0]["readable"] is True
+    asked = {path for _, path, _ in hub.store.requests}
+    assert len(asked) == len(files) > 1
 
 
 def test_all_files_of_a_split_model_are_fetched(hub: Hub, tmp_path: Path) -> None:
