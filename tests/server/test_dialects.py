@@ -146,6 +146,23 @@ def test_prompts_share_the_longest_beginnings_and_the_cache_is_asked_for() -> No
     assert shared[0] > 700
 
 
+@pytest.mark.parametrize("kind", ["llama-server", "OpenAI"])
+def test_progress_comes_to_what_was_planned(kind: Kind) -> None:
+    server = StandIn(kind).open()
+    counts: dict[str, list[int]] = {"planned": [], "done": []}
+    settings = TaskSettings(mode="whole", depths=3, samples=2, format="completion")
+    request = TaskRequest(
+        settings=settings,
+        model=server,
+        open_context=server.open,
+        cells=cells_of(NEEDLE, settings, (512, 1024)),
+        planned=counts["planned"].append,
+        progress=counts["done"].append,
+    )
+    assert len(list(NEEDLE.run(request))) == 12
+    assert sum(counts["planned"]) == sum(counts["done"]) > 12 * 40
+
+
 def test_slots_are_used_side_by_side_and_the_order_stays() -> None:
     one, two = StandIn("llama-server"), StandIn("llama-server", slots=2)
     opened = two.open()

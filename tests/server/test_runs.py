@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +173,21 @@ def test_a_run_in_worker_processes(tmp_path: Path) -> None:
     assert [cell.value("recall") for cell in report.cells] == [1.0] * 6
 
 
+def test_neither_llama_cpp_python_nor_a_compiler_is_needed(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['llama_cpp'] = None\n"
+        "from ggufrope_cli.__main__ import start\n"
+        "start()"
+    )
+    options = ["--ctx", "512", "--depths", "1", "--samples", "35", "--out", str(tmp_path / "run")]
+    with serving(StandIn("llama-server")) as address:
+        for words in (["validate", *options], ["check"]):
+            command = [sys.executable, "-c", code, words[0], "--server", address, *words[1:]]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_several_models_of_a_server_are_compared(tmp_path: Path) -> None:
     server = StandIn("OpenAI")
     both = {"data": [{"id": "tiny"}, {"id": "large"}]}
@@ -213,6 +230,10 @@ def test_a_plan_with_a_server_is_written_and_read_back() -> None:
         ({"tasks": ("perplexity", "needle")}, "`tasks` perplexity: a server gives no logits"),
         ({"mode": "spliced", "whole_prompts": 0}, "`whole_prompts` 0"),
         ({"runtime": RuntimeSettings(timeout_seconds=3.0)}, "`timeout_seconds` is for a `server`"),
+        (
+            {"runtime": RuntimeSettings(server="http://a.test", threads=2)},
+            "`threads` is for models loaded here",
+        ),
         ({"runtime": RuntimeSettings(server="http://a.test", parallel=0)}, "`parallel` 0 must be"),
         ({"runtime": RuntimeSettings(server="http://me:pw@a.test")}, "keeps no credentials"),
         ({"runtime": RuntimeSettings()}, "`models` is empty"),
