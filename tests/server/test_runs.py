@@ -117,6 +117,13 @@ def test_a_fault_is_the_reason_of_one_cell_and_the_run_goes_on(
     assert server.generations == len(again.cells) + 1
 
 
+def test_a_count_that_is_far_too_high_is_not_believed(tmp_path: Path) -> None:
+    server = StandIn("OpenAI", count=lambda tokens: tokens if tokens < 400 else 9 * tokens)
+    with serving(server) as address:
+        report = run(plan_for(address, contexts=(1024,)), tmp_path / "run")
+    assert all("its count is wrong" in (reason or "") for reason in reasons(report))
+
+
 def test_a_stream_that_ends_early_is_the_reason_of_its_cell(tmp_path: Path) -> None:
     half = status(200, text='data: {"content": "7"}\n\n')
     with serving(StandIn("llama-server", faults={3: half})) as address:
