@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from time import sleep
 from typing import Any
 
 import httpx
@@ -178,6 +181,32 @@ def test_a_run_in_worker_processes(tmp_path: Path) -> None:
     with serving(StandIn("llama-server")) as address:
         report = run(plan_for(address), tmp_path / "run", transport=ProcessTransport())
     assert [cell.value("recall") for cell in report.cells] == [1.0] * 6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupt_does_not_wait_for_prompts_that_are_under_way(tmp_path: Path) -> None:
+    begun = Event()
+
+    def endless(request: httpx.Request) -> httpx.Response:
+        begun.set()
+        sleep(20)
+        return httpx.Response(500)
+
+    server = StandIn("llama-server", slots=2, faults=dict.fromkeys(range(3, 9), endless))
+    code = "from ggufrope_cli.__main__ import start; start()"
+    with serving(server) as address:
+        words = ["validate", "--server", address, "--ctx", "512", "--out", str(tmp_path / "run")]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+        )
+        assert begun.wait(60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=15) == 130
+    with RunStore(tmp_path / "run") as store:
+        assert [result.status for result in store.results()] == ["ok", "ok"]
 
 
 def test_neither_llama_cpp_python_nor_a_compiler_is_needed(tmp_path: Path) -> None:
