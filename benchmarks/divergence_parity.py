@@ -79,7 +79,8 @@ def as_printed(base: Logits, variant: Logits, tokens: NDArray[np.int64]) -> Comp
 
 def _log_sums(logits: Logits) -> NDArray[np.float64]:
     sums = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64).sum(axis=1)
-    return np.log(sums)[:, None]
+    found: NDArray[np.float64] = np.log(sums)[:, None]
+    return found
 
 
 def printed_by(
