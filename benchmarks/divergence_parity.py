@@ -78,8 +78,9 @@ def as_printed(base: Logits, variant: Logits, tokens: NDArray[np.int64]) -> Comp
 
 
 def _log_sums(logits: Logits) -> NDArray[np.float64]:
-    sums = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64).sum(axis=1)
-    return np.log(sums)[:, None]
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
+    sums: NDArray[np.float64] = np.log(weights.sum(axis=1, keepdims=True))
+    return sums
 
 
 def printed_by(

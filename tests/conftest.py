@@ -85,7 +85,8 @@ def starting_servers() -> Iterator[StartServer]:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 address = f"127.0.0.1:{free.getsockname()[1]}"
-            command = [sys.executable, ROOT / "tests" / "small_server.py", address, str(says)]
+            script = str(ROOT / "tests" / "small_server.py")
+            command = [sys.executable, script, address, str(says)]
             process = cleanup.enter_context(
                 subprocess.Popen(
                     [*command, *(() if has is None else (str(has),))],

@@ -22,6 +22,7 @@ from ggufrope.errors import RequestError
 from ggufrope.lm import Branch, LanguageContext
 from ggufrope.patching.plan import apply, plan_patch
 from ggufrope.runtime import library
+from ggufrope.runtime.context import Context
 from ggufrope.runtime.fake import FakeModel
 from ggufrope.runtime.model import Model
 
@@ -39,6 +40,7 @@ class CountingBackend:
         self.loads: list[tuple[Path, Mapping[str, object]]] = []
         self.require = self._backend.require
         self.open_context = self._backend.open_context
+        self.versions = self._backend.versions
         self.describe = self._backend.describe
 
     def fitted(self, path: Path, context_tokens: int) -> CountingBackend:
@@ -97,7 +99,7 @@ def test_an_overlay_is_to_the_last_bit_what_the_patch_is(
     tmp_path: Path,
 ) -> None:
     context = opened.contexts(WRITTEN[name], F16, largest=1024)(n_ctx)
-    assert isinstance(context.model, Model)
+    assert isinstance(context, Context)
     assert context.model.path.is_symlink() or context.model.path == nano
     tokens, cells = opened.model.tokenize(TEXT, beginning=True), context.n_ctx
     found = log_probabilities(context, tokens)
@@ -147,7 +149,7 @@ def test_a_real_model_is_overlaid_to_the_last_bit(
     for path, request in ((smollm2, scaling), (copy, FILE), (smollm2, FILE)):
         with closing(ScaledModel(path, backend, working=tmp_path)) as opened:
             context = opened.contexts(request, F16, largest=16_384)(8448)  # of the long factors
-            assert isinstance(context.model, Model)
+            assert isinstance(context, Context)
             found.append(log_probabilities(context, context.model.tokenize(TEXT, beginning=True)))
     overlaid, written, plain = found
     assert overlaid == written != plain
@@ -157,13 +159,15 @@ def test_schemes_share_the_weights_or_lay_a_few_bytes_over_them(nano: Path, tmp_
     backend = CountingBackend()
     with closing(ScaledModel(nano, backend, working=tmp_path)) as opened:
         for request in (FILE, ScalingRequest(scaling="linear", factor=2)):
-            with opened.contexts(request, F16, largest=512)(512) as context:
+            with closing(opened.contexts(request, F16, largest=512)(512)) as context:
+                assert isinstance(context, Context)
                 assert context.model is opened.model
         baked = ScalingRequest(scaling="linear", factor=2, bake=True)
         for _ in range(2):
-            with opened.contexts(baked, F16, largest=512)(512) as context:
+            with closing(opened.contexts(baked, F16, largest=512)(512)) as context:
+                assert isinstance(context, Context)
                 assert context.model is not opened.model
-        overlaid = context.model.path
+                overlaid = context.model.path
         assert overlaid.samefile(nano)
         assert len(backend.loads) == 2
         written = [path for path in overlaid.parent.iterdir() if not path.is_symlink()]

@@ -127,7 +127,7 @@ class Hub:
     def put(self, path: str, content: bytes, revision: str = "main") -> None:
         """Add a file of owner/repo; its bytes are on another server, as the Hub's are."""
         self.store.files[f"/blobs/{path}"] = content
-        headers = {
+        headers: dict[str, Any] = {
             "X_Repo_Commit": "c" * 40,
             "X_Linked_Etag": '"tag"',
             "X_Linked_Size": len(content),

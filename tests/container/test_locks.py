@@ -137,11 +137,12 @@ def test_a_reader_sees_an_edit_that_was_undone_meanwhile(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Size and time of the file are restored, and what was read of it may be of in between."""
-    wanted, torn = read_header(path), []
+    wanted = read_header(path)
+    torn: list[Path] = []
 
     def parse(*arguments: Any) -> Header:
         if not torn:
-            torn.append(True)
+            torn.append(path)
             execute(plan_store(path, plan_rewrite(read_header(path), EDITS), force={"in-use"}))
             undo(path, force={"in-use"})
             raise MalformedError("bytes of two states")

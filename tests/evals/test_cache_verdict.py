@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,7 @@ FEW = (
 )
 
 
-def found(value: float, low: float, high: float, answered: int = 80, **more: int) -> CacheEvidence:
+def found(value: float, low: float, high: float, answered: int = 80, **more: Any) -> CacheEvidence:
     metric = Metric(name="mean_divergence", value=value, low=low, high=high, n=2000)
     return CacheEvidence(divergence=metric, asked=120, answered=answered, **more)
 

@@ -12,13 +12,14 @@ import pytest
 import yaml
 
 from ggufrope._files import sha256_of
+from ggufrope.backends import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import Haystack
 from ggufrope.report.card import VERSION, make_card, matches, read_card
 from ggufrope.report.card_markdown import card_text, to_block
 from ggufrope.report.record import RunReport
 from ggufrope.runs.models import identify
-from ggufrope.runs.plan import RuntimeSettings, parse_plan
+from ggufrope.runs.plan import parse_plan
 from tests.report.conftest import NATIVE
 
 pytest.importorskip("scipy", reason="intervals need scipy, of the extra 'report'")

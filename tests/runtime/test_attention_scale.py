@@ -114,7 +114,9 @@ def test_another_scale_or_temperature_would_be_seen(tmp_path: Path) -> None:
     assert rope is not None
     positions = np.arange(len(TOKENS), dtype=np.float64)
     right = logits(path, rope, TOKENS, positions)
-    for change in ({"attention_scale": None}, {"temperature": None}):
-        groups = tuple(replace(group, **change) for group in rope.groups)
+    for groups in (
+        tuple(replace(group, attention_scale=None) for group in rope.groups),
+        tuple(replace(group, temperature=None) for group in rope.groups),
+    ):
         wrong = logits(path, replace(rope, groups=groups), TOKENS, positions)
         assert float(np.abs(right - wrong).max()) > 0.02 * float(np.abs(right).max())

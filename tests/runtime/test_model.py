@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def model(smollm2: Path):
+def model(smollm2: Path) -> Iterator[Model]:
     with Model.open(smollm2) as opened:
         yield opened
 
@@ -70,7 +71,10 @@ def test_a_chat_template_is_read_as_the_file_has_it(model: Model) -> None:
 
 
 def test_overrides_take_effect_and_change_no_file(smollm2: Path) -> None:
-    overrides = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    overrides: dict[str, float | str] = {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+    }
     with Model.open(smollm2, kv_overrides=overrides) as model:
         assert model.reported["rope scaling"] == "yarn"
         assert float(model.reported["freq_scale_train"]) == 0.25

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fixtures.make import build
 from ggufrope.rope.effective import EffectiveRope, LayerGroup, RopeOverrides
@@ -15,28 +17,29 @@ from ggufrope.runtime.probe import Probe, compare, probe
 if TYPE_CHECKING:
     from pathlib import Path
 
+Array: TypeAlias = NDArray[np.float64]
 BASE, CLOSE, ROTARY = 50000.0, 1e-4, 32
 
 
-def plain(n_rot: int, base: float = BASE) -> np.ndarray:
-    return base ** (-2 * np.arange(n_rot // 2) / n_rot)
+def plain(n_rot: int, base: float = BASE) -> Array:
+    return np.power(base, -2 * np.arange(n_rot // 2) / n_rot)
 
 
-def yarn(theta: np.ndarray, base: float, s: float, original: int, fast: float, slow: float):
+def yarn(theta: Array, base: float, s: float, original: int, fast: float, slow: float) -> Array:
     """YaRN as llama.cpp has it: bands by pair index, rounded outward."""
     n_rot = 2 * len(theta)
 
     def pair_turning(turns: float) -> float:
-        return n_rot * np.log(original / (2 * np.pi * turns)) / (2 * np.log(base))
+        return n_rot * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base))
 
     first = max(0.0, np.floor(pair_turning(fast)))
     last = min(n_rot - 1.0, np.ceil(pair_turning(slow)))
-    ramp = np.clip((np.arange(len(theta)) - first) / max(0.001, last - first), 0, 1)
+    ramp: Array = np.clip((np.arange(len(theta)) - first) / max(0.001, last - first), 0, 1)
     return theta / s * ramp + theta * (1 - ramp)
 
 
 def assert_measures(
-    measured: Probe, layers: list[int], frequencies: np.ndarray, magnitude: float
+    measured: Probe, layers: list[int], frequencies: Array, magnitude: float
 ) -> None:
     found = {layer.layer: layer for layer in measured.layers}
     assert layers
@@ -171,7 +174,7 @@ def test_smollm2_under_yarn(smollm2: Path) -> None:
     assert (measured.pairs, measured.notes) == ("norm", ())
 
 
-def predicted(frequencies: np.ndarray, magnitude: float) -> EffectiveRope:
+def predicted(frequencies: Array, magnitude: float) -> EffectiveRope:
     group = LayerGroup(
         name="global",
         layers=(0, 1),

@@ -94,6 +94,6 @@ with Model.open(sys.argv[2], gpu_layers=0) as model:
 @NEEDS_COMPILER
 def test_a_cache_that_the_log_does_not_name_still_needs_memory(nano: Path, tmp_path: Path) -> None:
     folder = stub(tmp_path / "silent", SILENT, linked=True)
-    words = [sys.executable, "-c", NEED, folder, nano]
+    words: list[str | Path] = [sys.executable, "-c", NEED, folder, nano]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout == "CPU True\n"

@@ -125,10 +125,10 @@ def test_a_comparison_is_read_at_halves_and_its_errors_add_up() -> None:
 
 def read_until_shown(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     for look in looks(len(ours)):
-        sides = (
+        one, other = (
             judged(*((loss, loss) for loss in side[: look.haystacks])) for side in (ours, theirs)
         )
-        found = paired(*sides, look.error)
+        found = paired(one, other, look.error)
         if found.verdict != "undecided":
             break
     return found
@@ -137,7 +137,7 @@ def read_until_shown(ours: Sequence[float], theirs: Sequence[float]) -> Differen
 def test_read_again_and_again_it_errs_in_at_most_five_percent_of_searches() -> None:
     rng = np.random.default_rng(5)
     wrong = sum(
-        read_until_shown(rng.normal(size=16), rng.normal(size=16)).verdict != "undecided"
+        read_until_shown(*rng.normal(size=(2, 16)).tolist()).verdict != "undecided"
         for _ in range(2000)
     )
     assert wrong / 2000 < ALPHA + 3 * math.sqrt(ALPHA / 2000)
@@ -145,8 +145,8 @@ def test_read_again_and_again_it_errs_in_at_most_five_percent_of_searches() -> N
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), min_size=2, max_size=12))
 def test_exchanging_the_sides_turns_the_interval_around(losses: list[tuple[float, float]]) -> None:
-    sides = [judged(*((pair[side],) * 2 for pair in losses)) for side in (0, 1)]
-    found, turned = paired(*sides), paired(*reversed(sides))
+    ours, theirs = (judged(*((pair[side],) * 2 for pair in losses)) for side in (0, 1))
+    found, turned = paired(ours, theirs), paired(theirs, ours)
     assert turned.value == pytest.approx(-found.value)
     assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
     assert found.low <= found.value <= found.high

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
@@ -66,22 +64,6 @@ def test_evolution_begins_with_the_seeds_and_never_asks_twice() -> None:
     seeds = [tuple(seed.tolist()) for seed in SPACE.seeds()]
     assert [vector for _, vector in seen[: len(seeds)]] == seeds
     assert len({vector for _, vector in seen}) == len(seen)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_cutoff_is_the_last_loss_that_matters_once_enough_are_known(name: str) -> None:
-    optimizer = make_optimizer(name, SPACE, evaluations=100, seed=0)  # type: ignore[arg-type]
-    vectors = optimizer.ask()
-    optimizer.tell(vectors, [loss(vector) for vector in vectors])
-    generation = optimizer.ask()
-    if name == "cma":
-        kept = len(generation) // 2
-        assert optimizer.cutoff([0.5] * (kept - 1)) == math.inf
-        assert optimizer.cutoff([0.1] * (kept - 1) + [0.7, 0.9]) == 0.7
-    else:
-        parents = sorted(loss(vector) for vector in vectors)[: evolution_within(100).parents]
-        assert optimizer.cutoff([]) == parents[-1]
-        assert optimizer.cutoff([0.0]) == parents[-2]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -322,7 +322,7 @@ def test_an_architecture_without_factors_searches_yarns_parameters(tmp_path: Pat
         RequestError, match="no factor tensors for qwen2: search with the space yarn"
     ):
         searched(model, tmp_path / "refused")
-    backend = ByFlags(lambda rope: bool(rope.yarn_beta_fast) and rope.yarn_beta_fast < 12)
+    backend = ByFlags(lambda rope: 0 < (rope.yarn_beta_fast or 0) < 12)
     plan = replace(PLAN, space="yarn", attention="formula", candidates=12)
     result = searched(model, tmp_path / "out", plan, backend)
     assert result.won

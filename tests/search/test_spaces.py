@@ -61,7 +61,7 @@ def test_longrope_seeds_begin_with_the_known_schemes() -> None:
 def test_longrope_seeds_go_on_with_other_ramps_each_once() -> None:
     space = LongRopeSpace(rotation=SMOLLM2)
     steep = Yarn(factor=2, original_context=8192, beta_fast=8, beta_slow=5)
-    ramp = space.repair(SMOLLM2.relative_factors(steep))
+    ramp = space.repair(np.array(SMOLLM2.relative_factors(steep)))
     assert sum(np.array_equal(seed, ramp) for seed in space.seeds()) == 1
     assert len({seed.tobytes() for seed in space.seeds()}) == len(space.seeds())
 

@@ -106,7 +106,7 @@ class StandIn:
         return self.kind not in ("llama-server", "Ollama")
 
     def _about(self) -> dict[tuple[str, str], Any]:
-        models = {"object": "list", "data": [{"id": self.name, "object": "model"}]}
+        models: dict[str, Any] = {"object": "list", "data": [{"id": self.name, "object": "model"}]}
         match self.kind:
             case "llama-server":
                 models["data"][0]["meta"] = {"n_ctx_train": self.n_ctx, "size": 1000}
