@@ -19,7 +19,7 @@ def check_server(
     import typer
 
     from ggufrope.backends import open_server
-    from ggufrope.server.served import measure
+    from ggufrope.server.served import measure_server
 
     from .errors import CHECK_FAILED
     from .output import emit_json
@@ -30,7 +30,7 @@ def check_server(
         closing(open_server(settings, model)) as opened,
         plain_lines(lambda: f"measuring the server: {state[0]}"),
     ):
-        found = measure(opened, asked, progress=lambda words: state.__setitem__(0, words))
+        found = measure_server(opened, asked, progress=lambda words: state.__setitem__(0, words))
     if json:
         emit_json({"served": found, "passed": found.passed})
     else:

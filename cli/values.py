@@ -267,12 +267,12 @@ def servers(text: str | None) -> tuple[str, ...]:
 def server_address(text: str) -> str:
     """Return the address of a server; a user name and a password in it are kept for this process
     and its workers, and nowhere else."""
-    from ggufrope.server.address import LOGIN_VARIABLE, split_login
+    from ggufrope.server.address import LOGIN_VARIABLE, normal_address, split_login
 
     address, login = split_login(text)
     if login is not None:
         os.environ[LOGIN_VARIABLE] = login
-    return address
+    return normal_address(address)
 
 
 def layers(text: str) -> int | Literal["all", "auto"]:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ggufrope.advice.advise import advise
-    from ggufrope.backends import FakeBackend, LlamaBackend, RuntimeSettings, open_model
+    from ggufrope.backends import (
+        FakeBackend,
+        LlamaBackend,
+        RuntimeSettings,
+        open_model,
+        open_server,
+    )
     from ggufrope.container.compare import diff, verify
     from ggufrope.container.hub import fetch
     from ggufrope.container.location import find, locate
@@ -38,10 +44,11 @@ if TYPE_CHECKING:
     from ggufrope.runtime.settings import ContextSettings
     from ggufrope.search.plan import SearchPlan
     from ggufrope.search.session import run_search
+    from ggufrope.server.served import measure_server
 
 _HOMES = {
     "advice.advise": ("advise",),
-    "backends": ("FakeBackend", "LlamaBackend", "RuntimeSettings", "open_model"),
+    "backends": ("FakeBackend", "LlamaBackend", "RuntimeSettings", "open_model", "open_server"),
     "container.compare": ("diff", "verify"),
     "container.hub": ("fetch",),
     "container.location": ("find", "locate"),
@@ -67,6 +74,7 @@ _HOMES = {
     "runtime.settings": ("ContextSettings",),
     "search.plan": ("SearchPlan",),
     "search.session": ("run_search",),
+    "server.served": ("measure_server",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -94,7 +102,9 @@ __all__ = [
     "find",
     "inspect",
     "locate",
+    "measure_server",
     "open_model",
+    "open_server",
     "patch_command",
     "plan_patch",
     "prove",
@@ -113,9 +123,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("ggufrope")
+        try:
+            return version("ggufrope")
+        except PackageNotFoundError:  # a source tree on the path, without installation
+            return "not installed"
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -6,6 +6,7 @@ import ast
 import re
 import runpy
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,13 @@ def test_the_script_does_what_the_page_says(
     assert "512 tokens, q8_0 cache: recall" in said
     assert "as it stands" in said.splitlines()[-1]
     assert ggufrope.verify(Path("model.gguf"), Path("model-1k.gguf")).differing == ()
+
+
+def test_source_tree_that_is_not_installed_has_a_version_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert ggufrope.__version__ == "not installed"

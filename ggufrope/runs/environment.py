@@ -14,6 +14,8 @@ from ggufrope.rope.architectures import source
 _PACKAGES = ("ggufrope", "llama-cpp-python", "numpy", "gguf")
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 _VARIABLE_PREFIXES = ("GGML_", "LLAMA_")
+_SECRET = ("KEY", "TOKEN", "PASSWORD", "SECRET")
+"""In the names of variables that are recorded nowhere: LLAMA_API_KEY opens a llama-server."""
 
 
 def environment() -> dict[str, str]:
@@ -34,6 +36,8 @@ def environment() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     for name, value in sorted(os.environ.items()):
+        if any(word in name for word in _SECRET):
+            continue
         if name in _VARIABLES or name.startswith(_VARIABLE_PREFIXES):
             known[name] = without_home(value)
     return {name: value for name, value in known.items() if value}

@@ -111,8 +111,13 @@ def probe(
     pairs = _require_applicable(model)
     rope = rope or RopeOverrides()
     tokens = context_tokens or model.n_ctx_train
+    # Without flash attention: its kernels on GPUs let the rotation leak into the next layer's keys.
     settings = ContextSettings(
-        n_ctx=_stand_in(model, tokens), type_k="f32", type_v="f32", rope=rope
+        n_ctx=_stand_in(model, tokens),
+        type_k="f32",
+        type_v="f32",
+        flash_attention=False,
+        rope=rope,
     )
     positions = (0, *(2**power for power in range(_DOUBLINGS)))
     measured = _measure(model, settings, positions)

@@ -2,9 +2,9 @@
 
 Nothing that a server says of its context is believed. Prompts of known length are sent: a code
 at the start, sentences, a code at the end, and a question. A prompt is taken whole where the
-server counts all of its tokens, and where the model, if it can answer such a question at all, knows
-the code at the start. The longest such prompt is found by bisection, to the token; what the server
-tells only says where to look first.
+server counts all of its tokens, and where the code at the start reaches the model: it knows the
+code, or what it generates changes with it. The longest such prompt is found by bisection, to the
+token; what the server tells only says where to look first.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ LEAST_ASKED = 256
 """Tokens: below, there is no room for the codes and the question."""
 MOST_ASKED = 1 << 25
 Behavior: TypeAlias = Literal["whole", "refused", "cut", "unanswered"]
-"""What becomes of a prompt of the length asked. `unanswered`: every token is counted, and the model
-does not know its start."""
+"""What becomes of a prompt of the length asked. `unanswered`: every token is counted, and nothing
+shows that the start reaches the model, which knows that of shorter ones."""
 End: TypeAlias = Literal["start", "middle", "end"]
 AtTheEnd: TypeAlias = Literal["stops", "shifts"]
 
@@ -47,6 +47,8 @@ _PADS = (" one", " a", " the", " and", " x")
 _ANSWER_TOKENS = 12
 _BEYOND = 16
 """Tokens generated to see what happens at the end of the context, from a quarter of that before."""
+_NOISE = 1e-5
+"""Nat: what is no difference of two log-probabilities."""
 _REFUSALS = (400, 413, 422, 500)
 
 
@@ -91,7 +93,7 @@ class Served:
         return self.behavior == "whole"
 
 
-def measure(
+def measure_server(
     model: ServerModel, asked: int | None = None, *, progress: Callable[[str], None] | None = None
 ) -> Served:
     """Measure what the server of a model serves of a context of `asked` tokens, by default what it
@@ -160,6 +162,19 @@ class _Prompts:
         sentences, rest = divmod(max(tokens - self._around[key], 0), self._sentence_tokens)
         return self._text(int(sentences), int(rest / self._pad_tokens), key)
 
+    def reach(self, tokens: int) -> bool:
+        """Return whether the start of a prompt reaches the model: whether what it generates changes
+        with the code there, by more than when the same prompt is sent again."""
+        here = self.text(tokens)
+        other = here.replace(_CODES[_FIRST], _CODES[_FIRST][::-1])
+        one, again, changed = (
+            self.ask(text, max_tokens=_ANSWER_TOKENS) for text in (here, here, other)
+        )
+        if not one.log_probabilities:
+            return one.text == again.text != changed.text
+        first = [answer.log_probabilities[0] for answer in (one, again, changed)]
+        return abs(first[2] - first[0]) > max(4 * abs(first[1] - first[0]), _NOISE)
+
     def _text(self, sentences: int, pads: int, key: str = _FIRST) -> str:
         first, last = (f" The secret number of the {at} is {code}." for at, code in _CODES.items())
         return (
@@ -199,7 +214,7 @@ class _Prompts:
 
 
 class _Measurement:
-    """The steps of `measure`."""
+    """The steps of `measure_server`."""
 
     def __init__(self, model: ServerModel, asked: int, tell: Callable[[str], None]) -> None:
         self._model = model
@@ -222,7 +237,7 @@ class _Measurement:
         knows: bool | None = None
         if behavior == "whole" and can_answer:
             knows = self._knows(most - _ANSWER_TOKENS)
-            behavior = "whole" if knows else "unanswered"
+            behavior = "whole" if knows or self._reaches(most) else "unanswered"
         if behavior == "unanswered":
             longest = largest(self._knows, short, most - _ANSWER_TOKENS - 1)
             knows = True
@@ -254,10 +269,18 @@ class _Measurement:
             file=file,
             file_scaling=scaling,
             file_context=context,
-            remarks=tuple(self._remarks(longest, context, can_answer=can_answer)),
+            remarks=tuple(
+                self._remarks(
+                    longest, context, can_answer=can_answer, lost=behavior == "whole" and not knows
+                )
+            ),
             prompts=prompts.sent,
             tokens_sent=prompts.tokens_sent,
         )
+
+    def _reaches(self, tokens: int) -> bool:
+        self._tell("whether the start of the prompt reaches the model")
+        return self._prompts.reach(tokens - _ANSWER_TOKENS)
 
     def _behavior(self, taken: _Taken, tokens: int) -> Behavior:
         if taken.answer is None:
@@ -353,7 +376,7 @@ class _Measurement:
         return None
 
     def _remarks(
-        self, longest: int | None, file_context: int | None, *, can_answer: bool
+        self, longest: int | None, file_context: int | None, *, can_answer: bool, lost: bool
     ) -> Iterator[str]:
         told = self._model.told
         serves = None if longest is None else self._serves(longest)
@@ -378,6 +401,11 @@ class _Measurement:
                 )
         elif serves is not None and serves < self._asked <= (trained or 0):
             yield f"the model is made for {trained} tokens: start the server with a longer context"
+        if can_answer and lost:
+            yield (
+                "the whole prompt reaches the model, which does not find what stands at its start: "
+                "`validate` tells how far its recall holds"
+            )
         if not can_answer:
             yield (
                 "the model does not answer a question about a short text: what it knows of a "

@@ -56,6 +56,21 @@ def test_the_answer_for_scripts(cli: Call, nano: Path) -> None:
     assert answer["control"]["needle"] == [3, 3]
 
 
+def test_a_pair_that_does_not_run_is_unsupported_and_the_others_go_on(
+    cli: Call, nano: Path
+) -> None:
+    kv = ("--kv", "q8_0,q8_0/f16", "--samples", "10", "--no-flash-attention")
+    outcome = cli("validate", nano, "--ctx", "256", "--tasks", "kv", *kv, *FEW, "--json")
+    assert outcome.code == 0
+    (answer,) = outcome.json["conclusion"]["caches"]
+    words = {row["kv"]: row["verdict"] for row in answer["rows"] if row["verdict"]}
+    assert words["q8_0"]["word"] == "unsupported"
+    assert "flash attention" in words["q8_0"]["reason"]
+    assert words["q8_0/f16"]["word"] == "safe"
+    assert answer["best"] == "q8_0/f16"
+    assert answer["commands"][0].endswith("--cache-type-k q8_0 --cache-type-v f16")
+
+
 def test_a_given_threshold_still_gates(cli: Call, nano: Path) -> None:
     kv = ("--kv", "q4_0", "--samples", "1", "--max-divergence", "0.0001")
     outcome = cli("validate", nano, "--ctx", "256", "--tasks", "kv", *kv, *FEW)
@@ -129,6 +144,21 @@ def test_the_file_itself_is_no_base(cli: Call, nano: Path) -> None:
 
 def test_a_base_that_is_missing_is_a_bad_file(cli: Call, nano: Path, tmp_path: Path) -> None:
     assert cli("validate", nano, *BASE, "--base", tmp_path / "none.gguf").code == 3
+
+
+def test_results_of_one_base_are_not_mixed_with_those_of_another(
+    cli: Call, nano: Path, copy: Path, tmp_path: Path
+) -> None:
+    run = ("validate", nano, *BASE, "--base", copy, "--out", tmp_path / "run")
+    assert cli(*run).code == 0
+    with open(copy, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    outcome = cli(*run)
+    assert outcome.code == 3
+    assert "original.gguf has changed since this run began" in outcome.err
 
 
 def test_a_second_model_without_room_is_refused_before_it_is_loaded(tmp_path: Path) -> None:

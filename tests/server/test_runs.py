@@ -185,6 +185,8 @@ def test_several_models_of_a_server_are_compared(tmp_path: Path) -> None:
 def test_credentials_are_nowhere_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GGUFROPE_API_KEY", "sk-secret")
     monkeypatch.setenv("GGUFROPE_SERVER_LOGIN", "")
+    monkeypatch.setenv("LLAMA_API_KEY", "sk-secret")
+    monkeypatch.setenv("LLAMA_ARG_THREADS", "3")
     server = StandIn("llama-server")
     with serving(server) as address:
         report = run(plan_for(address), tmp_path / "run")
@@ -193,6 +195,7 @@ def test_credentials_are_nowhere_in_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(stored) > 1
     assert not any(b"secret" in data for data in stored)
     assert "secret" not in repr(report)
+    assert "LLAMA_ARG_THREADS" in repr(report)
 
 
 def test_a_plan_with_a_server_is_written_and_read_back() -> None:

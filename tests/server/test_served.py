@@ -6,12 +6,12 @@ import httpx
 import pytest
 
 from ggufrope.errors import RequestError
-from ggufrope.server.served import Served, measure
+from ggufrope.server.served import Served, measure_server
 from tests.server.standin import Beyond, Kind, StandIn
 
 
 def served(asked: int | None = 4096, kind: Kind = "Ollama", **changes: object) -> Served:
-    return measure(StandIn(kind, **changes).open(), asked)  # type: ignore[arg-type]
+    return measure_server(StandIn(kind, **changes).open(), asked)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["llama-server", "Ollama", "LM Studio", "vLLM", "OpenAI"])
@@ -50,10 +50,23 @@ def test_a_server_that_counts_what_it_cuts_is_found_out_by_the_start_of_the_prom
     assert not found.passed
 
 
-def test_a_model_that_reaches_no_further_is_not_taken_for_a_whole_one() -> None:
-    found = served(n_ctx=8192, horizon=600)
+def test_a_model_that_reaches_no_further_shows_in_its_log_probabilities() -> None:
+    found = served(n_ctx=8192, horizon=600)  # Ollama gives none: it may be cut
     assert found.behavior == "unanswered"
     assert (found.longest_prompt or 0) < 700
+
+
+def test_where_the_start_reaches_a_model_that_does_not_find_it_the_prompt_is_whole() -> None:
+    server = StandIn("llama-server", n_ctx=8192, horizon=600)
+    reached = server.model.next_logits
+
+    def slightly(tokens: list[int]) -> object:
+        return reached(tokens) * (1 + sum(tokens[:40]) % 97 / 1e4)
+
+    server.model.next_logits = slightly  # type: ignore[method-assign, assignment]
+    found = measure_server(server.open(), 4096)
+    assert (found.behavior, found.longest_prompt, found.knows_start) == ("whole", 4095, False)
+    assert any("does not find what stands at its start" in line for line in found.remarks)
 
 
 def test_what_fits_is_served() -> None:
@@ -72,7 +85,7 @@ def test_a_context_that_is_told_is_not_believed() -> None:
     server = StandIn("LM Studio", n_ctx=700)
     entry = {"id": "tiny", "type": "llm", "state": "loaded", "loaded_context_length": 32768}
     server.tells["/api/v0/models"] = lambda request: httpx.Response(200, json={"data": [entry]})
-    found = measure(server.open(), None)
+    found = measure_server(server.open(), None)
     assert (found.asked, found.serves) == (32768, 700)
     assert any("tells a context of 32768 tokens; measured: 700" in line for line in found.remarks)
 
