@@ -113,7 +113,7 @@ def cases(model: Path, folder: Path) -> Iterator[Case]:
         equals=(model, AS_IT_IS),
     )
     for scheme in ("linear", "ntk", "yarn"):
-        request = ScalingRequest(scaling=scheme, target_context=1024)  # type: ignore[arg-type]
+        request = ScalingRequest(scaling=scheme, target_context=1024)
         made = export_model(model, "llama-server", request=request)
         flags = tuple(shlex.split(made.text)[1:])
         yield Case(
