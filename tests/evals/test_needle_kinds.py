@@ -393,9 +393,9 @@ def test_a_model_that_copies_the_longest_match_fails_where_words_do_not_match(
     assert sum(score.exact is True for score in scores) < 12
 
 
+@pytest.mark.llama
 def test_nano_mixes_up_keys_that_share_a_word(nano: Path) -> None:
     """It finds every standard needle within its context, and half of the confusable ones."""
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     depths = tuple(range(0, 101, 10))
     found = {}
     with Model.open(nano) as model:

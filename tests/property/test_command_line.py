@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from ggufrope_cli import output
 from ggufrope_cli.app import main
 from hypothesis import HealthCheck, given, settings
@@ -173,6 +174,7 @@ OPTIONS = st.sampled_from(
 )
 
 
+@pytest.mark.llama
 @profile
 @given(OPTIONS, st.one_of(WORDS, st.text(max_size=10)))
 def test_any_option(option: str, word: str) -> None:

@@ -41,6 +41,7 @@ def test_a_pair_is_slow_where_a_gpu_converts_it_or_hands_it_to_the_cpu() -> None
     assert slow_pairs(support) == {("f16", "q4_0"), ("iq4_nl", "q4_0")}
 
 
+@pytest.mark.llama
 def test_a_build_made_here_uses_what_this_cpu_has() -> None:
     able = machine.cpu_features()
     if able is None:

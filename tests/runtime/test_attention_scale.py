@@ -61,6 +61,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(("architecture", "keys"), CASES.values(), ids=CASES)
 def test_the_predicted_attention_gives_the_logits_of_llama_cpp(
     architecture: str, keys: dict[str, Any], tmp_path: Path
@@ -78,6 +79,7 @@ def test_the_predicted_attention_gives_the_logits_of_llama_cpp(
     assert float(np.abs(found - wanted).max()) < 2e-3 * spread
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("start", [0, 8180, 16500])
 def test_llama4_warms_the_layers_that_do_not_rotate(start: int, tmp_path: Path) -> None:
     (path,) = build("llama4", tmp_path / "tiny.gguf", keys=YARN)

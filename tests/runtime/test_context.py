@@ -20,6 +20,8 @@ from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
 
+pytestmark = pytest.mark.llama
+
 if TYPE_CHECKING:
     from pathlib import Path
 

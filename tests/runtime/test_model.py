@@ -12,9 +12,10 @@ from benchmarks.abort_sweep import File, number
 from fixtures.make import build
 from ggufrope.container.reader import read_header
 from ggufrope.errors import FileError, LoadError, MissingDependencyError, RequestError
-from ggufrope.runtime import library
 from ggufrope.runtime.memory import cache_refusal
 from ggufrope.runtime.model import Model
+
+pytestmark = pytest.mark.llama
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,7 +156,7 @@ def test_a_refused_load_quotes_llama_cpp(tmp_path: Path) -> None:
         Model.open(path)
 
 
-@pytest.mark.skipif(library.can_offload(), reason="this build of llama.cpp can use a GPU")
+@pytest.mark.usefixtures("only_cpu")
 @pytest.mark.parametrize(
     "option", [{"gpu_layers": 3}, {"main_gpu": 0}, {"tensor_split": (1.0, 2.0)}]
 )

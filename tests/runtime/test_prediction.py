@@ -25,6 +25,8 @@ from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.probe import compare, probe
 
+pytestmark = pytest.mark.llama
+
 if TYPE_CHECKING:
     from pathlib import Path
 

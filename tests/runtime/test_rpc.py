@@ -22,6 +22,8 @@ from ggufrope.runtime import library
 from ggufrope.runtime.memory import free_memory
 from ggufrope.runtime.rpc import CONNECT_SECONDS, LOST_SECONDS, address_problems, require
 
+pytestmark = pytest.mark.llama
+
 if TYPE_CHECKING:
     from tests.conftest import RpcServer
 

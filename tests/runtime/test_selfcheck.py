@@ -14,6 +14,8 @@ from ggufrope.runtime.selfcheck import SelfCheck, self_check
 from ggufrope.runtime.states import KNOWN_STATES
 from tests.runtime.stubs import NEEDS_COMPILER, stub
 
+pytestmark = pytest.mark.llama
+
 CHECK = """
 import json, sys
 from ggufrope._plain import encode

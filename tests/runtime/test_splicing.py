@@ -20,6 +20,8 @@ from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
 
+pytestmark = pytest.mark.llama
+
 F32 = ContextSettings(n_ctx=256, type_k="f32", type_v="f32", n_threads=1)
 RANDOM = np.random.default_rng(5)
 
