@@ -13,6 +13,8 @@ import pytest
 
 from ggufrope.runtime import engine, library
 
+pytestmark = pytest.mark.llama
+
 COMMANDS = (
     "probe MODEL",
     "doctor",
