@@ -78,9 +78,9 @@ def as_printed(base: Logits, variant: Logits, tokens: NDArray[np.int64]) -> Comp
 
 
 def _log_sums(logits: Logits) -> NDArray[np.float64]:
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
-    sums: NDArray[np.float64] = np.log(weights.sum(axis=1, keepdims=True))
-    return sums
+    sums = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64).sum(axis=1)
+    found: NDArray[np.float64] = np.log(sums)[:, None]
+    return found
 
 
 def printed_by(

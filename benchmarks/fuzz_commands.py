@@ -24,9 +24,10 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from benchmarks.fuzz_limits import FLOATS, INTEGERS, LENGTHS, WORDS
+from ggufrope.search.spaces import SpaceName
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -145,8 +146,14 @@ def commands(model: Path, chance: random.Random) -> list[tuple[str, ...]]:
         f"tasks = ['{task}']\n{text}haystack = {{ kind = 'noise' }}\n[runtime]\nthreads = 1\n"
     )
     quick = ("--ctx", "256", "--depths", "1", "--threads", "1")
-    space = ("--space", chance.choice(("longrope", "longrope2", "yarn")))
-    few = ("--samples=1", "--screening-samples=1", "--holdout-samples=2", "--candidates=8")
+    space = ("--space", chance.choice(get_args(SpaceName)))
+    few = (
+        "--samples=1",
+        "--haystacks=2",
+        "--screening-samples=1",
+        "--holdout-haystacks=2",
+        "--candidates=8",
+    )
     search = ("--target-ctx", "512", *space, *few, "--finalists=1")
     return [
         ("probe", file, "--json"),

@@ -102,8 +102,16 @@ class Round:
             plan.write_text(PLAN.format(model=json.dumps(str(NANO))))
             words = ["run", str(plan), "--retry-failed"]
         else:
-            words = ["search", str(NANO), "--target-ctx", "512", "--samples=1", "--threads=1"]
-            words += ["--screening-samples=1", "--holdout-samples=2", "--candidates=24"]
+            words = [
+                "search",
+                str(NANO),
+                "--target-ctx",
+                "512",
+                "--samples=1",
+                "--haystacks=2",
+                "--threads=1",
+            ]
+            words += ["--screening-samples=1", "--holdout-haystacks=2", "--candidates=24"]
         self.command = [*COMMAND, *words, "--out", str(self.out), "--json"]
         self.environment = {**os.environ, "TMPDIR": str(self.temporary)}
 

@@ -22,6 +22,7 @@ from ggufrope.evals.results import Metric
 from ggufrope.report.caches import CacheAnswer, CacheRow
 from ggufrope.report.conclusion import conclude
 from ggufrope.report.record import RunReport, report_of, run
+from ggufrope.runs.jobs import Selection
 from ggufrope.runs.plan import KV_TYPES, RunPlan
 from ggufrope.runs.store import RunStore
 
@@ -123,6 +124,7 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=1)
     parser.add_argument("--samples", type=int)
     parser.add_argument("--depths", type=int, default=11)
+    parser.add_argument("--only", default="", help="jobs to do first, as task=divergence,kv=q8_0")
     parser.add_argument("--only-record", action="store_true")
     options = parser.parse_args()
     pairs = [str(KvTypes(k=k, v=v)) for k, v in product(options.types.split(","), repeat=2)]
@@ -139,11 +141,11 @@ def main() -> int:
             threads=options.threads,
         ),
     )
-    if options.only_record:
-        with RunStore(options.out) as store:
-            report = report_of(store)
-    else:
-        report = run(plan, options.out)
+    if not options.only_record:
+        only = tuple(filter(None, options.only.split(",")))
+        run(plan, options.out, selection=Selection.parse(only))
+    with RunStore(options.out) as store:
+        report = report_of(store)
     words = [Path(word).name for word in sys.argv[1:] if word != "--only-record"]
     command = " ".join(["python -m benchmarks.kv_safety", *words])
     (RESULTS / f"{options.record}.md").write_text(pages(report, command), encoding="utf-8")

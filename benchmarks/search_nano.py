@@ -27,6 +27,8 @@ from ggufrope.runtime import library
 from ggufrope.search.session import RECORD
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ggufrope.search.engine import SearchProgress
     from ggufrope.search.result import SearchResult
 
@@ -34,10 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PLAN = SearchPlan(
     target_context=2048,
     space="yarn",  # free factors find what is near a seed, of a landscape this rugged
-    candidates=200,
-    finalists=6,
-    haystacks=16,
-    holdout_haystacks=64,  # YaRN misses one answer in a hundred here
+    candidates=400,
+    finalists=8,
+    haystacks=64,
+    holdout_haystacks=256,  # YaRN misses one answer in two hundred at 8 times
     budget_seconds=9.5 * 60,
 )
 
@@ -121,7 +123,7 @@ def page(title: str, command: str, result: SearchResult, spent: dict[str, float]
     return "\n".join(lines)
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [
         f"| {' | '.join(heads)} |",
         f"|{'---|' * len(heads)}",

@@ -33,8 +33,8 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
     from .progress import CellBar, RunBar
     from .start import announce, kept_results, take_llama
 
-    outlive_aborts()
     if plan.runtime.server is None:
+        outlive_aborts()
         take_llama(plan.runtime.llama_lib)
     with ExitStack() as cleanup:
         if out is None:

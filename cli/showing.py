@@ -333,13 +333,17 @@ def _show_tables(report: RunReport) -> None:
     from rich.text import Text
 
     from ggufrope.report.metrics import legend
-    from ggufrope.report.views import BASES, divergence_base
+    from ggufrope.report.views import base_words, divergence_base
 
     used: dict[str, None] = {}
     groups: dict[str, list[SummaryRow]] = {}
     for entry in report.summary:
         base = divergence_base(entry)
-        title = entry.title if base is None else f"cost of the {base}: divergence {BASES[base]}"
+        title = (
+            entry.title
+            if base is None
+            else f"cost of the {base}: divergence {base_words(report, base)}"
+        )
         groups.setdefault(title, []).append(entry)
     for task, rows in groups.items():
         measured = {metric.name for entry in rows for metric in entry.metrics}

@@ -11,6 +11,7 @@ from ggufrope._format import safe
 from .output import one_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -88,15 +89,13 @@ def shown_path(place: Place) -> str:
         return shown(place)
 
 
-def show_download(place: Place) -> None:
+def show_download(place: Place, out: Console) -> None:
     """Print the command that brings a file on a server here; nothing for one on disk."""
     import shlex
 
-    from .output import console
-
     if not isinstance(place, Path):
         line = f"The file is not on this disk. To bring it here: {shlex.join(place.download)}"
-        console().print("\n" + shown(line), soft_wrap=True)
+        out.print("\n" + shown(line), soft_wrap=True)
 
 
 def heading(text: str) -> Text:

@@ -38,7 +38,7 @@ def command(
     from ggufrope.patching.inspection import naming, read_model
     from ggufrope.runtime.attention import known_slow_pairs
 
-    from ..output import emit_json
+    from ..output import console, emit_json
     from ..tables import show_download
     from ..values import model_place
 
@@ -56,7 +56,7 @@ def command(
         emit_json(payload(advice), place)
     else:
         show(advice)
-        show_download(place)
+        show_download(place, console())
 
 
 def payload(advice: Advice) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="FILE...",
-            help="Models, also on a server, and folders: every .gguf file below one; none with "
+            help="Models, here or elsewhere, and folders: every .gguf file below one; none with "
             "--server.",
             show_default=False,
         ),
@@ -268,8 +268,11 @@ def _message(file: FileCheck) -> str:
     worst = file.worst
     if worst is None:
         return ""
-    more = len(file.findings) - 1
-    return f"{worst.code}: {one_line(worst.message, 400)}" + (f" (and {more} more)" if more else "")
+    from ..errors import with_flags
+
+    others = len(file.findings) - 1
+    more = f" (and {others} more)" if others else ""
+    return f"{worst.code}: {one_line(with_flags(worst.message), 400)}{more}"
 
 
 def _show_config(config: ConfigCheck) -> None:

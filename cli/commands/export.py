@@ -44,6 +44,7 @@ def command(
     from ggufrope.patching.inspection import naming
 
     from ..output import console, emit_json, stderr_console
+    from ..tables import show_download
     from ..values import model_place, word
 
     request = scaling.request()
@@ -68,3 +69,4 @@ def command(
         stderr_console().print(safe(sentence), style="dim", soft_wrap=True)
     for sentence in exported.inexpressible:
         stderr_console().print(f"not expressed: {safe(sentence)}", style="yellow", soft_wrap=True)
+    show_download(place, stderr_console())

@@ -78,7 +78,7 @@ def command(
     from ggufrope.patching.plan import apply, plan_patch
 
     from ..errors import OptionError, stoppable
-    from ..output import emit_json
+    from ..output import console, emit_json
     from ..progress import bytes_bar
     from ..tables import show_download
     from ..values import forced, model_place, strategy_named
@@ -111,7 +111,7 @@ def command(
         emit_json(payload(plan, receipt, proof), place)
     elif receipt is None:
         show_dry_run(plan)
-        show_download(place)
+        show_download(place, console())
     else:
         show_receipt(receipt, in_place=in_place)
         if proof is not None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ggufrope._files import is_component, read_text
 from ggufrope.container.remote import Address, RemoteFile, http_library, is_allowed, origin_of
@@ -106,16 +107,11 @@ class HubFile(RemoteFile):
         return str(self)
 
     def find_address(self) -> Address:
-        hub, httpx, name = _library(), http_library(), self._hub_name
-        asked = hub.hf_hub_url(name.repo_id, name.file, revision=name.revision)
+        hub, httpx = _library(), http_library()
+        asked = _address(self._hub_name, hub)
         endpoint = httpx.URL(asked)
-        if not is_allowed(endpoint.scheme, endpoint.host, may_be_local=True):
-            raise RequestError(
-                f"HF_ENDPOINT {endpoint.scheme}://{endpoint.host}: only https: addresses are read, "
-                "and http: ones of this machine"
-            )
         self.requests += 1
-        with _explained(name, hub):
+        with _explained(self._hub_name, hub):
             found = hub.get_hf_file_metadata(asked)
             url = httpx.URL(found.location)
         if not is_allowed(url.scheme, url.host, may_be_local=endpoint.scheme == "http"):
@@ -130,10 +126,9 @@ class HubFile(RemoteFile):
 def fetch(name: str) -> tuple[Path, ...]:
     """Download `hf:OWNER/REPO/FILE[@REV]` into the cache of huggingface_hub; return the path there.
 
-    What an earlier attempt left is gone on with.
-
-    Of a split model `name` is the first file, and all are fetched. Raises RequestError for another
-    name, StorageError where it cannot be had, MissingDependencyError without huggingface_hub.
+    A download that was interrupted goes on. Of a split model `name` is the first file, and all are
+    fetched. Raises RequestError for another name, StorageError where it cannot be had,
+    MissingDependencyError without huggingface_hub.
     """
     scheme, _, rest = name.partition(":")
     if scheme != "hf":
@@ -144,6 +139,7 @@ def fetch(name: str) -> tuple[Path, ...]:
     if own != names[0]:
         raise RequestError(f"{first} is not the first file of its model; name {names[0]}")
     hub = _library()
+    _address(first, hub)
     paths = []
     for each in map(first.with_file_name, names):
         with _explained(each, hub):
@@ -163,6 +159,19 @@ def _library() -> Any:
             "pip install 'ggufrope[remote]'"
         ) from error
     return huggingface_hub
+
+
+def _address(name: HubName, hub: Any) -> str:
+    """Return where the Hub is asked for a file. Raises RequestError where a token would travel
+    there in the clear."""
+    asked: str = hub.hf_hub_url(name.repo_id, name.file, revision=name.revision)
+    parts = urlsplit(asked)
+    if not is_allowed(parts.scheme, parts.hostname or "", may_be_local=True):
+        raise RequestError(
+            f"HF_ENDPOINT {parts.scheme}://{parts.hostname}: only https: addresses are read, and "
+            "http: ones of this machine"
+        )
+    return asked
 
 
 @contextmanager

@@ -10,13 +10,10 @@ and no message has them.
 from __future__ import annotations
 
 import re
-import socket
 from abc import ABC, abstractmethod
-from base64 import b64encode
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import ip_address
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -28,6 +25,7 @@ from ggufrope.errors import MissingDependencyError, RequestError, StorageError
 
 if TYPE_CHECKING:
     import os
+    import socket
     from collections.abc import Iterator
 
     import httpx
@@ -201,6 +199,8 @@ class WebFile(RemoteFile):
         url = httpx.URL(self._url)
         authorization = None
         if parts.username is not None:
+            from base64 import b64encode
+
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
             authorization = f"Basic {b64encode(pair).decode()}"
         return Address(url=url, origin=origin_of(url), authorization=authorization)
@@ -229,6 +229,8 @@ def is_allowed(scheme: str, host: str, *, may_be_local: bool) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
+    from ipaddress import ip_address  # these and others are for those who read from a server
+
     if host == "localhost":
         return True
     try:
@@ -449,10 +451,12 @@ class RemoteStream:
             timer.cancel()
 
     def _hang_up(self) -> None:
+        from socket import SHUT_RDWR
+
         self._late = True
         for each in self._sockets:
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                each.shutdown(SHUT_RDWR)
 
     def _note_socket(self, event: str, details: dict[str, Any]) -> None:
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):

@@ -282,7 +282,8 @@ def _call(rng: Random, tool: _Tool) -> Puzzle:
         key=request,
         question=(
             f'A user says: "{request}" Which call of a tool does that? Answer with one JSON object '
-            'of the form {"call": NAME OF THE TOOL, "arguments": {...}} and nothing else.'
+            'of the form {"call": NAME, "arguments": {NAME: VALUE, NAME: VALUE}}, with the name of '
+            "the tool and those of its parameters, and nothing else."
         ),
         prefix=' {"call":',
         answer=json.dumps(call),
@@ -400,15 +401,21 @@ def _walk(question: str, nodes: set[str]) -> Puzzle:
         ),
         prefix=" Nodes:",
         answer=", ".join(sorted(nodes)),
-        grade=lambda output: _grade_set(output.strip().removeprefix("Nodes:"), nodes),
+        grade=lambda output: _grade_set(output.lstrip().removeprefix("Nodes:"), nodes),
         output_tokens=_NODE_TOKENS,
     )
 
 
 def _grade_set(output: str, expected: set[str]) -> Mapping[str, float]:
-    """Return whether the names of a line are the expected set, and their F1 score."""
-    lines = output.strip().splitlines() or [""]
-    named = {word.strip(" .*`'\"[]").lower() for word in re.split(r",|\band\b", lines[0])} - {""}
+    """Return whether the names that follow are the expected set, and their F1 score: those of the
+    first line, or of a list with a line for each."""
+    listed = re.match(r"\s*\n((?:[ \t]*(?:\d+[.)]|[-*])[ \t]+\S.*\n?)+)", output)
+    if listed:
+        names = re.sub(r"(?m)^[ \t]*(?:\d+[.)]|[-*])", ",", listed[1])
+    else:
+        names = output.strip().partition("\n")[0]
+    words = re.split(r",|\band\b", names)
+    named = {word.strip(" .*`'\"[]\n").lower() for word in words} - {""}
     hits = len(named & expected)
     return {"exact": float(named == expected), "f1": 2 * hits / (len(named) + len(expected))}
 

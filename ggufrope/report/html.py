@@ -317,7 +317,8 @@ def _sections(report: RunReport, draw: Draw) -> list[Content]:
         *(
             _section(
                 f"Cost of the {base}",
-                f"The mean Kullback-Leibler divergence {where}: 0 is no change.",
+                f"The mean Kullback-Leibler divergence {views.base_words(report, base)}: 0 is no "
+                "change.",
                 [
                     series
                     for series in views.by_context(
@@ -330,7 +331,7 @@ def _sections(report: RunReport, draw: Draw) -> list[Content]:
                 ),
                 draw,
             )
-            for base, where in views.BASES.items()
+            for base in views.BASES
         ),
         _section(
             "Quality against memory",

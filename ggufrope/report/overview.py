@@ -185,7 +185,7 @@ def _headlines(report: RunReport) -> dict[str, dict[Setting, dict[int, Metric]]]
             known = metric is not None and metric.value is not None
             if metric is not None and known and row.task != "ruler" and not row.control:
                 base = views.divergence_base(row)
-                title = f"cost of the {base}" if base else task_title(row.title, name, None)
+                title = f"cost of the {base}" if base else task_title(report, row.title, name, None)
                 at = found.setdefault(title, {}).setdefault((row.model, row.scaling, row.kv), {})
                 at[row.context_tokens] = metric
     for scores in views.ruler_scores(report):
@@ -200,7 +200,7 @@ def _bases(report: RunReport) -> Iterator[str]:
     """Yield what the costs are measured from."""
     present = dict.fromkeys(map(views.divergence_base, report.summary))
     for base in filter(None, present):
-        yield f"cost of the {base}: divergence {views.BASES[base]}, nat per token"
+        yield f"cost of the {base}: divergence {views.base_words(report, base)}, nat per token"
 
 
 def with_interval(metric: Metric | None) -> str:

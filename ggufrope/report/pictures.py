@@ -153,7 +153,7 @@ def _charts(report: RunReport) -> Iterator[Spec]:
                 if any(len(line.points) > 1 for line in lines):
                     title = metric_info(name).title
                     chart = charts.lines(lines, order, x="context, tokens", y=title)
-                    yield {**chart, "title": model + task_title(task, name, base)}
+                    yield {**chart, "title": model + task_title(report, task, name, base)}
     for name in views.SPEEDS:
         speeds = views.at_longest(s for s in views.speeds(report) if s.metric == name)
         for model, bars in _of_each_model(report, speeds):

@@ -79,15 +79,15 @@ def _matrices(report: RunReport) -> list[Content]:
                 groups.setdefault(key, []).append(row)
     several = len(report.models) > 1
     return [
-        _matrix(report, f"{model}: " * several + task_title(task, name, base), name, rows)
+        _matrix(report, f"{model}: " * several + task_title(report, task, name, base), name, rows)
         for (model, task, name, base), rows in groups.items()
     ]
 
 
-def task_title(task: str, metric: str, base: str | None) -> str:
+def task_title(report: RunReport, task: str, metric: str, base: str | None) -> str:
     """Return what a table or a chart of a metric shows, with the base of a divergence."""
     if base is not None:
-        return f"cost of the {base}: divergence {views.BASES[base]}"
+        return f"cost of the {base}: divergence {views.base_words(report, base)}"
     title = metric_info(metric).title
     return task if task == title else f"{task}, {title}"
 

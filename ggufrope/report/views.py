@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import exp
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufrope.evals.perplexity import CURVE
@@ -159,6 +160,13 @@ def divergence_base(row: SummaryRow) -> str | None:
     if row.task != "divergence":
         return None
     return row.cost_of or ("scaling" if row.kv == "f16" else "cache")
+
+
+def base_words(report: RunReport, base: str) -> str:
+    """Return from which base a divergence of BASES is measured, another file by its name."""
+    if base == "file" and report.plan.base is not None:
+        return f"from {Path(report.plan.base).stem}, with an f16 cache"
+    return BASES[base]
 
 
 def heatmaps(report: RunReport) -> tuple[Heatmap, ...]:

@@ -57,6 +57,7 @@ MAX_LAYERS = 512
 MAX_PARALLEL = 256
 MAX_TIMEOUT = 1_000_000
 """Seconds: eleven days."""
+_SERVER_SETTINGS = ("server", "timeout_seconds", "parallel", "num_ctx")
 AS_SERVED = "as served"
 """The scaling and the cache types of what a server runs, which it chose."""
 _KEY_CHARACTERS = re.compile(r"""[\w"'\t -]+""")
@@ -354,9 +355,10 @@ def _runtime_problems(runtime: RuntimeSettings) -> Iterator[str]:
         from ggufrope.server.address import normal_address
 
         yield from _refusals(normal_address, [runtime.server])
-    for name in ("timeout_seconds", "parallel", "num_ctx"):
-        if runtime.server is None and getattr(runtime, name) is not None:
-            yield f"`{name}` is for a `server`"
+    for item in fields(runtime):
+        of_server = item.name in _SERVER_SETTINGS
+        if getattr(runtime, item.name) != item.default and of_server == (runtime.server is None):
+            yield f"`{item.name}` is for {'a `server`' if of_server else 'models loaded here'}"
     if runtime.timeout_seconds is not None and not 0 < runtime.timeout_seconds < MAX_TIMEOUT:
         yield f"`timeout_seconds` {runtime.timeout_seconds:g} must be above 0, below {MAX_TIMEOUT}"
     for share in runtime.tensor_split:

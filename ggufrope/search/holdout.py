@@ -29,9 +29,9 @@ Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 
 _FEWEST = 4
 """Haystacks before the first look: below that an interval of Student's t is very wide."""
-_SPLICED = 0.8
+_SPLICED = 0.6
 """The part of an interval's error that goes to the spliced needles; the rest is for the splice,
-which hardly matters where it is good."""
+which is known from fewer haystacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +56,9 @@ def looks(most: int) -> tuple[Look, ...]:
 
 
 def in_whole_prompts(haystack: int) -> bool:
-    """Return whether a haystack is asked in whole prompts too: the first two, so that there is an
-    interval from the first look on, and every fourth."""
-    return haystack < 2 or haystack % 4 == 0
+    """Return whether a haystack is asked in whole prompts too: the first four, so that there is a
+    useful interval from the first look on, and every fourth."""
+    return haystack < _FEWEST or haystack % _FEWEST == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

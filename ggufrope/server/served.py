@@ -47,8 +47,8 @@ _PADS = (" one", " a", " the", " and", " x")
 _ANSWER_TOKENS = 12
 _BEYOND = 16
 """Tokens generated to see what happens at the end of the context, from a quarter of that before."""
-_NOISE = 1e-5
-"""Nat: what is no difference of two log-probabilities."""
+_NOISE = 1e-6
+"""Nat: what is no difference of two answers' log-probabilities."""
 _REFUSALS = (400, 413, 422, 500)
 
 
@@ -164,16 +164,21 @@ class _Prompts:
 
     def reach(self, tokens: int) -> bool:
         """Return whether the start of a prompt reaches the model: whether what it generates changes
-        with the code there, by more than when the same prompt is sent again."""
+        with the code there, and back with it.
+
+        The two prompts take turns, and the first answer is not counted: a server that cuts both to
+        the same finds all but that in its cache.
+        """
         here = self.text(tokens)
         other = here.replace(_CODES[_FIRST], _CODES[_FIRST][::-1])
-        one, again, changed = (
-            self.ask(text, max_tokens=_ANSWER_TOKENS) for text in (here, here, other)
+        texts = (here, other, here, other)
+        _, first, between, second = (self.ask(text, max_tokens=_ANSWER_TOKENS) for text in texts)
+        if first.text == second.text != between.text:
+            return True
+        here_sum, other_sum, again = (
+            sum(one.log_probabilities) for one in (first, between, second)
         )
-        if not one.log_probabilities:
-            return one.text == again.text != changed.text
-        first = [answer.log_probabilities[0] for answer in (one, again, changed)]
-        return abs(first[2] - first[0]) > max(4 * abs(first[1] - first[0]), _NOISE)
+        return abs(other_sum - here_sum) > max(4 * abs(again - here_sum), _NOISE)
 
     def _text(self, sentences: int, pads: int, key: str = _FIRST) -> str:
         first, last = (f" The secret number of the {at} is {code}." for at, code in _CODES.items())

@@ -102,7 +102,7 @@ def test_another_file_costs_what_it_changes(cli: Call, nano: Path, tmp_path: Pat
     outcome = cli("validate", other, *tasks, "--chunks", "1", "--base", nano)
     text = " ".join(outcome.out.split())
     assert outcome.code == 1
-    assert "cost of the file: divergence from another file, with an f16 cache" in text
+    assert "cost of the file: divergence from nano, with an f16 cache" in text
     assert "nat per token above nano, f16 cache" in text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.make import build
 from tests.cli.conftest import Call
 from tests.container.test_shards import split
 from tests.web import Server, send, serve
@@ -91,6 +93,7 @@ def test_whole_is_an_option_where_it_is_needed(cli: Call, server: Server) -> Non
     refused = cli("inspect", address)
     assert refused.code == 3
     assert "is allowed by --whole" in refused.err
+    assert "is allowed by --whole" in cli("check", address).out
     assert cli("inspect", address, "--whole").code == 0
     assert cli("check", address, "--whole", "--sarif", "x.sarif").code == 0
 
@@ -107,6 +110,12 @@ def test_a_check_goes_on_after_a_file_that_is_not_there(cli: Call, server: Serve
     told = outcome.out + outcome.err + Path("x.sarif").read_text()
     assert "secret" not in told
     assert "hidden" not in told
+
+
+def test_an_export_is_for_the_file_when_it_is_here(cli: Call, server: Server) -> None:
+    outcome = cli("export", server.url("/nano.gguf"), "--to", "llama-server")
+    assert outcome.out == "llama-server -m nano.gguf -c 256\n"
+    assert f"To bring it here: curl -L -O {server.url('/nano.gguf')}" in outcome.err
 
 
 def test_advice_names_the_file_as_it_will_be_here(cli: Call, server: Server) -> None:
@@ -242,9 +251,10 @@ def test_offline(hub: Hub) -> None:
 
 def test_an_endpoint_that_is_not_safe(hub: Hub) -> None:
     hub.settings["HF_ENDPOINT"] = "http://192.0.2.1"
-    done = hub("inspect", "hf:owner/repo/m.gguf")
-    assert done.returncode == 2
-    assert "only https: addresses are read" in done.stderr
+    for command in ("inspect", "fetch"):
+        done = hub(command, "hf:owner/repo/m.gguf")
+        assert done.returncode == 2
+        assert "only https: addresses are read" in done.stderr
 
 
 def test_a_fetched_model_is_found_and_is_not_edited(hub: Hub, nano: Path) -> None:
@@ -265,6 +275,40 @@ def test_a_fetched_model_is_found_and_is_not_edited(hub: Hub, nano: Path) -> Non
     assert copied.returncode == 0, copied.stderr
     assert file.read_bytes() == nano.read_bytes()
     assert hub.folder.joinpath("out.gguf").is_file()
+
+
+def test_a_download_that_broke_off_goes_on(hub: Hub, nano: Path) -> None:
+    content = nano.read_bytes() + bytes(24 << 20)  # huggingface_hub writes 10 MB at a time
+    hub.put("nano.gguf", content)
+    whole = hub.store.files.pop("/blobs/nano.gguf")
+
+    def break_off(handler: Any) -> None:
+        hub.store.files["/blobs/nano.gguf"] = whole
+        del hub.store.answers["/blobs/nano.gguf"]
+        half = content[: 15 << 20]
+        send(handler, 200, half, Content_Length=len(content), Connection="close")
+        handler.close_connection = True
+
+    hub.store.answers["/blobs/nano.gguf"] = break_off
+    name = "hf:owner/repo/nano.gguf"
+    hub("fetch", name)
+    (file,) = map(Path, payload(hub("fetch", name, "--json"))["files"])
+    assert file.read_bytes() == content
+    asked = [headers.get("Range", "") for headers in hub.store.asked("/blobs/nano.gguf")]
+    assert any(re.fullmatch(r"bytes=[1-9]\d+-", each) for each in asked), asked
+
+
+def test_a_split_model_on_the_hub_is_read_from_its_first_file(hub: Hub, tmp_path: Path) -> None:
+    files = build("llama", tmp_path / "m.gguf", shard_tensors=8)
+    first = files[0]
+    for file in files:
+        hub.put(f"sub/{file.name}", file.read_bytes())
+    difference = payload(hub("diff", f"hf:owner/repo/sub/{first.name}", str(first), "--json"))
+    assert difference["same"] is True
+    checked = payload(hub("check", f"hf:owner/repo/sub/{first.name}", "--json"))
+    assert checked["files"][0]["readable"] is True
+    asked = {path for _, path, _ in hub.store.requests}
+    assert len(asked) == len(files) > 1
 
 
 def test_all_files_of_a_split_model_are_fetched(hub: Hub, tmp_path: Path) -> None:

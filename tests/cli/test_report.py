@@ -41,7 +41,7 @@ def search(cli: Call, nano: Path, tmp_path: Path) -> Path:
     pytest.importorskip("cma", reason="a search needs cma, of the extra 'search'")
     folder = tmp_path / "found"
     counts = ("--candidates", "8", "--finalists", "1", "--samples", "1", "--screening-samples", "1")
-    options = ("--target-ctx", "512", "--space", "yarn", *counts, "--holdout-samples", "2")
+    options = ("--target-ctx", "512", "--space", "yarn", *counts, "--holdout-haystacks", "2")
     assert cli("search", nano, *options, "--out", folder).code == 0
     return folder
 

@@ -24,9 +24,16 @@ FEW = (
 )
 
 
-def found(value: float, low: float, high: float, answered: int = 80, **more: Any) -> CacheEvidence:
-    metric = Metric(name="mean_divergence", value=value, low=low, high=high, n=2000)
-    return CacheEvidence(divergence=metric, asked=120, answered=answered, **more)
+def found(
+    value: float, low: float, high: float, answered: int = 80, lost: int = 0, gained: int = 0
+) -> CacheEvidence:
+    return CacheEvidence(
+        divergence=Metric(name="mean_divergence", value=value, low=low, high=high, n=2000),
+        asked=120,
+        answered=answered,
+        lost=lost,
+        gained=gained,
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufrope.evals.multikey import lay_out
-from ggufrope.evals.trunk import common_prefix
+from ggufrope.evals.needle import NEEDLE
+from ggufrope.evals.trunk import Lanes, Trunk, common_prefix
+from ggufrope.runtime.fake import FakeContext, FakeModel
+from tests.evals.bench import Bench
 
 
 def test_one_length_has_a_place_for_every_depth() -> None:
@@ -55,3 +60,30 @@ def test_common_prefix_is_the_longest(a: list[int], b: list[int]) -> None:
     shared = common_prefix(a, b)
     assert a[:shared] == b[:shared]
     assert a[: shared + 1] != b[: shared + 1] or shared == len(a) == len(b)
+
+
+@pytest.mark.parametrize("mode", ["whole", "spliced"])
+def test_lanes_answer_as_one_does_and_their_tokens_are_planned(mode: Any) -> None:
+    """Bench checks that progress comes to what was planned."""
+    settings: dict[str, Any] = {"mode": mode, "depths": 5, "samples": 2}
+    one, three = Bench(horizon=300), Bench(horizon=300)
+    three.model.lanes = 3
+    found = three.run(NEEDLE, contexts=(256, 512), **settings)
+    assert found == one.run(NEEDLE, contexts=(256, 512), **settings)
+    assert (len(one.contexts), len(three.contexts)) == (1, 3)
+    assert three.tokens > one.tokens  # each lane evaluates the haystack for itself
+
+
+def test_an_error_in_a_lane_reaches_the_caller() -> None:
+    model = FakeModel()
+
+    def ask(trunk: Trunk, item: int) -> int:
+        if item == 3:
+            raise ValueError("item 3")
+        return item
+
+    with Lanes(lambda n_ctx: FakeContext(model, n_ctx=n_ctx), 64, lanes=2) as lanes:
+        answers = lanes.map(ask, range(6))
+        assert [next(answers) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(ValueError, match="item 3"):
+            next(answers)

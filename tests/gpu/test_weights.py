@@ -109,9 +109,8 @@ def test_auto_is_all_layers_where_they_fit(
     subject = open_model(model_path, RuntimeSettings(gpu_layers="auto", rpc=servers))
     kv = KvTypes.parse("f16")
     try:
-        context = subject.contexts(ScalingRequest(scaling="file"), kv, largest=1024)(1024)
-        assert context.n_ctx >= 1024
-        context.close()
+        with subject.contexts(ScalingRequest(scaling="file"), kv, largest=1024)(1024) as context:
+            assert context.n_ctx >= 1024
         assert isinstance(subject.model, Model)
         assert subject.model.placement.layers_on_gpu == LAYERS
         assert subject.details["layers on GPU"] == f"{LAYERS} of {LAYERS}"

@@ -19,8 +19,9 @@ from ggufrope.report.card import VERSION, make_card, matches, read_card
 from ggufrope.report.card_markdown import card_text, to_block
 from ggufrope.report.record import RunReport
 from ggufrope.runs.models import identify
-from ggufrope.runs.plan import parse_plan
+from ggufrope.runs.plan import RunPlan, parse_plan
 from tests.report.conftest import NATIVE
+from tests.report.test_caches import kv_report
 
 pytest.importorskip("scipy", reason="intervals need scipy, of the extra 'report'")
 
@@ -78,6 +79,28 @@ def test_a_control_is_told(make_report: Make) -> None:
     assert "Control, the unscaled model (native context 2,048): needle recall at 2,048" in to_block(
         report
     )
+
+
+def test_the_answer_about_caches_is_in_the_card(make_report: Make, tmp_path: Path) -> None:
+    report = kv_report(make_report)
+    path = written(report, tmp_path / "README.md")
+    (card,) = read_card(path)
+    assert [(c.kv, c.safety, c.kept, c.answered) for c in card.models[0].caches] == [
+        ("f16", "base", 100, 100),
+        ("q8_0", "safe", 100, 100),
+        ("q4_0", "unsafe", card.models[0].caches[2].kept, 100),
+    ]
+    text = path.read_text(encoding="utf-8")
+    assert "KV cache types at 2,048 tokens (file), compared with f16:" in text
+    assert re.search(r"\| q8\\_0 \| [\d.]+ MiB \| [\d.]+ \| 100 of 100 \| safe \|", text)
+    assert "llama-server -m invented.gguf -c 2048 --cache-type-k q8_0" in text
+
+
+def test_what_a_server_has_is_no_file(small: RunReport) -> None:
+    server = RuntimeSettings(server="http://127.0.0.1:8080")
+    plan = RunPlan(contexts=(8192,), tasks=("needle",), mode="whole", runtime=server)
+    with pytest.raises(RequestError, match="a card is of a file"):
+        make_card(replace(small, plan=plan))
 
 
 def test_a_model_that_holds_nowhere(make_report: Make) -> None:

@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrope.evals.stats import ALPHA
+from ggufrope.evals.stats import ALPHA, proportion
 from ggufrope.search.evaluate import CellLoss, Evaluation
-from ggufrope.search.holdout import Difference, Judged, compare, looks, paired, wins
+from ggufrope.search.holdout import (
+    Answers,
+    Comparison,
+    Difference,
+    Judged,
+    compare,
+    looks,
+    paired,
+    wins,
+)
 
 
 def evaluation(*losses: float) -> Evaluation:
@@ -79,26 +88,25 @@ def test_whole_prompts_correct_what_the_splice_flatters() -> None:
     ]
 
 
-def both(ours: Judged, theirs: Judged):  # type: ignore[no-untyped-def]
+def both(ours: Judged, theirs: Judged) -> Comparison:
     return compare("needle", {"searched": ours, "yarn": theirs}, against="yarn")
 
 
 def test_every_score_has_its_recall_and_every_changed_answer_is_counted() -> None:
     found = both(judged((0, 0), (0, 2)), judged((3, 3), (0, 3)))
     searched, yarn = found.scores
-    assert (searched.recall.successes, searched.recall.n) == (3, 4)
-    assert (yarn.recall.successes, yarn.recall.n) == (1, 4)
+    assert searched.recall == proportion(3, 4)
+    assert yarn.recall == proportion(1, 4)
     assert searched.loss.value == pytest.approx(0.5)
     assert found.difference.value == pytest.approx(0.5 - 2.25)
-    assert (found.answers.gained, found.answers.lost) == (2, 0)
-    assert found.answers.p_value == pytest.approx(0.5)
+    assert found.answers == Answers(gained=2, lost=0, p_value=0.5)
 
 
 def test_less_loss_with_fewer_answers_is_not_better() -> None:
     ours, theirs = judged(*((1.1, 1.0),) * 8), judged(*((0.9, 9.0),) * 8)
     found = both(ours, theirs)
     assert found.difference.verdict == "better"
-    assert (found.answers.gained, found.answers.lost) == (0, 8)
+    assert found.answers == Answers(gained=0, lost=8, p_value=2 / 2**8)
     assert found.verdict == "undecided"
 
 
@@ -137,7 +145,8 @@ def read_until_shown(ours: Sequence[float], theirs: Sequence[float]) -> Differen
 def test_read_again_and_again_it_errs_in_at_most_five_percent_of_searches() -> None:
     rng = np.random.default_rng(5)
     wrong = sum(
-        read_until_shown(*rng.normal(size=(2, 16)).tolist()).verdict != "undecided"
+        read_until_shown(rng.normal(size=16).tolist(), rng.normal(size=16).tolist()).verdict
+        != "undecided"
         for _ in range(2000)
     )
     assert wrong / 2000 < ALPHA + 3 * math.sqrt(ALPHA / 2000)
@@ -145,8 +154,8 @@ def test_read_again_and_again_it_errs_in_at_most_five_percent_of_searches() -> N
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), min_size=2, max_size=12))
 def test_exchanging_the_sides_turns_the_interval_around(losses: list[tuple[float, float]]) -> None:
-    ours, theirs = (judged(*((pair[side],) * 2 for pair in losses)) for side in (0, 1))
-    found, turned = paired(ours, theirs), paired(theirs, ours)
+    one, other = (judged(*((pair[side],) * 2 for pair in losses)) for side in (0, 1))
+    found, turned = paired(one, other), paired(other, one)
     assert turned.value == pytest.approx(-found.value)
     assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
     assert found.low <= found.value <= found.high

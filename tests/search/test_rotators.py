@@ -58,7 +58,10 @@ def rotator(
     backend: CountingBackend,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[FactorRotator[Model]]:
-    made = open_rotator(stored, rotation, backend, tmp_path_factory.mktemp("overlay"), kv=F16)
+    folder = tmp_path_factory.mktemp("overlay")
+    made: FactorRotator[Model] | ParameterRotator[Model] = open_rotator(
+        stored, rotation, backend, folder, kv=F16
+    )
     assert isinstance(made, FactorRotator)
     with closing(made):
         yield made
