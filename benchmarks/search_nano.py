@@ -102,7 +102,7 @@ def page(title: str, command: str, result: SearchResult, spent: dict[str, float]
             f"{comparison.scores[0].name} is {comparison.verdict} against {comparison.against}.",
             "",
         ]
-    factors = [
+    factors: list[tuple[str, ...]] = [
         (curve.name, f"{curve.magnitude:.4f}", " ".join(f"{each:.2f}" for each in curve.factors))
         for curve in result.curves
     ]

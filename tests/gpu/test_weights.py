@@ -20,6 +20,8 @@ from ggufrope.runtime.settings import ContextSettings
 from tests.gpu.conftest import LAYERS, SHAPE
 from tools.random_model import write
 
+pytestmark = pytest.mark.llama
+
 MIB = 1024 * 1024
 
 
