@@ -28,15 +28,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.fuzz_commands import NANO, Outcome, wait
 from ggufrope.container.ggml import CACHE_TYPES, TYPES
 from ggufrope.container.reader import read_header
 from ggufrope.errors import GgufRopeError, RequestError
 from ggufrope.lm import Branch
-from ggufrope.rope.effective import RopeOverrides
-from ggufrope.rope.keys import SCALING_TYPES
+from ggufrope.rope.effective import RopeOverrides, ScalingType
 from ggufrope.runtime import library
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
@@ -164,8 +163,8 @@ def _other_values(nano: File, key: Key) -> Iterator[tuple[str, File]]:
         for value in INTEGERS:
             yield f"{key.name} = {value}", nano.with_key(number(key.name, value))
     elif key.kind == F32:
-        for value in FLOATS:
-            yield f"{key.name} = {value}", nano.with_key(number(key.name, value))
+        for real in FLOATS:
+            yield f"{key.name} = {real}", nano.with_key(number(key.name, real))
     elif key.kind == BOOL:
         for value in (0, 1, 255):
             yield f"{key.name} = {value}", nano.with_key(replace(key, value=bytes([value])))
@@ -257,7 +256,7 @@ def _other_architectures(nano: File) -> Iterator[tuple[str, File]]:
 def settings() -> Iterator[tuple[str, ContextSettings]]:
     """Yield a name for each way to make a context of the unchanged model, and its settings."""
     usual = ContextSettings(n_ctx=256, n_threads=1)
-    numbers: dict[str, tuple[float | None, ...]] = {
+    numbers: dict[str, tuple[Any, ...]] = {
         "n_ctx": (1, 2, 255, 257, 1 << 20, (1 << 31) - 1),
         "spare": (0, 1, 1 << 20),
         "n_batch": (2, 3, 31, 100_000),
@@ -267,16 +266,18 @@ def settings() -> Iterator[tuple[str, ContextSettings]]:
     for name, values in numbers.items():
         for value in values:
             yield f"{name} = {value}", replace(usual, **{name: value})
-    for name in ("swa_full", "offload_kqv"):
-        yield f"{name} off", replace(usual, **{name: False})
+    yield "swa_full off", replace(usual, swa_full=False)
+    yield "offload_kqv off", replace(usual, offload_kqv=False)
     for k, v, flash in product(CACHE_TYPES, CACHE_TYPES, (None, True, False)):
         made = replace(usual, type_k=k, type_v=v, flash_attention=flash)
         yield f"{k}/{v}, flash attention {flash}", made
     for name in (each.name for each in fields(RopeOverrides) if each.name != "scaling_type"):
-        for kind, value in product(SCALING_TYPES, (0, 1e-30, 0.5, 1, 3, 1e30, (1 << 31) - 1)):
-            number_ = int(value) if name == "yarn_orig_ctx" else float(value)
+        for kind, value in product(
+            get_args(ScalingType), (0, 1e-30, 0.5, 1, 3, 1e30, (1 << 31) - 1)
+        ):
+            number_: Any = int(value) if name == "yarn_orig_ctx" else float(value)
             try:
-                rope = RopeOverrides(scaling_type=kind, **{name: number_})
+                rope = replace(RopeOverrides(scaling_type=kind), **{name: number_})
             except RequestError:
                 continue
             yield f"{kind}, {name} = {number_}", replace(usual, rope=rope)
@@ -409,8 +410,8 @@ def _in_parts(jobs: int, words: list[str]) -> Result:
         for part, process in enumerate(parts):
             process.wait()
             plain = json.loads(Path(folder, f"{part}.json").read_text("utf-8"))
-            counts = {name: Counter(plain.pop(name)) for name in ("settings", "files", "commands")}
-            result.add(Result(**counts, **plain))
+            plain |= {name: Counter(plain[name]) for name in ("settings", "files", "commands")}
+            result.add(Result(**plain))
     return result
 
 

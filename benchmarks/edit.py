@@ -64,7 +64,7 @@ def in_place(path: Path, runs: int) -> dict[str, object]:
         before=lambda: restore(path),
     )
     restore(path)
-    peer = [
+    peer: list[str | Path] = [
         script("gguf-new-metadata"),
         "--force",
         "--general-description",
@@ -124,7 +124,13 @@ def streamed(path: Path, runs: int) -> dict[str, object]:
     def gone() -> None:
         output.unlink(missing_ok=True)
 
-    shell = ["sh", "-c", 'cp --reflink=never "$0" "$1" && sync "$1"', path, output]
+    shell: list[str | Path] = [
+        "sh",
+        "-c",
+        'cp --reflink=never "$0" "$1" && sync "$1"',
+        path,
+        output,
+    ]
     ours, theirs = [], []
     for _ in range(runs):  # in turns, so that both see the same disk
         ours.append(call(copy, runs=1, before=gone))

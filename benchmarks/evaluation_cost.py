@@ -27,7 +27,7 @@ from ggufrope.evals.needle import Asker, NeedleScore, ask, asking_tokens, recall
 from ggufrope.evals.needle_prompts import GridPoint, NeedleGrid, NeedlePlan
 from ggufrope.evals.perplexity import PerplexityPlan, read_chunks
 from ggufrope.evals.texts import reference_text, windows_of
-from ggufrope.evals.trunk import Trunk
+from ggufrope.evals.trunk import Lanes
 from ggufrope.lm import LanguageModel, OpenContext
 from ggufrope.patching.request import ScalingRequest
 
@@ -69,8 +69,8 @@ def one_by_one(
     depths = plan.depths if sampled is None else plan.depths[:: -(-len(plan.depths) // sampled)]
     for point in plan.points:
         if point.depth_percent in depths and point.sample == 0:
-            with Trunk(open_context, point.context_tokens) as trunk:
-                found |= {score.point: score for score in asker.whole(trunk, [point])}
+            with Lanes(open_context, point.context_tokens) as lanes:
+                found |= {score.point: score for score in asker.whole(lanes, [point])}
     return found
 
 
@@ -130,9 +130,9 @@ def deep_needles(model: LanguageModel, open_context: OpenContext, length: int) -
     depths = tuple(100 * i / 7 for i in range(8))
     plan = NeedlePlan(lengths=(length,), depths=depths, samples=5)
     asker, haystack = Asker(model, plan), NeedleGrid(model, plan).haystack(length)
-    with Trunk(open_context, length) as trunk:
-        _, bare_prefill = timed(lambda: trunk.move_to(haystack))
-        scores, asking = timed(lambda: list(asker.spliced(trunk, plan.points)))
+    with Lanes(open_context, length) as lanes:
+        _, bare_prefill = timed(lambda: lanes.trunks[0].move_to(haystack))
+        scores, asking = timed(lambda: list(asker.spliced(lanes.trunks[0], plan.points)))
     report(f"{len(scores)} needles : bare prefill", asking, bare_prefill)
     show("spliced", {score.point: score for score in scores})
 

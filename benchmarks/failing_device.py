@@ -84,7 +84,7 @@ class Disk:
         for _ in range(100):  # it may just be taking some
             blocks = os.statvfs(self.store)
             used = (blocks.f_blocks - blocks.f_bfree) * blocks.f_frsize
-            words = ["mount", "-o", f"remount,size={used}", self.store]
+            words = ["mount", "-o", f"remount,size={used}", str(self.store)]
             if not subprocess.run(words, capture_output=True).returncode:
                 return
         raise SystemExit(f"{self.store}: cannot be kept from growing")

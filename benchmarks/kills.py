@@ -199,9 +199,9 @@ def _disturbed(
         if not kept.items() <= now.items():
             faults.append(f"{one.kind}: {len(kept.items() - now.items())} results lost or changed")
         kept = now
-    code, answer, said = one.finish()
+    code, answer, text = one.finish()
     if code not in (0, 1) or (one.kind == "run" and not answer["complete"]):
-        faults.append(f"{one.kind}: exit {code}: {said[-300:]}")
+        faults.append(f"{one.kind}: exit {code}: {text[-300:]}")
     elif difference := _difference(one.outcome(answer), expected[one.kind]):
         faults.append(f"{one.kind}: {difference}")
     if not kept.items() <= one.kept().items():

@@ -34,7 +34,7 @@ from ggufrope.evals.needle import Asker, NeedleScore
 from ggufrope.evals.needle_prompts import NeedlePlan
 from ggufrope.evals.results import Method
 from ggufrope.evals.stats import proportion
-from ggufrope.evals.trunk import Trunk
+from ggufrope.evals.trunk import Lanes
 from ggufrope.patching.request import ScalingRequest
 
 NANO = Path(__file__).parent.parent / "fixtures" / "nano.gguf"
@@ -63,7 +63,7 @@ def _cases() -> dict[str, Case]:
         f"nano-{name}": Case(
             model="nano",
             scaling=ScalingRequest(
-                scaling=name,  # type: ignore[arg-type]
+                scaling=name,
                 target_context=None if name == "none" else 2048,
             ),
             kv="f16",
@@ -118,11 +118,13 @@ def measure(name: str, path: Path, done: Sequence[Answered], threads: int | None
             for each in done
             if each.case == name
         }
-        with Trunk(open_context, plan.lengths[-1]) as trunk:
-            for method, asked in (("spliced", asker.spliced), ("whole", asker.whole)):
-                left = [point for point in plan.points if (method, *point) not in known]
-                for score in asked(trunk, left):
-                    _append(name, method, score)  # type: ignore[arg-type]
+        with Lanes(open_context, plan.lengths[-1]) as lanes:
+            left = [point for point in plan.points if ("spliced", *point) not in known]
+            for score in asker.spliced(lanes.trunks[0], left):
+                _append(name, "spliced", score)
+            left = [point for point in plan.points if ("whole", *point) not in known]
+            for score in asker.whole(lanes, left):
+                _append(name, "whole", score)
 
 
 def _append(name: str, method: Method, score: NeedleScore) -> None:

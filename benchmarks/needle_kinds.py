@@ -36,8 +36,8 @@ class Measured:
     context_tokens: int
     needles: int
     exact: float
-    exact_low: float
-    exact_high: float
+    exact_low: float | None
+    exact_high: float | None
     top_ranked: float | None
     log_probability: float | None
     needle_tokens: int

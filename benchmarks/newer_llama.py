@@ -117,11 +117,11 @@ def _said(cache: dict[str, Any]) -> str:
 def needles(engines: tuple[Engine, ...], model: Path, keep: Path) -> Iterator[str]:
     """Yield the rows of a table: needles at five depths, by length and cache type."""
     for name, words in ASKED.items():
-        words = tuple(model if word == "MODEL" else word for word in words)
+        command = [model if word == "MODEL" else word for word in words]
         answers = []
         for engine in engines:
             folder = keep / f"{engine.name}-{re.sub('[^A-Za-z0-9]+', '-', name)}"
-            answers.append(engine.call(*words, *_LIKE_THESE, "--out", folder)["cells"])
+            answers.append(engine.call(*command, *_LIKE_THESE, "--out", folder)["cells"])
         for context, kv in dict.fromkeys(_setting(cell) for cell in answers[0]):
             rows = [
                 [cell["metrics"] for cell in cells if _setting(cell) == (context, kv)]

@@ -30,7 +30,7 @@ from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan
 from ggufrope.evals.results import CellResult
 from ggufrope.patching.exporting import export_model
 from ggufrope.patching.plan import apply, plan_patch
-from ggufrope.patching.request import ScalingRequest
+from ggufrope.patching.request import ScalingName, ScalingRequest
 from ggufrope.rope.architectures import source
 from ggufrope.server.served import Served, measure_server
 
@@ -38,6 +38,7 @@ PORT = 18978
 ADDRESS = f"http://127.0.0.1:{PORT}"
 SECONDS = 60
 THREADS = 1
+SCHEMES: tuple[ScalingName, ...] = ("linear", "ntk", "yarn")
 DEPTHS, SAMPLES = 6, 2
 GENERATED_PROMPTS, GENERATED_TOKENS = 6, 24
 AS_IT_IS = ScalingRequest(scaling="file")
@@ -112,8 +113,8 @@ def cases(model: Path, folder: Path) -> Iterator[Case]:
         tokens=512,
         equals=(model, AS_IT_IS),
     )
-    for scheme in ("linear", "ntk", "yarn"):
-        request = ScalingRequest(scaling=scheme, target_context=1024)  # type: ignore[arg-type]
+    for scheme in SCHEMES:
+        request = ScalingRequest(scaling=scheme, target_context=1024)
         made = export_model(model, "llama-server", request=request)
         flags = tuple(shlex.split(made.text)[1:])
         yield Case(

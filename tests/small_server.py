@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from pathlib import Path
+from typing import Any
 
 from ggufrope.runtime import library
 from ggufrope.runtime.rpc_server import serve
@@ -26,14 +27,14 @@ def limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p, SIZE, SIZE)
-def memory(_device: int, free: ctypes.Array[ctypes.c_size_t], total: ctypes.Array) -> None:
+def memory(_device: int, free: Any, total: Any) -> None:
     free[0] = total[0] = int(sys.argv[2])
 
 
 (cpu,) = (device for device in library.found_devices() if device.kind == "cpu")
 functions = ctypes.cast(cpu.handle, ctypes.POINTER(ctypes.c_void_p))
-functions[GET_MEMORY] = ctypes.cast(memory, ctypes.c_void_p).value
+callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, SIZE, SIZE)(memory)
+functions[GET_MEMORY] = ctypes.cast(callback, ctypes.c_void_p).value
 if len(sys.argv) > 3:
     limit(int(sys.argv[3]))
 serve(sys.argv[1], [cpu.name], threads=1)

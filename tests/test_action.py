@@ -130,9 +130,9 @@ def test_nothing_to_do_is_a_mistake(tmp_path: Path) -> None:
     assert not outcome.outputs
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(("recall", "code"), [(0.5, 0), (1.0, 1)])
 def test_a_plan_is_gated(tmp_path: Path, nano: Path, recall: float, code: int) -> None:
-    pytest.importorskip("llama_cpp", reason="measures with llama.cpp")
     plan = tmp_path / "gate.toml"
     plan.write_text(
         f'models = ["{nano.as_posix()}"]\ncontexts = [256]\ntasks = ["needle"]\ndepths = 2\n'

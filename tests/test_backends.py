@@ -22,6 +22,7 @@ from ggufrope.errors import RequestError
 from ggufrope.lm import Branch, LanguageContext
 from ggufrope.patching.plan import apply, plan_patch
 from ggufrope.runtime import library
+from ggufrope.runtime.context import Context
 from ggufrope.runtime.fake import FakeModel
 from ggufrope.runtime.model import Model
 
@@ -39,6 +40,7 @@ class CountingBackend:
         self.loads: list[tuple[Path, Mapping[str, object]]] = []
         self.require = self._backend.require
         self.open_context = self._backend.open_context
+        self.versions = self._backend.versions
         self.describe = self._backend.describe
 
     def fitted(self, path: Path, context_tokens: int) -> CountingBackend:
@@ -86,6 +88,7 @@ WRITTEN = {
 """Schemes that context parameters cannot say."""
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("n_ctx", [256, 512])
 def test_an_overlay_is_to_the_last_bit_what_the_patch_is(
@@ -97,7 +100,7 @@ def test_an_overlay_is_to_the_last_bit_what_the_patch_is(
     tmp_path: Path,
 ) -> None:
     context = opened.contexts(WRITTEN[name], F16, largest=1024)(n_ctx)
-    assert isinstance(context.model, Model)
+    assert isinstance(context, Context)
     assert context.model.path.is_symlink() or context.model.path == nano
     tokens, cells = opened.model.tokenize(TEXT, beginning=True), context.n_ctx
     found = log_probabilities(context, tokens)
@@ -111,6 +114,7 @@ def test_an_overlay_is_to_the_last_bit_what_the_patch_is(
     assert (found == plain) == (name == "short context kept" and n_ctx == 256)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("architecture", "scaling"),
     [
@@ -137,6 +141,7 @@ def test_sliding_windows_and_long_factors_are_as_in_the_patch(
         assert log_probabilities(written.contexts(FILE, F16, largest=1024)(512), tokens) == found
 
 
+@pytest.mark.llama
 def test_a_real_model_is_overlaid_to_the_last_bit(
     smollm2: Path, backend: CountingBackend, tmp_path: Path
 ) -> None:
@@ -147,23 +152,26 @@ def test_a_real_model_is_overlaid_to_the_last_bit(
     for path, request in ((smollm2, scaling), (copy, FILE), (smollm2, FILE)):
         with closing(ScaledModel(path, backend, working=tmp_path)) as opened:
             context = opened.contexts(request, F16, largest=16_384)(8448)  # of the long factors
-            assert isinstance(context.model, Model)
+            assert isinstance(context, Context)
             found.append(log_probabilities(context, context.model.tokenize(TEXT, beginning=True)))
     overlaid, written, plain = found
     assert overlaid == written != plain
 
 
+@pytest.mark.llama
 def test_schemes_share_the_weights_or_lay_a_few_bytes_over_them(nano: Path, tmp_path: Path) -> None:
     backend = CountingBackend()
     with closing(ScaledModel(nano, backend, working=tmp_path)) as opened:
         for request in (FILE, ScalingRequest(scaling="linear", factor=2)):
-            with opened.contexts(request, F16, largest=512)(512) as context:
+            with closing(opened.contexts(request, F16, largest=512)(512)) as context:
+                assert isinstance(context, Context)
                 assert context.model is opened.model
         baked = ScalingRequest(scaling="linear", factor=2, bake=True)
         for _ in range(2):
-            with opened.contexts(baked, F16, largest=512)(512) as context:
+            with closing(opened.contexts(baked, F16, largest=512)(512)) as context:
+                assert isinstance(context, Context)
                 assert context.model is not opened.model
-        overlaid = context.model.path
+                overlaid = context.model.path
         assert overlaid.samefile(nano)
         assert len(backend.loads) == 2
         written = [path for path in overlaid.parent.iterdir() if not path.is_symlink()]
@@ -172,6 +180,7 @@ def test_schemes_share_the_weights_or_lay_a_few_bytes_over_them(nano: Path, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.llama
 def test_where_factors_of_the_file_change_a_working_copy_is_made(
     nano: Path, tmp_path: Path
 ) -> None:
@@ -206,6 +215,7 @@ def test_what_a_patch_refuses_an_overlay_refuses_too(tmp_path: Path) -> None:
         assert str(found.value) in str(refused.value)
 
 
+@pytest.mark.llama
 def test_questions_have_room_beside_a_full_context_but_never_change_the_factors(
     opened: ScaledModel[Model],
 ) -> None:
@@ -219,7 +229,8 @@ def test_questions_have_room_beside_a_full_context_but_never_change_the_factors(
             assert context.n_ctx == cells
 
 
-@pytest.mark.skipif(library.can_offload(), reason="this build of llama.cpp can use a GPU")
+@pytest.mark.llama
+@pytest.mark.usefixtures("only_cpu")
 @pytest.mark.parametrize("gpu_layers", ["all", "auto", 0])
 def test_without_a_gpu_no_layer_is_on_one(nano: Path, gpu_layers: str | int) -> None:
     settings = RuntimeSettings(gpu_layers=gpu_layers)  # type: ignore[arg-type]
@@ -285,6 +296,7 @@ def test_what_only_looks_like_an_owner_is_left_alone(tmp_path: Path) -> None:
 # Devices ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.llama
 def test_devices_that_are_not_there_are_refused_and_not_replaced(nano: Path) -> None:
     backend = LlamaBackend(settings=RuntimeSettings(devices=("7",)))
     if library.can_offload():

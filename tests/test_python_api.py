@@ -19,6 +19,7 @@ def page(root: Path) -> str:
 
 
 def script(root: Path) -> str:
+    block: str
     (block,) = re.findall(r"^```python\n(.*?)^```$", page(root), flags=re.MULTILINE | re.DOTALL)
     return block
 

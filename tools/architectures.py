@@ -358,8 +358,8 @@ def entry(source: Source, arch: str, name: str) -> dict[str, Any]:
     sliding = _sliding(hparams, graph)
     if sliding:
         fields["sliding"] = sliding
-        found = re.search("LLM_KV_ATTENTION_SLIDING_WINDOW_PATTERN, hparams", hparams)
-        found = found or "sliding" in EXCEPTIONS.get(name, {})
+        found = "LLM_KV_ATTENTION_SLIDING_WINDOW_PATTERN, hparams" in hparams
+        found |= "sliding" in EXCEPTIONS.get(name, {})
         if sliding["pattern"] is None and not found:
             source.doubts.append(f"{name}: which layers slide is not found")
     fields |= _unrotated(hparams, graph) | _recurrent(hparams)

@@ -140,7 +140,7 @@ def sizes(found: type[Any], config: Any) -> dict[str, int]:
     """Return the sizes that the class has, without a head size that is the width over the heads, or
     only the rotary part of the head; 0 where the class computes another."""
     dumped, wider = config.to_dict(), made(found, hidden_size=_WIDTH)
-    known = {}
+    known: dict[str, int] = {}
     for name, attributes in _SIZES.items():
         for attribute in attributes:
             value = dumped.get(attribute)

@@ -165,7 +165,7 @@ class _GpuWatch:
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.kill()
-            output, _ = self._process.communicate()
+            output = self._process.communicate()[0]
             self.seen = parse_load(output)
 
 

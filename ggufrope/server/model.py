@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import count
 from typing import TYPE_CHECKING, NoReturn
 
 from ggufrope.errors import DecodeError, RequestError
 from ggufrope.lm import AnswerScore, Branch, Progress, Tokens
 from ggufrope.server.client import ServerError
 from ggufrope.server.dialect import NO_REUSE, Answer
-from ggufrope.server.tokens import ASSISTANT, TEMPLATE, USER, Pieces, ServerTokens
+from ggufrope.server.tokens import (
+    ASSISTANT,
+    CHAT_WORDS,
+    TEMPLATE,
+    USER,
+    Count,
+    Pieces,
+    ServerTokens,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +34,6 @@ if TYPE_CHECKING:
     from ggufrope.server.dialect import Dialect, Told
 
 WHOLE_ONLY = "a server takes whole prompts"
-_CHAT_WORDS = 64
-"""Tokens that a chat model may say besides the answer."""
 _COMPARED = ("dialect", "model", "context_tokens", "build", "path", "digest")
 
 
@@ -46,7 +53,7 @@ class ServerModel:
         """Tokens that the server takes of a longer prompt, once two were cut to the same: others
         that are longer are not sent."""
         self._cut_to: int | None = None
-        self._opened = 0
+        self._numbers = count()
 
     @property
     def n_vocab(self) -> int:
@@ -84,8 +91,7 @@ class ServerModel:
 
     def open(self, n_ctx: int) -> ServerContext:
         """Return a context of `n_ctx` tokens, in the next lane; the server is not asked."""
-        self._opened += 1
-        return ServerContext(self, n_ctx, lane=(self._opened - 1) % self.lanes)
+        return ServerContext(self, n_ctx, lane=next(self._numbers) % self.lanes)
 
     def close(self) -> None:
         """Close the connections."""
@@ -242,7 +248,7 @@ class ServerContext:
             self._require_whole(tokens, model.window)
         if USER in tokens:
             words, prefix = _turn(tokens)
-            room = max_tokens + len(prefix) + _CHAT_WORDS
+            room = max_tokens + len(prefix) + CHAT_WORDS
             answer = dialect.chat(model.detokenize(words).strip(), max_tokens=room)
         elif dialect.takes_tokens:
             answer = dialect.complete(
@@ -263,16 +269,17 @@ class ServerContext:
         self._model.require_same()
         if answer.cut:
             raise DecodeError("the server dropped a part of its context while it answered")
-        sent, slack = self._model.tokens.expected(tokens)
         counted, most = answer.prompt_tokens, self._model.told.context_tokens
         if counted is None:
             return
-        if counted < sent - slack:
+        expected = self._model.tokens.expected(tokens)
+        if counted < expected.least:
             self._model.note_cut(counted)
         self._require_whole(tokens, counted)
-        if slack == 0 and counted > sent + 1:
+        if counted > expected.most:
             raise DecodeError(
-                f"the server counts {counted} tokens of a prompt of {sent}: its count is wrong"
+                f"the server counts {counted} tokens of a prompt of {self._length(expected)}: its "
+                "count is wrong"
             )
         if most is not None and counted + (answer.generated_tokens or 0) > most + 1:
             raise DecodeError(
@@ -281,13 +288,15 @@ class ServerContext:
             )
 
     def _require_whole(self, tokens: Sequence[int], counted: int) -> None:
-        sent, slack = self._model.tokens.expected(tokens)
-        if counted < sent - slack:
-            about = "" if self._model.tokens.exact else "about "
+        expected = self._model.tokens.expected(tokens)
+        if counted < expected.least:
             raise DecodeError(
-                f"the server counts {counted} tokens of a prompt of {about}{sent}: it cut the "
-                "prompt, or its count is wrong"
+                f"the server counts {counted} tokens of a prompt of {self._length(expected)}: it "
+                "cut the prompt, or its count is wrong"
             )
+
+    def _length(self, expected: Count) -> str:
+        return f"{'' if self._model.tokens.exact else 'about '}{expected.sent}"
 
     def _evaluated(self, prompt_tokens: int) -> None:
         """Report the tokens of the trunk among the first of a prompt."""
@@ -303,7 +312,8 @@ class ServerContext:
 def _turn(tokens: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
     """Return a user's words, and what begins the answer: no API takes that as its beginning."""
     begin, end = tokens.index(USER), tokens.index(ASSISTANT)
-    return tokens[begin + 1 : end], tokens[end + 1 :]
+    words, prefix = tokens[begin:end], tokens[end:]
+    return [token for token in words if token >= 0], [token for token in prefix if token >= 0]
 
 
 def _answers(said: str, answer: str, *, anywhere: bool) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,16 @@ from ggufrope.server.client import ServerError
 if TYPE_CHECKING:
     from ggufrope.server.dialect import Answer, Dialect
 
-_MARKS = {"<|ggufrope-user|>": -1, "<|ggufrope-assistant|>": -2}
-USER, ASSISTANT = _MARKS.values()
-"""The tokens that stand for the beginning of a user's turn and of the answer."""
+USER, ASSISTANT, _ROOM = -1, -2, -3
+"""The tokens that stand for the beginning of a user's turn and of the answer, and for tokens whose
+place is kept."""
+CHAT_WORDS = 64
+"""Tokens that a chat model may say besides the answer."""
+_MARKS = {
+    # Room for what a template puts around a turn; many are shorter.
+    "<|ggufrope-user|>": [USER, *[_ROOM] * 47],
+    "<|ggufrope-assistant|>": [ASSISTANT, *[_ROOM] * CHAT_WORDS],
+}
 TEMPLATE = (
     "{% for message in messages %}<|ggufrope-{{ message.role }}|>{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|ggufrope-assistant|>{% endif %}"
@@ -36,7 +44,20 @@ _SAMPLE = (
     "green notebook before she went to work."
 )
 _USUAL_CHARACTERS = 3.5
+_TEMPLATE_TOKENS = 512
+"""More than what a server puts around a prompt: its template, with a system prompt."""
+_ANY = 1 << 48
 _FEWEST_CHARACTERS, _MOST_CHARACTERS = 0.5, 16.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """How many tokens a prompt has as it was `sent`, and what a server that took it whole counts:
+    `least` to `most`."""
+
+    sent: int
+    least: int
+    most: int
 
 
 class ServerTokens:
@@ -54,7 +75,7 @@ class ServerTokens:
         tokens = list(self.beginning) if beginning else []
         for number, part in enumerate(_MARK.split(text) if special else [text]):
             if number % 2:
-                tokens.append(_MARKS[part])
+                tokens += _MARKS[part]
             elif part and beginning and not number:
                 tokens = list(self._plain(part, beginning=True, special=special))
             elif part:
@@ -65,11 +86,13 @@ class ServerTokens:
         """Return the text of tokens."""
         return self._dialect.detokenize(tokens) if tokens else ""
 
-    def expected(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """Return how many tokens a prompt has, and by how many a server may count it differently:
-        none where it gets the tokens."""
-        slack = 0 if self._dialect.takes_tokens else 8 + len(tokens) // 50
-        return len(tokens), slack
+    def expected(self, tokens: Sequence[int]) -> Count:
+        """Return how many tokens a server should count of a prompt."""
+        sent = sum(token >= 0 for token in tokens)
+        if self._dialect.takes_tokens and USER not in tokens:
+            return Count(sent=sent, least=sent, most=sent + 1)
+        slack = 8 + sent // 50
+        return Count(sent=sent, least=sent - slack, most=sent + slack + _TEMPLATE_TOKENS)
 
     def _after(self, text: str, special: bool) -> list[int]:
         """Return the tokens of a text after other text: vocabularies that put a space before every
@@ -114,22 +137,23 @@ class Pieces:
         """Return the pieces of a text; the server puts its own BOS before a prompt."""
         tokens: list[int] = []
         for number, part in enumerate(_MARK.split(text) if special else [text]):
-            tokens += [_MARKS[part]] if number % 2 else map(self._number, self._cut(part))
+            tokens += _MARKS[part] if number % 2 else map(self._number, self._cut(part))
         return tokens
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of pieces."""
         return "".join(self._texts[token] for token in tokens)
 
-    def expected(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """Return about how many tokens a prompt has, and by how many a server may count it
-        differently. Nothing is known where it counts none."""
-        if not self.counted:
-            return len(tokens), len(tokens)
+    def expected(self, tokens: Sequence[int]) -> Count:
+        """Return about how many tokens a server should count of a prompt; any number where it has
+        counted none."""
         characters = len(self.detokenize([token for token in tokens if token >= 0]))
-        count = max(0, round(characters / self._characters + self._overhead))
+        sent = round(characters / self._characters + self._overhead)
+        if not self.counted:
+            return Count(sent=sent, least=0, most=_ANY)
         # Texts differ in their words: a quarter is more than those of haystacks do.
-        return count, 16 + count // 4
+        slack = 16 + sent // 4
+        return Count(sent=sent, least=sent - slack, most=sent + slack + _TEMPLATE_TOKENS)
 
     def _cut(self, text: str) -> list[str]:
         count = ceil(len(text) / self._characters)

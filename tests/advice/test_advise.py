@@ -117,7 +117,7 @@ def test_qwen3_is_scaled_from_what_its_authors_say() -> None:
 
 
 def test_native_factors_are_scaled_from_the_context_they_reach() -> None:
-    factors = FactorTensor(name="rope_freqs.weight", length=32, values=np.ones(32))
+    factors = FactorTensor(name="rope_freqs.weight", length=32, values=(1.0,) * 32)
     model = replace(MODEL, architecture="llama", original_context=2048, factor_tensors=(factors,))
     assert advise(HEADER, model, target_context=16384).ratio == 2.0
 
@@ -267,8 +267,8 @@ def test_searched_factors_come_last_and_promise_nothing() -> None:
 
 
 def test_how_far_counts_from_the_context_that_the_file_reaches() -> None:
-    fields = {"context_length": 131072, "original_context": 4096}
-    model = replace(MODEL, scaling_type="yarn", factor=32.0, **fields)
+    reached = replace(MODEL, context_length=131072, original_context=4096)
+    model = replace(reached, scaling_type="yarn", factor=32.0)
     found = advise(HEADER, model, target_context=262144)
     assert found.options[0].reasons[0] == "2 times the trained context is within YaRN's usual reach"
     assert not any("is far" in warning for warning in found.warnings)

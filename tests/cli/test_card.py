@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Call
 from tests.web import Server, serve
 
-pytest.importorskip("llama_cpp", reason="measures with llama.cpp")
+pytestmark = pytest.mark.llama
 MEASURED = ("--ctx", 256, "--tasks", "passkey", "--depths", 1, "--samples", 1)
 
 

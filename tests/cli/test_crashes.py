@@ -101,6 +101,7 @@ def _no_byte_tokens(nano: File) -> File:
     return nano.with_key(Key("tokenizer.ggml.model", STRING, encoded_text(b"llama")))
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("change", "reason"),
     [(_f16_norm, "unsupported types"), (_no_byte_tokens, "an exception of C++")],
@@ -119,6 +120,7 @@ def test_what_llamacpp_does_not_check_is_one_line_and_5(
     assert done.stderr.endswith(told[0] + "\n")
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -143,6 +145,7 @@ def test_numbers_that_abort_are_refused_before_the_call(
     assert "llama.cpp aborts" in done.stderr
 
 
+@pytest.mark.llama
 def test_more_experts_used_than_there_are_is_refused_before_the_call(tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     nano = File.nano().with_key(number("llama.expert_count", 4))
@@ -154,6 +157,7 @@ def test_more_experts_used_than_there_are_is_refused_before_the_call(tmp_path: P
         assert f"expert_used_count is {used}: expected 1 to 4" in done.stderr
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("kind", [9, 24, 25, 27, 28])
 def test_weights_of_no_use_are_refused_before_the_call(kind: int, tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
@@ -166,6 +170,7 @@ def test_weights_of_no_use_are_refused_before_the_call(kind: int, tmp_path: Path
     assert "cannot multiply by such weights" in probed.stderr
 
 
+@pytest.mark.llama
 def test_a_file_without_a_vocabulary_measures_its_rotation_and_tokenizes_nothing(
     tmp_path: Path,
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_command_that_needs_llama_cpp_names_doctor(nano: Path) -> None:
     assert "`ggufrope doctor` says" in done.stderr
 
 
+@pytest.mark.llama
 def test_a_build_without_a_backend_for_the_card_is_one_to_replace(cli: Call, driver: Path) -> None:
     answer = cli("doctor", "--json").json
     if set(answer["backends"]) - {"CPU", "RPC"}:
@@ -81,6 +82,7 @@ def test_a_build_without_a_backend_for_the_card_is_one_to_replace(cli: Call, dri
     assert max(len(line) for line in lines if not line.startswith("  $ ")) <= 80
 
 
+@pytest.mark.llama
 def test_every_pair_of_cache_types_is_asked_of_every_device(cli: Call) -> None:
     answer = cli("doctor", "--json").json
     pairs = {(each["device"], each["type_k"], each["type_v"]) for each in answer["attention"]}
@@ -88,6 +90,7 @@ def test_every_pair_of_cache_types_is_asked_of_every_device(cli: Call) -> None:
     assert {each["runs"] for each in answer["attention"] if each["device"] == "CPU"} == {"native"}
 
 
+@pytest.mark.llama
 def test_pairs_whose_blocks_do_not_divide_a_head_are_left_out(cli: Call, nano: Path) -> None:
     answer = cli("doctor", "--model", str(nano), "--json").json
     assert {each["type_k"] for each in answer["attention"]} == set(CACHE_TYPES)

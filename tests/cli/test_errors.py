@@ -63,6 +63,7 @@ EVERY = {
 """Commands that take one model, with what else they need."""
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
@@ -82,6 +83,7 @@ def test_a_name_that_is_no_model_is_the_same_line_everywhere(
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("command", ["patch", "undo", "probe", "validate", "compare", "search"])
 def test_a_file_that_is_not_here_is_fetched_first(cli: Call, command: str) -> None:
     outcome = cli(command, "hf:owner/name/x y.gguf", *EVERY[command])
@@ -90,6 +92,7 @@ def test_a_file_that_is_not_here_is_fetched_first(cli: Call, command: str) -> No
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("command", ["patch", "advise", "export", "validate"])
 def test_an_error_about_a_key_names_the_file(cli: Call, tmp_path: Path, command: str) -> None:
     path = build("llama", tmp_path / "odd.gguf", keys={"block_count": 600})[0]

@@ -14,6 +14,8 @@ from ggufrope.container.writer import plan_rewrite
 from tests.cli.conftest import Call
 from tests.evals.chat_templates import CHATML, QWEN_3
 
+pytestmark = pytest.mark.llama
+
 RULER = ("--ctx", "1024", "--tasks", "ruler", "--ruler-tasks", "niah_single_1", "--threads", "1")
 
 MakeChat = Callable[[str], Path]

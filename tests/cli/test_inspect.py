@@ -223,6 +223,7 @@ def test_the_table_that_is_used_is_named(cli: Call, llama: Path) -> None:
     assert "nowhere: no such file" in refused.err
 
 
+@pytest.mark.llama
 def test_an_architecture_in_no_table_is_patched_with_a_warning(cli: Call, tmp_path: Path) -> None:
     nano = Path(__file__).resolve().parents[2] / "fixtures/nano.gguf"
     model = tmp_path / "spiral.gguf"

@@ -24,6 +24,7 @@ def copy(nano: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(nano, tmp_path / "original.gguf"))
 
 
+@pytest.mark.llama
 def test_the_answer_in_the_terminal(cli: Call, nano: Path) -> None:
     kv = ("--kv", "q8_0,q4_0", "--samples", "10")
     outcome = cli("validate", nano, "--ctx", "256", "--tasks", "kv", *kv, *FEW)
@@ -38,6 +39,7 @@ def test_the_answer_in_the_terminal(cli: Call, nano: Path) -> None:
     assert "FAIL" not in text
 
 
+@pytest.mark.llama
 def test_the_answer_for_scripts(cli: Call, nano: Path) -> None:
     kv = ("--kv", "q4_0", "--samples", "1")
     outcome = cli(
@@ -56,6 +58,7 @@ def test_the_answer_for_scripts(cli: Call, nano: Path) -> None:
     assert answer["control"]["needle"] == [3, 3]
 
 
+@pytest.mark.llama
 def test_a_pair_that_does_not_run_is_unsupported_and_the_others_go_on(
     cli: Call, nano: Path
 ) -> None:
@@ -71,6 +74,7 @@ def test_a_pair_that_does_not_run_is_unsupported_and_the_others_go_on(
     assert answer["commands"][0].endswith("--cache-type-k q8_0 --cache-type-v f16")
 
 
+@pytest.mark.llama
 def test_a_given_threshold_still_gates(cli: Call, nano: Path) -> None:
     kv = ("--kv", "q4_0", "--samples", "1", "--max-divergence", "0.0001")
     outcome = cli("validate", nano, "--ctx", "256", "--tasks", "kv", *kv, *FEW)
@@ -78,6 +82,7 @@ def test_a_given_threshold_still_gates(cli: Call, nano: Path) -> None:
     assert "FAIL" in outcome.out
 
 
+@pytest.mark.llama
 def test_the_same_weights_in_another_file_differ_in_nothing(
     cli: Call, nano: Path, copy: Path
 ) -> None:
@@ -89,6 +94,7 @@ def test_the_same_weights_in_another_file_differ_in_nothing(
     assert row["metrics"]["same_top"]["value"] == 1
 
 
+@pytest.mark.llama
 def test_another_file_costs_what_it_changes(cli: Call, nano: Path, tmp_path: Path) -> None:
     other = tmp_path / "scaled.gguf"
     assert cli("patch", nano, "-o", other, "--scaling", "linear", "--factor", "4").code == 0
@@ -100,11 +106,13 @@ def test_another_file_costs_what_it_changes(cli: Call, nano: Path, tmp_path: Pat
     assert "nat per token above nano, f16 cache" in text
 
 
+@pytest.mark.llama
 def test_a_limit_judges_the_cost_of_a_file(cli: Call, nano: Path, copy: Path) -> None:
     limit = ("--max-divergence", "0.01")
     assert cli("validate", nano, *BASE, "--base", copy, *limit).code == 0
 
 
+@pytest.mark.llama
 def test_another_vocabulary_is_refused_before_anything_is_loaded(
     cli: Call, nano: Path, copy: Path
 ) -> None:
@@ -136,16 +144,19 @@ def test_a_base_that_makes_no_sense_is_refused(
     assert reason in outcome.err
 
 
+@pytest.mark.llama
 def test_the_file_itself_is_no_base(cli: Call, nano: Path) -> None:
     outcome = cli("validate", nano, *BASE, "--base", nano)
     assert outcome.code == 2
     assert "is the model itself" in outcome.err
 
 
+@pytest.mark.llama
 def test_a_base_that_is_missing_is_a_bad_file(cli: Call, nano: Path, tmp_path: Path) -> None:
     assert cli("validate", nano, *BASE, "--base", tmp_path / "none.gguf").code == 3
 
 
+@pytest.mark.llama
 def test_results_of_one_base_are_not_mixed_with_those_of_another(
     cli: Call, nano: Path, copy: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +172,7 @@ def test_results_of_one_base_are_not_mixed_with_those_of_another(
     assert "original.gguf has changed since this run began" in outcome.err
 
 
+@pytest.mark.llama
 def test_a_second_model_without_room_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     large = tmp_path / "large.gguf"
     large.touch()

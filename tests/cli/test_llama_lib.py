@@ -13,6 +13,8 @@ import pytest
 
 from ggufrope.runtime import engine, library
 
+pytestmark = pytest.mark.llama
+
 COMMANDS = (
     "probe MODEL",
     "doctor",
@@ -100,7 +102,7 @@ def test_the_library_is_in_the_record_of_a_run(
     if not batch:
         words = "validate", nano, "--ctx", 256, "--depths", 1, "--samples", 1, "--no-control"
         words = (*words, "--whole-prompts", 0)
-    named = ("--llama-lib", other)
+    named: tuple[object, ...] = ("--llama-lib", other)
     environment = {"HOME": str(home)}
     if variable:
         named, environment = (), environment | {engine.VARIABLE: str(other)}

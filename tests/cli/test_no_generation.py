@@ -23,6 +23,7 @@ def silent(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return build(architecture, tmp_path / f"{request.param}.gguf", keys=keys)[0]
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     "words",
     [
@@ -58,6 +59,7 @@ def test_advice_proposes_nothing_that_is_refused(cli: Call, silent: Path) -> Non
     assert {command.split()[1] for command in commands} == {"patch"}
 
 
+@pytest.mark.llama
 def test_an_encoder_has_no_cache_and_nothing_to_probe(cli: Call, tmp_path: Path) -> None:
     path = build("gemma-embedding", tmp_path / "m.gguf")[0]
     answer = cli("advise", path, "--target-ctx", "1024", "--memory", "1GiB", "--json").json
@@ -72,6 +74,7 @@ def test_an_encoder_has_no_cache_and_nothing_to_probe(cli: Call, tmp_path: Path)
     assert probed.err.count("\n") == 1
 
 
+@pytest.mark.llama
 def test_doctor_lists_no_cache_types_for_an_encoder(cli: Call, tmp_path: Path) -> None:
     path = build("gemma-embedding", tmp_path / "m.gguf")[0]
     answer = cli("doctor", "--model", path, "--json").json
@@ -81,6 +84,7 @@ def test_doctor_lists_no_cache_types_for_an_encoder(cli: Call, tmp_path: Path) -
     assert cli("doctor", "--model", pooled, "--json").json["caches"]
 
 
+@pytest.mark.llama
 def test_the_cache_of_a_pooled_decoder_is_there_to_measure(cli: Call, tmp_path: Path) -> None:
     path = build("qwen3", tmp_path / "m.gguf", keys={"pooling_type": 3})[0]
     assert cli("probe", path, "--json").json["agrees"]

@@ -5,12 +5,16 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import pytest
+
 from fixtures.make import build
 from ggufrope.container.reader import read_header
 from ggufrope.container.store import execute, plan_store
 from ggufrope.container.types import Edits
 from ggufrope.container.writer import plan_rewrite
 from tests.container.edits import text
+
+pytestmark = pytest.mark.llama
 
 if TYPE_CHECKING:
     from pathlib import Path

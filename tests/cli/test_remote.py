@@ -63,6 +63,7 @@ def test_the_answer_is_that_for_the_file_on_disk(
         assert text == wanted
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     "words",
     [

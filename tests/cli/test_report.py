@@ -9,6 +9,8 @@ import pytest
 
 from tests.cli.conftest import Call
 
+pytestmark = pytest.mark.llama
+
 pytest.importorskip("jinja2", reason="the page needs jinja2, of the extra 'report'")
 pytest.importorskip("vl_convert", reason="charts need vl-convert-python, of the extra 'report'")
 

@@ -15,6 +15,8 @@ import pytest
 from tests.cli.conftest import Call
 from tests.cli.test_search import QUICK as SEARCH
 
+pytestmark = pytest.mark.llama
+
 if TYPE_CHECKING:
     from tests.conftest import RpcServer
 

@@ -9,6 +9,8 @@ import pytest
 from fixtures.make import build
 from tests.cli.conftest import Call
 
+pytestmark = pytest.mark.llama
+
 QUICK = (
     *("--target-ctx", "1k", "--candidates", "8", "--finalists", "1", "--samples", "1"),
     *("--haystacks", "1", "--screening-samples", "1", "--screening-ctx", "600"),

@@ -23,6 +23,7 @@ def contexts(folder: Path) -> tuple[int, ...]:
         return store.plan.contexts
 
 
+@pytest.mark.llama
 def test_lengths_that_nobody_names_go_up_to_the_context_of_the_file(
     cli: Call, nano: Path, tmp_path: Path
 ) -> None:
@@ -34,6 +35,7 @@ def test_lengths_that_nobody_names_go_up_to_the_context_of_the_file(
     assert contexts(Path("runs/scaled-1")) == (256, 512, 768)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("reach", [("--target-ctx", "1k"), ("--factor", "4")])
 def test_lengths_of_a_comparison_go_up_to_its_target(
     cli: Call, nano: Path, reach: tuple[str, str]
@@ -49,6 +51,7 @@ def test_a_comparison_that_reaches_for_nothing_asks_for_a_length(cli: Call, nano
     assert not Path("runs").exists()
 
 
+@pytest.mark.llama
 def test_the_results_of_each_command_are_kept_and_named(cli: Call, nano: Path) -> None:
     for number in (1, 2):
         outcome = cli("validate", nano, "--ctx", "256", *QUICK)
@@ -59,17 +62,20 @@ def test_the_results_of_each_command_are_kept_and_named(cli: Call, nano: Path) -
     assert cli("report", "runs/nano-2").code == 0
 
 
+@pytest.mark.llama
 def test_a_named_folder_is_the_only_one(cli: Call, nano: Path) -> None:
     outcome = cli("validate", nano, "--ctx", "256", *QUICK, "--out", "mine")
     assert outcome.code == 0
     assert sorted(path.name for path in Path().iterdir()) == ["mine"]
 
 
+@pytest.mark.llama
 def test_a_command_that_measures_nothing_leaves_no_folder(cli: Call, tmp_path: Path) -> None:
     assert cli("validate", tmp_path / "none.gguf", "--ctx", "256").code == 3
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.llama
 def test_where_no_folder_can_be_made_the_work_is_done_all_the_same(cli: Call, nano: Path) -> None:
     Path("runs").write_text("a file")
     outcome = cli("validate", nano, "--ctx", "256", *QUICK)
@@ -79,6 +85,7 @@ def test_where_no_folder_can_be_made_the_work_is_done_all_the_same(cli: Call, na
     )
 
 
+@pytest.mark.llama
 def test_long_work_says_first_what_it_takes(cli: Call, nano: Path) -> None:
     outcome = cli("validate", nano, "--ctx", "512", *QUICK, "--json")
     first = outcome.err.splitlines()[0]
@@ -111,6 +118,7 @@ def test_work_without_a_terminal_says_how_far_it_is(capfd: pytest.CaptureFixture
     assert all(line.endswith(r" s: half\x1b") for line in lines)
 
 
+@pytest.mark.llama
 def test_a_model_that_cannot_be_loaded_is_one_line_and_5(cli: Call, tmp_path: Path) -> None:
     path = build("llama", tmp_path / "big.gguf", big_endian=True)[0]
     for words in (("validate", path), ("compare", path, "--scaling", "none,yarn")):
@@ -125,6 +133,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_5(cli: Call, tmp_path: Pa
     assert {cell["status"] for cell in answer.json["cells"]} == {"error"}
 
 
+@pytest.mark.llama
 def test_a_cache_without_a_fast_kernel_is_named_before_the_run(
     cli: Call, nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +148,7 @@ def test_a_cache_without_a_fast_kernel_is_named_before_the_run(
     assert "no fast kernel" not in on_cpu
 
 
+@pytest.mark.llama
 def test_experts_on_the_cpu_are_part_of_the_plan(cli: Call, nano: Path, tmp_path: Path) -> None:
     wanted = ("--ctx", "256", "--tasks", "kv-cache", "--threads", "1", "--experts-on-cpu", "all")
     cli("validate", nano, *wanted, "--out", tmp_path / "run")

@@ -24,6 +24,7 @@ FEW = (*GRID, "--samples", "1")
 ENOUGH = (*GRID, "--samples", "12")
 
 
+@pytest.mark.llama
 def test_json_has_the_words_of_the_contract(cli: Call, nano: Path) -> None:
     outcome = cli("validate", nano, "--ctx", "256", *ENOUGH, "--json")
     assert outcome.code == 0
@@ -46,6 +47,7 @@ def test_options_left_out_have_the_defaults_of_a_plan() -> None:
     assert RunOptions(ctx="256,4k").plan("m.gguf", scalings) == plan
 
 
+@pytest.mark.llama
 def test_tables_explain_their_metrics_in_the_terminal(
     cli: Call, nano: Path, tmp_path: Path
 ) -> None:
@@ -64,6 +66,7 @@ def test_tables_explain_their_metrics_in_the_terminal(
     assert max(map(len, (outcome.out + compared.out).splitlines())) <= 80
 
 
+@pytest.mark.llama
 def test_a_run_that_no_threshold_applies_to_is_no_failure(cli: Call, nano: Path) -> None:
     run = ("validate", nano, "--ctx", "256", "--threads", "1")
     outcome = cli(*run, "--tasks", "kv-cache")
@@ -81,6 +84,7 @@ def test_a_run_that_no_threshold_applies_to_is_no_failure(cli: Call, nano: Path)
     )
 
 
+@pytest.mark.llama
 def test_few_needles_are_undecided_which_can_be_allowed(cli: Call, nano: Path) -> None:
     run = ("validate", nano, "--ctx", "256", *FEW)
     outcome = cli(*run)
@@ -92,6 +96,7 @@ def test_few_needles_are_undecided_which_can_be_allowed(cli: Call, nano: Path) -
     assert cli(*run, "--allow-undecided").code == 0
 
 
+@pytest.mark.llama
 def test_a_failed_verdict_is_exit_1_and_says_why(cli: Call, nano: Path) -> None:
     outcome = cli("validate", nano, "--ctx", "1024,2048", *ENOUGH)
     assert outcome.code == 1
@@ -102,6 +107,7 @@ def test_a_failed_verdict_is_exit_1_and_says_why(cli: Call, nano: Path) -> None:
     assert max(map(len, outcome.out.splitlines())) <= 80
 
 
+@pytest.mark.llama
 def test_the_grids_are_shown_where_they_are_wanted(cli: Call, nano: Path) -> None:
     run = ("validate", nano, "--ctx", "256", *FEW)
     assert "depth" not in cli(*run).out
@@ -110,6 +116,7 @@ def test_the_grids_are_shown_where_they_are_wanted(cli: Call, nano: Path) -> Non
     assert "mean probability of the answer's tokens, ✓ exact match" in grids
 
 
+@pytest.mark.llama
 def test_a_scaling_that_is_only_tried_writes_nothing_and_helps(cli: Call, nano: Path) -> None:
     before = sorted(nano.parent.iterdir())
     found = {}
@@ -124,6 +131,7 @@ def test_a_scaling_that_is_only_tried_writes_nothing_and_helps(cli: Call, nano: 
     assert sorted(nano.parent.iterdir()) == before
 
 
+@pytest.mark.llama
 def test_a_scheme_in_tensors_is_tried_on_a_working_copy(cli: Call, nano: Path) -> None:
     options = ("--scaling", "ntk-by-parts", "--factor", "2")
     answer = cli("validate", nano, "--ctx", "512", *FEW, *options, "--json").json
@@ -131,6 +139,7 @@ def test_a_scheme_in_tensors_is_tried_on_a_working_copy(cli: Call, nano: Path) -
     assert row["metrics"]["recall"]["value"] == 1
 
 
+@pytest.mark.llama
 def test_compare_says_which_scheme_holds_to_which_length(
     cli: Call, nano: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +165,7 @@ def test_compare_says_which_scheme_holds_to_which_length(
     assert failed.json["verdict"]["outcome"] == "fail"
 
 
+@pytest.mark.llama
 def test_compare_takes_the_file_as_it_stands(cli: Call, nano: Path) -> None:
     schemes = ("--scaling", "file,yarn", "--factor", "4")
     answer = cli("compare", nano, "--ctx", "1024", *FEW, *schemes, "--json").json
@@ -167,6 +177,7 @@ def test_compare_takes_the_file_as_it_stands(cli: Call, nano: Path) -> None:
     assert log_probability["yarn-4x"] > log_probability["file"]
 
 
+@pytest.mark.llama
 def test_cache_types_and_what_cannot_run(cli: Call, nano: Path) -> None:
     kv = ("--kv", "f16,q8_0,f16/q4_0", "--no-flash-attention")
     answer = cli("validate", nano, "--ctx", "256", *FEW, *kv, "--json").json
@@ -179,6 +190,7 @@ def test_cache_types_and_what_cannot_run(cli: Call, nano: Path) -> None:
     assert answer["verdict"]["passed"] is False
 
 
+@pytest.mark.llama
 def test_results_are_stored_resumed_and_written_in_every_format(
     cli: Call, nano: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +214,7 @@ def test_results_are_stored_resumed_and_written_in_every_format(
     assert "holds the run of another plan: contexts [256] -> [512]" in other.err
 
 
+@pytest.mark.llama
 def test_a_stored_run_is_judged_by_the_thresholds_asked_for_now(
     cli: Call, nano: Path, tmp_path: Path
 ) -> None:
@@ -215,6 +228,7 @@ def test_a_stored_run_is_judged_by_the_thresholds_asked_for_now(
     assert cli("report", tmp_path / "run", "--json").json["verdict"]["passed"] is True
 
 
+@pytest.mark.llama
 def test_a_batch_survives_kill_9_and_resumes(nano: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(
@@ -257,6 +271,7 @@ def _cells(folder: Path) -> int:
         database.close()
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -310,6 +325,7 @@ def test_a_comparison_that_cannot_be_made_is_refused_at_once(
     assert outcome.out == ""
 
 
+@pytest.mark.llama
 def test_an_unwritable_folder(cli: Call, nano: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     outcome = cli("validate", nano, "--ctx", "256", "--out", tmp_path / "file" / "run")
@@ -317,6 +333,7 @@ def test_an_unwritable_folder(cli: Call, nano: Path, tmp_path: Path) -> None:
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.llama
 def test_no_share_of_its_own_recall_is_judged(cli: Call, nano: Path) -> None:
     outcome = cli("validate", nano, "--ctx", "256", *ENOUGH, "--min-recall-share", "0.9", "--json")
     assert outcome.code == 0

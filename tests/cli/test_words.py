@@ -34,6 +34,7 @@ WRONG = {
 }
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(("words", "meant"), WRONG.items())
 def test_the_nearest_word_is_named(cli: Call, nano: Path, words: list[str], meant: str) -> None:
     command, *options = words

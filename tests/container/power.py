@@ -220,7 +220,9 @@ def _split(
     """Return what is durable, and what is not: of names, and of data."""
     synced = {each.inode: at for at, each in enumerate(log) if each.kind == "fsync"}
     named = max((at for at, each in enumerate(log) if each.kind == "sync names"), default=-1)
-    durable, names, data = [], [], []
+    durable: list[Operation] = []
+    names: list[Operation] = []
+    data: list[Operation] = []
     for at, operation in enumerate(log):
         if operation.kind in ("fsync", "sync names"):
             continue

@@ -17,7 +17,7 @@ from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import recover, undo
 from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
-from ggufrope.container.types import Edits
+from ggufrope.container.types import Edits, FileIdentity
 from ggufrope.container.writer import plan_rewrite
 from ggufrope.errors import GuardError, MalformedError, RequestError, StorageError
 from tests.container.edits import CASES, blocky_model, plan, prepare, text, u32
@@ -245,8 +245,10 @@ def test_a_model_renamed_in_the_middle_of_an_edit_is_repaired(path: Path) -> Non
     assert repaired > 3
 
 
-def identity(path: Path) -> object:
-    return read_header(path).identity
+def identity(path: Path) -> FileIdentity:
+    found = read_header(path).identity
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("strategy", [Strategy.OVERWRITE, Strategy.STREAM])

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copy(smollm2, tmp_path_factory.mktemp("model") / "m.gguf"))
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def silent(_level: int, _text: bytes, _data: object) -> None:
     pass
 
@@ -119,7 +120,7 @@ def test_a_split_model(smollm2: Path, tmp_path: Path) -> None:
         Tensor(t.name, t.shape, read_tensor(smollm2, header, t.name), t.type)
         for t in header.tensors
     ]
-    metadata = []
+    metadata: list[tuple[str, int, Any]] = []
     for kv in header.key_values:
         value = kv.value
         if isinstance(value, ArrayValue):

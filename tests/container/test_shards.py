@@ -361,7 +361,7 @@ def planned(first: Path, strategies: tuple[str | None, str | None]) -> list[Stor
         plan_store(
             shard.path,
             plan_rewrite(shard.header, part),
-            strategy=wanted and Strategy(wanted),
+            strategy=None if wanted is None else Strategy(wanted),
             force={"in-use"},
             files=CapableFiles(),
         )

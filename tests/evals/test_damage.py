@@ -128,6 +128,7 @@ def test_every_task_is_registered_and_asks() -> None:
     assert set(DAMAGE_TASKS) <= ASKING
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("task", ["code-bug", "graph-walk"])
 def test_real_contexts_score_and_generate(task: TaskName, nano: Path) -> None:
     bench = Bench()

@@ -66,6 +66,7 @@ def test_thinking_is_the_choice_of_templates_that_know_it(name: str) -> None:
     assert prompt_format(model, thinking=True).notes[1] == ("thinking", "on")
 
 
+@pytest.mark.llama
 def test_a_real_prompt_is_tokenized_like_the_whole_text(smollm2_model: Model) -> None:
     """Where no special text is in the words, joined tokens are those of one tokenization."""
     form = prompt_format(smollm2_model)

@@ -71,7 +71,9 @@ def test_text_without_words_is_refused() -> None:
 
 def test_a_vocabulary_without_the_words_is_refused() -> None:
     class Mute(FakeModel):
-        def tokenize(self, text: str, *, beginning: bool = False) -> list[int]:
+        def tokenize(
+            self, text: str, *, beginning: bool = False, special: bool = False
+        ) -> list[int]:
             return []
 
     with pytest.raises(RequestError, match="vocabulary has no tokens"):

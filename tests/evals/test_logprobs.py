@@ -19,7 +19,8 @@ def drawn(seed: int, rows: int, vocabulary: int, scale: float) -> NDArray[np.flo
 def softmax_logs(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    return wide
 
 
 def test_two_tokens_by_hand() -> None:

@@ -150,7 +150,9 @@ def test_a_cell_for_each_length(text_file: str) -> None:
         value = result.metric("perplexity")
         assert value is not None
         assert (value.value, value.n) == (found.value, found.tokens)
+        assert found.value is not None
         assert value.low is not None
+        assert value.high is not None
         assert value.low < found.value < value.high
         assert result.value("nll") == found.nll
         assert (result.value("chunks"), result.value("unscored_chunks")) == (3, 0)

@@ -32,7 +32,11 @@ def cells(
     *, both: int = 0, spliced_only: int = 0, whole_only: int = 0, neither: int = 0, rest: int = 0
 ) -> tuple[RecallCell, ...]:
     """Cells by their answers; of the rest, all spliced successes, no whole prompt is asked."""
-    kinds = {(True, True): both, (True, False): spliced_only, (False, True): whole_only}
+    kinds: dict[tuple[bool, bool | None], int] = {
+        (True, True): both,
+        (True, False): spliced_only,
+        (False, True): whole_only,
+    }
     kinds |= {(False, False): neither, (True, None): rest}
     return tuple(
         RecallCell(spliced=spliced, whole=whole)

@@ -20,10 +20,11 @@ from ggufrope.runtime.settings import ContextSettings
 
 GRID = NeedlePlan(lengths=(192, 320), depths=(0, 50, 100), distractors=2, format="completion")
 
+pytestmark = pytest.mark.llama
+
 
 @pytest.fixture(scope="module")
 def model(smollm2: Path) -> Iterator[Model]:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     with Model.open(smollm2) as opened:
         yield opened
 

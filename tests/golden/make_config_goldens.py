@@ -110,7 +110,7 @@ def text_classes() -> Iterator[tuple[type[Any], list[type[Any]]]]:
                 found.__module__ == configs.__name__
                 and issubclass(found, transformers.PretrainedConfig)
                 and not any(word in title for word in ("Vision", "Audio", "ViT"))
-                and found.model_type
+                and found.model_type  # type: ignore[attr-defined]
             ):
                 yield found, [item for item in rotary if _fits(item, title)] or rotary
 

@@ -361,9 +361,14 @@ def composite_cases() -> dict[str, dict[str, Any]]:
     }
 
 
+def with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a value of which JSON has made tuples lists."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+
+
 def metadata_of(case: dict[str, Any]) -> RopeMetadata:
     """Return what the model's file declares."""
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in case["fields"].items()}
+    fields = with_tuples(case["fields"])
     tensors = tuple(
         FactorTensor(name=name, length=len(values), values=tuple(values))
         for name, values in case["factors"].items()
@@ -376,8 +381,8 @@ def exported(case: dict[str, Any]) -> dict[str, Any]:
     metadata = metadata_of(case)
     wanted = None
     if case["request"] is not None:
-        values = {n: tuple(v) if isinstance(v, list) else v for n, v in case["request"].items()}
-        wanted = wanted_scaling(ScalingRequest(**values), metadata, Path("model.gguf"))
+        request = ScalingRequest(**with_tuples(case["request"]))
+        wanted = wanted_scaling(request, metadata, Path("model.gguf"))
     made = export(metadata, "huggingface", wanted=wanted)
     fields = json.loads(made.text)
     assert isinstance(fields, dict)

@@ -19,6 +19,8 @@ from ggufrope.runtime.library import Device, device_of
 from ggufrope.runtime.memory import cache_support, context_need, require_fit
 from ggufrope.runtime.probe import compare, probe
 
+pytestmark = pytest.mark.llama
+
 MIB = 1024 * 1024
 TEXT = "Long ago, in a valley between two rivers, there stood a mill that never stopped." * 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,8 @@ from ggufrope.runtime.placement import fitting_layers, free_on_gpus, weights_nee
 from ggufrope.runtime.settings import ContextSettings
 from tests.gpu.conftest import LAYERS, SHAPE
 from tools.random_model import write
+
+pytestmark = pytest.mark.llama
 
 MIB = 1024 * 1024
 
@@ -107,8 +110,10 @@ def test_auto_is_all_layers_where_they_fit(
     subject = open_model(model_path, RuntimeSettings(gpu_layers="auto", rpc=servers))
     kv = KvTypes.parse("f16")
     try:
-        with subject.contexts(ScalingRequest(scaling="file"), kv, largest=1024)(1024) as context:
+        open_context = subject.contexts(ScalingRequest(scaling="file"), kv, largest=1024)
+        with closing(open_context(1024)) as context:
             assert context.n_ctx >= 1024
+        assert isinstance(subject.model, Model)
         assert subject.model.placement.layers_on_gpu == LAYERS
         assert subject.details["layers on GPU"] == f"{LAYERS} of {LAYERS}"
         assert gpus[0].description in subject.details[gpus[0].name]

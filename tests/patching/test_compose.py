@@ -349,7 +349,7 @@ def test_the_softmax_scale_of_a_config_is_not_dropped(tmp_path: Path) -> None:
     scaling |= {"mscale": 1.0, "mscale_all_dim": 1.0}
     config.write_text(json.dumps({"max_position_embeddings": 131072, "rope_scaling": scaling}))
     wanted = request("file", from_config=str(config))
-    unscaled = {"scaling_type": None, "factor": None, "original_context": None}
+    unscaled: dict[str, Any] = {"scaling_type": None, "factor": None, "original_context": None}
     for without in (
         replace(KIMI, yarn_log_multiplier=None),
         replace(KIMI, yarn_log_multiplier=0.2),

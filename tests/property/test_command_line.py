@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from ggufrope_cli import output
 from ggufrope_cli.app import main
 from hypothesis import HealthCheck, given, settings
@@ -49,7 +50,7 @@ def call(*arguments: object) -> Outcome:
     texts = []
     for stream in streams:
         stream.flush()
-        texts.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+        texts.append(stream.buffer.getvalue().decode())
     assert isinstance(code, int)
     return Outcome(code, *texts)
 
@@ -74,7 +75,7 @@ def check(*arguments: object) -> Outcome:
 NAMES = st.one_of(
     st.sampled_from(["m.gguf", "=1+1.gguf", "-x.gguf", "a\nb.gguf", "\x1b[2J.gguf", "\udcff.gguf"]),
     st.text(
-        st.characters(exclude_categories=("Cs",), exclude_characters="/\0"), min_size=1, max_size=20
+        st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=20
     ),
     st.integers(180, 300).map(lambda length: "n" * length),
     st.sampled_from(["", ".", "..", "/", "\0", "a\0b", "ollama:x", "ollama:../x:..", "hf:a/b/c"]),
@@ -173,6 +174,7 @@ OPTIONS = st.sampled_from(
 )
 
 
+@pytest.mark.llama
 @profile
 @given(OPTIONS, st.one_of(WORDS, st.text(max_size=10)))
 def test_any_option(option: str, word: str) -> None:

@@ -76,9 +76,9 @@ def test_spans_cover_the_header(model: Model, data: st.DataObject) -> None:
     """Records follow each other without gap or overlap, so copying spans copies the header."""
     header = parse(model.encoded())
     end = 24
-    for record in (*header.key_values, *header.tensors):
-        assert record.span.offset == end
-        end = record.span.end
+    for span in (record.span for part in (header.key_values, header.tensors) for record in part):
+        assert span.offset == end
+        end = span.end
     assert 0 <= header.data_offset - end < header.alignment
 
 
@@ -170,7 +170,7 @@ def edits(draw: st.DrawFn, model: Model) -> Edits:
         values[key] = content
     gone = draw(st.sets(st.sampled_from(names), max_size=2)) if names else set()
     left = [name for name in names if name not in gone]
-    renamed = {left[0]: "renamed"} if left and draw(st.booleans()) else {}
+    renamed = {left[0]: "renamed"} if draw(st.booleans()) and left else {}
     put = {}
     for name in draw(st.lists(st.sampled_from(["added", "other", *left[1:]]), max_size=2)):
         data = draw(st.binary(min_size=1, max_size=70))

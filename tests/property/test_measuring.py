@@ -21,7 +21,10 @@ from benchmarks.fuzz_commands import NANO, Commands, attack, hostile_model
 from tests.container.writer import small_model
 from tests.property.test_command_line import KEYS, NAMES, WORDS
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
+pytestmark = [
+    pytest.mark.llama,
+    pytest.mark.skipif(sys.platform == "win32", reason="forks"),
+]
 
 
 @pytest.fixture(scope="module")

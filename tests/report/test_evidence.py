@@ -37,7 +37,7 @@ def result(
     **place: Any,
 ) -> CellResult:
     cell = Cell(
-        **{  # type: ignore[arg-type]
+        **{
             "model": "m",
             "scaling": "yarn",
             "kv": "f16",
@@ -47,7 +47,9 @@ def result(
             **place,
         }
     )
-    interval = {} if half is None or value is None else {"low": value - half, "high": value + half}
+    interval: dict[str, Any] = {}
+    if half is not None and value is not None:
+        interval = {"low": value - half, "high": value + half}
     return CellResult(
         cell=cell,
         status="error" if reason else "ok",

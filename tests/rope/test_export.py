@@ -312,7 +312,8 @@ def test_engines_take_the_same_section_under_text_config(metadata: Metadata) -> 
     }
     # vLLM and SGLang multiply YaRN's own attention factor by attn_factor.
     section["text_config"]["rope_parameters"]["attn_factor"] = 0.878248856
-    for tool, flag in (("vllm", "--hf-overrides"), ("sglang", "--json-model-override-args")):
+    tools: dict[Tool, str] = {"vllm": "--hf-overrides", "sglang": "--json-model-override-args"}
+    for tool, flag in tools.items():
         words = shlex.split(export(model, tool, path=PATH, wanted=asked).text)
         assert json.loads(words[words.index(flag) + 1]) == section
         assert PATH in words

@@ -43,8 +43,8 @@ def predicted(case: dict[str, Any]) -> EffectiveRope:
     metadata = MAKER.metadata_of(case)
     if case["request"] is None:
         return effective(metadata)
-    values = {n: tuple(v) if isinstance(v, list) else v for n, v in case["request"].items()}
-    wanted = wanted_scaling(ScalingRequest(**values), metadata, Path("model.gguf"))
+    request = ScalingRequest(**MAKER.with_tuples(case["request"]))
+    wanted = wanted_scaling(request, metadata, Path("model.gguf"))
     return effective(wanted.metadata, overrides=wanted.overrides)
 
 

@@ -38,6 +38,7 @@ CASES = [
 def test_equal_to_transformers(config: dict[str, Any], expected: dict[str, Any]) -> None:
     rope = from_config(config)
     assert rope.n_rot is not None
+    assert rope.base is not None
     found = frequencies(
         rope.scaling, n_rot=rope.n_rot, base=rope.base, context_tokens=expected["context_tokens"]
     )

@@ -23,7 +23,7 @@ from ggufrope.container.pins import FileChangedError
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.results import CellResult
 from ggufrope.report.record import report_of
-from ggufrope.runs import database, store
+from ggufrope.runs import database
 from ggufrope.runs.driver import InlineTransport, drive, open_run
 from ggufrope.runs.store import RunStore
 from tests.runs.conftest import identify
@@ -334,7 +334,7 @@ def test_a_clock_that_goes_backwards_changes_no_result(
     start: Start, scripted: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter(range(2_000_000_000, 0, -86_400))
-    monkeypatch.setattr(store.time, "time", lambda: float(next(times)))
+    monkeypatch.setattr(time, "time", lambda: float(next(times)))
     folder = start("", kv=("f16", "q8_0"))
     scripted.work(folder)
     monkeypatch.undo()

@@ -199,7 +199,7 @@ def test_gates_and_parameters_of_nothing_are_refused(
 
 def test_default_limits_of_tasks_that_do_not_run_are_no_gates() -> None:
     for task in ("kv-cache", "ruler", "needle"):
-        RunPlan(models=("a",), contexts=(256,), tasks=(task,))  # type: ignore[arg-type]
+        RunPlan(models=("a",), contexts=(256,), tasks=(task,))
     RunPlan(
         models=("a",), contexts=(256,), tasks=("multikey",), thresholds=Thresholds(top_ranked=0.9)
     )

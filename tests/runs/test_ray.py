@@ -42,7 +42,7 @@ except GgufRopeError as error:
 
 def drive(folder: Path, *, opener: str = "open_model", workers: int = 1) -> list[str]:
     """Carry out the run on a Ray cluster of two CPUs; return the lines the driver printed."""
-    command = [sys.executable, "-c", DRIVER, folder, f"scripted_model:{opener}", str(workers)]
+    command = [sys.executable, "-c", DRIVER, str(folder), f"scripted_model:{opener}", str(workers)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

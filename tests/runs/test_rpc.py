@@ -13,6 +13,8 @@ from ggufrope.errors import RequestError
 from ggufrope.runs.driver import ProcessTransport, drive, open_run
 from ggufrope.runs.plan import RunPlan, format_plan, parse_plan
 
+pytestmark = pytest.mark.llama
+
 if TYPE_CHECKING:
     from ggufrope.evals.results import CellResult
     from tests.conftest import RpcServer

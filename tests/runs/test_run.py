@@ -22,7 +22,7 @@ from ggufrope.runs.store import RunStore
 
 def test_a_run_is_kept_and_found_again(nano: Path, tmp_path: Path) -> None:
     plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1)
-    seen = []
+    seen: list[CellResult] = []
     report = run(plan, tmp_path / "run", on_cell=seen.append)
     assert report.complete
     assert {result.cell for result in seen} == {result.cell for result in report.cells}

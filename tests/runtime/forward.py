@@ -73,7 +73,8 @@ def _grouped(
             queries, key = _norm(queries, np.ones(1)), _norm(key, np.ones(1))
     scores = np.einsum("qhd,kd->hqk", queries, key)
     weights = _softmax(scores / np.sqrt(key.shape[-1]), group, positions)
-    return np.einsum("hqk,kd->qhd", weights, value).reshape(len(state), -1) @ own["attn_output"].T
+    values: Array = np.einsum("hqk,kd->qhd", weights, value)
+    return _output(values, own)
 
 
 def _latent(
@@ -92,8 +93,14 @@ def _latent(
     scores = np.einsum("qhn,hln,kl->hqk", still, own["attn_k_b"], key)
     scores += np.einsum("qhr,kr->hqk", turning, rotated)
     weights = _softmax(scores / np.sqrt(queries.shape[-1]), group, positions)
-    values = np.einsum("hqk,kl,hvl->qhv", weights, key, own["attn_v_b"])
-    return values.reshape(len(state), -1) @ own["attn_output"].T
+    values: Array = np.einsum("hqk,kl,hvl->qhv", weights, key, own["attn_v_b"])
+    return _output(values, own)
+
+
+def _output(values: Array, own: dict[str, Array]) -> Array:
+    """Join the heads of `[tokens, heads, head_size]` and multiply by the output matrix."""
+    joined: Array = values.reshape(len(values), -1) @ own["attn_output"].T
+    return joined
 
 
 def _turn(values: Array, group: LayerGroup, positions: Array) -> Array:
@@ -108,9 +115,11 @@ def _softmax(scores: Array, group: LayerGroup, positions: Array) -> Array:
     if group.temperature is not None:
         scores = scores * np.array([group.temperature.at(int(p)) for p in positions])[None, :, None]
     scores = np.where(np.tri(scores.shape[-1], dtype=bool), scores, -np.inf)
-    spread = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return spread / spread.sum(axis=-1, keepdims=True)
+    spread: Array = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    spread /= spread.sum(axis=-1, keepdims=True)
+    return spread
 
 
 def _norm(state: Array, weight: Array) -> Array:
-    return state / np.sqrt((state**2).mean(axis=-1, keepdims=True) + EPSILON) * weight
+    lengths: Array = np.sqrt((state**2).mean(axis=-1, keepdims=True) + EPSILON)
+    return state / lengths * weight

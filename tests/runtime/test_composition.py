@@ -93,6 +93,7 @@ def test_enough_pairs_are_measured() -> None:
     assert len(set(PAIRS)) >= 40
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(("architecture", "name", "scheme"), PAIRS)
 def test_llama_cpp_composes(architecture: str, name: str, scheme: str, tmp_path: Path) -> None:
     path, out = written(architecture, name, tmp_path / "m.gguf"), tmp_path / "out.gguf"
@@ -112,6 +113,7 @@ def test_llama_cpp_composes(architecture: str, name: str, scheme: str, tmp_path:
                 assert found.magnitude == pytest.approx(wanted.magnitude, rel=1e-5)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("name", ["unscaled", "raised base", "linear", "rope_freqs", "longrope"])
 def test_the_short_context_is_kept_bit_for_bit(name: str, tmp_path: Path) -> None:
     path, out = written("llama", name, tmp_path / "m.gguf"), tmp_path / "out.gguf"
@@ -137,6 +139,7 @@ SCORES: list[tuple[str, str, str, dict[str, float]]] = [
 ]
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(("architecture", "name", "scheme", "more"), SCORES)
 def test_attention_scores_are_those_of_the_composition(
     architecture: str, name: str, scheme: str, more: dict[str, float], tmp_path: Path

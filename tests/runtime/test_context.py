@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fixtures.make import build
 from ggufrope.errors import BackendError, DecodeError, RequestError, UnsupportedCacheError
@@ -17,6 +19,8 @@ from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
+
+pytestmark = pytest.mark.llama
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,20 +32,22 @@ F32 = ContextSettings(n_ctx=256, type_k="f32", type_v="f32", n_threads=1)
 
 
 @pytest.fixture(scope="module")
-def model(smollm2: Path):
+def model(smollm2: Path) -> Iterator[Model]:
     with Model.open(smollm2) as opened:
         yield opened
 
 
 @pytest.fixture
-def context(model: Model):
+def context(model: Model) -> Iterator[Context]:
     with Context(model, F32) as opened:
         yield opened
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = np.exp(shifted)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return np.log(probabilities)
 
 
 def answers(model: Model, *texts: str) -> tuple[tuple[int, ...], ...]:

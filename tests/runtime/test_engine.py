@@ -55,6 +55,7 @@ def copied(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.llama
 def test_a_folder_is_used_by_option_or_variable(copied: Path) -> None:
     by_option = json.loads(say_versions(copied))
     by_variable = json.loads(say_versions(LLAMA_CPP_LIB_PATH=str(copied)))
@@ -65,6 +66,7 @@ def test_a_folder_is_used_by_option_or_variable(copied: Path) -> None:
     assert len(own["library_sha256"]) == 64
 
 
+@pytest.mark.llama
 def test_the_home_of_the_user_is_in_no_record(copied: Path) -> None:
     home = copied.parents[1]
     found = json.loads(say_versions(copied, HOME=str(home)))
@@ -72,6 +74,7 @@ def test_the_home_of_the_user_is_in_no_record(copied: Path) -> None:
     assert without_home("/elsewhere/x") == "/elsewhere/x"
 
 
+@pytest.mark.llama
 def test_a_process_has_one_llama_cpp(copied: Path) -> None:
     library.load()
     engine.use_llama(None)
@@ -99,6 +102,7 @@ def test_a_folder_without_the_library_is_named(tmp_path: Path, name: str, words:
     assert said.startswith("MissingDependencyError LLAMA_CPP_LIB_PATH ")
 
 
+@pytest.mark.llama
 def test_a_file_that_is_no_library_does_not_load(tmp_path: Path) -> None:
     (tmp_path / "libllama.so").write_text("not a library\n" * 100)
     said = say_versions(tmp_path)
@@ -106,6 +110,7 @@ def test_a_file_that_is_no_library_does_not_load(tmp_path: Path) -> None:
     assert "invalid ELF header" in said
 
 
+@pytest.mark.llama
 @NEEDS_COMPILER
 def test_a_library_that_is_not_llama_cpp_is_said_to_be_none(tmp_path: Path) -> None:
     folder = stub(tmp_path / "other", "int other(void) { return 0; }", linked=False)
@@ -114,6 +119,7 @@ def test_a_library_that_is_not_llama_cpp_is_said_to_be_none(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.llama
 @NEEDS_COMPILER
 def test_a_version_that_lacks_a_function_is_named(tmp_path: Path) -> None:
     folder = stub(tmp_path / "old", "void llama_backend_init(void) {}", linked=False)
@@ -135,6 +141,7 @@ struct parameters {function}(void) {{
 """
 
 
+@pytest.mark.llama
 @NEEDS_COMPILER
 @pytest.mark.parametrize("function", ["llama_context_default_params", "llama_model_default_params"])
 @pytest.mark.parametrize("more", [-8, 0, 8, 2000])
@@ -154,6 +161,7 @@ def test_structures_of_another_version_are_refused(
         assert f"its {kind} has " in said
 
 
+@pytest.mark.llama
 @NEEDS_COMPILER
 def test_a_stub_that_changes_nothing_is_accepted(tmp_path: Path) -> None:
     folder = stub(tmp_path / "same", "int other(void) { return 0; }", linked=True)

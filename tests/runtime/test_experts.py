@@ -30,6 +30,7 @@ def names(layers: int) -> set[str]:
     return {f"blk.{layer}.{name}.weight" for layer in range(layers) for name in EXPERTS}
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(("chosen", "layers"), [(0, 0), (1, 1), (2, 2), (40, 2), ("all", 2)])
 def test_llama_cpp_puts_the_experts_of_the_first_layers_on_the_cpu(
     chosen: int | Literal["all"], layers: int, mixture: Path
@@ -72,6 +73,7 @@ def test_the_need_on_a_gpu_is_less_by_the_experts(
     assert (moved > 0) == (layers > 0)
 
 
+@pytest.mark.llama
 def test_a_model_without_experts_stays_as_it_is(nano: Path) -> None:
     assert weights_need(nano, LoadOptions(experts_on_cpu="all")) == weights_need(
         nano, LoadOptions()
@@ -79,6 +81,7 @@ def test_a_model_without_experts_stays_as_it_is(nano: Path) -> None:
     assert isinstance(weights_need(nano, LoadOptions())[0], Buffer)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("chosen", "words"), [("all", "2 of 2 layers"), (1, "1 of 2 layers"), (9, "2 of 2 layers")]
 )

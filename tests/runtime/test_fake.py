@@ -24,7 +24,7 @@ def asked(model: FakeModel, filler: int) -> tuple[float, ...]:
     )
     ((right, wrong),) = context.score([branch])
     assert context.position == len(model.tokenize(FACT)) + 2 * filler
-    assert right.greedy is (right.mean_log_probability > wrong.mean_log_probability)
+    assert right.greedy is (sum(right.log_probabilities) > sum(wrong.log_probabilities))
     return right.log_probabilities
 
 

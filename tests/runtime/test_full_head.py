@@ -14,6 +14,8 @@ from ggufrope.errors import LoadError
 from ggufrope.rope.architectures import architectures
 from ggufrope.runtime.model import Model
 
+pytestmark = pytest.mark.llama
+
 if TYPE_CHECKING:
     from pathlib import Path
 

@@ -37,6 +37,7 @@ def test_types_are_those_of_ggml(name: str) -> None:
     assert (kind.block_size, kind.block_bytes) == gguf.GGML_QUANT_SIZES[number]
 
 
+@pytest.mark.llama
 def test_pairs_that_divide_the_head_run_and_others_are_refused(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf", head_size=48)
     with Model.open(path) as model:
@@ -49,6 +50,7 @@ def test_pairs_that_divide_the_head_run_and_others_are_refused(tmp_path: Path) -
             Context(model, ContextSettings(n_ctx=256, type_v="q4_0"))
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("architecture", "sizes", "refused"),
     [
@@ -77,6 +79,7 @@ def test_the_rules_are_those_of_llama_cpp(
     assert len([why for why in found if why is not None]) == refused
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("architecture", "kind"),
     [("llama", "f16"), ("llama", "q8_0"), ("deepseek2", "f16"), ("deepseek2", "q4_0")],
@@ -95,6 +98,7 @@ def test_the_cache_of_advice_is_the_one_llama_cpp_allocates(
     assert advised == pytest.approx(cache.size_bytes, rel=1e-3)
 
 
+@pytest.mark.llama
 def test_latent_attention_needs_equal_types(tmp_path: Path) -> None:
     (path,) = build("deepseek2", tmp_path / "tiny.gguf")
     with Model.open(path) as model:
@@ -111,6 +115,7 @@ def test_latent_attention_needs_equal_types(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.llama
 def test_a_context_that_is_only_sized_agrees_with_one_that_is_made(tmp_path: Path) -> None:
     (path,) = build("qwen2", tmp_path / "tiny.gguf")
     with Model.open(path) as model:
@@ -122,6 +127,7 @@ def test_a_context_that_is_only_sized_agrees_with_one_that_is_made(tmp_path: Pat
             assert not found.falls_back
 
 
+@pytest.mark.llama
 def test_the_report_has_every_cache_type(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf")
     with Model.open(path) as model:

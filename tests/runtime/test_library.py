@@ -54,6 +54,7 @@ def test_a_broken_llama_cpp_python_is_not_reported_as_absent() -> None:
     assert "does not load (libllama.so: cannot open)" in output
 
 
+@pytest.mark.llama
 def test_nothing_reaches_stderr(smollm2: object) -> None:
     code = (
         "from ggufrope import Context, ContextSettings, Model\n"
@@ -63,6 +64,7 @@ def test_nothing_reaches_stderr(smollm2: object) -> None:
     assert run(code) == ""
 
 
+@pytest.mark.llama
 def test_versions_and_devices_of_the_installed_library() -> None:
     versions = library.versions()
     assert library.is_tested(versions.llama_cpp_python)
@@ -73,6 +75,7 @@ def test_versions_and_devices_of_the_installed_library() -> None:
     assert library.can_offload() or kinds <= {"cpu", "accelerator"}
 
 
+@pytest.mark.llama
 def test_captures_nest_and_lines_are_whole(smollm2: object) -> None:
     from ggufrope.runtime.model import Model
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ggufrope.errors import InsufficientMemoryError
-from ggufrope.runtime import library
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.loading import LoadOptions
 from ggufrope.runtime.memory import context_need, free_memory, largest_context, require_fit
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.placement import fitting_layers, require_weights_fit, weights_need
 from ggufrope.runtime.settings import ContextSettings
+
+pytestmark = pytest.mark.llama
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +76,6 @@ def test_weights_are_counted_where_they_would_go(smollm2: Path, model: Model) ->
         require_weights_fit(smollm2, LoadOptions(gpu_layers=0), {"CPU": 90 * MIB})
 
 
-@pytest.mark.skipif(library.can_offload(), reason="this build of llama.cpp can use a GPU")
+@pytest.mark.usefixtures("only_cpu")
 def test_without_a_gpu_no_layers_fit(smollm2: Path) -> None:
     assert fitting_layers(smollm2, ContextSettings(n_ctx=256)) == 0

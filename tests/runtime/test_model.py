@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,16 +12,17 @@ from benchmarks.abort_sweep import File, number
 from fixtures.make import build
 from ggufrope.container.reader import read_header
 from ggufrope.errors import FileError, LoadError, MissingDependencyError, RequestError
-from ggufrope.runtime import library
 from ggufrope.runtime.memory import cache_refusal
 from ggufrope.runtime.model import Model
+
+pytestmark = pytest.mark.llama
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @pytest.fixture(scope="module")
-def model(smollm2: Path):
+def model(smollm2: Path) -> Iterator[Model]:
     with Model.open(smollm2) as opened:
         yield opened
 
@@ -70,7 +72,10 @@ def test_a_chat_template_is_read_as_the_file_has_it(model: Model) -> None:
 
 
 def test_overrides_take_effect_and_change_no_file(smollm2: Path) -> None:
-    overrides = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    overrides: dict[str, float | str] = {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+    }
     with Model.open(smollm2, kv_overrides=overrides) as model:
         assert model.reported["rope scaling"] == "yarn"
         assert float(model.reported["freq_scale_train"]) == 0.25
@@ -151,7 +156,7 @@ def test_a_refused_load_quotes_llama_cpp(tmp_path: Path) -> None:
         Model.open(path)
 
 
-@pytest.mark.skipif(library.can_offload(), reason="this build of llama.cpp can use a GPU")
+@pytest.mark.usefixtures("only_cpu")
 @pytest.mark.parametrize(
     "option", [{"gpu_layers": 3}, {"main_gpu": 0}, {"tensor_split": (1.0, 2.0)}]
 )

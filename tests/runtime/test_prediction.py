@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from ggufrope.rope.architectures import VARIABLE, current_table, use_table
 from ggufrope.rope.effective import RopeOverrides
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.probe import compare, probe
+
+pytestmark = pytest.mark.llama
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +43,7 @@ LONGROPE = {"rope.scaling.type": "longrope", "rope.scaling.original_context_leng
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    keys: dict[str, int | float | str] = field(default_factory=dict)
+    keys: Mapping[str, Any] = field(default_factory=dict)
     factors: dict[str, float] = field(default_factory=dict)
     overrides: RopeOverrides | None = None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fixtures.make import build
 from ggufrope.rope.effective import EffectiveRope, LayerGroup, RopeOverrides
@@ -15,28 +17,29 @@ from ggufrope.runtime.probe import Probe, compare, probe
 if TYPE_CHECKING:
     from pathlib import Path
 
+Array: TypeAlias = NDArray[np.float64]
 BASE, CLOSE, ROTARY = 50000.0, 1e-4, 32
 
 
-def plain(n_rot: int, base: float = BASE) -> np.ndarray:
-    return base ** (-2 * np.arange(n_rot // 2) / n_rot)
+def plain(n_rot: int, base: float = BASE) -> Array:
+    return np.power(base, -2 * np.arange(n_rot // 2) / n_rot)
 
 
-def yarn(theta: np.ndarray, base: float, s: float, original: int, fast: float, slow: float):
+def yarn(theta: Array, base: float, s: float, original: int, fast: float, slow: float) -> Array:
     """YaRN as llama.cpp has it: bands by pair index, rounded outward."""
     n_rot = 2 * len(theta)
 
     def pair_turning(turns: float) -> float:
-        return n_rot * np.log(original / (2 * np.pi * turns)) / (2 * np.log(base))
+        return n_rot * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base))
 
     first = max(0.0, np.floor(pair_turning(fast)))
     last = min(n_rot - 1.0, np.ceil(pair_turning(slow)))
-    ramp = np.clip((np.arange(len(theta)) - first) / max(0.001, last - first), 0, 1)
+    ramp: Array = np.clip((np.arange(len(theta)) - first) / max(0.001, last - first), 0, 1)
     return theta / s * ramp + theta * (1 - ramp)
 
 
 def assert_measures(
-    measured: Probe, layers: list[int], frequencies: np.ndarray, magnitude: float
+    measured: Probe, layers: list[int], frequencies: Array, magnitude: float
 ) -> None:
     found = {layer.layer: layer for layer in measured.layers}
     assert layers
@@ -45,6 +48,7 @@ def assert_measures(
         assert found[layer].magnitude == pytest.approx(magnitude, rel=CLOSE)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "stablelm"])
 def test_linear_and_yarn_in_every_layer(architecture: str, tmp_path: Path) -> None:
     (path,) = build(architecture, tmp_path / "tiny.gguf", base=BASE, rotary=ROTARY)
@@ -58,6 +62,7 @@ def test_linear_and_yarn_in_every_layer(architecture: str, tmp_path: Path) -> No
         assert_measures(probe(model, rope=overrides), [0, 1], expected, 1 + 0.1 * np.log(8))
 
 
+@pytest.mark.llama
 def test_sliding_layers_keep_their_own_base(tmp_path: Path) -> None:
     (path,) = build("gemma3", tmp_path / "tiny.gguf", base=BASE)
     rope = RopeOverrides(scaling_type="linear", freq_scale=0.25)
@@ -67,6 +72,7 @@ def test_sliding_layers_keep_their_own_base(tmp_path: Path) -> None:
     assert_measures(measured, [5], plain(32) / 4, 1.0)
 
 
+@pytest.mark.llama
 def test_layers_that_do_not_rotate_have_no_frequencies(tmp_path: Path) -> None:
     (path,) = build("cohere2", tmp_path / "tiny.gguf")
     with Model.open(path) as model:
@@ -74,6 +80,7 @@ def test_layers_that_do_not_rotate_have_no_frequencies(tmp_path: Path) -> None:
     assert widths == [16, 16, 16, 0]
 
 
+@pytest.mark.llama
 def test_a_magnitude_that_depends_on_earlier_layers_is_none(tmp_path: Path) -> None:
     """With attention sinks the weight of a token depends on the norm of its key."""
     keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
@@ -86,6 +93,7 @@ def test_a_magnitude_that_depends_on_earlier_layers_is_none(tmp_path: Path) -> N
     assert measured.notes == ("layer 1: its keys depend on the magnitude in the layers before",)
 
 
+@pytest.mark.llama
 def test_the_files_own_yarn_and_attention_factor(tmp_path: Path) -> None:
     (path,) = build(
         "llama",
@@ -105,6 +113,7 @@ def test_the_files_own_yarn_and_attention_factor(tmp_path: Path) -> None:
         assert_measures(probe(model), [0, 1], expected, 1.3 * (1 + 0.1 * np.log(4)))
 
 
+@pytest.mark.llama
 def test_betas_given_as_overrides_take_effect(tmp_path: Path) -> None:
     (path,) = build("qwen2", tmp_path / "tiny.gguf", base=BASE)
     rope = RopeOverrides(
@@ -119,6 +128,7 @@ def test_betas_given_as_overrides_take_effect(tmp_path: Path) -> None:
         assert_measures(probe(model, rope=rope), [0, 1], expected, 1 + 0.1 * np.log(4))
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(("architecture", "kind"), [("llama", "longrope"), ("phi3", "linear")])
 def test_long_and_short_factors_by_the_length_of_the_context(
     architecture: str, kind: str, tmp_path: Path
@@ -142,6 +152,7 @@ def test_long_and_short_factors_by_the_length_of_the_context(
         assert_measures(probe(model, context_tokens=100_000), [0, 1], theta / long, 1.0)
 
 
+@pytest.mark.llama
 def test_one_set_of_factors_under_linear_scaling(tmp_path: Path) -> None:
     factors = np.linspace(1, 4, 16, dtype=np.float32)
     (path,) = build(
@@ -155,6 +166,7 @@ def test_one_set_of_factors_under_linear_scaling(tmp_path: Path) -> None:
         assert_measures(probe(model), [0, 1], plain(32) / factors / 2, 1.0)
 
 
+@pytest.mark.llama
 def test_frequencies_far_below_one_turn_in_the_context(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf", base=5e6)
     rope = RopeOverrides(scaling_type="linear", freq_scale=1 / 32)
@@ -162,6 +174,7 @@ def test_frequencies_far_below_one_turn_in_the_context(tmp_path: Path) -> None:
         assert_measures(probe(model, rope=rope), [0, 1], plain(32, 5e6) / 32, 1.0)
 
 
+@pytest.mark.llama
 def test_smollm2_under_yarn(smollm2: Path) -> None:
     rope = RopeOverrides(scaling_type="yarn", freq_scale=0.5)
     with Model.open(smollm2) as model:
@@ -171,7 +184,7 @@ def test_smollm2_under_yarn(smollm2: Path) -> None:
     assert (measured.pairs, measured.notes) == ("norm", ())
 
 
-def predicted(frequencies: np.ndarray, magnitude: float) -> EffectiveRope:
+def predicted(frequencies: Array, magnitude: float) -> EffectiveRope:
     group = LayerGroup(
         name="global",
         layers=(0, 1),
@@ -181,6 +194,7 @@ def predicted(frequencies: np.ndarray, magnitude: float) -> EffectiveRope:
     return EffectiveRope(rope_type="norm", context_tokens=512, groups=(group,), values={})
 
 
+@pytest.mark.llama
 def test_a_measurement_is_compared_with_a_prediction(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf", base=BASE)
     theta = plain(32)
@@ -194,6 +208,7 @@ def test_a_measurement_is_compared_with_a_prediction(tmp_path: Path) -> None:
     assert not compare(measured, predicted(theta[:8], 1.0)).agrees
 
 
+@pytest.mark.llama
 def test_compressed_keys_rotate_in_their_last_values(tmp_path: Path) -> None:
     (path,) = build("deepseek2", tmp_path / "tiny.gguf", base=BASE)
     overrides = RopeOverrides(scaling_type="yarn", freq_scale=0.125, yarn_orig_ctx=256)
@@ -209,6 +224,7 @@ def test_a_state_space_model_has_nothing_to_measure() -> None:
     assert not compare(nothing, predicted(plain(32), 1.0)).agrees
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("factor", [0.125, 0.3, 0.5])
 def test_turns_of_more_than_half_a_circle_are_compared_modulo_a_circle(
     factor: float, tmp_path: Path

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from ggufrope.errors import BackendError, InsufficientMemoryError, RequestError
 from ggufrope.runtime import library
 from ggufrope.runtime.memory import free_memory
 from ggufrope.runtime.rpc import CONNECT_SECONDS, LOST_SECONDS, address_problems, require
+
+pytestmark = pytest.mark.llama
 
 if TYPE_CHECKING:
     from tests.conftest import RpcServer
@@ -99,7 +101,7 @@ def test_the_servers_are_in_the_order_in_which_they_are_named(
 
 @pytest.mark.parametrize("layers", [0, 1, 2, 3, "all"])
 def test_a_layer_is_on_the_gpu_only_where_its_weights_are(
-    layers: int, nano: Path, two_servers: tuple[str, str]
+    layers: int | Literal["all"], nano: Path, two_servers: tuple[str, str]
 ) -> None:
     with Model.open(nano, rpc=two_servers, gpu_layers=layers) as model:
         placement = model.placement
@@ -139,7 +141,8 @@ def test_servers_compute_what_the_cpu_does(nano: Path, two_servers: tuple[str, s
 def test_a_server_that_has_less_than_it_says_is_out_of_memory(
     start_server: Callable[..., RpcServer], tmp_path: Path
 ) -> None:
-    from tests.gpu.conftest import SHAPE, write
+    from tests.gpu.conftest import SHAPE
+    from tools.random_model import write
 
     path = tmp_path / "random.gguf"
     write(path, SHAPE)

@@ -14,6 +14,8 @@ from ggufrope.runtime.selfcheck import SelfCheck, self_check
 from ggufrope.runtime.states import KNOWN_STATES
 from tests.runtime.stubs import NEEDS_COMPILER, stub
 
+pytestmark = pytest.mark.llama
+
 CHECK = """
 import json, sys
 from ggufrope._plain import encode
@@ -94,6 +96,6 @@ with Model.open(sys.argv[2], gpu_layers=0) as model:
 @NEEDS_COMPILER
 def test_a_cache_that_the_log_does_not_name_still_needs_memory(nano: Path, tmp_path: Path) -> None:
     folder = stub(tmp_path / "silent", SILENT, linked=True)
-    words = [sys.executable, "-c", NEED, folder, nano]
+    words: list[str | Path] = [sys.executable, "-c", NEED, folder, nano]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout == "CPU True\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,12 @@ from fixtures.make import build
 from ggufrope.errors import DecodeError, RequestError
 from ggufrope.lm import AnswerScore, Branch, Splice
 from ggufrope.runtime import context as runtime_context
+from ggufrope.runtime.batch import decode
 from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
+
+pytestmark = pytest.mark.llama
 
 F32 = ContextSettings(n_ctx=256, type_k="f32", type_v="f32", n_threads=1)
 RANDOM = np.random.default_rng(5)
@@ -141,7 +144,6 @@ def test_what_ends_inside_a_splice_leaves_the_trunk_as_it_was(
     with opened(tmp_path) as context:
         plain, spliced = context.score([branch(), branch(*splices)])
         calls = iter(range(1, 99))
-        decode: Callable[..., None] = runtime_context.decode
 
         def failing(*arguments: Any) -> None:
             decode(*arguments)

@@ -166,6 +166,7 @@ def test_the_version_is_read_from_a_saved_file() -> None:
             saved_version(saved)
 
 
+@pytest.mark.llama
 def test_the_installed_llama_cpp_writes_a_known_version(tmp_path: Path) -> None:
     (path,) = build("llama", tmp_path / "tiny.gguf")
     with Model.open(path) as model, Context(model, ContextSettings(n_ctx=256)) as context:
@@ -225,6 +226,7 @@ def test_what_llama_cpp_wrote_is_not_read_as_the_other_version(
         key_rows(bytes.fromhex(saved["memory"]), known)
 
 
+@pytest.mark.llama
 def test_the_installed_llama_cpp_has_the_keys_of_the_fixture(nano: Path) -> None:
     settings = ContextSettings(n_ctx=256, type_k="f32", type_v="f32", n_threads=1)
     with Model.open(nano, gpu_layers=0) as model, Context(model, settings) as context:

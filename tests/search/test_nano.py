@@ -5,9 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from ggufrope.backends import LlamaBackend, RuntimeSettings
 from ggufrope.search.plan import SearchPlan
 from ggufrope.search.session import run_search
+
+pytestmark = pytest.mark.llama
 
 if TYPE_CHECKING:
     from pathlib import Path

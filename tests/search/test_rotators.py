@@ -67,6 +67,7 @@ def rotator(
         yield made
 
 
+@pytest.mark.llama
 def test_a_mapped_model_sees_its_factors_change(
     rotator: FactorRotator[Model], backend: CountingBackend, rotation: Rotation
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_mapped_model_sees_its_factors_change(
     assert len(backend.loads) == loads
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("name", ["unscaled", "linear", "ntk", "yarn"])
 def test_factors_are_the_scheme_that_context_parameters_give(
     name: str, rotator: FactorRotator[Model], stored: StoredModel, rotation: Rotation
@@ -94,6 +96,7 @@ def test_factors_are_the_scheme_that_context_parameters_give(
     assert found != pytest.approx(under(rotator, other), abs=0.3)
 
 
+@pytest.mark.llama
 def test_the_attention_factor_acts(rotator: FactorRotator[Model], rotation: Rotation) -> None:
     ones = (1.0,) * rotation.pairs
     found = {under(rotator, factors(*ones, attention=magnitude)) for magnitude in (1.0, 1.2)}
@@ -115,6 +118,7 @@ BY_PARAMETERS = {
 }
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("name", BY_PARAMETERS)
 def test_a_scheme_is_the_same_in_factors_and_in_run_time_parameters(
     name: str, rotator: FactorRotator[Model], stored: StoredModel, rotation: Rotation

@@ -106,10 +106,11 @@ class StandIn:
         return self.kind not in ("llama-server", "Ollama")
 
     def _about(self) -> dict[tuple[str, str], Any]:
-        models = {"object": "list", "data": [{"id": self.name, "object": "model"}]}
+        model: dict[str, Any] = {"id": self.name, "object": "model"}
+        models = {"object": "list", "data": [model]}
         match self.kind:
             case "llama-server":
-                models["data"][0]["meta"] = {"n_ctx_train": self.n_ctx, "size": 1000}
+                model["meta"] = {"n_ctx_train": self.n_ctx, "size": 1000}
                 return {
                     ("GET", "/v1/models"): models,
                     ("GET", "/props"): {
@@ -156,7 +157,7 @@ class StandIn:
                     ("GET", "/api/v0/models"): {"data": [other, entry]},
                 }
             case "vLLM":
-                models["data"][0] |= {"owned_by": "vllm", "max_model_len": self.n_ctx}
+                model |= {"owned_by": "vllm", "max_model_len": self.n_ctx}
                 return {("GET", "/v1/models"): models}
             case "OpenAI":
                 return {("GET", "/v1/models"): models}
@@ -172,6 +173,7 @@ class StandIn:
             return self._faults[self.generations](request)
         if "messages" in body and (question := _QUESTION.search(str(prompt))):
             prompt = f"{prompt}\nAnswer: T{question[1]} is"  # a chat model begins by itself
+            prompt = f"<|im_start|>user\n{prompt}"
         sent = self._tokens(prompt) if isinstance(prompt, str) else prompt
         n_ctx = self.n_ctx
         if self.kind == "Ollama":

@@ -289,6 +289,6 @@ def test_loopback() -> None:
 
 
 def test_certificates_are_verified_as_the_system_does() -> None:
-    context = Client("https://a.test")._client._transport._pool._ssl_context  # type: ignore[attr-defined]
+    context = Client("https://a.test")._client._transport._pool._ssl_context
     assert context.verify_mode == ssl.CERT_REQUIRED
     assert context.check_hostname

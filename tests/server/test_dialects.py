@@ -56,7 +56,8 @@ def test_each_dialect_recalls_every_needle(kind: Kind, form: Any) -> None:
     assert {dict(r.notes)["format"] for r in results} == {"chat" if chats else "completion"}
     for result in results:
         assert result.prompt_tokens is not None
-        assert 0.75 * result.cell.context_tokens < result.prompt_tokens
+        room = 112 * chats  # for the template, and what is said around an answer
+        assert 0.75 * (result.cell.context_tokens - room) < result.prompt_tokens
         assert result.prompt_tokens <= result.cell.context_tokens
 
 

@@ -21,6 +21,8 @@ from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.server.served import measure_server
 
+pytestmark = pytest.mark.llama
+
 CONTEXT = 256
 COMMAND = [sys.executable, "-c", "from ggufrope_cli.__main__ import start; start()"]
 

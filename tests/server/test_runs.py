@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from time import sleep
 from typing import Any
 
 import httpx
@@ -117,6 +120,13 @@ def test_a_fault_is_the_reason_of_one_cell_and_the_run_goes_on(
     assert server.generations == len(again.cells) + 1
 
 
+def test_a_count_that_is_far_too_high_is_not_believed(tmp_path: Path) -> None:
+    server = StandIn("OpenAI", count=lambda tokens: tokens if tokens < 400 else 9 * tokens)
+    with serving(server) as address:
+        report = run(plan_for(address, contexts=(1024,)), tmp_path / "run")
+    assert all("its count is wrong" in (reason or "") for reason in reasons(report))
+
+
 def test_a_stream_that_ends_early_is_the_reason_of_its_cell(tmp_path: Path) -> None:
     half = status(200, text='data: {"content": "7"}\n\n')
     with serving(StandIn("llama-server", faults={3: half})) as address:
@@ -171,6 +181,32 @@ def test_a_run_in_worker_processes(tmp_path: Path) -> None:
     with serving(StandIn("llama-server")) as address:
         report = run(plan_for(address), tmp_path / "run", transport=ProcessTransport())
     assert [cell.value("recall") for cell in report.cells] == [1.0] * 6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupt_does_not_wait_for_prompts_that_are_under_way(tmp_path: Path) -> None:
+    begun = Event()
+
+    def endless(request: httpx.Request) -> httpx.Response:
+        begun.set()
+        sleep(20)
+        return httpx.Response(500)
+
+    server = StandIn("llama-server", slots=2, faults=dict.fromkeys(range(3, 9), endless))
+    code = "from ggufrope_cli.__main__ import start; start()"
+    with serving(server) as address:
+        words = ["validate", "--server", address, "--ctx", "512", "--out", str(tmp_path / "run")]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+        )
+        assert begun.wait(60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=15) == 130
+    with RunStore(tmp_path / "run") as store:
+        assert [result.status for result in store.results()] == ["ok", "ok"]
 
 
 def test_neither_llama_cpp_python_nor_a_compiler_is_needed(tmp_path: Path) -> None:

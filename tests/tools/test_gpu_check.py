@@ -43,6 +43,7 @@ def result(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.llama
 def test_every_phase_is_recorded_with_its_time(checked: Path) -> None:
     statuses = {phase["name"]: phase["status"] for phase in result(checked)["phases"]}
     assert statuses == {
@@ -61,6 +62,7 @@ def test_every_phase_is_recorded_with_its_time(checked: Path) -> None:
     assert doctor["seconds"] > 0
 
 
+@pytest.mark.llama
 def test_every_pair_of_cache_types_has_speeds_and_what_doctor_says(checked: Path) -> None:
     speeds = result(checked)["speeds"]
     pairs = {(row["model"], row["kv"]) for row in speeds}
@@ -76,6 +78,7 @@ def test_every_pair_of_cache_types_has_speeds_and_what_doctor_says(checked: Path
         assert {row["says"] for row in speeds} == {"native"}
 
 
+@pytest.mark.llama
 def test_needles_are_found_as_it_is_and_by_yarn(checked: Path) -> None:
     needles = result(checked)["needles"]
     (plain,), (scaled,) = needles["none"]["summary"], needles["yarn"]["summary"]
@@ -83,6 +86,7 @@ def test_needles_are_found_as_it_is_and_by_yarn(checked: Path) -> None:
     assert plain["metrics"]["recall"]["value"] == 1.0
 
 
+@pytest.mark.llama
 def test_layers_and_cache_are_put_on_the_gpu_and_off_it(checked: Path) -> None:
     rows = result(checked)["places"]
     places = {(row["gpu_layers"], row["offload_kqv"]) for row in rows}
@@ -91,6 +95,7 @@ def test_layers_and_cache_are_put_on_the_gpu_and_off_it(checked: Path) -> None:
     assert all(row["cache_on"] == ["CPU"] for row in rows if row["gpu_layers"] == 0)
 
 
+@pytest.mark.llama
 def test_skipped_gpu_tests_say_why(checked: Path) -> None:
     (phase,) = [phase for phase in result(checked)["phases"] if phase["name"] == "tests"]
     details = phase["details"]
@@ -100,6 +105,7 @@ def test_skipped_gpu_tests_say_why(checked: Path) -> None:
         assert "GPU" in reason
 
 
+@pytest.mark.llama
 def test_the_page_has_the_phases_and_the_speeds(checked: Path) -> None:
     page = (checked / "result.html").read_text(encoding="utf-8")
     assert "speeds of random-tiny installed" in page
@@ -301,6 +307,7 @@ def test_without_a_driver_nothing_is_linked_with_it(
 # the random model ---------------------------------------------------------------------------------
 
 
+@pytest.mark.llama
 def test_the_random_model_runs(tmp_path: Path) -> None:
     path = tmp_path / "random.gguf"
     random_model.write(path, TINY)

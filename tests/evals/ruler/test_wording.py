@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from ggufrope.evals.ruler.wording import FIELDS, OURS, our_wording, read_templat
 
 
 def test_ours_obey_the_rules_for_a_users() -> None:
-    every = {
+    every: dict[str, Any] = {
         family: {part: getattr(wording, part) for part in FIELDS[family]}
         for family, wording in OURS.items()
     }
