@@ -18,7 +18,6 @@ from ggufrope.evals.task import (
 from tests.evals.bench import cells_of
 
 
-@pytest.mark.llama
 def test_every_name_of_a_plan_has_its_task() -> None:
     assert (*TASKS, "kv") == get_args(TaskName)
     assert carried_out(get_args(TaskName)) == tuple(TASKS)

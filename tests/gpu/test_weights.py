@@ -110,8 +110,8 @@ def test_auto_is_all_layers_where_they_fit(
     subject = open_model(model_path, RuntimeSettings(gpu_layers="auto", rpc=servers))
     kv = KvTypes.parse("f16")
     try:
-        open_context = subject.contexts(ScalingRequest(scaling="file"), kv, largest=1024)
-        with closing(open_context(1024)) as context:
+        opened = subject.contexts(ScalingRequest(scaling="file"), kv, largest=1024)(1024)
+        with closing(opened) as context:
             assert context.n_ctx >= 1024
         assert isinstance(subject.model, Model)
         assert subject.model.placement.layers_on_gpu == LAYERS
