@@ -47,8 +47,9 @@ PLAN = SearchPlan(
 def summary(result: SearchResult, spent: dict[str, float]) -> dict[str, Any]:
     """The result without its history, and what it was measured with."""
     plain = asdict(result)
+    _without_paths(plain["search"])
     history = plain.pop("history")
-    for command in ("patch_command", "searched_patch_command", "serve_command"):
+    for command in [name for name in plain if name.endswith("_command")]:
         plain.pop(command)
     plain["evaluations"] = {
         stage: sum(step["stage"] == stage for step in history)
@@ -182,12 +183,21 @@ def log(folder: Path) -> str:
     lines = []
     for line in (folder / RECORD).read_text(encoding="utf-8").splitlines():
         plain = json.loads(line)
+        if "search" in plain:
+            _without_paths(plain["search"])
         if "evaluation" in plain:
             cells = plain["evaluation"].pop("cells")
             plain["evaluation"]["answered"] = sum(cell.get("exact") is True for cell in cells)
             plain["evaluation"]["cells"] = len(cells)
         lines.append(json.dumps(plain, separators=(",", ":")) + "\n")
     return "".join(lines)
+
+
+def _without_paths(search: dict[str, Any]) -> None:
+    """Leave of the path of libllama its name: where it lay on this machine is nobody's business."""
+    runtime = search.get("runtime", {})
+    if "libllama" in runtime:
+        runtime["libllama"] = runtime["libllama"].rpartition("/")[2]
 
 
 def watch(progress: SearchProgress) -> None:

@@ -393,6 +393,8 @@ def _show_commands(result: SearchResult) -> None:
 
 
 def _show_comparison(comparison: Comparison) -> None:
+    from ggufrope.report.searches import ASKED_LEGEND
+
     made = table("scheme", "asked", "recall", "loss, nat/token", "± standard error")
     for score in comparison.scores:
         recall = "—"
@@ -401,6 +403,8 @@ def _show_comparison(comparison: Comparison) -> None:
             recall = f"{share.value:.1%} ({share.low:.1%}-{share.high:.1%})"
         row(made, score.name, score.asked, recall, score.loss.value, score.loss.standard_error)
     console().print(made)
+    if any(score.asked == "whole" for score in comparison.scores):
+        console().print(ASKED_LEGEND, style="dim")
     first, difference = comparison.scores[0].name, comparison.difference
     console().print(
         f"{first} against {comparison.against}: {difference.value:+.4f} nat per token "

@@ -83,6 +83,8 @@ def judge_cache(found: CacheEvidence) -> CacheVerdict:
             reason=f"{strays}, {low:.3g} to {high:.3g} (safe: at most {SAFE_DIVERGENCE:g})",
             decide="more `chunks` of a longer `text`",
         )
+    if not found.asked:
+        return CacheVerdict(word="undecided", reason=f"{strays}; no question was asked of both")
     _, lost_at_most = exact_interval(found.lost, found.answered, ALPHA)
     if lost_at_most > MOST_LOST:
         return CacheVerdict(

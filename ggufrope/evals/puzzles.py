@@ -305,14 +305,20 @@ def _grade_call(
     return {"exact": float(valid and found == call), "valid": float(valid)}
 
 
-def _follows(arguments: object, schema: Mapping[str, Any]) -> bool:
-    """Return whether arguments follow a JSON Schema."""
+def require_schemas() -> None:
+    """Raise MissingDependencyError where calls of tools cannot be checked."""
     try:
-        from jsonschema import Draft202012Validator
+        import jsonschema  # noqa: F401
     except ImportError:
         raise MissingDependencyError(
-            "checking the calls of tools needs jsonschema: pip install 'ggufrope[llama]'"
+            "checking the calls of tools (task tool-call) needs jsonschema: pip install jsonschema"
         ) from None
+
+
+def _follows(arguments: object, schema: Mapping[str, Any]) -> bool:
+    """Return whether arguments follow a JSON Schema."""
+    from jsonschema import Draft202012Validator
+
     return bool(Draft202012Validator(schema).is_valid(arguments))
 
 

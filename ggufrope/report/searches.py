@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _FACTORS = "What each pair of dimensions is divided by"
 _LOSSES = "Loss of the candidates of the screening"
 _HEADS = ("scheme", "asked", "recall", "loss ± standard error, nat per token")
+ASKED_LEGEND = "spliced: into one plain haystack · whole: the same needles, each in its own prompt"
 _FINALS_COLUMNS = 4
 _FINALS_LEGEND = "front: no finalist is better at one length and as good at the other."
 
@@ -120,7 +121,7 @@ def _page(result: SearchResult, draw: Draw) -> Content:
                         [name, *({"text": value, "style": "number"} for value in values)]
                         for name, *values in _rows(comparison)
                     ],
-                    "text": _difference(comparison),
+                    "text": f"{_difference(comparison)}. {ASKED_LEGEND}.",
                 }
                 for what, comparisons in (
                     ("Holdout", result.holdout),
@@ -130,6 +131,7 @@ def _page(result: SearchResult, draw: Draw) -> Content:
             ),
         ],
         "searched": "" if result.won else searched_commands(result),
+        "to_beat": SHOWN_NAMES[result.to_beat],
         "settings": json.dumps(result.search, indent=1),
         "footer": f"Search schema {result.schema}.",
     }

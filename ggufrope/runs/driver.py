@@ -35,6 +35,7 @@ from ggufrope._plain import decode, encode
 from ggufrope.backends import OPENER
 from ggufrope.container.pins import FileChangedError, FileState, file_state
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
+from ggufrope.evals.puzzles import require_schemas
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job, Selection, expand
 from ggufrope.runs.models import identify, models_of, resolve_base
@@ -108,10 +109,12 @@ def open_run(plan: RunPlan, folder: Path, *, identify: Identify = identify) -> R
     Where only thresholds have changed, the plan as it stands now is stored, and the results are
     judged by it. Raises RequestError where the folder holds the run of another plan, FileError
     where a model or another file of the plan is missing or has changed, or another process is
-    running the folder.
+    running the folder, MissingDependencyError where a task needs a package that is not installed.
     """
     # A plan made in Python may have values that none read from a file could have.
     plan = decode(RunPlan, encode(plan, exact=True))
+    if "tool-call" in plan.measured:
+        require_schemas()
     for name in plan.files:
         if not Path(name).is_file():
             raise StorageError(f"{name}: no such file, though the plan names it")

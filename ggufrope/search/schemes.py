@@ -1,4 +1,4 @@
-"""One candidate of a search: a scheme, perhaps over a base of its own, and how llama.cpp is told.
+"""One candidate of a search: a scheme, perhaps over a base of its own, and the ways to say it.
 
 A candidate can be said in factors where an architecture loads them, and in run-time parameters
 where these have words for it: the base, a linear factor, YaRN's betas. The attention factor is a
@@ -76,7 +76,7 @@ def plain_scheme(*, factor: float, attention: float, original_context: int) -> R
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """What llama.cpp is told at run time: context parameters, and the value of the key
+    """A scheme at run time: context parameters, and the value of the key
     `rope.scaling.attn_factor` that the model is loaded with, None for the file's."""
 
     rope: RopeOverrides

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import count
 from typing import TYPE_CHECKING, NoReturn
 
 from ggufrope.errors import DecodeError, RequestError
@@ -52,7 +53,7 @@ class ServerModel:
         """Tokens that the server takes of a longer prompt, once two were cut to the same: others
         that are longer are not sent."""
         self._cut_to: int | None = None
-        self._opened = 0
+        self._numbers = count()
 
     @property
     def n_vocab(self) -> int:
@@ -90,8 +91,7 @@ class ServerModel:
 
     def open(self, n_ctx: int) -> ServerContext:
         """Return a context of `n_ctx` tokens, in the next lane; the server is not asked."""
-        self._opened += 1
-        return ServerContext(self, n_ctx, lane=(self._opened - 1) % self.lanes)
+        return ServerContext(self, n_ctx, lane=next(self._numbers) % self.lanes)
 
     def close(self) -> None:
         """Close the connections."""

@@ -65,6 +65,11 @@ def found(
             FEW,
         ),
         (CacheEvidence(), "undecided", "no divergence was measured"),
+        (
+            CacheEvidence(divergence=Metric(name="mean_divergence", value=0.004)),
+            "undecided",
+            "0.004 nat from f16; no question was asked of both",
+        ),
         (CacheEvidence(unscored="too large"), "undecided", "too large"),
         (CacheEvidence(unscored=NOT_FINITE), "unsafe", NOT_FINITE),
         (

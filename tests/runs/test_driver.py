@@ -19,7 +19,9 @@ import pytest
 
 from ggufrope.backends import RuntimeSettings
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError
+from ggufrope.runs.driver import open_run
 from ggufrope.runs.jobs import Selection
+from ggufrope.runs.plan import RunPlan
 from ggufrope.runs.store import MAX_CRASHES, RunStore
 
 if TYPE_CHECKING:
@@ -197,6 +199,16 @@ def test_a_missing_dependency_ends_the_run_and_leaves_the_job_pending(
     with pytest.raises(MissingDependencyError, match="pip install"):
         scripted.work(folder, scripted.open_nothing)
     assert states(folder) == ["pending"]
+
+
+def test_a_package_that_a_task_needs_is_missed_before_there_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    plan = RunPlan(models=("a.gguf",), contexts=(256,), tasks=("tool-call",))
+    with pytest.raises(MissingDependencyError, match="pip install jsonschema"):
+        open_run(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_shard_does_its_share_only(start: Start, scripted: ModuleType) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ggufrope.errors import RequestError
 from ggufrope.server.served import Served, measure_server
@@ -35,6 +37,21 @@ def test_a_cut_and_the_end_that_is_gone(beyond: Beyond, n_ctx: int) -> None:
     assert found.dropped == beyond.removeprefix("cut ")
     assert found.dropped_tokens == 4095 - (n_ctx - 1)
     assert (found.dropped_bytes or 0) > 2 * (found.dropped_tokens or 0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    kind=st.sampled_from(["llama-server", "Ollama", "vLLM"]),
+    n_ctx=st.integers(300, 3000),
+    asked=st.integers(256, 5000),
+    beyond=st.sampled_from(["refuse", "cut start", "cut middle", "cut end"]),
+)
+def test_any_context_is_found_to_the_token(
+    kind: Kind, n_ctx: int, asked: int, beyond: Beyond
+) -> None:
+    found = served(asked, kind=kind, n_ctx=n_ctx, beyond=beyond)
+    assert found.passed is (asked <= n_ctx)
+    assert found.longest_prompt == min(asked, n_ctx) - 1
 
 
 def test_where_a_cut_leaves_no_room_for_an_answer_no_end_is_named() -> None:
