@@ -76,7 +76,7 @@ def test_every_task_with_prompts_has_the_format(cli: Call, chat: MakeChat, task:
         (
             CHATML,
             ("--tasks", "perplexity", "--format", "chat"),
-            "are for the tasks multikey, needle",
+            "are for the tasks arithmetic, code-bug, ",
         ),
     ],
 )
