@@ -29,6 +29,8 @@ from ggufrope.runtime.context import Context
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
 
+pytestmark = pytest.mark.llama
+
 TRAINED, FAR = 256, 2048
 METHODS = ("none", "linear", "ntk", "yarn")
 SEEDS = (0, 1)

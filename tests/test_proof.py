@@ -28,6 +28,7 @@ YARN = ScalingRequest(scaling="yarn", factor=2.0)
 BAKED = ScalingRequest(scaling="ntk-by-parts", factor=2.0, bake=True)
 
 
+@pytest.mark.llama
 def test_who_read_the_model_is_named_with_its_version(nano: Path) -> None:
     proof = prove(nano)
     assert proof.passed
@@ -37,6 +38,7 @@ def test_who_read_the_model_is_named_with_its_version(nano: Path) -> None:
     assert "(" in runtime.version
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("request_", [YARN, BAKED], ids=["keys", "tensors"])
 @pytest.mark.parametrize("place", ["in place", "copy", "reserved"])
 def test_a_patch_is_read_as_planned(
@@ -48,6 +50,7 @@ def test_a_patch_is_read_as_planned(
     assert prove(apply(plan).path, plan.stores).findings == ()
 
 
+@pytest.mark.llama
 def test_a_split_model_is_read_in_all_its_files(tmp_path: Path) -> None:
     first, second, *_ = build("llama", tmp_path / "m.gguf", shard_tensors=8)
     plan = plan_patch(first, BAKED)
@@ -59,6 +62,7 @@ def test_a_split_model_is_read_in_all_its_files(tmp_path: Path) -> None:
     assert second.name in finding.message
 
 
+@pytest.mark.llama
 def test_a_file_that_is_not_what_was_planned(nano_copy: Path, tmp_path: Path) -> None:
     """The plan says what must be found: new keys, kept keys, and tensors with their shapes."""
     plan = plan_patch(nano_copy, BAKED, output=tmp_path / "out.gguf")
@@ -79,6 +83,7 @@ def test_a_file_that_is_not_what_was_planned(nano_copy: Path, tmp_path: Path) ->
         assert key in [finding.key for finding in found if "planned" in finding.message]
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("model", "says"),
     [
@@ -109,6 +114,7 @@ def test_what_the_gguf_package_reads_otherwise(tmp_path: Path, model: Model, say
     assert bool(found) is bool(says)
 
 
+@pytest.mark.llama
 def test_a_model_that_llama_cpp_refuses(nano_copy: Path) -> None:
     header = read_header(nano_copy)
     edits = Edits(remove_tensors=frozenset({"output_norm.weight"}))
@@ -118,6 +124,7 @@ def test_a_model_that_llama_cpp_refuses(nano_copy: Path) -> None:
     assert "output_norm.weight" in finding.message
 
 
+@pytest.mark.llama
 def test_what_holds_no_language_model_is_read_and_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "adapter.gguf"
     path.write_bytes(

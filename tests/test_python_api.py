@@ -54,6 +54,7 @@ def test_the_script_is_about_twenty_lines(root: Path) -> None:
     assert len([line for line in script(root).splitlines() if line.strip()]) <= 24
 
 
+@pytest.mark.llama
 def test_the_script_does_what_the_page_says(
     root: Path,
     nano: Path,

@@ -17,7 +17,10 @@ from ggufrope.runs.plan import read_plan
 
 KILLS = 5
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds workers in /proc")
+pytestmark = [
+    pytest.mark.llama,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds workers in /proc"),
+]
 
 
 def test_kills_lose_and_redo_nothing_and_leave_no_working_copy(tmp_path: Path) -> None:

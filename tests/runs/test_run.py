@@ -20,6 +20,7 @@ from ggufrope.runs.plan import read_plan
 from ggufrope.runs.store import RunStore
 
 
+@pytest.mark.llama
 def test_a_run_is_kept_and_found_again(nano: Path, tmp_path: Path) -> None:
     plan = RunPlan(models=(str(nano),), contexts=(256,), depths=1)
     seen: list[CellResult] = []
@@ -30,6 +31,7 @@ def test_a_run_is_kept_and_found_again(nano: Path, tmp_path: Path) -> None:
     assert len(seen) == len(report.cells)
 
 
+@pytest.mark.llama
 def test_worker_processes_measure_what_this_process_does(nano: Path, tmp_path: Path) -> None:
     plan = RunPlan(
         models=(str(nano),),
@@ -50,6 +52,7 @@ def test_worker_processes_measure_what_this_process_does(nano: Path, tmp_path: P
     assert {worker.id for worker in there.workers} == {job.worker for job in there.jobs}
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
@@ -78,6 +81,7 @@ def test_a_plan_with_a_value_that_no_file_can_have_is_refused(nano: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.llama
 def test_a_model_that_is_touched_is_loaded_again(nano_copy: Path, tmp_path: Path) -> None:
     plan = RunPlan(
         models=(str(nano_copy),), contexts=(256, 512), depths=2, mode="whole", control=False
@@ -97,6 +101,7 @@ def test_a_model_that_is_touched_is_loaded_again(nano_copy: Path, tmp_path: Path
     ]
 
 
+@pytest.mark.llama
 def test_changed_thresholds_judge_anew_and_are_stored(nano: Path, tmp_path: Path) -> None:
     plan = RunPlan(
         models=(str(nano),),
@@ -122,6 +127,7 @@ def test_changed_thresholds_judge_anew_and_are_stored(nano: Path, tmp_path: Path
         assert report_of(store).passed is False
 
 
+@pytest.mark.llama
 def test_a_share_of_a_run_is_judged_by_itself(nano: Path, tmp_path: Path) -> None:
     plan = RunPlan(
         models=(str(nano),),
