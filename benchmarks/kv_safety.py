@@ -10,6 +10,7 @@ runs it on a GPU, `--threads` on so many cores. Pairs of one type come first.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from itertools import product
 from pathlib import Path
@@ -42,9 +43,17 @@ def pages(report: RunReport, command: str) -> str:
     """Return the answers of a run as Markdown."""
     known = dict(report.workers[-1].environment) if report.workers else {}
     machine = ", ".join(f"{name} {known[name]}" for name in _SHOWN if name in known)
+    load = (
+        f"load {os.getloadavg()[0]:.0f} when this was written (above the cores, speeds say little)"
+    )
+    done = sum(entry.state == "done" for entry in report.jobs)
     parts = [
         "# Which KV caches are safe: " + ", ".join(model.file.name for model in report.models),
-        f"`{command}`; {machine}.",
+        f"`{command}`; {machine}; {load}.",
+    ]
+    if not report.complete:
+        parts.append(f"Not complete: {done} of {len(report.jobs)} jobs are done.")
+    parts += [
         _LEGEND,
         *(_page(answer) for answer in conclude(report).caches),
     ]

@@ -60,7 +60,7 @@ one before, and what the server cannot give."""
 _VOCABULARY = tuple(
     f"tokenizer.ggml.{name}"
     for name in (
-        *("tokens", "model", "pre", "merges", "scores", "bos_token_id", "eos_token_id"),
+        *("tokens", "model", "pre", "merges", "scores", "bos_token_id"),
         *("add_bos_token", "add_space_prefix"),
     )
 )
