@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ggufrope.container.recovery import recover, undo
-from ggufrope.container.shards import distribute, open_model, shard_paths
+from ggufrope.container.shards import distribute, open_model, shard_paths, sibling_paths
 from ggufrope.container.store import StorePlan, execute_together, plan_store
 from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits, float_tensor
@@ -20,8 +21,6 @@ from tests.container.faults import CapableFiles, FaultyFiles, Stop
 from tests.container.writer import Model, Tensor
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ggufrope.container.shards import ModelFiles
 
 UINT16, INT32 = 2, 5
@@ -375,3 +374,11 @@ def gguf(files: dict[str, bytes]) -> dict[str, bytes]:
 
 def gguf_contents(folder: Path) -> dict[str, bytes]:
     return gguf(contents(folder))
+
+
+def test_new_files_of_a_split_model_are_named_after_their_first() -> None:
+    first = Path("new-00001-of-00002.gguf")
+    assert sibling_paths(first, 2) == (first, Path("new-00002-of-00002.gguf"))
+    for name, count in (("new.gguf", 2), ("new-00002-of-00002.gguf", 2), (first.name, 3)):
+        with pytest.raises(RequestError, match=f"the new ones NAME-00001-of-0000{count}"):
+            sibling_paths(Path(name), count)

@@ -11,7 +11,7 @@ import pytest
 
 from ggufrope.errors import RequestError
 from ggufrope.patching.compose import encode_request
-from ggufrope.patching.request import ScalingRequest, Target, resolve
+from ggufrope.patching.request import ScalingRequest, Target, read_factors, resolve
 from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import (
     DynamicNtk,
@@ -219,3 +219,9 @@ def test_a_config_that_names_no_base_leaves_the_one_of_the_file(tmp_path: Path) 
     keys = encode_request(request, metadata)[1].keys
     assert "gemma3.rope.freq_base" not in keys
     assert "gemma3.rope.scaling.factor" in keys
+
+
+def test_a_file_of_factors_is_known_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "factors.txt").write_text("1,2\n")
+    with pytest.raises(RequestError, match=r"factors\.txt: factors are stored as \.json, \.csv or"):
+        read_factors(tmp_path / "factors.txt")
