@@ -369,6 +369,8 @@ def _answer_of_checks(report: RunReport, entries: Sequence[SettingVerdict]) -> s
     if outcome is not None:
         reasons = [check.reason for check in checks if check.outcome == outcome != "pass"]
         return f"{_VERBS[outcome]}: {reasons[0]}" if reasons else "every check passes"
+    if report.complete and not report.measured_anything:
+        return "nothing was measured: every cell was skipped"
     tasks, at = set(report.plan.measured), report.plan.limits
     limits = [
         f"`{name}`"

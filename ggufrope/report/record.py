@@ -61,7 +61,13 @@ class RunReport:
         """Whether the run is complete and no check fails, nor is one undecided unless the plan
         allows it."""
         allowed = self.plan.thresholds.allow_undecided
-        return self.complete and self.outcome in (None, "pass", *(["undecided"] * allowed))
+        accepted = (None, "pass", *(["undecided"] * allowed))
+        return self.complete and self.measured_anything and self.outcome in accepted
+
+    @property
+    def measured_anything(self) -> bool:
+        """Whether there is a result of any cell: all may have been skipped."""
+        return any(cell.status == "ok" for cell in self.cells)
 
     @property
     def gates(self) -> bool:
