@@ -40,15 +40,15 @@ def check_server(
 
 
 def show(found: Served) -> None:
-    """Print the answer in a sentence, then what was measured and told."""
+    """Print the answer in a sentence, then what was measured and reported."""
     from rich.text import Text
 
     from .output import console
     from .tables import shown
 
     out = console()
-    told = found.told
-    name = " · ".join(filter(None, (f"{told.dialect} {told.build or ''}".strip(), told.model)))
+    info = found.info
+    name = " · ".join(filter(None, (f"{info.dialect} {info.build or ''}".strip(), info.model)))
     out.print(Text.assemble((shown(found.address), "bold"), f" · {shown(name)}"), soft_wrap=True)
     mark, style = ("✓", "green") if found.passed else ("✗", "bold red")
     out.print(Text(f"{mark} {shown(conclusion(found))}", style=style))
@@ -58,7 +58,7 @@ def show(found: Served) -> None:
         out.print(Text(f"  {shown(remark)}", style="yellow"))
     lacks = "; ".join(found.lacks)
     if lacks:
-        out.print(Text(f"  not given by {told.dialect}: {shown(lacks)}", style="dim"))
+        out.print(Text(f"  not given by {info.dialect}: {shown(lacks)}", style="dim"))
 
 
 def conclusion(found: Served) -> str:
@@ -85,17 +85,17 @@ def conclusion(found: Served) -> str:
 
 
 def _facts(found: Served) -> Iterator[tuple[str, str]]:
-    told, unit = found.told, "tokens"
+    info, unit = found.info, "tokens"
     about = "" if found.exact else "about "
     longest = found.longest_prompt
     if longest is not None:
         yield "longest prompt", f"{about}{longest} {unit}, measured"
-    if told.context_tokens is not None:
-        yield "context told", f"{told.context_tokens} {unit}"
-    if told.trained_tokens is not None:
-        yield "model's context", f"{told.trained_tokens} {unit}, as the server says"
-    if told.slots > 1:
-        yield "slots", str(told.slots)
+    if info.context_tokens is not None:
+        yield "context reported", f"{info.context_tokens} {unit}"
+    if info.trained_tokens is not None:
+        yield "model's context", f"{info.trained_tokens} {unit}, as the server says"
+    if info.slots > 1:
+        yield "slots", str(info.slots)
     if found.refusal is not None:
         yield "a longer prompt", found.refusal
     if found.dropped_tokens and found.behavior == "cut":
@@ -110,5 +110,5 @@ def _facts(found: Served) -> Iterator[tuple[str, str]]:
         context = "" if found.file_context is None else f", context {found.file_context}"
         yield "file", found.file
         yield "scaling in the file", f"{found.file_scaling}{context}"
-    yield from told.settings
+    yield from info.settings
     yield "cost", f"{found.prompts} prompts, {found.tokens_sent:,} {unit} in all"

@@ -438,11 +438,11 @@ class ServedModel:
     @property
     def details(self) -> dict[str, str]:
         """What the server tells, and what it cannot give."""
-        told = self._model.told
+        info = self._model.info
         known = {
-            "server": told.dialect,
-            "server build": told.build,
-            "server context": told.context_tokens,
+            "server": info.dialect,
+            "server build": info.build,
+            "server context": info.context_tokens,
             "prompts at once": self._model.lanes,
             "not given by the server": "; ".join(self._model.lacks),
         }

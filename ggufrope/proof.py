@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ggufrope.container.types import KeyValue
 
 _SHOWN = 20
-"""Differences of one file that are told; one misread length makes all that follows differ."""
+"""Differences of one file that are shown; one misread length makes all that follows differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

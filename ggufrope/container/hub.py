@@ -162,7 +162,7 @@ def _library() -> Any:
 
 
 def _address(name: HubName, hub: Any) -> str:
-    """Return where the Hub is asked for a file. Raises RequestError where a token would travel
+    """Return the address of a file of the Hub. Raises RequestError where a token would travel
     there in the clear."""
     asked: str = hub.hf_hub_url(name.repo_id, name.file, revision=name.revision)
     parts = urlsplit(asked)

@@ -327,7 +327,9 @@ class RemoteStream:
         response = self._answered.enter_context(self._answer(offset, length))
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.strip().lower() != "identity":
-            raise StorageError(f"{file}: the server encodes the file, although told not to")
+            raise StorageError(
+                f"{file}: the server encodes the file, although the request forbids it"
+            )
         status = response.status_code
         if status == HTTPStatus.OK:
             return self._whole(response, offset, length)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _USER, _ASSISTANT = "GGUFROPE-USER-WORDS", "GGUFROPE-ASSISTANT-WORDS"
 _THINKING = ("enable_thinking", "thinking")
-"""The variables by which templates are told whether the model thinks: Qwen's, DeepSeek's."""
+"""The variables by which templates learn whether the model thinks: Qwen's, DeepSeek's."""
 USUAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 """What templates name, where the model itself is not at hand."""
 _WITHOUT = "use `format` completion"

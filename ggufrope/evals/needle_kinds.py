@@ -5,7 +5,7 @@ them is not enough:
 
 - `confusable`: the keys are all pairs of two adjectives and two nouns, so no single word of the
   question tells the facts apart.
-- `values`: one key has several values, and all are asked for in the order of the text, as in
+- `values`: one key has several values, and the question wants all, in the order of the text, as in
   RULER's multivalue needles (Hsieh et al., 2024), where the order is free.
 - `latent`: question and fact share no content word, so a fact is known only by what it implies, as
   in NoLiMa (Modarressi et al., 2025).

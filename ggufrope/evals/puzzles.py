@@ -6,7 +6,7 @@
   (Vodrahalli et al., 2024); or, which is easier, the one that begins with some words.
 - `graph-walk`: a list of edges, questions for the parents of a node and for the nodes at a distance
   of two steps, as in GraphWalks (OpenAI, 2025).
-- `code-bug`: each of several functions has one wrong line, which is asked for by its number.
+- `code-bug`: each of several functions has one wrong line, and the question wants its number.
 
 A puzzle with one right text is scored under teacher forcing. Where several texts are right (a set
 in any order, steps in one's own words, JSON with any spacing), the answer is generated and graded.
@@ -176,8 +176,8 @@ class _Tool:
     @property
     def definition(self) -> str:
         """The tool as a context states it."""
-        told = {"name": self.name, "description": self.description, "parameters": self.schema}
-        return f"\nTool: {json.dumps(told)}\n"
+        shown = {"name": self.name, "description": self.description, "parameters": self.schema}
+        return f"\nTool: {json.dumps(shown)}\n"
 
 
 _TOOLS = (

@@ -155,7 +155,7 @@ def _jobs_of(plan: RunPlan, model: ModelFile, base: ModelFile | None) -> Iterato
 def _control_context(plan: RunPlan, model: ModelFile, task: Task) -> int | None:
     """Return the tokens of a task's control; None where it has none, or the plan measures it."""
     native, longest = model.native_context, max(plan.contexts)
-    if plan.runtime.server is not None:  # it cannot be told to leave the scaling off
+    if plan.runtime.server is not None:  # it cannot be asked to leave the scaling off
         return None
     if not (plan.control and task.has_control) or native is None:
         return None

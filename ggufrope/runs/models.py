@@ -164,23 +164,23 @@ def _served(plan: RunPlan, name: str | None) -> ModelFile:
     from ggufrope.backends import open_server
 
     with closing(open_server(plan.runtime, name)) as model:
-        told = model.told
-        require_format(told.model, model.chat_template, plan, model.special_tokens)
-    identity = (told.dialect, told.model, told.context_tokens, told.path, told.digest)
+        info = model.info
+        require_format(info.model, model.chat_template, plan, model.special_tokens)
+    identity = (info.dialect, info.model, info.context_tokens, info.path, info.digest)
     details = {
-        "server": told.dialect,
-        "server context": told.context_tokens,
-        "trained context": told.trained_tokens,
+        "server": info.dialect,
+        "server context": info.context_tokens,
+        "trained context": info.trained_tokens,
         REUSES: "yes" if model.reuses_prefixes and model.lanes == 1 else "no",
         LACKS: "; ".join(model.lacks),
-        **dict(told.settings),
+        **dict(info.settings),
     }
     return ModelFile(
-        name=told.model,
-        path=told.model,
-        file_size=told.file_size or 0,
+        name=info.model,
+        path=info.model,
+        file_size=info.file_size or 0,
         header_sha256=sha256(repr(identity).encode()).hexdigest(),
-        native_context=told.trained_tokens,
+        native_context=info.trained_tokens,
         details=tuple(
             (key, str(value)[:_DETAIL_LENGTH])
             for key, value in details.items()

@@ -221,7 +221,7 @@ def _load_backends() -> None:
 
 
 def _answer_exceptions() -> None:
-    """Have an exception of C++ that nothing catches told as an assertion that fails."""
+    """Have an exception of C++ that nothing catches reported as an assertion that fails."""
     global _terminate_callback
     _terminate_callback = ctypes.CFUNCTYPE(None)(lambda: _on_abort(b"an exception of C++"))
     with suppress(OSError, AttributeError):

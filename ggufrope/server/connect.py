@@ -18,7 +18,7 @@ from ggufrope.server.dialect import (
     NO_REUSE,
     NO_TOKENS,
     Dialect,
-    Told,
+    ServerInfo,
     number,
     part,
     text,
@@ -61,7 +61,7 @@ def connect(client: Client, name: str | None = None, *, num_ctx: int | None = No
         raise ServerError(f"{client.address}: {asked.refusal or _UNRECOGNIZED}")
     if num_ctx is not None:
         raise RequestError(
-            f"`num_ctx` is for Ollama: {found.told.dialect} has the context it was started with"
+            f"`num_ctx` is for Ollama: {found.info.dialect} has the context it was started with"
         )
     return found
 
@@ -96,21 +96,21 @@ def _llama_server(client: Client, props: dict[str, Any], name: str | None) -> Ll
         return LlamaServer(client, props_of(client, name), name)
     found = LlamaServer(client, props)
     if name is not None:
-        known = [found.told.model, str(props.get("model_alias")), found.told.path or ""]
+        known = [found.info.model, str(props.get("model_alias")), found.info.path or ""]
         if name not in known:
             raise _no_such_model(name, known[:1])
     return found
 
 
 def _openai(client: Client, ask: Any) -> OpenAi:
-    told: Told = ask()
-    kind = {"llama-cpp-python": LlamaCppPython, "vLLM": Vllm}.get(told.dialect, OpenAi)
-    return kind(client, told, ask)
+    info: ServerInfo = ask()
+    kind = {"llama-cpp-python": LlamaCppPython, "vLLM": Vllm}.get(info.dialect, OpenAi)
+    return kind(client, info, ask)
 
 
-def _kobold(client: Client) -> Told:
+def _kobold(client: Client) -> ServerInfo:
     model = text(part(client.get("/api/v1/model"), "result")) or "koboldcpp"
-    return Told(
+    return ServerInfo(
         dialect="KoboldCpp",
         model=model.removeprefix("koboldcpp/"),
         context_tokens=number(part(client.get("/api/extra/true_max_context_length"), "value")),
@@ -119,14 +119,14 @@ def _kobold(client: Client) -> Told:
     )
 
 
-def _lm_studio(client: Client, name: str | None) -> Told:
+def _lm_studio(client: Client, name: str | None) -> ServerInfo:
     models = part(client.get("/api/v0/models"), "data")
     language = [one for one in models if part(one, "type") in ("llm", "vlm", None)]
     loaded = [one for one in language if part(one, "state") == "loaded"]
     among = language if name is not None else loaded or language
     chosen = _chosen(name, [str(part(one, "id")) for one in among])
     entry = next(one for one in among if part(one, "id") == chosen)
-    return Told(
+    return ServerInfo(
         dialect="LM Studio",
         model=chosen,
         context_tokens=number(part(entry, "loaded_context_length")),
@@ -135,21 +135,21 @@ def _lm_studio(client: Client, name: str | None) -> Told:
     )
 
 
-def _listed(client: Client, name: str | None) -> Told:
+def _listed(client: Client, name: str | None) -> ServerInfo:
     """Return what a server tells that has only OpenAI's list of models."""
     models = [one for one in part(client.get("/v1/models"), "data") if isinstance(one, dict)]
     chosen = _chosen(name, [str(part(one, "id")) for one in models])
     entry = next(one for one in models if part(one, "id") == chosen)
     owner, context = entry.get("owned_by"), number(entry.get("max_model_len"))
     if owner == "vllm":
-        return Told(
+        return ServerInfo(
             dialect="vLLM", model=chosen, context_tokens=context, lacks=(NO_LOG_PROBABILITIES,)
         )
     if owner == "me" and "permissions" in entry:
         lacks = (NO_LOG_PROBABILITIES, "its context", NO_REUSE)
-        return Told(dialect="llama-cpp-python", model=chosen, lacks=lacks)
+        return ServerInfo(dialect="llama-cpp-python", model=chosen, lacks=lacks)
     lacks = (NO_LOG_PROBABILITIES, NO_TOKENS, *(() if context else ("its context",)), NO_REUSE)
-    return Told(
+    return ServerInfo(
         dialect="OpenAI-compatible server", model=chosen, context_tokens=context, lacks=lacks
     )
 

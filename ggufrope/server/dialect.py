@@ -1,7 +1,7 @@
 """What every dialect of server API gives: what the server tells, and answers to prompts.
 
-A dialect says what it cannot give in `Told.lacks`, so that it is named once. What answers are worth
-is for others to judge: a count of tokens is what the server reports, not what is true.
+A dialect says what it cannot give in `ServerInfo.lacks`, so that it is named once. What answers are
+worth is for others to judge: a count of tokens is what the server reports, not what is true.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NO_REUSE = "the reuse of a prompt's beginning (each is evaluated from its first 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class ServerInfo:
     """What a server says of itself and of one model; None where it does not say.
 
     `context_tokens` is the context of one prompt with its answer, `trained_tokens` that of the
@@ -74,7 +74,7 @@ class Dialect(Protocol):
     """
 
     @property
-    def told(self) -> Told: ...
+    def info(self) -> ServerInfo: ...
 
     @property
     def tokenizes(self) -> bool: ...
@@ -85,7 +85,7 @@ class Dialect(Protocol):
     @property
     def chats(self) -> bool: ...
 
-    def ask_again(self) -> Told:
+    def ask_again(self) -> ServerInfo:
         """Return what the server tells now. Raises ServerError."""
         ...
 

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ggufrope.server.client import ServerError
-from ggufrope.server.dialect import Answer, OnTokens, Prompt, Told, number, part, text, token_list
+from ggufrope.server.dialect import (
+    Answer,
+    OnTokens,
+    Prompt,
+    ServerInfo,
+    number,
+    part,
+    text,
+    token_list,
+)
 
 if TYPE_CHECKING:
     from ggufrope.server.client import Client, Json
@@ -33,17 +42,17 @@ class LlamaServer:
     def __init__(self, client: Client, props: Json, name: str | None = None) -> None:
         self._client = client
         self._name = name
-        self.told = self._read(props)
+        self.info = self._read(props)
 
-    def ask_again(self) -> Told:
+    def ask_again(self) -> ServerInfo:
         """Return what the server tells now."""
         return self._read(props_of(self._client, self._name))
 
-    def _read(self, props: Json) -> Told:
+    def _read(self, props: Json) -> ServerInfo:
         entry = self._entry()
         template = text(props.get("chat_template"), 1 << 20)
         tokens = {name: text(props.get(name)) for name in ("bos_token", "eos_token")}
-        return Told(
+        return ServerInfo(
             dialect="llama-server",
             model=self._name or _label(entry, props),
             context_tokens=number(part(props, "default_generation_settings", "n_ctx")),
@@ -97,7 +106,7 @@ class LlamaServer:
             n_probs=1,
             return_tokens=True,
             cache_prompt=True,
-            id_slot=lane % self.told.slots,
+            id_slot=lane % self.info.slots,
             stream=True,
             return_progress=True,
             **_GREEDY,
@@ -132,7 +141,7 @@ class LlamaServer:
         prompt, generated = (
             number(end.get(name)) for name in ("tokens_evaluated", "tokens_predicted")
         )
-        most = self.told.context_tokens
+        most = self.info.context_tokens
         # It says "truncated" also where the answer ended at the end of the context, all of it seen.
         cut = bool(end.get("truncated")) and most is not None
         cut = cut and (prompt or 0) + (generated or 0) > (most or 0)

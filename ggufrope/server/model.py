@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ggufrope.server.client import Client
-    from ggufrope.server.dialect import Dialect, Told
+    from ggufrope.server.dialect import Dialect, ServerInfo
 
 WHOLE_ONLY = "a server takes whole prompts"
 _COMPARED = ("dialect", "model", "context_tokens", "build", "path", "digest")
@@ -46,9 +46,9 @@ class ServerModel:
         self.dialect = dialect
         self.tokens = ServerTokens(dialect) if dialect.tokenizes else Pieces(dialect)
         # Some tell their context only now that they have loaded the model.
-        loaded = dialect.told.context_tokens is None and not dialect.tokenizes
-        self.told: Told = dialect.ask_again() if loaded else dialect.told
-        self.lanes = lanes or self.told.slots
+        loaded = dialect.info.context_tokens is None and not dialect.tokenizes
+        self.info: ServerInfo = dialect.ask_again() if loaded else dialect.info
+        self.lanes = lanes or self.info.slots
         self.window: int | None = None
         """Tokens that the server takes of a longer prompt, once two were cut to the same: others
         that are longer are not sent."""
@@ -63,23 +63,23 @@ class ServerModel:
     @property
     def chat_template(self) -> str | None:
         """The template that the server tells, or marks where it uses its own."""
-        return TEMPLATE if self.dialect.chats else self.told.chat_template
+        return TEMPLATE if self.dialect.chats else self.info.chat_template
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
         """The texts of BOS and EOS, where the server tells them."""
-        return dict(self.told.special_tokens)
+        return dict(self.info.special_tokens)
 
     @property
     def reuses_prefixes(self) -> bool:
         """Whether the server says that it keeps the beginning of a prompt for the next."""
-        return NO_REUSE not in self.told.lacks
+        return NO_REUSE not in self.info.lacks
 
     @property
     def lacks(self) -> tuple[str, ...]:
         """What the server cannot give, once each."""
         counted = not isinstance(self.tokens, Pieces) or self.tokens.counted
-        return (*self.told.lacks, *(() if counted else ("counts of the tokens of a prompt",)))
+        return (*self.info.lacks, *(() if counted else ("counts of the tokens of a prompt",)))
 
     def tokenize(self, text: str, *, beginning: bool = False, special: bool = False) -> list[int]:
         """Return the tokens of a text, by the server's tokenizer or in pieces."""
@@ -110,7 +110,7 @@ class ServerModel:
             return
         now = self.dialect.ask_again()
         for item in fields(now):
-            before, after = getattr(self.told, item.name), getattr(now, item.name)
+            before, after = getattr(self.info, item.name), getattr(now, item.name)
             if item.name in _COMPARED and None not in (before, after) and before != after:
                 name = item.name.replace("_", " ")
                 raise ServerError(
@@ -269,7 +269,7 @@ class ServerContext:
         self._model.require_same()
         if answer.cut:
             raise DecodeError("the server dropped a part of its context while it answered")
-        counted, most = answer.prompt_tokens, self._model.told.context_tokens
+        counted, most = answer.prompt_tokens, self._model.info.context_tokens
         if counted is None:
             return
         expected = self._model.tokens.expected(tokens)

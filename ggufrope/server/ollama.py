@@ -16,7 +16,7 @@ from ggufrope.server.dialect import (
     Answer,
     OnTokens,
     Prompt,
-    Told,
+    ServerInfo,
     number,
     part,
     required,
@@ -44,9 +44,9 @@ class Ollama:
         self._num_ctx = num_ctx
         self.chats = True
         self._thinks = False
-        self.told = self.ask_again()
+        self.info = self.ask_again()
 
-    def ask_again(self) -> Told:
+    def ask_again(self) -> ServerInfo:
         """Return what the server tells now."""
         shown = self._client.post("/api/show", {"model": self._name})
         facts = part(shown, "model_info")
@@ -55,7 +55,7 @@ class Ollama:
         self.chats = str(part(shown, "template") or "").strip() not in _NO_TEMPLATE
         self._thinks = "thinking" in (part(shown, "capabilities") or ())
         rope = f"{architecture}.rope."
-        return Told(
+        return ServerInfo(
             dialect="Ollama",
             model=self._name,
             context_tokens=self._num_ctx or _num_ctx(shown) or self._loaded_context(),

@@ -16,7 +16,7 @@ from ggufrope.server.dialect import (
     Answer,
     OnTokens,
     Prompt,
-    Told,
+    ServerInfo,
     number,
     part,
     required,
@@ -39,22 +39,22 @@ class OpenAi:
     takes_tokens = False
     chats = True
 
-    def __init__(self, client: Client, told: Told, ask: Callable[[], Told]) -> None:
+    def __init__(self, client: Client, info: ServerInfo, ask: Callable[[], ServerInfo]) -> None:
         self._client = client
         self._ask = ask
-        self.told = told
+        self.info = info
 
-    def ask_again(self) -> Told:
+    def ask_again(self) -> ServerInfo:
         """Return what the server tells now."""
         return self._ask()
 
     def tokenize(self, text: str, *, beginning: bool, special: bool) -> list[int]:
         """Raise ServerError: there is no tokenizer in this API."""
-        raise ServerError(f"{self.told.dialect} has no tokenizer")
+        raise ServerError(f"{self.info.dialect} has no tokenizer")
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Raise ServerError: there is no tokenizer in this API."""
-        raise ServerError(f"{self.told.dialect} has no tokenizer")
+        raise ServerError(f"{self.info.dialect} has no tokenizer")
 
     def complete(
         self,
@@ -68,7 +68,7 @@ class OpenAi:
         """Return the greedy continuation of a prompt."""
         path = "/v1/completions"
         given = prompt if isinstance(prompt, str) else list(prompt)
-        body = {"model": self.told.model, "prompt": given, "max_tokens": max_tokens, **_GREEDY}
+        body = {"model": self.info.model, "prompt": given, "max_tokens": max_tokens, **_GREEDY}
         answer = self._client.post(path, body)
         generated = part(answer, "choices", 0, "text")
         return self._answer(answer, required(generated, "text", str, path))
@@ -78,7 +78,7 @@ class OpenAi:
         path = "/v1/chat/completions"
         messages = [{"role": "user", "content": words}]
         body = {
-            "model": self.told.model,
+            "model": self.info.model,
             "messages": messages,
             "max_tokens": max_tokens,
             **_GREEDY,
@@ -106,7 +106,7 @@ class LlamaCppPython(OpenAi):
         """Return the tokens of a text; special tokens in it are always read as such."""
         if not text and not beginning:
             return []
-        path, body = "/extras/tokenize", {"model": self.told.model, "input": text}
+        path, body = "/extras/tokenize", {"model": self.info.model, "input": text}
         tokens = token_list(self._client.post(path, body), path)
         if beginning:
             return tokens
@@ -117,7 +117,7 @@ class LlamaCppPython(OpenAi):
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens."""
         path = "/extras/detokenize"
-        answer = self._client.post(path, {"model": self.told.model, "tokens": list(tokens)})
+        answer = self._client.post(path, {"model": self.info.model, "tokens": list(tokens)})
         return str(required(part(answer, "text"), "text", str, path))
 
 
@@ -129,13 +129,13 @@ class Vllm(OpenAi):
 
     def tokenize(self, text: str, *, beginning: bool, special: bool) -> list[int]:
         """Return the tokens of a text; special tokens in it are always read as such."""
-        body = {"model": self.told.model, "prompt": text, "add_special_tokens": beginning}
+        body = {"model": self.info.model, "prompt": text, "add_special_tokens": beginning}
         return token_list(self._client.post("/tokenize", body), "/tokenize")
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens."""
         path = "/detokenize"
-        answer = self._client.post(path, {"model": self.told.model, "tokens": list(tokens)})
+        answer = self._client.post(path, {"model": self.info.model, "tokens": list(tokens)})
         return str(required(part(answer, "prompt"), "text", str, path))
 
 

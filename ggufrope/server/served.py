@@ -27,7 +27,7 @@ from ggufrope.server.dialect import Answer, number, part
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ggufrope.server.dialect import Told
+    from ggufrope.server.dialect import ServerInfo
     from ggufrope.server.model import ServerModel
 
 LEAST_ASKED = 256
@@ -67,7 +67,7 @@ class Served:
     """
 
     address: str
-    told: Told
+    info: ServerInfo
     lacks: tuple[str, ...]
     asked: int
     serves: int | None
@@ -100,10 +100,10 @@ def measure_server(
     tells, or else what the model was trained for.
 
     Raises ServerError where even short prompts fail, RequestError for a context out of range, and
-    where none is given or told.
+    where none is given or reported.
     """
-    told = model.told
-    asked = asked or told.context_tokens or told.trained_tokens
+    info = model.info
+    asked = asked or info.context_tokens or info.trained_tokens
     if asked is None:
         raise RequestError("the server tells no context: give `context_tokens`, what you need")
     if not LEAST_ASKED <= asked <= MOST_ASKED:
@@ -230,7 +230,7 @@ class _Measurement:
 
     def result(self) -> Served:
         """Carry out the measurement."""
-        prompts, told, most = self._prompts, self._model.told, self._asked - 1
+        prompts, info, most = self._prompts, self._model.info, self._asked - 1
         short = min(prompts.least + 64, most)
         can_answer = self._knows(short)
         self._tell(f"a prompt of {most} tokens")
@@ -258,7 +258,7 @@ class _Measurement:
         file, scaling, context = self._file()
         return Served(
             address=self._model.client.address,
-            told=told,
+            info=info,
             lacks=self._model.lacks,
             asked=self._asked,
             serves=None if longest is None else self._serves(longest),
@@ -307,8 +307,8 @@ class _Measurement:
         return largest(whole, low, high - 1)
 
     def _hints(self, first: _Taken) -> Iterator[int]:
-        """Yield lengths near which the limit may lie: as told, as refused, as counted."""
-        found = [self._model.told.context_tokens]
+        """Yield lengths near which the limit may lie: as reported, as refused, as counted."""
+        found = [self._model.info.context_tokens]
         if first.refusal is not None:
             found.append(number(part(first.refusal.body, "error", "n_ctx")))
         if first.answer is not None:
@@ -346,10 +346,12 @@ class _Measurement:
         return "stops" if abs(ends - longest - 1) <= 1 else None
 
     def _serves(self, longest: int) -> int:
-        """Return the context that a longest prompt means: as told where that is the same but for
-        the token that is generated."""
-        told = self._model.told.context_tokens
-        return told if told is not None and told - longest in (0, 1) else longest + 1
+        """Return the context that a longest prompt means: as reported where that is the same but
+        for the token that is generated."""
+        reported = self._model.info.context_tokens
+        if reported is not None and reported - longest in (0, 1):
+            return reported
+        return longest + 1
 
     def _bytes(self, tokens: int, lost: int) -> int:
         """Return how many bytes of a prompt its lost tokens are, on average."""
@@ -368,14 +370,14 @@ class _Measurement:
         return str(path), scaling_in_words(metadata) or "none", metadata.context_length
 
     def _path(self) -> Path | None:
-        told = self._model.told
+        info = self._model.info
         if not is_loopback(self._model.client.address):
             return None
-        if told.path is not None:
-            return Path(told.path)
-        if told.dialect == "Ollama" and told.digest is not None:
+        if info.path is not None:
+            return Path(info.path)
+        if info.dialect == "Ollama" and info.digest is not None:
             try:
-                return locate(f"ollama:{told.model}")
+                return locate(f"ollama:{info.model}")
             except GgufRopeError:
                 return None
         return None
@@ -383,22 +385,23 @@ class _Measurement:
     def _remarks(
         self, longest: int | None, file_context: int | None, *, can_answer: bool, lost: bool
     ) -> Iterator[str]:
-        told = self._model.told
+        info = self._model.info
         serves = None if longest is None else self._serves(longest)
         if (
             serves is not None
-            and told.context_tokens not in (None, serves)
-            and (serves < self._asked or (told.context_tokens or 0) < serves)
+            and info.context_tokens not in (None, serves)
+            and (serves < self._asked or (info.context_tokens or 0) < serves)
         ):
-            yield f"the server tells a context of {told.context_tokens} tokens; measured: {serves}"
-        trained = told.trained_tokens
+            reported = info.context_tokens
+            yield f"the server reports a context of {reported} tokens; measured: {serves}"
+        trained = info.trained_tokens
         if file_context is not None and trained not in (None, file_context):
             yield (
                 f"the file declares {file_context} tokens and the server says {trained}: it was "
                 "started with YaRN flags, or its metadata was overridden"
             )
         if trained is not None and serves == trained < self._asked:
-            if told.dialect == "llama-server":
+            if info.dialect == "llama-server":
                 yield (
                     f"llama-server caps every slot at the {trained} tokens that the model declares "
                     "(linear and NTK flags do not raise that): patch the file, or override its "
@@ -414,5 +417,5 @@ class _Measurement:
         if not can_answer:
             yield (
                 "the model does not answer a question about a short text: what it knows of a "
-                "prompt cannot be told, only what the server counts"
+                "prompt cannot be seen, only what the server counts"
             )

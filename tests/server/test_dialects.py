@@ -50,8 +50,8 @@ def test_each_dialect_recalls_every_needle(kind: Kind, form: Any) -> None:
     results = at(opened, NEEDLE, 512, 1024, depths=3, samples=1, format=form)
     assert [result.value("recall") for result in results] == [1.0] * 6, results[0].reason
     kinds = {"OpenAI": "OpenAI-compatible server"}
-    assert opened.told.dialect == kinds.get(kind, kind)
-    assert opened.told.model == "tiny"
+    assert opened.info.dialect == kinds.get(kind, kind)
+    assert opened.info.model == "tiny"
     chats = form == "auto" and kind != "llama-server"
     assert {dict(r.notes)["format"] for r in results} == {"chat" if chats else "completion"}
     for result in results:

@@ -129,7 +129,7 @@ def test_check_says_what_is_served(address: str, tmp_path: Path) -> None:
     found = json.loads(fits.stdout)
     assert found["schema"] == 1
     assert found["passed"] is True
-    assert found["served"]["told"]["model"] == "nano"
+    assert found["served"]["info"]["model"] == "nano"
 
 
 def test_validate_says_what_holds(address: str, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_context_that_is_told_is_not_believed() -> None:
     server.tells["/api/v0/models"] = lambda request: httpx.Response(200, json={"data": [entry]})
     found = measure_server(server.open(), None)
     assert (found.asked, found.serves) == (32768, 700)
-    assert any("tells a context of 32768 tokens; measured: 700" in line for line in found.remarks)
+    assert any("reports a context of 32768 tokens; measured: 700" in line for line in found.remarks)
 
 
 def test_without_counts_the_length_is_about_right() -> None:
