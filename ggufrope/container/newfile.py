@@ -102,20 +102,20 @@ def _partial_file(
     without locks is accepted.
     """
     path = new_partial_path(target)
-    with storage("write", path), files.create(path) as file:
-        try:
-            lock(file, path, optional=True, files=files)
-            if clone_of is None:
-                yield Partial(path=path, file=file)
-            else:
-                files.remove(path)
-                files.clone_file(Path(clone_of.name), path)
-                with files.open(path, "r+b") as clone:
-                    lock(clone, path, optional=True, files=files)
-                    yield Partial(path=path, file=clone)
+    with storage("write", path):
+        try:  # around the creation too: a signal may strike right after it
+            with files.create(path) as file:
+                lock(file, path, optional=True, files=files)
+                if clone_of is None:
+                    yield Partial(path=path, file=file)
+                else:
+                    files.remove(path)
+                    files.clone_file(Path(clone_of.name), path)
+                    with files.open(path, "r+b") as clone:
+                        lock(clone, path, optional=True, files=files)
+                        yield Partial(path=path, file=clone)
         except BaseException:
             with suppress(OSError):
-                files.release(file)
                 files.remove(path)
             raise
 

@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
+from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import recover, undo
 from ggufrope.container.shards import distribute, open_model
 from ggufrope.container.store import execute, execute_together, plan_store
@@ -115,6 +116,22 @@ def undo_or_repair(first: Path) -> None:
     recover(first, files=CapableFiles())
     if any("-undo-" in one.name for one in first.parent.iterdir()):
         undo(first, force=FORCE, files=CapableFiles())
+
+
+def test_a_signal_right_after_a_file_was_created_leaves_nothing_of_it(tmp_path: Path) -> None:
+    class StruckFiles(CapableFiles):
+        def create(self, path: Path) -> BinaryIO:
+            super().create(path).close()
+            raise KeyboardInterrupt
+
+    path = tmp_path / "m.gguf"
+    prepare(path, CASES[0])
+    before = sorted(tmp_path.iterdir())
+    rewrite = plan_rewrite(read_header(path), CASES[0].edits)
+    made = plan_store(path, rewrite, output=tmp_path / "o.gguf", files=StruckFiles())
+    with pytest.raises(KeyboardInterrupt):
+        execute(made, files=StruckFiles())
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])

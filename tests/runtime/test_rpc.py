@@ -238,6 +238,8 @@ def test_the_connection_of_a_model_ends_where_its_server_is_gone_from_the_networ
         found = {}
         for path in filter(Path.is_socket, Path("/dev/fd").glob("*")):
             with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as connection:
+                if connection.family != socket.AF_INET:
+                    continue
                 host, port = connection.getpeername()
                 kept = connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
                 limit = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
