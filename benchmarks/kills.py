@@ -44,6 +44,9 @@ threads = 1
 """
 
 
+_ENDING_SECONDS = 30.0
+
+
 def children(pid: int) -> list[int]:
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -52,16 +55,32 @@ def children(pid: int) -> list[int]:
 
 
 def end(process: subprocess.Popen[bytes], number: int, *, workers: bool, driver: bool) -> None:
-    """Send a signal to the workers of a process, to itself, or to both, workers first."""
+    """Send a signal to the workers of a process, to itself, or to both, workers first.
+
+    Returns when they have ended: one that waits for the disk keeps its locks until it is done.
+    """
     if workers and driver:
         os.kill(process.pid, signal.SIGSTOP)
-    for pid in children(process.pid) if workers else []:
+    struck = children(process.pid) if workers else []
+    for pid in struck:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
     if driver:
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
     process.wait()
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while any(map(_runs, struck)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there, and not only waits for somebody to ask how it ended."""
+    try:
+        _, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")
+    except OSError:
+        return False
+    return rest[:1] != "Z"
 
 
 def cells(folder: Path) -> dict[tuple[str, int], str]:
