@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _RUNS: dict[Attention, tuple[str, str]] = {
     "native": ("yes", "runs"),
     "plain": ("plain", "runs without flash attention"),
-    "converted": ("f16", "runs, but slowly: converted to f16 for every token"),
+    "converted": ("f16", "runs, converted to f16 for every token: slower in a long cache"),
     "cpu": ("CPU", "runs, but slowly: attention leaves the device"),
     "unknown": ("?", "the server decides"),
 }

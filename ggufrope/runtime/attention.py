@@ -32,7 +32,8 @@ Attention: TypeAlias = Literal["native", "plain", "converted", "cpu", "unknown"]
 """How attention runs on a pair of cache types.
 
 "native": by a kernel that reads both types. "plain": on the device, without flash attention.
-"converted": on the device, by a kernel for f16; the whole cache is converted for every token.
+"converted": on the device, by a kernel for f16; the whole cache is converted for every token, which
+a long one shows in the speed.
 "cpu": it leaves the device, which is slow. "unknown": the device is on a server that decides.
 """
 
