@@ -13,7 +13,7 @@ Status: TypeAlias = Literal["ok", "error", "unsupported", "skipped"]
 NOT_FINITE = "the model's logits are not finite numbers"
 """Reason recorded when the model returns non-finite logits."""
 NOT_NEEDED = "decided without it"
-"""Reason of a whole prompt that was not asked, because those before it decided the recall."""
+"""Reason, or its beginning, of a cell that was not measured because others had decided already."""
 Method: TypeAlias = Literal["spliced", "whole"]
 """How a needle is measured: spliced into a fork of a plain haystack, or in a prompt of its own."""
 
@@ -89,6 +89,11 @@ class CellResult:
     notes: tuple[tuple[str, str], ...] = ()
     prompt_tokens: int | None = None
     elapsed_seconds: float | None = None
+
+    @property
+    def is_needless(self) -> bool:
+        """Whether it was skipped because others had decided already."""
+        return self.status == "skipped" and (self.reason or "").startswith(NOT_NEEDED)
 
     def metric(self, name: str) -> Metric | None:
         """Return the metric of that name, or None."""

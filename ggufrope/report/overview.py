@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from ggufrope._format import duration, safe
-from ggufrope.evals.results import NOT_NEEDED, Metric
+from ggufrope.evals.results import Metric
 from ggufrope.report import views
 from ggufrope.report.conclusion import conclude
 from ggufrope.report.metrics import format_value, metric_info
@@ -99,7 +99,7 @@ def lead(report: RunReport) -> str:
     seconds = sum(result.elapsed_seconds or 0.0 for result in report.cells)
     scored = sum(result.status == "ok" for result in report.cells)
     planned = sum(len(entry.job.cells) for entry in report.jobs)
-    planned -= sum(result.reason == NOT_NEEDED for result in report.cells)
+    planned -= sum(result.is_needless for result in report.cells)
     models = listed([_trained(model.file) for model in report.models])
     return f"{models}. {scored:,} of {planned:,} cells measured in {duration(seconds)}."
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufrope.evals.perplexity import CURVE
-from ggufrope.evals.results import NOT_NEEDED, CellResult, Metric
+from ggufrope.evals.results import CellResult, Metric
 from ggufrope.evals.ruler.specs import effective_length, effective_length_by_share
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ def problems(report: RunReport) -> tuple[Problem, ...]:
     """Return the cells without a score, grouped by task and reason; not those that need none."""
     found: dict[tuple[str, str, str, str, str], list[str]] = {}
     for result in report.cells:
-        if result.status != "ok" and result.reason != NOT_NEEDED:
+        if result.status != "ok" and not result.is_needless:
             cell, reason = result.cell, result.reason or "no reason recorded"
             key = (result.status, reason, cell.model, cell.scaling, cell.task)
             found.setdefault(key, []).append(cell.kv)

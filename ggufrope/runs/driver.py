@@ -39,6 +39,7 @@ from ggufrope.evals.puzzles import require_schemas
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job, Selection, expand
 from ggufrope.runs.models import identify, models_of, resolve_base
+from ggufrope.runs.needless import NeedlessCells
 from ggufrope.runs.plan import RunPlan
 from ggufrope.runs.store import RunStore
 from ggufrope.runs.worker import (
@@ -165,6 +166,7 @@ class _Driver:
         self._at: dict[int, Job] = {}
         self._worker: dict[int, str] = {}
         self._model: dict[int, str] = {}
+        self._needless = NeedlessCells(store)
         self._pins = store.pin_models({job.model for job in pending})
 
     def carry_out(self) -> None:
@@ -193,11 +195,8 @@ class _Driver:
 
     def _send(self, place: int) -> None:
         """Give a place the next job, one on the model that is loaded there where there is one."""
-        if not self._pending:
+        if (job := self._next(self._model.get(place))) is None:
             return
-        model = self._model.get(place)
-        job = next((job for job in self._pending if job.model == model), self._pending[0])
-        self._pending.remove(job)
         assignment = Assignment(
             job=job,
             done=self._store.results_of(job),
@@ -207,6 +206,23 @@ class _Driver:
         self._store.start(job, self._worker[place])
         self._at[place], self._model[place] = job, job.model
 
+    def _next(self, model: str | None) -> Job | None:
+        """Take the next job that is to be measured, one on this model where there is one."""
+        while self._pending:
+            job = next((job for job in self._pending if job.model == model), self._pending[0])
+            self._pending.remove(job)
+            for result in self._needless.of(job):
+                self._keep(job, result)
+            if len(self._store.results_of(job)) < len(job.cells):
+                return job
+            self._store.finish(job)
+        return None
+
+    def _keep(self, job: Job, result: CellResult) -> None:
+        self._store.append(job, result)
+        if self._on_cell is not None:
+            self._on_cell(result)
+
     def _handle(self, place: int, message: Message | Exited) -> None:
         """Record what a message says; the place has no job any more where that has ended."""
         job = self._at[place]
@@ -214,9 +230,7 @@ class _Driver:
             case Started(environment=environment):
                 self._store.register(self._worker[place], dict(environment))
             case CellResult():
-                self._store.append(job, message)
-                if self._on_cell is not None:
-                    self._on_cell(message)
+                self._keep(job, message)
             case Failed(reason=reason):
                 self._store.fail(job, reason)
                 del self._at[place]

@@ -414,3 +414,44 @@ def test_the_environment_names_no_one(start: Start, scripted: ModuleType) -> Non
     assert environment["llama.cpp"] == "scripted"
     assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
     assert os.environ.get("HOME", "/nowhere") not in " ".join(environment.values())
+
+
+def _answers(found: tuple[CellResult, ...], **at: object) -> list[CellResult]:
+    return [r for r in found if all(getattr(r.cell, name) == value for name, value in at.items())]
+
+
+def test_what_f16_answers_none_of_is_not_asked_of_other_caches(
+    start: Start, scripted: ModuleType
+) -> None:
+    """The model answers no puzzle; the divergence and the needles of the pairs are measured."""
+    folder = start("", tasks=("kv",), kv=("f16", "q8_0"), contexts=(512, 1024), samples=2)
+    seen: list[CellResult] = []
+    scripted.work(folder, on_cell=seen.append)
+    found = results(folder)
+    assert set(states(folder)) == {"done"}
+    assert len(seen) == len(found)
+    for task in ("arithmetic", "graph-walk", "code-bug"):
+        of_f16 = _answers(found, task=task, kv="f16", control=False)
+        answered = {
+            length: sum(r.value("exact") or 0 for r in of_f16 if r.cell.context_tokens == length)
+            for length in (512, 1024)
+        }
+        others = _answers(found, task=task, kv="q8_0")
+        assert others
+        for result in others:
+            assert result.is_needless == (answered[result.cell.context_tokens] == 0)
+    assert {r.status for r in _answers(found, task="needle", kv="q8_0")} == {"ok"}
+
+
+@pytest.mark.parametrize("how", ["named", "no f16", "errors"])
+def test_caches_are_asked_where_f16_decides_nothing(
+    start: Start, scripted: ModuleType, how: str
+) -> None:
+    tasks = ("kv", "graph-walk") if how == "named" else ("kv",)
+    script = "fails 600" if how == "errors" else ""
+    folder = start(script, tasks=tasks, kv=("f16", "q8_0"), contexts=(1024,), samples=2)
+    only = ("task=graph-walk", *(("kv=q8_0",) if how == "no f16" else ()))
+    scripted.work(folder, selection=Selection(only=only))
+    others = _answers(results(folder), task="graph-walk", kv="q8_0")
+    assert len(others) == 2
+    assert not any(result.is_needless for result in others)
