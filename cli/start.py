@@ -211,7 +211,7 @@ def announce(store: RunStore, jobs: Iterable[Job]) -> None:
         parts.append(f"{byte_size(max(needs))} of memory")
     _say("; ".join(parts))
     for pair in _slow_pairs(store.plan, files):
-        _say(f"K/V {pair}: no fast kernel in this build on the GPU; see `ggufrope doctor`.")
+        _say(f"K/V {pair}: attention leaves the GPU in this build; see `ggufrope doctor`.")
     for file in files if store.plan.runtime.server else ():
         details = dict(file.details)
         _say(f"{details['server']}, {file.name}, does not give {details[LACKS]}.")

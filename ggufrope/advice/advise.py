@@ -451,7 +451,7 @@ def _left_out(slow_pairs: Collection[tuple[str, str]]) -> list[str]:
     left = ", ".join("/".join(pair) for pair in pairs if pair in slow_pairs)
     if not left:
         return []
-    why = "this build of llama.cpp has no fast kernel for it on the GPU"
+    why = "with this build of llama.cpp its attention leaves the GPU"
     return [f"a cache of {left} is left out: {why}; `ggufrope doctor` says how to get one"]
 
 

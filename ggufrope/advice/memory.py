@@ -44,7 +44,7 @@ class CacheChoice:
 
 
 _NEEDS_FLASH = "needs flash attention"
-_MIXED = "slow on CUDA builds without GGML_CUDA_FA_QUANTS=all: measure the speed"
+_MIXED = "may be slow on CUDA builds without GGML_CUDA_FA_QUANTS=all: measure the speed"
 CACHE_CHOICES = (
     CacheChoice(k_type="f16", v_type="f16", risk="none"),
     CacheChoice(k_type="q8_0", v_type="q8_0", risk="low", notes=(_NEEDS_FLASH,)),
@@ -86,8 +86,8 @@ def cache_needs(
 ) -> tuple[MemoryNeed, ...]:
     """Return the need with each of CACHE_CHOICES that llama.cpp runs this model with.
 
-    `slow_pairs` are the pairs, K and V, that the build at hand has no fast kernels for, and which
-    are left out; None where that is not known.
+    `slow_pairs` are the pairs, K and V, whose attention the build at hand does not run on the GPU,
+    and which are left out; None where that is not known.
     """
     rules = cache_rules(metadata, architecture(metadata.architecture))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ggufrope.container.ggml import CACHE_TYPES
 from ggufrope.errors import MissingDependencyError
 from ggufrope.runtime import library, machine, rpc
-from ggufrope.runtime.attention import SLOW, USUAL_HEADS, PairSupport, heads_of, pair_support
+from ggufrope.runtime.attention import USUAL_HEADS, PairSupport, heads_of, pair_support
 from ggufrope.runtime.cards import Card, cards, install_command, missing_tool, wheel_command
 from ggufrope.runtime.engine import INSTALL_COMMAND
 from ggufrope.runtime.library import Device, Versions
@@ -154,17 +154,17 @@ def _faults_of_the_build(
 
 
 def _lacking_kernels(attention: tuple[PairSupport, ...]) -> list[str]:
-    """Return what is slow for want of kernels that a build can have.
+    """Return what is converted or leaves the device for want of kernels that a build can have.
 
     CUDA has none for iq4_nl, whatever it is built with.
     """
     pairs = [pair for pair in attention if "iq4_nl" not in (pair.type_k, pair.type_v)]
-    slow = Counter(pair.device for pair in pairs if pair.runs in SLOW)
+    lacking = Counter(pair.device for pair in pairs if pair.runs in ("converted", "cpu"))
     total = Counter(pair.device for pair in pairs)
     return [
-        f"{count} of {total[device]} pairs of K/V cache types are slow on {device}: this build "
-        "lacks attention kernels for them (GGML_CUDA_FA_QUANTS)"
-        for device, count in slow.items()
+        f"{count} of {total[device]} pairs of K/V cache types have no attention kernel in this "
+        f"build on {device}: they are converted for every token, or leave it (GGML_CUDA_FA_QUANTS)"
+        for device, count in lacking.items()
     ]
 
 

@@ -142,10 +142,10 @@ def test_a_cache_without_a_fast_kernel_is_named_before_the_run(
     monkeypatch.setattr("ggufrope.runtime.attention.known_slow_pairs", lambda metadata: slow)
     wanted = ("--ctx", "256", "--tasks", "kv-cache", "--kv", "f16,q8_0/q4_0", "--threads", "1")
     said = cli("validate", nano, *wanted, "--out", tmp_path / "gpu").err
-    assert "K/V q8_0/q4_0: no fast kernel" in said
+    assert "K/V q8_0/q4_0: attention leaves the GPU" in said
     assert "q4_0/f16" not in said
     on_cpu = cli("validate", nano, *wanted, "--gpu-layers", "0", "--out", tmp_path / "cpu").err
-    assert "no fast kernel" not in on_cpu
+    assert "leaves the GPU" not in on_cpu
 
 
 @pytest.mark.llama
