@@ -20,7 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from ggufrope.backends import RuntimeSettings, open_model
+from ggufrope.backends.opened import open_model
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.evals.divergence import DivergencePlan, compare_contexts
 from ggufrope.evals.needle import Asker, NeedleScore, ask, asking_tokens, recall

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.measure import RESULTS
 from ggufrope._format import byte_size
-from ggufrope.backends import RuntimeSettings
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.evals.results import Metric
 from ggufrope.report.caches import CacheAnswer, CacheRow

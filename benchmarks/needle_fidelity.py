@@ -28,7 +28,8 @@ from pathlib import Path
 from benchmarks.__main__ import SMOLLM2
 from benchmarks.measure import RESULTS
 from ggufrope._plain import decode
-from ggufrope.backends import RuntimeSettings, open_model
+from ggufrope.backends.opened import open_model
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.evals.needle import Asker, NeedleScore
 from ggufrope.evals.needle_prompts import NeedlePlan

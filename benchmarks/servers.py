@@ -23,7 +23,8 @@ from pathlib import Path
 
 from benchmarks.measure import RESULTS
 from ggufrope import RunPlan, RuntimeSettings, run
-from ggufrope.backends import open_model, open_server
+from ggufrope.backends.opened import open_model
+from ggufrope.backends.served import open_server
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import BackendError
 from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, ge
 
 import typer
 
-from ggufrope.backends import RuntimeSettings
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.specs import BY_NAME
 from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings, TaskName, carried_out

@@ -25,7 +25,7 @@ def carry_out(plan: RunPlan, view: View, *, out: Path | None) -> None:
 
     With RPC servers, in a worker process: llama.cpp ends the process that loses one.
     """
-    from ggufrope.backends import open_model
+    from ggufrope.backends.opened import open_model
     from ggufrope.runs.driver import InlineTransport, ProcessTransport, drive, open_run
     from ggufrope.runs.models import require_formats
 

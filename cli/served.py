@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ggufrope.backends import RuntimeSettings
+    from ggufrope.backends.settings import RuntimeSettings
     from ggufrope.server.served import Served
 
 
@@ -18,7 +18,7 @@ def check_server(
     """Measure what a server serves, and show it. Leaves with 1 where that is less than asked."""
     import typer
 
-    from ggufrope.backends import open_server
+    from ggufrope.backends.served import open_server
     from ggufrope.server.served import measure_server
 
     from .errors import CHECK_FAILED

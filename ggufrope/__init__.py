@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ggufrope.advice.advise import advise
-    from ggufrope.backends import (
-        FakeBackend,
-        LlamaBackend,
-        RuntimeSettings,
-        open_model,
-        open_server,
-    )
+    from ggufrope.backends.opened import open_model
+    from ggufrope.backends.runtimes import FakeBackend, LlamaBackend
+    from ggufrope.backends.served import open_server
+    from ggufrope.backends.settings import RuntimeSettings
     from ggufrope.container.compare import diff, verify
     from ggufrope.container.hub import fetch
     from ggufrope.container.location import find, locate
@@ -48,7 +45,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "advice.advise": ("advise",),
-    "backends": ("FakeBackend", "LlamaBackend", "RuntimeSettings", "open_model", "open_server"),
+    "backends.opened": ("open_model",),
+    "backends.runtimes": ("FakeBackend", "LlamaBackend"),
+    "backends.served": ("open_server",),
+    "backends.settings": ("RuntimeSettings",),
     "container.compare": ("diff", "verify"),
     "container.hub": ("fetch",),
     "container.location": ("find", "locate"),

@@ -13,10 +13,8 @@ import pytest
 from fixtures.make import build
 from ggufrope import FakeBackend, LlamaBackend, RuntimeSettings, ScalingRequest, open_model
 from ggufrope._files import working_folder
-from ggufrope.backends import (
-    ScaledModel,
-    opener,
-)
+from ggufrope.backends.opened import opener
+from ggufrope.backends.scaled import ScaledModel
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.lm import Branch, LanguageContext
@@ -249,8 +247,12 @@ def test_the_fake_is_a_backend_as_well(nano: Path) -> None:
 
 
 def test_openers_are_found_by_name() -> None:
-    assert opener("ggufrope.backends:open_model") is open_model
-    for name in ("ggufrope.backends:open_nothing", "ggufrope.nowhere:open_model", "open_model"):
+    assert opener("ggufrope.backends.opened:open_model") is open_model
+    for name in (
+        "ggufrope.backends.opened:open_nothing",
+        "ggufrope.nowhere:open_model",
+        "open_model",
+    ):
         with pytest.raises(RequestError, match=f"no opener '{name}': expected package"):
             opener(name)
 

@@ -86,7 +86,7 @@ def command(
     if server is not None:
         if files or config or sarif or prove or card or md or junit:
             raise OptionError("--server: give no FILE and no option for files with it")
-        from ggufrope.backends import RuntimeSettings
+        from ggufrope.backends.settings import RuntimeSettings
 
         from ..served import check_server
         from ..values import server_address

@@ -233,7 +233,8 @@ def command(
     Nothing is retrained. Keeps YaRN unless the winner beats it on needles that the search never
     saw.
     """
-    from ggufrope.backends import LlamaBackend, RuntimeSettings
+    from ggufrope.backends.runtimes import LlamaBackend
+    from ggufrope.backends.settings import RuntimeSettings
     from ggufrope.container.ggml import KvTypes
     from ggufrope.patching.inspection import read_model
     from ggufrope.search.session import run_search

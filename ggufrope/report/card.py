@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ggufrope._files import read_text, sha256_of
 from ggufrope._plain import decode, encode
-from ggufrope.backends import RuntimeSettings
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.container.reader import read_header, read_span
 from ggufrope.container.remote import Place
 from ggufrope.container.shards import names_of_shards, shard_paths

@@ -22,7 +22,7 @@ from ggufrope.runs.store import JobRecord, ModelRecord, RunStore, WorkerRecord
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ggufrope.backends import OpenModel
+    from ggufrope.backends.opened import OpenModel
     from ggufrope.evals.recall import Outcome
     from ggufrope.lm import Progress
     from ggufrope.runs.driver import OnCell, Transport
@@ -140,7 +140,7 @@ def run(
     Raises MissingDependencyError without llama-cpp-python, RequestError or FileError where the plan
     cannot be carried out, or the folder holds the run of another plan or is in use.
     """
-    from ggufrope.backends import open_model as open_in_llama
+    from ggufrope.backends.opened import open_model as open_in_llama
     from ggufrope.runs.driver import InlineTransport, ProcessTransport, drive, open_run
 
     if transport is None and open_model is None and plan.runtime.rpc:

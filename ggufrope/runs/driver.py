@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from uuid import uuid4
 
 from ggufrope._plain import decode, encode
-from ggufrope.backends import OPENER
+from ggufrope.backends.opened import OPENER
 from ggufrope.container.pins import FileChangedError, FileState, file_state
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
 from ggufrope.evals.puzzles import require_schemas
@@ -56,7 +56,7 @@ from ggufrope.runs.worker import (
 )
 
 if TYPE_CHECKING:
-    from ggufrope.backends import OpenModel
+    from ggufrope.backends.opened import OpenModel
     from ggufrope.lm import Progress
     from ggufrope.runs.models import Identify, ModelFile
     from ggufrope.runs.worker import OnJob

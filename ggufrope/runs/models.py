@@ -161,7 +161,7 @@ def models_of(plan: RunPlan, identify: Identify = identify) -> tuple[ModelFile, 
 
 
 def _served(plan: RunPlan, name: str | None) -> ModelFile:
-    from ggufrope.backends import open_server
+    from ggufrope.backends.served import open_server
 
     with closing(open_server(plan.runtime, name)) as model:
         info = model.info

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ggufrope._files import read_text
 from ggufrope._plain import Plain, decode, encode, json_schema, non_finite
-from ggufrope.backends import SERVED_AS_IT_IS, RuntimeSettings
+from ggufrope.backends.settings import SERVED_AS_IT_IS, RuntimeSettings
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import ASKING, TaskName, TaskSettings, carried_out

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ggufrope.backends import OPENER, opener
+from ggufrope.backends.opened import OPENER, opener
 from ggufrope.errors import BackendError, GgufRopeError, MissingDependencyError
 from ggufrope.rope.architectures import VARIABLE
 from ggufrope.runs.driver import Exited, new_worker_name

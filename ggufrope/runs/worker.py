@@ -26,7 +26,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast, get_args
 
 from ggufrope._plain import decode, encode
-from ggufrope.backends import opener, require_room
+from ggufrope.backends.opened import opener
+from ggufrope.backends.runtimes import require_room
 from ggufrope.container.location import locate
 from ggufrope.container.pins import FileChangedError, Pin, PinChecks
 from ggufrope.errors import GgufRopeError, MissingDependencyError, UnsupportedCacheError
@@ -40,7 +41,7 @@ from ggufrope.runs.plan import RunPlan
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ggufrope.backends import OpenedModel, OpenModel
+    from ggufrope.backends.opened import OpenedModel, OpenModel
     from ggufrope.container.ggml import KvTypes
     from ggufrope.evals.thresholds import Thresholds
     from ggufrope.lm import LanguageContext, OpenContext, Progress

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol
 
-from ggufrope.backends import Backend, ModelT, spare_cells
+from ggufrope.backends.runtimes import Backend, ModelT
+from ggufrope.backends.scaled import spare_cells
 from ggufrope.errors import RequestError
 from ggufrope.lm import Branch, LanguageModel, OpenContext
 from ggufrope.patching.overlay import factor_file

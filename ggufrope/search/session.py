@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufrope._files import read_json, storage, working_folder, write_whole
 from ggufrope._plain import decode
-from ggufrope.backends import Backend, LlamaBackend
+from ggufrope.backends.runtimes import Backend, LlamaBackend
 from ggufrope.container.ggml import KvTypes
 from ggufrope.container.pins import FileChangedError, Pin, PinChecks, pin
 from ggufrope.container.reader import read_header

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope.backends import RuntimeSettings, require_room
+from ggufrope.backends.runtimes import require_room
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.container.reader import read_header
 from ggufrope.container.types import ArrayValue
 from ggufrope.errors import InsufficientMemoryError

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ggufrope._files import sha256_of
-from ggufrope.backends import RuntimeSettings
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.evals.task import Haystack
 from ggufrope.report.card import VERSION, make_card, matches, read_card

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ggufrope.backends import OpenModel, RuntimeSettings
+    from ggufrope.backends.opened import OpenModel
+    from ggufrope.backends.settings import RuntimeSettings
     from ggufrope.container.ggml import KvTypes
     from ggufrope.lm import OpenContext, Progress
     from ggufrope.patching.request import ScalingRequest

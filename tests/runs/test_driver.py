@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.backends import RuntimeSettings
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError
 from ggufrope.runs.driver import open_run
 from ggufrope.runs.jobs import Selection

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.backends import RuntimeSettings
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.runs.driver import ProcessTransport, drive, open_run
 from ggufrope.runs.plan import RunPlan, format_plan, parse_plan

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 
-from ggufrope.backends import FakeBackend
+from ggufrope.backends.runtimes import FakeBackend
 from ggufrope.container.reader import read_header, read_tensor
 from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FREQS
 from ggufrope.runtime.fake import FakeContext, FakeModel

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.backends import LlamaBackend, RuntimeSettings
+from ggufrope.backends.runtimes import LlamaBackend
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.search.plan import SearchPlan
 from ggufrope.search.session import run_search
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import httpx
 
-from ggufrope.backends import RuntimeSettings, open_server
+from ggufrope.backends.served import open_server
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.runtime.batch import log_probabilities_of
 from ggufrope.runtime.fake import FakeModel
 from ggufrope.server.model import ServerModel

@@ -181,7 +181,8 @@ def test_slots_are_used_side_by_side_and_the_order_stays() -> None:
 
 @pytest.mark.parametrize("kind", ["Ollama", "OpenAI", "LM Studio"])
 def test_a_model_that_is_not_there_is_an_error_that_lists_those_that_are(kind: Kind) -> None:
-    from ggufrope.backends import RuntimeSettings, open_server
+    from ggufrope.backends.served import open_server
+    from ggufrope.backends.settings import RuntimeSettings
     from tests.server.standin import ADDRESS
 
     with pytest.raises(RequestError, match="has no model 'tinny'; did you mean 'tiny"):
@@ -213,7 +214,8 @@ def test_a_model_that_thinks_to_the_end_has_no_score() -> None:
 
 def test_an_unknown_server_is_refused() -> None:
     nothing = httpx.MockTransport(lambda request: httpx.Response(404, text="no"))
-    from ggufrope.backends import RuntimeSettings, open_server
+    from ggufrope.backends.served import open_server
+    from ggufrope.backends.settings import RuntimeSettings
 
     with pytest.raises(ServerError, match="no known API"):
         open_server(RuntimeSettings(server="http://a.test"), transport=nothing)

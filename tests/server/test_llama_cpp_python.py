@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from ggufrope import RunPlan, RuntimeSettings, run
-from ggufrope.backends import open_model, open_server
+from ggufrope.backends.opened import open_model
+from ggufrope.backends.served import open_server
 from ggufrope.container.ggml import KvTypes
 from ggufrope.evals.needle_prompts import NeedleGrid, NeedlePlan
 from ggufrope.patching.request import ScalingRequest

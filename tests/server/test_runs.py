@@ -284,7 +284,7 @@ def test_what_a_server_cannot_do_is_refused_in_the_plan(
 
 def test_the_driver_takes_the_opener_that_it_is_given(tmp_path: Path) -> None:
     """As a script does that has its own connection to a server."""
-    from ggufrope.backends import ServedModel
+    from ggufrope.backends.served import ServedModel
 
     server = StandIn("llama-server")
     with serving(server) as address:
