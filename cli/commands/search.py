@@ -55,8 +55,8 @@ class SearchOptions:
         str,
         option(
             "--space",
-            "yarn: its three numbers; base; base-linear; attention: its factor alone; longrope: "
-            "every pair; longrope2: pairs from the critical one on.",
+            "yarn: its three numbers; yarn-factor: with its factor; base; base-linear; attention: "
+            "its factor alone; longrope: every pair; longrope2: pairs from the critical one on.",
             "SPACE",
             _WHAT,
             known=partial(_choices, "space"),

@@ -253,9 +253,13 @@ def _in_keys(
                 original_context=original,
                 freq_base=scheme.freq_base,
             )
-        case Yarn(ext_factor=1.0) if betas or (scaling.beta_fast, scaling.beta_slow) == (32, 1):
+        case Yarn(ext_factor=1.0, factor=factor) if betas or (
+            scaling.beta_fast,
+            scaling.beta_slow,
+        ) == (32, 1):
             return ScalingRequest(
                 scaling="yarn",
+                factor=None if factor == rotation.factor else factor,
                 target_context=rotation.target_context,
                 original_context=original,
                 beta_fast=scaling.beta_fast if betas else None,

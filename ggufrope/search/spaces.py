@@ -28,7 +28,9 @@ Attention: TypeAlias = Literal["formula", "free", "none"]
 """The attention factor: what the space's paper prescribes, searched for as well, or left at 1."""
 
 Vector: TypeAlias = NDArray[np.float64]
-SpaceName: TypeAlias = Literal["yarn", "base", "base-linear", "attention", "longrope", "longrope2"]
+SpaceName: TypeAlias = Literal[
+    "yarn", "yarn-factor", "base", "base-linear", "attention", "longrope", "longrope2"
+]
 FACTOR_SPACES: tuple[SpaceName, ...] = ("longrope", "longrope2")
 """Spaces whose schemes exist only as factor tensors."""
 UNIFORM_SPACES: tuple[SpaceName, ...] = ("base", "base-linear", "attention")
@@ -36,7 +38,8 @@ UNIFORM_SPACES: tuple[SpaceName, ...] = ("base", "base-linear", "attention")
 
 _LEAST_ATTENTION = 0.8
 _BETA_RATIO = 1.05
-_BASE_REACH = 4.0
+_FACTOR_REACH = 4.0
+"""How far beyond the factor of the target to look."""
 _RAMPS = tuple((fast, slow) for slow in (1.0, 2.0, 5.0) for fast in (8.0, 16.0, 32.0))
 """Betas of more YaRN ramps to begin with: between two good ones may lie bad ones, so that a local
 search finds only what is near a seed."""
@@ -99,6 +102,7 @@ def make_space(name: SpaceName, rotation: Rotation, attention: Attention) -> Spa
     """Return the space called `name`. Raises RequestError where there is none."""
     made: Mapping[str, Callable[[], Space]] = {
         "yarn": lambda: YarnSpace(rotation=rotation, attention=attention),
+        "yarn-factor": lambda: YarnSpace(rotation=rotation, attention=attention, free_factor=True),
         "base": lambda: BaseSpace(rotation=rotation, attention=attention, linear=False),
         "base-linear": lambda: BaseSpace(rotation=rotation, attention=attention, linear=True),
         "attention": lambda: AttentionSpace(rotation=rotation),
@@ -133,7 +137,7 @@ class LongRopeSpace:
     @property
     def upper(self) -> Vector:
         highest = np.full(self.rotation.pairs, 1.25 * self.rotation.factor)
-        return _with_attention(highest, self.attention, _most_attention(self.rotation))
+        return _with_attention(highest, self.attention, _most_attention(self.rotation.factor))
 
     def seeds(self) -> tuple[Vector, ...]:
         rotation, known = self.rotation, baselines(self.rotation)
@@ -190,7 +194,7 @@ class LongRope2Space:
 
     @property
     def upper(self) -> Vector:
-        most = _most_attention(self.rotation)
+        most = _most_attention(self.rotation.factor)
         return self._vector(self.latest, 2 * self.rotation.factor, most)
 
     def seeds(self) -> tuple[Vector, ...]:
@@ -223,50 +227,64 @@ class LongRope2Space:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YarnSpace:
-    """YaRN's own parameters: beta_fast, beta_slow, the attention factor.
+    """YaRN's own parameters: beta_fast, beta_slow, the attention factor, and before them with
+    `free_factor` the factor.
 
-    Works on every architecture, as context parameters where no factor tensor loads.
+    Works on every architecture, as context parameters where no factor tensor loads. A model may
+    recall less far than it was trained for; then a factor above that of the target brings more.
     """
 
     rotation: Rotation
     attention: Attention = "formula"
+    free_factor: bool = False
 
     @property
     def lower(self) -> Vector:
-        return _with_attention(np.array([1.0, 0.1]), self.attention, _LEAST_ATTENTION)
+        return self._vector(self.rotation.factor, (1.0, 0.1), _LEAST_ATTENTION)
 
     @property
     def upper(self) -> Vector:
-        most = _most_attention(self.rotation)
-        return _with_attention(np.array([256.0, 32.0]), self.attention, most)
+        most = _FACTOR_REACH * self.rotation.factor if self.free_factor else self.rotation.factor
+        return self._vector(most, (256.0, 32.0), _most_attention(most))
 
     def seeds(self) -> tuple[Vector, ...]:
-        attention = yarn_attention(self.rotation)
+        factor = self.rotation.factor
         betas = ((32.0, 1.0), (32.0, 2.0), (16.0, 1.0), (8.0, 0.5))
-        return tuple(_with_attention(np.array(pair), self.attention, attention) for pair in betas)
+        own = [(factor, each) for each in betas]
+        more = [(times * factor, betas[0]) for times in (1.25, 1.5, 2.0, 3.0)]
+        seeds = [own[0], *more, *own[1:]] if self.free_factor else own
+        return tuple(self._vector(f, pair, yarn_mscale(f)) for f, pair in seeds)
 
     def interval(self, vector: Vector, index: int) -> tuple[float, float]:
         low, high = float(self.lower[index]), float(self.upper[index])
-        if index == 0:
-            low = max(low, float(vector[1]) * _BETA_RATIO)
-        if index == 1:
-            high = min(high, float(vector[0]) / _BETA_RATIO)
+        fast = int(self.free_factor)
+        if index == fast:
+            low = max(low, float(vector[fast + 1]) * _BETA_RATIO)
+        if index == fast + 1:
+            high = min(high, float(vector[fast]) / _BETA_RATIO)
         return low, high
 
     def repair(self, vector: Vector) -> Vector:
         repaired = np.clip(vector, self.lower, self.upper)
-        repaired[1] = min(repaired[1], repaired[0] / _BETA_RATIO)
+        fast = int(self.free_factor)
+        repaired[fast + 1] = min(repaired[fast + 1], repaired[fast] / _BETA_RATIO)
         return repaired
 
     def scheme(self, vector: Vector) -> Scheme:
+        factor = float(vector[0]) if self.free_factor else self.rotation.factor
+        fast, slow = map(float, vector[int(self.free_factor) :][:2])
         scaling = Yarn(
-            factor=self.rotation.factor,
+            factor=factor,
             original_context=self.rotation.original_context,
-            beta_fast=float(vector[0]),
-            beta_slow=float(vector[1]),
-            attention_factor=_attention(vector, self.attention, yarn_attention(self.rotation)),
+            beta_fast=fast,
+            beta_slow=slow,
+            attention_factor=_attention(vector, self.attention, yarn_mscale(factor)),
         )
         return Scheme(scaling=scaling)
+
+    def _vector(self, factor: float, betas: tuple[float, float], attention: float) -> Vector:
+        numbers = (factor, *betas) if self.free_factor else betas
+        return _with_attention(numbers, self.attention, attention)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,8 +308,8 @@ class BaseSpace:
     @property
     def upper(self) -> Vector:
         factor = self.rotation.factor
-        highest = np.array([_BASE_REACH * factor, factor][: 2 if self.linear else 1])
-        return _with_attention(highest, self.attention, _most_attention(self.rotation))
+        highest = np.array([_FACTOR_REACH * factor, factor][: 2 if self.linear else 1])
+        return _with_attention(highest, self.attention, _most_attention(self.rotation.factor))
 
     def seeds(self) -> tuple[Vector, ...]:
         factor = self.rotation.factor
@@ -338,7 +356,7 @@ class AttentionSpace:
 
     @property
     def upper(self) -> Vector:
-        return np.array([max(_most_attention(self.rotation), 2 - _LEAST_ATTENTION)])
+        return np.array([max(_most_attention(self.rotation.factor), 2 - _LEAST_ATTENTION)])
 
     def seeds(self) -> tuple[Vector, ...]:
         """YaRN's own or 1, and some to both sides of it."""
@@ -400,9 +418,9 @@ def _factors(vector: Vector, attention: float) -> Scheme:
     return Scheme(scaling=FrequencyFactors(factors=single(vector), attention_factor=attention))
 
 
-def _most_attention(rotation: Rotation) -> float:
+def _most_attention(factor: float) -> float:
     """Three times what YaRN adds."""
-    return 1 + 0.3 * math.log(max(rotation.factor, 1.0))
+    return 1 + 0.3 * math.log(max(factor, 1.0))
 
 
 def _with_attention(vector: Iterable[float], attention: Attention, value: float) -> Vector:

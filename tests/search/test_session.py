@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -334,6 +335,26 @@ def test_an_architecture_without_factors_searches_yarns_parameters(tmp_path: Pat
     assert not (tmp_path / "out" / "factors.json").exists()
 
 
+def test_yarn_beyond_the_factor_of_the_target_is_written_and_served_with_its_own(
+    tmp_path: Path,
+) -> None:
+    model = write_model(tmp_path / "model.gguf", "qwen2")
+    backend = ByFlags(lambda rope: 0 < (rope.freq_scale or 1) < 0.15)
+    plan = replace(PLAN, space="yarn-factor", attention="formula", candidates=12)
+    result = searched(model, tmp_path / "out", plan, backend)
+    assert result.won
+    factor = float(str(result.winner["factor"]))
+    assert factor > TARGET / ORIGINAL / 0.65
+    found = re.search(r"--factor (\S+)", result.patch_command)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(factor)
+    assert f"--target-ctx {TARGET}" in result.patch_command
+    assert f"-c {TARGET} --rope-scaling yarn" in result.serve_command
+    scale = re.search(r"--rope-(?:freq-)?scale (\S+)", result.serve_command)
+    assert scale is not None
+    assert float(scale[1]) in (pytest.approx(factor), pytest.approx(1 / factor))
+
+
 def test_a_base_needs_no_file(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.gguf", "qwen2")
     backend = ByFlags(lambda rope: (rope.freq_base or 0) > 60_000)
@@ -447,7 +468,7 @@ def test_a_path_is_enough(model: Path, tmp_path: Path) -> None:
     [
         ({"target_context": ORIGINAL, "screening_context": None}, "not above the original"),
         ({"fitness": "speed"}, "expected one of needle, perplexity"),
-        ({"space": "ntk"}, "expected one of yarn, base, base-linear"),
+        ({"space": "ntk"}, "expected one of yarn, yarn-factor, base"),
         ({"optimizer": "grid"}, "expected one of evolution, cma"),
     ],
 )

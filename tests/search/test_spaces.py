@@ -17,6 +17,7 @@ from ggufrope.rope.metadata import RopeMetadata
 from ggufrope.rope.scaling import FrequencyFactors, Linear, RopeScaling, Unscaled, Yarn
 from ggufrope.search.schemes import Scheme, exact_parameters
 from ggufrope.search.spaces import (
+    Attention,
     AttentionSpace,
     BaseSpace,
     LongRope2Space,
@@ -42,6 +43,8 @@ SPACES: list[Space] = [
     LongRopeSpace(rotation=SMALL),
     LongRope2Space(rotation=SMALL, attention="none"),
     YarnSpace(rotation=SMALL),
+    YarnSpace(rotation=SMALL, free_factor=True),
+    YarnSpace(rotation=SMOLLM2, attention="free", free_factor=True),
     ShortSpace(rotation=SMALL, attention_factor=1.2),
     BaseSpace(rotation=SMALL),
     BaseSpace(rotation=SMOLLM2, attention="free", linear=True),
@@ -91,6 +94,18 @@ def test_yarn_seeds_begin_with_yarn_itself() -> None:
     assert space.scheme(space.seeds()[0]).scaling == Yarn(
         factor=4, original_context=256, attention_factor=1 + 0.1 * math.log(4)
     )
+
+
+@pytest.mark.parametrize("attention", ["formula", "free"])
+def test_a_free_factor_begins_with_yarn_and_goes_beyond_the_target(attention: Attention) -> None:
+    space = make_space("yarn-factor", SMOLLM2, attention)
+    first, *others = (space.scheme(seed).scaling for seed in space.seeds())
+    assert isinstance(first, Yarn)
+    assert first.attention_factor == pytest.approx(1 + 0.1 * math.log(2))
+    assert replace(first, attention_factor=None) == Yarn(factor=2, original_context=8192)
+    factors = {each.factor for each in others if isinstance(each, Yarn)}
+    assert {2, 3, 4, 6} <= factors
+    assert space.upper[0] == 8
 
 
 def test_attention_factor_is_free_by_formula_or_left_out() -> None:
@@ -144,7 +159,7 @@ def test_any_value_of_an_interval_stays_in_the_space(
 
 
 def test_unknown_space_is_refused() -> None:
-    with pytest.raises(RequestError, match="expected one of yarn, base, base-linear, attention"):
+    with pytest.raises(RequestError, match="expected one of yarn, yarn-factor, base, base-linear"):
         make_space("ntk", SMALL, "free")  # type: ignore[arg-type]
 
 
