@@ -101,7 +101,7 @@ def test_two_lengths_have_a_front(cli: Call, llama: Path, tmp_path: Path) -> Non
         (("--target-ctx", "1k", "--budget", "soon"), "--budget soon: expected a time"),
         (("--target-ctx", "1k", "--candidates", "3"), "--candidates must be at least 8, got 3"),
         (("--target-ctx", "1k,2k"), "--target-ctx 1k,2k: expected tokens"),
-        (("--target-ctx", "1k", "--space", "flat"), "--space flat: expected yarn, base, "),
+        (("--target-ctx", "1k", "--space", "flat"), "--space flat: expected yarn, yarn-factor, "),
         (("--target-ctx", "1k", "--fitness", "poor"), "--fitness poor: expected needle, "),
         (("--target-ctx", "1k", "--kv", "f17"), "--kv f17: expected f32, "),
     ],
