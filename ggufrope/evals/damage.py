@@ -1,6 +1,6 @@
 """The damage tasks: what a damaged cache costs in work that agents do, and needles do not feel.
 
-At each length one haystack holds the texts of as many puzzles as fit (`ggufrope.evals.puzzles`),
+At each length one haystack holds the texts of as many puzzles as fit (`evals/puzzles`),
 spread over it, and is evaluated once; the puzzles are asked at its end. What one text decides is
 scored under teacher forcing, the rest is generated and graded. Either way `exact` is 0 or 1.
 
@@ -21,7 +21,8 @@ from ggufrope.evals.formats import prompt_format
 from ggufrope.evals.haystack import Filler, Insert, sentences, weave
 from ggufrope.evals.needle import NeedleScore, score_each
 from ggufrope.evals.needle_prompts import GridPoint, Question
-from ggufrope.evals.puzzles import DAMAGE_TASKS, Grade, Group, Puzzle, groups
+from ggufrope.evals.puzzles.puzzle import Grade, Group, Puzzle
+from ggufrope.evals.puzzles.tasks import DAMAGE_TASKS, groups
 from ggufrope.evals.results import Cell, CellResult, Metric
 from ggufrope.evals.task import Coordinates, Lengths, Task, TaskName, TaskRequest, TaskSettings
 from ggufrope.evals.texts import haystack_text

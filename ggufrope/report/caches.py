@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ggufrope._format import byte_size
 from ggufrope.container.ggml import KvTypes
 from ggufrope.evals.cache_verdict import CacheEvidence, CacheVerdict, judge_cache
-from ggufrope.evals.puzzles import DAMAGE_TASKS
+from ggufrope.evals.puzzles.tasks import DAMAGE_TASKS
 from ggufrope.evals.results import NOT_FINITE, CellResult, Metric
 from ggufrope.evals.task import KV_TASKS
 from ggufrope.patching.command import name_beside, patch_command, serve_command

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil, fsum, hypot, log
 from typing import TYPE_CHECKING
 
-from ggufrope.evals.puzzles import DAMAGE_TASKS
+from ggufrope.evals.puzzles.tasks import DAMAGE_TASKS
 from ggufrope.evals.recall import estimate, would_decide
 from ggufrope.evals.results import Cell, CellResult, Metric
 from ggufrope.evals.stats import ALPHA, Proportion, exact_interval

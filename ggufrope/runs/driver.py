@@ -35,7 +35,7 @@ from ggufrope._plain import decode, encode
 from ggufrope.backends.opened import OPENER
 from ggufrope.container.pins import FileChangedError, FileState, file_state
 from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
-from ggufrope.evals.puzzles import require_schemas
+from ggufrope.evals.puzzles.tool_calls import require_schemas
 from ggufrope.evals.results import CellResult
 from ggufrope.runs.jobs import Job, Selection, expand
 from ggufrope.runs.models import identify, models_of, resolve_base

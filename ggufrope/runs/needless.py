@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
-from ggufrope.evals.puzzles import DAMAGE_TASKS
+from ggufrope.evals.puzzles.tasks import DAMAGE_TASKS
 from ggufrope.evals.results import NOT_NEEDED, CellResult
 from ggufrope.runs.jobs import F16
 

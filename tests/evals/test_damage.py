@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ggufrope.evals.damage import CONTROL_TOKENS, DAMAGE, SAMPLES, Worlds
-from ggufrope.evals.puzzles import DAMAGE_TASKS
+from ggufrope.evals.puzzles.tasks import DAMAGE_TASKS
 from ggufrope.evals.registry import TASKS
 from ggufrope.evals.task import ASKING, TaskName, TaskSettings
 from ggufrope.runs.jobs import expand

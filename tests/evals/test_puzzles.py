@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from ggufrope.evals.needle_kinds import ORDINALS
-from ggufrope.evals.puzzles import _FUNCTIONS, DAMAGE_TASKS, Group, Puzzle, groups
+from ggufrope.evals.puzzles.code_bugs import FUNCTIONS
+from ggufrope.evals.puzzles.puzzle import Group, Puzzle
+from ggufrope.evals.puzzles.tasks import DAMAGE_TASKS, groups
 from ggufrope.evals.task import TaskName
 
 Seeds = st.integers(0, 10**6)
@@ -232,7 +234,7 @@ def runs(lines: list[str], values: list[int]) -> object:
     return scope["f"](list(values))
 
 
-@pytest.mark.parametrize("function", _FUNCTIONS, ids=lambda function: function.verb)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.verb)
 def test_a_function_is_right_and_each_of_its_bugs_is_one(function: Any) -> None:
     lists = [list(values) for n in (1, 2, 3) for values in product([-2, 1, 2, 3], repeat=n)]
     reference = REFERENCES[function.verb]
@@ -249,7 +251,7 @@ def test_the_wrong_line_has_the_number_that_is_asked_for(seed: int) -> None:
         (listing,), (puzzle,) = group.pieces, group.puzzles
         numbered = dict(re.findall(r"(\d+): (.*)\n", listing))
         assert list(map(int, numbered)) == list(range(1, len(numbered) + 1))
-        function = next(each for each in _FUNCTIONS if puzzle.key.startswith(f"{each.verb}_"))
+        function = next(each for each in FUNCTIONS if puzzle.key.startswith(f"{each.verb}_"))
         differing = [
             number
             for number, line in enumerate(function.lines, 2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ggufrope.evals.puzzles import DAMAGE_TASKS
+from ggufrope.evals.puzzles.tasks import DAMAGE_TASKS
 from ggufrope.evals.results import Cell, CellResult, Curve, Metric
 from ggufrope.report.record import RunReport, report_of
 from ggufrope.runs.jobs import Job, expand

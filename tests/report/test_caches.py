@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ggufrope.evals.puzzles import DAMAGE_TASKS
+from ggufrope.evals.puzzles.tasks import DAMAGE_TASKS
 from ggufrope.evals.results import NOT_FINITE, CellResult
 from ggufrope.report.caches import CacheAnswer, cache_answers
 from ggufrope.report.conclusion import conclude
