@@ -238,9 +238,13 @@ def _show_answers(found: CacheAnswer) -> None:
         row(made, name, *("/".join(map(str, exact.get(task, ()))) for task in tasks))
     out = console()
     out.print(made)
+    words = []
     if found.control:
-        words = "control: the unscaled model with an f16 cache, in a short context"
-        out.print(Text(words, style="dim"))
+        words.append("control: the unscaled model with an f16 cache, in a short context")
+    if any(task not in each.exact for each in found.rows for task in tasks):
+        words.append("empty: not asked; what f16 answers none of, no cache can lose")
+    if words:
+        out.print(Text("; ".join(words), style="dim"))
 
 
 def _mark(reach: Reach, length: int) -> tuple[str, str]:

@@ -34,6 +34,7 @@ def test_the_answer_in_the_terminal(cli: Call, nano: Path) -> None:
     assert "base: an f16 cache of nano under the same scaling (file)" in text
     assert "UNSAFE q4_0" in text
     assert "control: the unscaled model" not in text  # it is measured itself
+    assert "empty: not asked; what f16 answers none of, no cache can lose" in text
     headline = "the smallest safe cache at 256 tokens: q8_0, 136.5 KiB, 53% of f16's"
     serve = f"to serve it: llama-server -m {nano} -c 256 --cache-type-k q8_0 --cache-type-v q8_0"
     assert f"{headline} {serve} --flash-attn on" in text
