@@ -15,6 +15,7 @@ _STORY_TOKENS = 80
 
 
 def arithmetic(rng: Random) -> Iterator[Group]:
+    """Yield a calculation and a story at a time, without end."""
     while True:
         yield Group(puzzles=(_calculation(rng), _story(rng)))
 

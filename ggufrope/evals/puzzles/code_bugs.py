@@ -100,6 +100,7 @@ FUNCTIONS = (
 
 
 def code_bugs(rng: Random) -> Iterator[Group]:
+    """Yield a function with one wrong line at a time, and its question, without end."""
     for noun in unused(rng, NOUNS):
         function = rng.choice(FUNCTIONS)
         at, wrong = rng.choice(function.bugs)

@@ -17,6 +17,7 @@ _NODE_TOKENS = 32
 
 
 def graph_walks(rng: Random) -> Iterator[Group]:
+    """Yield a directed graph at a time and questions about it, without end."""
     names = unused(rng, NOUNS)
     while True:
         nodes = [next(names) for _ in range(_NODES)]

@@ -18,6 +18,7 @@ _PLACES = ("behind", "above", "below", "beside", "near", "inside")
 
 
 def ordered_copies(rng: Random) -> Iterator[Group]:
+    """Yield the replies to one request at a time and questions for each, without end."""
     for topic in unused(rng, NOUNS):
         request = f"Write a line about the {topic}."
         firsts = rng.sample(ADJECTIVES, len(ORDINALS))

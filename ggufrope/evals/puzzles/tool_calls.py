@@ -138,6 +138,7 @@ _TOOLS = (
 
 
 def tool_calls(rng: Random) -> Iterator[Group]:
+    """Yield some tools at a time and requests for each, without end."""
     while True:
         tools = rng.sample(_TOOLS, len(_TOOLS))
         for start in range(0, len(tools), _TOOLS_IN_GROUP):
