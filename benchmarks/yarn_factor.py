@@ -33,7 +33,7 @@ DEPTHS = tuple(range(0, 101, 10))
 def page(report: RunReport, command: str) -> str:
     """Return what is measured as Markdown."""
     names = [request.name for request in report.plan.requests]
-    found = {name: _scored(report, name) for name in names}
+    found = {name: results for name in names if (results := _scored(report, name))}
     seeds = sorted({result.cell.seed for each in found.values() for result in each})
     known = dict(report.workers[-1].environment) if report.workers else {}
     machine = ", ".join(known[name] for name in ("processor", "llama.cpp") if name in known)
@@ -58,8 +58,8 @@ def page(report: RunReport, command: str) -> str:
         depths = " | ".join(str(right[float(depth)]) for depth in DEPTHS)
         missed = len(results) - count
         lines.append(f"| {name} | {count} of {len(results)} | {missed} | {loss:.3f} | {depths} |")
-    first = names[0]
-    lines += [""] + [_against(name, found[name], first, found[first]) for name in names[1:]]
+    (first, base), *others = found.items()
+    lines += ["", *(_against(name, results, first, base) for name, results in others)]
     return "\n".join(lines) + "\n"
 
 
@@ -77,27 +77,24 @@ def _losses(results: list[CellResult]) -> dict[int, float]:
 
 
 def _against(name: str, ours: list[CellResult], first: str, theirs: list[CellResult]) -> str:
-    """Return the paired comparison of two schemes in a sentence."""
-
-    def answers(results: list[CellResult]) -> dict[object, bool]:
-        return {
-            (r.cell.seed, r.cell.depth_percent, r.cell.sample): r.value("recall") == 1
-            for r in results
-        }
-
-    own, other = answers(ours), answers(theirs)
+    """Return the comparison of two schemes on the needles of both, in a sentence."""
+    own, other = ({_place(r): r for r in results} for results in (ours, theirs))
     both = [place for place in own if place in other]
-    gained = sum(own[place] and not other[place] for place in both)
-    lost = sum(other[place] and not own[place] for place in both)
-    mine, base = _losses(ours), _losses(theirs)
-    difference = mean(mine[seed] - base[seed] for seed in mine if seed in base)
+    found = [(own[place].value("recall") == 1, other[place].value("recall") == 1) for place in both]
+    gained, lost = found.count((True, False)), found.count((False, True))
+    mine, base = (_losses([results[place] for place in both]) for results in (own, other))
+    difference = mean(mine[seed] - base[seed] for seed in mine)
     interval = difference.interval
     spread = "" if interval is None else f" (95 %: {interval[0]:+.3f} to {interval[1]:+.3f})"
     return (
         f"- {name} against {first}, {len(both)} needles of both: finds {gained} that it misses and "
         f"misses {lost} that it finds (exact test: p = {sign_test(lost, gained):.2g}); loss "
-        f"{difference.value or 0.0:+.3f} nat per token{spread} over {difference.n} haystacks."
+        f"{difference.value or 0.0:+.3f} nat per token{spread}, by {difference.n} haystacks."
     )
+
+
+def _place(result: CellResult) -> tuple[object, ...]:
+    return result.cell.seed, result.cell.depth_percent, result.cell.sample
 
 
 def main() -> int:
