@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -10,7 +11,7 @@ import typer
 from ..options import JsonOption, ServedFileArgument, grouped
 from ..options_run import GridsOption, RunOptions
 from ..options_scaling import ScalingOptions
-from ..values import completion, schemes, word, words
+from ..values import completion, schemes, word
 
 if TYPE_CHECKING:
     from ggufrope.patching.request import ScalingName, ScalingRequest
@@ -35,6 +36,8 @@ def command(
 ) -> None:
     """Say which scheme holds to which length; nothing is written. With --server: which model.
 
+    --scaling names several, with factors of their own where they have them: none,yarn,yarn-3x.
+
     Exit code 1: not all could be measured, or --require is not met.
     """
     from ..running import carry_out
@@ -43,23 +46,31 @@ def command(
     served = run.server is not None and scaling.scaling is None
     requests = (scaling.request(),) if served else _requests(scaling)
     if require is not None:
-        require = word(require, "--require", [request.scaling for request in requests])
+        known: dict[str, str] = {each.scaling: each.name for each in reversed(requests)}
+        known |= {each.name: each.name for each in requests}
+        require = known[word(require, "--require", tuple(known))]
     view = View(json=json, grids=grids, gate=require is not None, flags=True)
     carry_out(run.plan(file, requests, require=require), view, out=run.out)
 
 
 def _requests(scaling: ScalingOptions) -> tuple[ScalingRequest, ...]:
     """Return a request per scheme. The parameters given are those of the schemes: `none` and
-    `file`, what these are compared with, have none."""
+    `file`, what these are compared with, have none. A name may have a factor of its own."""
     from ggufrope.patching.request import ScalingRequest
 
-    asked = scaling.scaling or "none,linear,ntk,yarn"
-    names = words(asked, "--scaling", ("file", *schemes()))
+    asked = [_parted(each) for each in (scaling.scaling or "none,linear,ntk,yarn").split(",")]
+    names = [word(name, "--scaling", ("file", *schemes())) for name, _ in asked]
     given = replace(scaling, scaling=None).request()
     bare = set(names) & {"none", "file"} if set(names) - {"none", "file"} else set()
-    return tuple(
-        ScalingRequest(scaling=cast("ScalingName", name))
-        if name in bare
-        else replace(given, scaling=cast("ScalingName", name))
-        for name in names
-    )
+    requests = []
+    for name, (_, factor) in zip(names, asked, strict=True):
+        request = ScalingRequest(scaling="file") if name in bare else given
+        scheme, own = cast("ScalingName", name), request.factor if factor is None else factor
+        requests.append(replace(request, scaling=scheme, factor=own))
+    return tuple(requests)
+
+
+def _parted(text: str) -> tuple[str, float | None]:
+    """Return the scheme and the factor of a name such as `yarn-3x`, which reports have."""
+    found = re.fullmatch(r"\s*(.+)-(\d+(?:\.\d+)?)x\s*", text, re.IGNORECASE)
+    return (text, None) if found is None else (found[1], float(found[2]))

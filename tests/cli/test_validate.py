@@ -166,6 +166,18 @@ def test_compare_says_which_scheme_holds_to_which_length(
 
 
 @pytest.mark.llama
+def test_compare_takes_factors_of_one_scheme(cli: Call, nano: Path) -> None:
+    schemes = ("--scaling", "none,yarn,YARN-6x", "--require", "yarn-6x")
+    answer = cli("compare", nano, "--ctx", "1024", *FEW, *schemes, "--json").json
+    assert [each["scaling"] for each in answer["plan"]["scalings"]] == ["none", "yarn", "yarn"]
+    measured = {row["scaling"] for row in answer["summary"] if not row["control"]}
+    assert measured == {"none", "yarn", "yarn-6x"}
+    assert answer["plan"]["thresholds"]["require"] == "yarn-6x"
+    twice = cli("compare", nano, "--ctx", "1024", *FEW, "--scaling", "yarn-4x,yarn-4.0x")
+    assert (twice.code, "more than once" in twice.err) == (2, True)
+
+
+@pytest.mark.llama
 def test_compare_takes_the_file_as_it_stands(cli: Call, nano: Path) -> None:
     schemes = ("--scaling", "file,yarn", "--factor", "4")
     answer = cli("compare", nano, "--ctx", "1024", *FEW, *schemes, "--json").json
