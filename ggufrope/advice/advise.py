@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from ggufrope.container.types import Header
     from ggufrope.rope.metadata import RopeMetadata
 
+BEYOND = 1.5
+"""How many times the factor of the target YaRN is worth trying with as well: a model may recall
+less far than it was trained for (benchmarks/results/yarn_factor_smollm2_16k.md)."""
 NTK_REACH = 2.0
 """How many times longer the context may become, up to which a new base recalls every needle."""
 
@@ -280,12 +283,24 @@ class _Plan:
             )
         if raises_factor(request, self.metadata):
             reasons.append("the model was made for YaRN: raise its factor and nothing else")
+        if self._larger is not None:
+            reasons.append(
+                f"where the earliest tokens are lost, try a larger factor: --factor {self._larger}"
+            )
         return _Candidate(
             method="YaRN",
             reasons=tuple(reasons),
             risk="low" if self.growth <= USUAL_REACH else "moderate",
             request=request,
         )
+
+    @property
+    def _larger(self) -> str | None:
+        """A larger factor than the target's, None where the factor is not ours to choose."""
+        metadata = self.metadata
+        if declared_scaling(metadata) is not None or published_original(metadata) is not None:
+            return None
+        return f"{BEYOND * self.growth:.3g}"
 
     def ntk(self) -> _Candidate:
         within = "within" if self.growth <= NTK_REACH else "beyond"
@@ -371,7 +386,11 @@ class _Plan:
     def comparison(self, candidates: list[_Candidate]) -> str | None:
         """Return the command that measures the schemes of these candidates, and the plain file."""
         requests = [each.request for each in candidates if each.request is not None]
-        schemes = dict.fromkeys(each.scaling for each in requests if each.scaling != "none")
+        schemes: list[str] = []
+        for name in dict.fromkeys(each.scaling for each in requests if each.scaling != "none"):
+            schemes.append(name)
+            if name == "yarn" and self._larger is not None:
+                schemes.append(f"yarn-{self._larger}x")
         if not schemes:
             return None
         return compare_command(self.file, ("none", *schemes), self.target)

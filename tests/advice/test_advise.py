@@ -253,9 +253,21 @@ def test_commands_can_be_pasted(file: str, output: str) -> None:
 def test_the_comparison_has_the_schemes_that_a_patch_accepts() -> None:
     found = advise(HEADER, MODEL, target_context=32768, file="a b.gguf").comparison
     assert found == (
-        "ggufrope compare 'a b.gguf' --target-ctx 32768 --scaling none,yarn,ntk,linear"
+        "ggufrope compare 'a b.gguf' --target-ctx 32768 --scaling none,yarn,yarn-6x,ntk,linear"
     )
     assert advise(HEADER, MODEL, target_context=1024).comparison is None
+
+
+def test_a_larger_factor_is_for_models_whose_factor_is_ours_to_choose() -> None:
+    (reason,) = [
+        r for r in advise(HEADER, MODEL, target_context=32768).options[0].reasons if "larger" in r
+    ]
+    assert reason.endswith("try a larger factor: --factor 6")
+    trained = replace(MODEL, original_context=4096, scaling_type="yarn", factor=2.0)
+    found = advise(HEADER, trained, target_context=32768)
+    assert not any("larger" in reason for option in found.options for reason in option.reasons)
+    assert found.comparison is not None
+    assert "x," not in found.comparison
 
 
 def test_searched_factors_come_last_and_promise_nothing() -> None:
