@@ -38,6 +38,7 @@ _COLUMNS = (
     "score",
     "perplexity",
     "mean_divergence",
+    "rounding",
     "same_top",
     "cache_bytes_per_token",
     "prefill_tokens_per_second",
@@ -220,6 +221,10 @@ def _show_caches(found: CacheAnswer) -> None:
         "same top: same most probable token; kept: answers with f16 that are kept, and others "
         "gained; speeds at that depth"
     )
+    if any(each.verdict is None and each.divergence is not None for each in found.rows):
+        legend += (
+            "; the KLD of f16 is what rounding alone does, its RoPE base changed in the last bits"
+        )
     out.print(Text(shown(legend), style="dim"))
     out.print(reasons)
     _show_answers(found)

@@ -6,7 +6,9 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -18,11 +20,16 @@ from ggufrope.backends.scaled import ScaledModel
 from ggufrope.container.ggml import KvTypes
 from ggufrope.errors import RequestError
 from ggufrope.lm import Branch, LanguageContext
+from ggufrope.patching.inspection import read_model
 from ggufrope.patching.plan import apply, plan_patch
 from ggufrope.runtime import library
 from ggufrope.runtime.context import Context
-from ggufrope.runtime.fake import FakeModel
+from ggufrope.runtime.fake import FakeContext, FakeModel
 from ggufrope.runtime.model import Model
+
+if TYPE_CHECKING:
+    from ggufrope.patching.request import ScalingName
+    from ggufrope.rope.effective import RopeOverrides
 
 F16 = KvTypes.parse("f16")
 FILE = ScalingRequest(scaling="file")
@@ -70,6 +77,30 @@ def backend() -> CountingBackend:
 def opened(nano: Path, backend: CountingBackend) -> Iterator[ScaledModel[Model]]:
     with closing(ScaledModel(nano, backend)) as model:
         yield model
+
+
+@pytest.mark.parametrize("scaling", ["file", "yarn", "ntk-by-parts"])
+def test_a_nudged_model_rotates_by_a_base_that_differs_in_its_last_bits(
+    nano: Path, scaling: ScalingName
+) -> None:
+    """Whether the scheme is in context parameters or in tensors."""
+
+    class Watching(FakeBackend):
+        ropes: ClassVar[list[RopeOverrides]] = []
+
+        def open_context(self, model: FakeModel, n_ctx: int, **more: Any) -> FakeContext:
+            self.ropes.append(more["rope"])
+            return super().open_context(model, n_ctx, **more)
+
+    request = ScalingRequest(scaling=scaling, factor=None if scaling == "file" else 4)
+    with closing(ScaledModel(nano, Watching())) as model:
+        for nudged in (False, True):
+            model.contexts(request, F16, largest=512, nudged=nudged)(512).close()
+    plain, other = Watching.ropes
+    base = read_model(nano).metadata.freq_base or 10_000.0
+    assert other.freq_base == pytest.approx(base, rel=1e-4)
+    assert other.freq_base != base
+    assert replace(other, freq_base=plain.freq_base) == plain
 
 
 RISING = tuple(1 + j / 8 for j in range(16))

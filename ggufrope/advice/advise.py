@@ -285,7 +285,7 @@ class _Plan:
             reasons.append("the model was made for YaRN: raise its factor and nothing else")
         if self._larger is not None:
             reasons.append(
-                f"where the earliest tokens are lost, try a larger factor: --factor {self._larger}"
+                f"where the earliest tokens are lost, try a larger factor, such as {self._larger}"
             )
         return _Candidate(
             method="YaRN",

@@ -39,11 +39,14 @@ class OpenedModel(Protocol):
         """What a report says of how it runs: versions, devices, layers offloaded."""
         ...
 
-    def contexts(self, request: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
+    def contexts(
+        self, request: ScalingRequest, kv: KvTypes, *, largest: int, nudged: bool = False
+    ) -> OpenContext:
         """Return a function that opens contexts of this model under a scaling, by their tokens.
 
         `largest` is the longest context of the run in tokens, which the factor follows from where
-        the request has none. Raises RequestError where the scaling makes no sense on this model.
+        the request has none. With `nudged` the RoPE base differs in its last bits. Raises
+        RequestError where the scaling makes no sense on this model.
         """
         ...
 

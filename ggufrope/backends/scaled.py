@@ -68,7 +68,9 @@ class ScaledModel(Generic[ModelT]):
         """What the backend says of how the model runs."""
         return self._backend.describe(self.model)
 
-    def contexts(self, request: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
+    def contexts(
+        self, request: ScalingRequest, kv: KvTypes, *, largest: int, nudged: bool = False
+    ) -> OpenContext:
         """Return a function that opens contexts under `request`; see `OpenedModel`."""
         from ggufrope.patching.compose import encode_request, patched
         from ggufrope.patching.request import resolve
@@ -77,7 +79,7 @@ class ScaledModel(Generic[ModelT]):
 
         self._fit(largest)
         if request.is_file:
-            return self._opener(self._as_it_stands(), kv, lambda n_ctx: None)
+            return self._opener(self._as_it_stands(), kv, lambda n_ctx: None, nudged=nudged)
         metadata = self._stored.metadata
         if request.target_context is None and request.factor is None:
             trained = trained_context(metadata)
@@ -92,8 +94,8 @@ class ScaledModel(Generic[ModelT]):
 
         in_tensors = request.bake or request.keep_short_context
         if not in_tensors and parameters(largest) is not None:
-            return self._opener(self._as_it_stands(), kv, parameters)
-        return self._opener(self._written(request), kv, lambda n_ctx: None)
+            return self._opener(self._as_it_stands(), kv, parameters, nudged=nudged)
+        return self._opener(self._written(request), kv, lambda n_ctx: None, nudged=nudged)
 
     def close(self) -> None:
         """Free the models and remove working files."""
@@ -160,15 +162,19 @@ class ScaledModel(Generic[ModelT]):
         loaded: _Loaded[ModelT],
         kv: KvTypes,
         parameters: Callable[[int], RopeOverrides | None],
+        *,
+        nudged: bool,
     ) -> OpenContext:
+        from ggufrope.rope import overrides
         from ggufrope.rope.effective import RopeOverrides
 
         def open_context(n_ctx: int) -> LanguageContext:
+            rope = parameters(n_ctx) or RopeOverrides()
             return self._backend.open_context(
                 loaded.model,
                 n_ctx,
                 kv=kv,
-                rope=parameters(n_ctx) or RopeOverrides(),
+                rope=overrides.nudged(rope, loaded.metadata) if nudged else rope,
                 spare=spare_cells(loaded.metadata, n_ctx),
             )
 

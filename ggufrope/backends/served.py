@@ -71,9 +71,11 @@ class ServedModel:
         }
         return {name: str(value) for name, value in known.items() if value}
 
-    def contexts(self, request: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
-        """Return a function that opens contexts. Raises RequestError for any scaling."""
-        if not request.is_file:
+    def contexts(
+        self, request: ScalingRequest, kv: KvTypes, *, largest: int, nudged: bool = False
+    ) -> OpenContext:
+        """Return a function that opens contexts. Raises RequestError for any change."""
+        if nudged or not request.is_file:
             raise RequestError(SERVED_AS_IT_IS)
         return self._model.open
 

@@ -8,7 +8,7 @@ limits and where they come from.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, hypot
 from typing import Literal, TypeAlias
 
 from ggufrope._bisect import largest
@@ -30,12 +30,14 @@ _MOST_ANSWERS = 100_000
 class CacheEvidence:
     """What was measured of one pair of cache types at one length.
 
-    `divergence` is from f16, nat per token. Of the questions that both were asked, f16 answers
+    `divergence` is from f16, nat per token, and `rounding` what of it rounding alone does, None
+    where that was not measured. Of the questions that both were asked, f16 answers
     `answered` exactly; this pair loses `lost` of them, and answers `gained` others. `unscored` says
     why something has no score, `unsupported` why the pair does not run.
     """
 
     divergence: Metric | None = None
+    rounding: Metric | None = None
     asked: int = 0
     answered: int = 0
     lost: int = 0
@@ -64,10 +66,12 @@ def judge_cache(found: CacheEvidence) -> CacheVerdict:
     nat = found.divergence
     if nat is None or nat.value is None:
         return CacheVerdict(word="undecided", reason="no divergence was measured")
-    low, high = (nat.value if each is None else each for each in (nat.low, nat.high))
+    cost, low, high = _beyond(nat.value, nat, found.rounding)
     loses = found.lost > found.gained and sign_test(found.lost, found.gained) < ALPHA
     net = (found.lost - found.gained) / found.answered if found.answered else 0.0
     strays = f"{nat.value:.3g} nat from f16"
+    if found.rounding is not None:
+        strays += f", {cost:.3g} beyond rounding"
     answers = f"loses {found.lost} of {found.answered} answers and gains {found.gained}"
     if low > UNSAFE_DIVERGENCE:
         return CacheVerdict(word="unsafe", reason=f"{strays} (unsafe: above {UNSAFE_DIVERGENCE:g})")
@@ -80,7 +84,8 @@ def judge_cache(found: CacheEvidence) -> CacheVerdict:
     if high > SAFE_DIVERGENCE:
         return CacheVerdict(
             word="undecided",
-            reason=f"{strays}, {low:.3g} to {high:.3g} (safe: at most {SAFE_DIVERGENCE:g})",
+            reason=f"{strays}, {max(low, 0.0):.3g} to {high:.3g} "
+            f"(safe: at most {SAFE_DIVERGENCE:g})",
             decide="more `chunks` of a longer `text`",
         )
     if not found.asked:
@@ -97,6 +102,23 @@ def judge_cache(found: CacheEvidence) -> CacheVerdict:
     return CacheVerdict(
         word="safe", reason=f"{strays}; {answers}: at most {lost_at_most:.0%} of such are lost"
     )
+
+
+def _beyond(value: float, nat: Metric, rounding: Metric | None) -> tuple[float, float, float]:
+    """Return what a divergence is beyond that of rounding, and the bounds of it.
+
+    Independent changes of the logits add up in a divergence, which is quadratic in them. So do the
+    squares of the half widths.
+    """
+    if rounding is None or rounding.value is None:
+        rounding = Metric(name="rounding", value=0.0)
+    cost = max(0.0, value - (rounding.value or 0.0))
+    half = hypot(_half_width(nat), _half_width(rounding))
+    return cost, cost - half, cost + half
+
+
+def _half_width(metric: Metric) -> float:
+    return 0.0 if metric.low is None or metric.high is None else (metric.high - metric.low) / 2
 
 
 def _more_questions(found: CacheEvidence) -> str:

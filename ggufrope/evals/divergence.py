@@ -239,7 +239,8 @@ def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
     return 2 * settings.chunks * sum(cell.context_tokens for cell in cells)
 
 
-def _run(request: TaskRequest) -> Iterator[CellResult]:
+def read_chunks(request: TaskRequest) -> Iterator[tuple[Cell, DivergenceScore]]:
+    """Yield each cell to do with how far the request's contexts stray from its base there."""
     base = request.required_base()
     text = chosen_text(request.settings)
     for cell in request.todo:
@@ -254,16 +255,20 @@ def _run(request: TaskRequest) -> Iterator[CellResult]:
                 progress=request.progress,
             )
         except RequestError as error:
-            yield CellResult(cell=cell, status="error", reason=str(error))
-        else:
-            yield CellResult(
-                cell=cell,
-                status="error" if score.measured is None else "ok",
-                reason=score.reason,
-                metrics=() if score.measured is None else divergence_metrics(score.measured),
-                notes=request.base_notes,
-                prompt_tokens=cell.context_tokens,
-            )
+            score = DivergenceScore(measured=None, reason=str(error))
+        yield cell, score
+
+
+def _run(request: TaskRequest) -> Iterator[CellResult]:
+    for cell, score in read_chunks(request):
+        yield CellResult(
+            cell=cell,
+            status="error" if score.measured is None else "ok",
+            reason=score.reason,
+            metrics=() if score.measured is None else divergence_metrics(score.measured),
+            notes=request.base_notes,
+            prompt_tokens=cell.context_tokens,
+        )
 
 
 DIVERGENCE = Task(

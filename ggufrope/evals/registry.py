@@ -13,6 +13,7 @@ from ggufrope.evals.kv_cache import KV_CACHE
 from ggufrope.evals.multikey import MULTIKEY
 from ggufrope.evals.needle import NEEDLE, PASSKEY
 from ggufrope.evals.perplexity import PERPLEXITY
+from ggufrope.evals.rounding import ROUNDING
 from ggufrope.evals.ruler.task import RULER
 from ggufrope.evals.short_context import SHORT_CONTEXT
 from ggufrope.evals.task import Task, TaskName
@@ -22,7 +23,7 @@ TASKS: Mapping[TaskName, Task] = {
         task.name: task
         for task in (
             *(NEEDLE, PASSKEY, MULTIKEY, RULER),
-            *(PERPLEXITY, DIVERGENCE, SHORT_CONTEXT, KV_CACHE),
+            *(PERPLEXITY, DIVERGENCE, ROUNDING, SHORT_CONTEXT, KV_CACHE),
         )
     },
     **DAMAGE,

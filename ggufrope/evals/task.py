@@ -30,6 +30,7 @@ TaskName: TypeAlias = Literal[
     "ruler",
     "perplexity",
     "divergence",
+    "rounding",
     "short-context",
     "kv-cache",
     "arithmetic",
@@ -40,7 +41,7 @@ TaskName: TypeAlias = Literal[
     "kv",
 ]
 KV_TASKS: tuple[TaskName, ...] = (
-    *("divergence", "needle"),
+    *("divergence", "rounding", "needle"),
     *("arithmetic", "tool-call", "ordered-copies", "graph-walk", "code-bug"),
     "kv-cache",
 )
@@ -68,9 +69,10 @@ DEFAULT_DEPTHS = 11
 """Needle depths of a grid: 0, 10, ... 100 percent."""
 Cost: TypeAlias = Literal["cache", "scaling", "file"]
 """What a model differs in from its base."""
-BaseKind: TypeAlias = Literal["reference", "original"]
+BaseKind: TypeAlias = Literal["reference", "original", "itself"]
 """What a task compares a model with. `reference`: the same scaling with an f16 cache, and for that
-itself the file as it stands. `original`: the model with no scaling added and an f16 cache."""
+itself the file as it stands. `original`: the model with no scaling added and an f16 cache.
+`itself`: the same setting, its RoPE base changed in its last bits; of f16 caches alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

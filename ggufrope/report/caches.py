@@ -39,9 +39,10 @@ class CacheRow:
     """One pair of cache types at one length.
 
     `memory_bytes` is the size of the cache, `divergence` and `same_top` are from f16 under the same
-    scaling. Of `answered` exact answers with f16, `kept` are exact with this pair too, and it has
-    `gained` others. `exact` counts the exact answers of each task, and all. Speeds are in tokens
-    per second at that length. What was not measured is None, and f16 has no verdict.
+    scaling; for f16 itself they are what rounding alone does. Of `answered` exact answers with
+    f16, `kept` are exact with this pair too, and it has `gained` others. `exact` counts the exact
+    answers of each task, and all. Speeds are in tokens per second at that length. What was not
+    measured is None, and f16 has no verdict.
     """
 
     kv: str
@@ -141,8 +142,9 @@ def _answer(
         if (row.model, row.scaling, row.context_tokens) == (file.name, request.name, context)
         and not row.control
     ]
+    rounding = next((m for row in here if (m := row.metric("rounding")) is not None), None)
     rows = tuple(
-        _row(kv, results, caches[_F16], [row for row in here if row.kv == kv], context)
+        _row(kv, results, caches[_F16], [row for row in here if row.kv == kv], context, rounding)
         for kv, results in caches.items()
     )
     of_f16 = next(row.memory_bytes for row in rows if row.kv == _F16)
@@ -171,6 +173,7 @@ def _row(
     base: Sequence[CellResult],
     summary: Sequence[SummaryRow],
     context: int,
+    rounding: Metric | None,
 ) -> CacheRow:
     def metric(task: str, name: str) -> Metric | None:
         found = (row.metric(name) for row in summary if row.task == task)
@@ -183,15 +186,14 @@ def _row(
     own, others = _answers(results), _answers(base)
     both = [(others[place], answered) for place, answered in own.items() if place in others]
     # The divergence of f16 is that of the scaling: another cost, on no axis with this one.
-    divergence, same_top = (
-        None if kv == _F16 else metric("divergence", name)
-        for name in ("mean_divergence", "same_top")
-    )
+    divergence = rounding if kv == _F16 else metric("divergence", "mean_divergence")
+    same_top = metric("rounding" if kv == _F16 else "divergence", "same_top")
     kept = sum(before and now for before, now in both)
     answered = sum(before for before, _ in both)
     gained = sum(now and not before for before, now in both)
     evidence = CacheEvidence(
         divergence=divergence,
+        rounding=rounding,
         asked=len(both),
         answered=answered,
         lost=answered - kept,

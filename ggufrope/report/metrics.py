@@ -84,6 +84,14 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
                 better=-1,
             ),
             MetricInfo(
+                name="rounding",
+                title="rounding",
+                meaning="mean Kullback-Leibler divergence from the same model with a RoPE base "
+                "changed in its last bits, nat per token: what rounding alone does",
+                format=".3g",
+                better=-1,
+            ),
+            MetricInfo(
                 name="same_top",
                 title="same top",
                 meaning="share of positions with the same most probable token as the base",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Content: TypeAlias = dict[str, Any]
 """Plain values for the template."""
 
-HEADLINES = ("recall", "exact", "score", "perplexity", "mean_divergence")
+HEADLINES = ("recall", "exact", "score", "perplexity", "mean_divergence", "rounding")
 """Metrics that have a table each, in this order."""
 
 

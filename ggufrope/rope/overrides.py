@@ -7,7 +7,7 @@ llama.cpp's command-line flags.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ggufrope.errors import RequestError
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 LLAMA3_CONTEXT = 8192
 """The original context of every published model with Llama 3's scheme."""
 
+_NUDGE = 2.0**-16
+"""The relative change of a base that means nothing: with 128 rotated dimensions, one unit in the
+last place of the ratio of two frequencies in float32."""
 _EQUAL = 1e-6
 """Factors and attention factors nearer than this are the same: files hold them as float32."""
 
@@ -117,6 +120,13 @@ def context_overrides(
         f"{type(scaling).__name__} exists only as factor tensors, which no run-time parameter "
         "gives: patch a copy of the file"
     )
+
+
+def nudged(overrides: RopeOverrides, metadata: RopeMetadata) -> RopeOverrides:
+    """Return overrides with a base that differs in its last bits: a change that means nothing, and
+    after which every later rounding may go the other way."""
+    base = overrides.freq_base or number(file_base(metadata, architecture(metadata.architecture)))
+    return replace(overrides, freq_base=base * (1 + _NUDGE))
 
 
 def command_flags(overrides: RopeOverrides) -> tuple[str, ...]:

@@ -148,8 +148,10 @@ def _jobs_of(plan: RunPlan, model: ModelFile, base: ModelFile | None) -> Iterato
     for request, kv, task, seed in product(plan.requests, plan.kv_types, tasks, plan.seeds):
         if task.compares_with is None:
             yield _job(plan, model, request, kv, task, seed)
-        elif base is not None or base_of(task.compares_with, request, kv) is not None:
+        elif task.compares_with != "itself" and base is not None:
             yield _job(plan, model, request, kv, task, seed, base=base)
+        elif base_of(task.compares_with, request, kv) is not None:
+            yield _job(plan, model, request, kv, task, seed)
 
 
 def _control_context(plan: RunPlan, model: ModelFile, task: Task) -> int | None:
@@ -177,11 +179,14 @@ def base_of(
     kind: BaseKind, request: ScalingRequest, kv: KvTypes
 ) -> tuple[ScalingRequest, KvTypes] | None:
     """Return what a setting is compared with in its own file, None for the file with an f16 cache,
-    which is the reference itself.
+    which is the reference itself, and for other caches than f16 that are not compared with
+    themselves.
 
     The original of a file as it stands is the file with its scaling off, that of a scaling added
     to it the file as it stands.
     """
+    if kind == "itself":
+        return (request, F16) if kv == F16 else None
     if kind == "original":
         return ScalingRequest(scaling="none" if request.scaling == "file" else "file"), F16
     if kv != F16:

@@ -238,6 +238,8 @@ class RunPlan(TaskSettings):
             problems.append(
                 "divergence is from the file with an f16 cache: give another scaling or cache type"
             )
+        if "rounding" in self.tasks and all(str(kv) != "f16" for kv in self.kv_types):
+            problems.append("rounding is measured with an f16 cache: give it in `kv` too")
         if not problems and self._cells_per_model > MAX_CELLS:
             problems.append(
                 f"the plan has up to {self._cells_per_model} cells per model, at most {MAX_CELLS} "

@@ -42,12 +42,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ggufrope.backends.opened import OpenedModel, OpenModel
-    from ggufrope.container.ggml import KvTypes
     from ggufrope.evals.thresholds import Thresholds
     from ggufrope.lm import LanguageContext, OpenContext, Progress
-    from ggufrope.patching.request import ScalingRequest
 
-_ContextsOf: TypeAlias = "Callable[[ScalingRequest, KvTypes], OpenContext]"
+_ContextsOf: TypeAlias = "Callable[..., OpenContext]"
 OnJob: TypeAlias = Callable[[Job, int], None]
 """Called with a job that begins and the tokens it will evaluate."""
 
@@ -198,8 +196,9 @@ class Worker:
         job = assignment.job
         opened = self._load(job.model)
         contexts_of = partial(opened.contexts, largest=max(self._plan.contexts))
-        contexts = _Watched(contexts_of(job.scaling, job.kv))
         task = TASKS[job.task]
+        nudged = task.compares_with == "itself"
+        contexts = _Watched(contexts_of(job.scaling, job.kv, nudged=nudged))
         request = TaskRequest(
             settings=self._plan,
             model=opened.model,
@@ -239,7 +238,7 @@ class Worker:
         """Return what the job's cells are compared with, None where its task compares nothing."""
         if task.compares_with is None:
             return None
-        if self._plan.base is not None:
+        if self._plan.base is not None and task.compares_with != "itself":
             path, request = locate(self._plan.base), base_in_file(task.compares_with, job.scaling)
             if self._base is None:
                 require_room(path, self._plan.runtime)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,22 @@ def found(
         lost=lost,
         gained=gained,
     )
+
+
+def test_what_rounding_does_is_not_laid_to_the_cache() -> None:
+    """Twenty thousandths are risky by themselves, and safe where rounding alone does nineteen."""
+    rounding = Metric(name="rounding", value=0.019, low=0.0185, high=0.0195)
+    plain = found(0.02, 0.0195, 0.0205)
+    assert judge_cache(plain).word == "risky"
+    safe = judge_cache(replace(plain, rounding=rounding))
+    assert safe.word == "safe"
+    assert safe.reason.startswith("0.02 nat from f16, 0.001 beyond rounding; loses 0")
+    far = judge_cache(replace(found(0.06, 0.059, 0.061), rounding=rounding))
+    assert far.word == "unsafe"
+    below = judge_cache(replace(found(0.015, 0.0145, 0.0155), rounding=rounding))
+    assert ", 0 beyond rounding" in below.reason
+    wide = Metric(name="rounding", value=0.019, low=0.009, high=0.029)
+    assert judge_cache(replace(plain, rounding=wide)).word == "undecided"
 
 
 @pytest.mark.parametrize(

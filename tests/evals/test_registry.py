@@ -37,7 +37,7 @@ def test_cells_are_distinct_and_shortest_first(name: TaskName) -> None:
 
 def test_a_comparison_holds_two_contexts_open() -> None:
     two = {name for name, task in TASKS.items() if task.contexts_at_once == 2}
-    assert two == {"divergence", "short-context"}
+    assert two == {"divergence", "rounding", "short-context"}
 
 
 def test_depths_are_ten_percent_apart_by_default() -> None:

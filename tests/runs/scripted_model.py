@@ -77,7 +77,9 @@ class ScriptedModel:
             name, _, value = line.partition(" ")
             self._script[name] = value
 
-    def contexts(self, request: ScalingRequest, kv: KvTypes, *, largest: int) -> OpenContext:
+    def contexts(
+        self, request: ScalingRequest, kv: KvTypes, *, largest: int, nudged: bool = False
+    ) -> OpenContext:
         horizon, _, scaling = self._script.get("forgets", "").partition(" ")
         forgetful = horizon and scaling in ("", request.scaling)
 
