@@ -28,7 +28,8 @@ from ggufrope.runs.plan import KV_TYPES, RunPlan
 from ggufrope.runs.store import RunStore
 
 _LEGEND = (
-    "KLD and same top are from an f16 cache under the same scaling, intervals are 95 %. Kept: of "
+    "KLD and same top are from an f16 cache under the same scaling, those of f16 are what rounding "
+    "alone does; intervals are 95 %. Kept: of "
     "the answers that are exact with f16, those that are exact here too, and others gained. "
     "[What the words mean](../../docs/kv-cache.md)."
 )
