@@ -55,7 +55,8 @@ def attention_scale(
         return None
     growth = 0.1 * math.log(1 / freq_scale)
     original = attn_factor * (1 + growth)
-    return float((original * (1 + log_multiplier(metadata, arch) * growth)) ** 2)
+    scale = original * (1 + log_multiplier(metadata, arch) * growth)
+    return scale * scale  # infinite where a power would raise OverflowError
 
 
 def log_multiplier(metadata: RopeMetadata, arch: Architecture) -> float:

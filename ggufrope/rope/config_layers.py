@@ -14,6 +14,7 @@ from typing import Any
 from ggufrope.errors import RequestError
 from ggufrope.rope.config_fields import Fields, ModelClass, TextConfig, unreadable
 from ggufrope.rope.config_scaling import PLAIN, Layer, kind_of_section, layer_scaling
+from ggufrope.rope.frequencies import ntk_base
 from ggufrope.rope.scaling import RopeScaling, Unscaled
 
 _READ = frozenset(
@@ -267,7 +268,7 @@ def _rope(text: TextConfig, layer: Layer) -> LayerRope:
                 f"{layer.section.name('alpha')} is {alpha:g}: it stretches a base over the rotary "
                 "dimensions of a head, and needs 1 or more, a rope_theta and a head_dim"
             )
-        base *= alpha ** (n_rot / (n_rot - 2))
+        base = ntk_base(base, alpha, n_rot)
     return LayerRope(
         scaling=scaling,
         base=base,

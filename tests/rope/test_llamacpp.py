@@ -316,6 +316,12 @@ def test_any_values_give_a_prediction_or_the_domain_error(
         effective(model, context_tokens=tokens)
 
 
+def test_a_scale_beyond_all_numbers_is_infinite_and_no_exception(metadata: Metadata) -> None:
+    model = metadata("deepseek2", attn_factor=1e200)
+    (group,) = effective(model).groups
+    assert group.attention_scale == math.inf
+
+
 @pytest.mark.parametrize("name", sorted(architectures()))
 def test_every_architecture_gives_every_layer_one_group(metadata: Metadata, name: str) -> None:
     model = metadata(name, sliding_window=512, sliding_window_pattern=(1, 0) * 4, head_count_kv=2)
