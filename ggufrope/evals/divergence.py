@@ -8,7 +8,7 @@ figures are those of llama-perplexity's --kl-divergence (tools/perplexity/perple
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from math import sqrt
 
@@ -239,8 +239,13 @@ def _tokens(settings: TaskSettings, cells: Sequence[Cell]) -> int:
     return 2 * settings.chunks * sum(cell.context_tokens for cell in cells)
 
 
-def read_chunks(request: TaskRequest) -> Iterator[tuple[Cell, DivergenceScore]]:
-    """Yield each cell to do with how far the request's contexts stray from its base there."""
+def strayed(
+    request: TaskRequest,
+    metrics: Callable[[Divergence], tuple[Metric, ...]],
+    notes: tuple[tuple[str, str], ...],
+) -> Iterator[CellResult]:
+    """Yield the result of each cell to do: how far the request's contexts stray from its base, as
+    these metrics say it."""
     base = request.required_base()
     text = chosen_text(request.settings)
     for cell in request.todo:
@@ -255,20 +260,20 @@ def read_chunks(request: TaskRequest) -> Iterator[tuple[Cell, DivergenceScore]]:
                 progress=request.progress,
             )
         except RequestError as error:
-            score = DivergenceScore(measured=None, reason=str(error))
-        yield cell, score
+            yield CellResult(cell=cell, status="error", reason=str(error))
+        else:
+            yield CellResult(
+                cell=cell,
+                status="error" if score.measured is None else "ok",
+                reason=score.reason,
+                metrics=() if score.measured is None else metrics(score.measured),
+                notes=notes,
+                prompt_tokens=cell.context_tokens,
+            )
 
 
 def _run(request: TaskRequest) -> Iterator[CellResult]:
-    for cell, score in read_chunks(request):
-        yield CellResult(
-            cell=cell,
-            status="error" if score.measured is None else "ok",
-            reason=score.reason,
-            metrics=() if score.measured is None else divergence_metrics(score.measured),
-            notes=request.base_notes,
-            prompt_tokens=cell.context_tokens,
-        )
+    return strayed(request, divergence_metrics, request.base_notes)
 
 
 DIVERGENCE = Task(

@@ -12,32 +12,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ggufrope.evals.divergence import DIVERGENCE, DivergenceScore, read_chunks
-from ggufrope.evals.results import CellResult, Metric, estimate
+from ggufrope.evals.divergence import DIVERGENCE, strayed
+from ggufrope.evals.results import estimate
 from ggufrope.evals.task import Task, one_cell_per_length
 
 if TYPE_CHECKING:
+    from ggufrope.evals.divergence import Divergence
+    from ggufrope.evals.results import CellResult, Metric
     from ggufrope.evals.task import TaskRequest
 
 
-def _metrics(score: DivergenceScore) -> tuple[Metric, ...]:
-    found = score.measured
-    if found is None:
-        return ()
+def _metrics(found: Divergence) -> tuple[Metric, ...]:
     return (estimate("rounding", found.divergence), estimate("same_top", found.same_top))
 
 
 def _run(request: TaskRequest) -> Iterator[CellResult]:
-    notes = (("base", request.required_base().name),)
-    for cell, score in read_chunks(request):
-        yield CellResult(
-            cell=cell,
-            status="error" if score.measured is None else "ok",
-            reason=score.reason,
-            metrics=_metrics(score),
-            notes=notes,
-            prompt_tokens=cell.context_tokens,
-        )
+    return strayed(request, _metrics, (("base", request.required_base().name),))
 
 
 ROUNDING = Task(
