@@ -121,10 +121,10 @@ def test_an_endless_query_in_the_place_of_a_table_is_refused_at_once(start: Star
             "CREATE VIEW run AS WITH RECURSIVE c(format) AS (VALUES (4) UNION ALL"
             " SELECT format FROM c) SELECT format, 0 AS created, '' AS plan FROM c"
         )
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(StorageError, match="it has a view or a trigger"):
         RunStore(folder)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

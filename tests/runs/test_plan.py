@@ -132,12 +132,12 @@ def test_a_wrong_plan_is_refused_with_its_problems(change: str, message: str) ->
 
 @pytest.mark.parametrize("opening", ["[", "{a=", "a.", "'a' . ", "[[a.", "'''"])
 def test_a_nest_without_end_is_refused_at_once(opening: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     for text in ("models = " + opening * 100_000, opening * 100_000):
         with pytest.raises(RequestError) as caught:
             parse_plan(text)
         assert len(str(caught.value)) < 1000
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,9 @@ def test_default_limits_of_tasks_that_do_not_run_are_no_gates() -> None:
 
 
 def test_many_seeds_are_checked_in_no_time() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     RunPlan(models=("a",), contexts=(256,), depths=1, seeds=tuple(range(100_000)))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_thresholds_without_an_end_survive_being_written() -> None:
