@@ -196,8 +196,8 @@ def _show_caches(found: CacheAnswer) -> None:
 
     out = console()
     out.print(heading(f"{one_line(found.model, 30)} · caches at {found.context_tokens:,} tokens"))
-    numbers = ("memory", "KLD", "same top", "kept", "prefill/s", "decode/s")
-    made = table("KV", *numbers, "", numeric=numbers)
+    numbers = ("memory", "KLD", "same\ntop", "kept", "prefill\n/s", "decode\n/s")
+    made = table("KV", *numbers, "", numeric=numbers, tight=True)
     reasons = Table.grid(padding=(0, 1))
     for each in found.rows:
         values = {

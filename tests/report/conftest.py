@@ -30,7 +30,8 @@ def result_of(cell: Cell) -> CellResult:
     excess = cell.context_tokens / (NATIVE * REACH.get(cell.scaling, 4.0))
     if cell.kv == "iq4_nl":
         return CellResult(cell=cell, status="unsupported", reason="no such cache here")
-    loss = {"f16": 0.0, "q8_0": 0.02, "q4_0": 0.6}[cell.kv.split("/")[0]]
+    keys = cell.kv.partition("/")[0]
+    loss = {"f16": 0.0, "q8_0": 0.02, "q4_0": 0.6}[keys]
     if cell.task == "needle":
         middle = 1 - abs((cell.depth_percent or 0) - 50) / 50
         log_probability = -0.05 - loss - max(0.0, excess - 1) * (0.5 + 3 * middle)
@@ -47,8 +48,8 @@ def result_of(cell: Cell) -> CellResult:
             elapsed_seconds=0.25,
         )
     if cell.task == "kv-cache":
-        size = {"f16": 512, "q8_0": 272, "q4_0": 144}[cell.kv]
-        speed = {"f16": 3000.0, "q8_0": 2600.0, "q4_0": 900.0}[cell.kv]
+        size = {"f16": 512, "q8_0": 272, "q4_0": 144}[keys]
+        speed = {"f16": 3000.0, "q8_0": 2600.0, "q4_0": 900.0}[keys]
         return CellResult(
             cell=cell,
             status="ok",
@@ -60,7 +61,7 @@ def result_of(cell: Cell) -> CellResult:
             elapsed_seconds=2.0,
         )
     if cell.task == "divergence":
-        nat = {"f16": 0.5, "q8_0": 0.004, "q4_0": 0.06}[cell.kv]
+        nat = {"f16": 0.5, "q8_0": 0.004, "q4_0": 0.06}[keys]
         return CellResult(
             cell=cell,
             status="ok",

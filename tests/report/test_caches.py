@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ggufrope_cli.output import console
+from ggufrope_cli.showing import View, show
 
 from ggufrope.evals.puzzles.tasks import DAMAGE_TASKS
 from ggufrope.evals.results import NOT_FINITE, CellResult
@@ -160,6 +162,23 @@ def test_the_answer_is_in_json_and_markdown_and_on_the_page(make_report: Make) -
     assert "caches at 2,048 tokens" in page
     for word in ("safe", "unsafe", "19.1 MiB"):
         assert word in page
+
+
+def test_in_80_columns_no_value_is_broken_in_two(
+    make_report: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    console.cache_clear()
+    pairs = ("q8_0", "q8_0/q4_0", "q4_0/f16", "iq4_nl")
+    report = kv_report(make_report, kv=pairs, contexts=(2048, 65536))
+    show(report, View(json=False))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 or lines[-1].startswith("to serve it")
+    firsts = [words[0] for line in lines if (words := line.split())]
+    for answer in cache_answers(report):
+        for row in answer.rows:
+            assert row.kv in firsts
+    assert not {"B", "iB", "s", "0"} & set(firsts)
 
 
 def test_other_runs_have_no_answer_about_caches(make_report: Make) -> None:
