@@ -396,7 +396,7 @@ def _show_commands(result: SearchResult) -> None:
 def _show_comparison(comparison: Comparison) -> None:
     from ggufrope.report.searches import ASKED_LEGEND
 
-    made = table("scheme", "asked", "recall", "loss, nat/token", "± standard error")
+    made = table("scheme", "asked", "recall", "loss, nat/token", "± standard error", tight=True)
     for score in comparison.scores:
         recall = "—"
         share = score.recall
