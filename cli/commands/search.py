@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -258,7 +259,7 @@ def command(
         threads=threads,
     )
     folder = out or Path(f"{model.path.stem}-search-{plan.target_context}")
-    with SearchBoard() as board, interruption(folder):
+    with SearchBoard(plan.budget_seconds) as board, interruption(folder):
         result = run_search(
             model,
             plan,
@@ -275,11 +276,15 @@ def command(
 
 
 class SearchBoard:
-    """A live display of the stage, the best loss so far, the time left, and recent losses."""
+    """A live display of the stage, the best loss so far, the time left, and recent losses.
 
-    def __init__(self) -> None:
+    It warns once where even the least of the search takes longer than its budget.
+    """
+
+    def __init__(self, budget_seconds: float | None) -> None:
         from rich.live import Live
 
+        self._budget = math.inf if budget_seconds is None else budget_seconds
         self._losses: list[float] = []
         self._stage = ""
         self._line = "starting"
@@ -300,6 +305,7 @@ class SearchBoard:
         """Show one more candidate."""
         from rich.text import Text
 
+        self._warn(progress.elapsed_seconds + progress.least_seconds)
         stage = progress.candidate.stage
         if stage != self._stage:
             self._stage, self._losses = stage, []
@@ -311,6 +317,16 @@ class SearchBoard:
         )
         elapsed = f" · {duration(progress.elapsed_seconds)} elapsed"
         self._live.update(Text(f"{self._line}{elapsed}\n{sparkline(self._losses[-_WIDTH:])}"))
+
+    def _warn(self, least: float) -> None:
+        if least > self._budget:
+            stderr_console().print(
+                f"the budget is {duration(self._budget)}, and the least that such a search does "
+                f"takes about {duration(least)}: a shorter --screening-ctx or fewer --finalists "
+                "make it less; the same command goes on after Ctrl-C",
+                style="yellow",
+            )
+            self._budget = math.inf
 
 
 def sparkline(values: list[float]) -> str:

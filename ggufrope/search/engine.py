@@ -53,7 +53,8 @@ class SearchProgress:
     """One more evaluation, the `done`-th of about `planned` of its stage.
 
     `best` is the least mean loss of the stage so far, None before there is one. `left_seconds` is
-    an estimate for this stage and what is known to follow.
+    an estimate for this stage and what is known to follow, `least_seconds` one for what is done of
+    them even where the budget ends before.
     """
 
     candidate: Candidate
@@ -62,6 +63,7 @@ class SearchProgress:
     best: float | None
     elapsed_seconds: float
     left_seconds: float
+    least_seconds: float
 
 
 Watch: TypeAlias = Callable[[SearchProgress], None]
@@ -121,12 +123,14 @@ class Evaluator:
         *,
         planned: int,
         budget_seconds: float | None = None,
+        least_tokens: int = 0,
         later_tokens: int = 0,
     ) -> None:
         """Begin a stage of about `planned` evaluations, in a search with a budget.
 
-        The least that must follow evaluates `later_tokens`.
+        Whatever the budget, the stage evaluates `least_tokens` and what follows it `later_tokens`.
         """
+        self._least_tokens = self._tokens + least_tokens
         self._later_tokens = later_tokens
         self._stage = stage
         self._planned = planned
@@ -141,7 +145,7 @@ class Evaluator:
 
     def is_over(self) -> bool:
         """Return whether the stage has used up its part of the budget."""
-        later = self._later_tokens * self.elapsed_seconds / max(self._tokens, 1)
+        later = self._seconds_of(self._later_tokens)
         over = self.elapsed_seconds >= min(self._deadline, self._budget - later)
         self.budget_exhausted |= over
         return over
@@ -200,8 +204,13 @@ class Evaluator:
             return None
         return self._record.append(name, fitness.name, scheme, haystack, evaluation)
 
+    def _seconds_of(self, tokens: int) -> float:
+        """How long so many tokens take, as far as is known."""
+        return tokens * self.elapsed_seconds / max(self._tokens, 1)
+
     def _progress(self, candidate: Candidate) -> SearchProgress:
         left = max(self._planned - self._done, 0) * self._seconds / self._done
+        least = self._seconds_of(max(self._least_tokens - self._tokens, 0) + self._later_tokens)
         if self._budget < math.inf:
             after = self._budget - self._deadline
             left = max(min(left, self._deadline - self.elapsed_seconds), 0.0) + after
@@ -211,7 +220,8 @@ class Evaluator:
             planned=max(self._planned, self._done),
             best=self.best,
             elapsed_seconds=self.elapsed_seconds,
-            left_seconds=left,
+            left_seconds=max(left, least),
+            least_seconds=least,
         )
 
 
@@ -235,18 +245,21 @@ def search(
     space = make_space(plan.space, rotation, plan.attention)
     held_out_tokens = sum(_least_tokens(stage, plan) for stage in stages.holdout)
     final_tokens = (plan.finalists + len(space.seeds())) * stages.final.fitness.tokens
-    evaluator.begin(
+    screened = _explore(
+        evaluator,
         stages.screening,
-        planned=round(_PER_CANDIDATE * plan.candidates),
-        budget_seconds=plan.budget_seconds,
+        space,
+        plan,
+        plan.candidates,
+        keep,
         later_tokens=final_tokens + held_out_tokens,
     )
-    screened = _explore(evaluator, space, plan, plan.candidates, keep)
     finalists = _finalists(screened, space, plan, rotation, rival)
     evaluator.begin(
         stages.final,
         planned=2 * len(finalists),
         budget_seconds=plan.budget_seconds,
+        least_tokens=(1 + len(finalists)) * stages.final.fitness.tokens,
         later_tokens=held_out_tokens,
     )
     finals = race(
@@ -286,14 +299,29 @@ def search(
 
 
 def _explore(
-    evaluator: Evaluator, space: Space, plan: SearchPlan, evaluations: int, keep: Keep | None
+    evaluator: Evaluator,
+    stage: Stage,
+    space: Space,
+    plan: SearchPlan,
+    evaluations: int,
+    keep: Keep | None = None,
+    *,
+    later_tokens: int = 0,
 ) -> list[Standing]:
     """Race what an optimizer proposes, generation by generation, until it has enough or the stage
     is over. Every candidate that was not stopped early, best first."""
     optimizer = make_optimizer(plan.optimizer, space, evaluations=evaluations, seed=plan.seed)
+    vectors = optimizer.ask()
+    evaluator.begin(
+        stage,
+        planned=round(_PER_CANDIDATE * evaluations),
+        budget_seconds=plan.budget_seconds,
+        least_tokens=len(vectors) * stage.fitness.tokens,
+        later_tokens=later_tokens,
+    )
     known: dict[Scheme, Standing] = {}
     best: Standing | None = None
-    while (vectors := optimizer.ask()) and not (known and evaluator.is_over()):
+    while vectors and not (known and evaluator.is_over()):
         schemes = [space.scheme(vector) for vector in vectors]
         raced = race(
             list(dict.fromkeys(schemes)), evaluator.judge, _GENERATION, is_over=evaluator.is_over
@@ -305,6 +333,7 @@ def _explore(
             best = raced[0]
             if keep is not None:
                 keep(best.scheme)
+        vectors = optimizer.ask()
     return sorted(known.values(), key=_rank)
 
 
@@ -357,13 +386,7 @@ def _short_factors(
     space = ShortSpace(rotation=rotation, attention_factor=magnitude)
     best = space.scheme(space.seeds()[0])
     if abs(magnitude - 1) >= _NEAR_ONE:
-        evaluations = max(8, plan.candidates // 4)
-        evaluator.begin(
-            stage,
-            planned=round(_PER_CANDIDATE * evaluations),
-            budget_seconds=plan.budget_seconds,
-        )
-        best = _explore(evaluator, space, plan, evaluations, keep=None)[0].scheme
+        best = _explore(evaluator, stage, space, plan, max(8, plan.candidates // 4))[0].scheme
     return FrequencyFactors(factors=best.factors(rotation), attention_factor=magnitude)
 
 
@@ -391,6 +414,7 @@ def _compare(
             stage,
             planned=len(schemes) * plan.holdout_haystacks,
             budget_seconds=plan.budget_seconds,
+            least_tokens=_least_tokens(stage, plan),
         )
         comparisons.append(_look(evaluator, stage, schemes, plan.holdout_haystacks, against))
     return tuple(comparisons)

@@ -133,7 +133,18 @@ def test_progress_has_every_candidate_and_the_time_left(model: Path, tmp_path: P
     bests = [each.best for each in screening if each.best is not None]
     assert bests
     assert bests == sorted(bests, reverse=True)
-    assert all(each.left_seconds >= 0 for each in seen)
+    assert all(each.left_seconds >= each.least_seconds >= 0 for each in seen)
+    assert seen[-1].least_seconds == 0
+
+
+def test_progress_says_from_the_start_what_no_budget_cuts_short(
+    model: Path, tmp_path: Path
+) -> None:
+    seen: list[SearchProgress] = []
+    searched(model, tmp_path / "out", replace(PLAN, budget_seconds=1e-6), watch=seen.append)
+    first = seen[0]
+    assert first.left_seconds >= first.least_seconds > first.elapsed_seconds * (len(seen) - 1) / 2
+    assert seen[-1].least_seconds == 0
 
 
 def test_a_model_that_sees_changes_is_loaded_twice_to_measure_it_and_never_again(
