@@ -1,10 +1,11 @@
-"""What the log of a search says of its holdout, also where the search was cut short.
+"""What the log of a search says of its candidates and its holdout, also where it was cut short.
 
     python -m benchmarks.search_holdout LOG.jsonl [--haystacks N]
 
-The searched scheme that was judged on the most haystacks is compared with YaRN as it is by default,
-on their first N common ones (default: all). The interval has the error of one look of the search,
-which only the planned looks are; recall is of spliced needles and whole prompts, and by depth.
+First what was judged in each stage, as Markdown. Of the holdout, the searched scheme that was
+judged on the most haystacks is compared with YaRN as it is by default, on their first N common ones
+(default: all). The interval has the error of one look of the search, which only the planned looks
+are; recall is of spliced needles and whole prompts, and by depth.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from collections import Counter
 from pathlib import Path
 
 from ggufrope._plain import decode
+from ggufrope.report.overview import markdown_table
+from ggufrope.report.searches import SO_FAR_HEADS, so_far_tables
 from ggufrope.search.evaluate import Evaluation
 from ggufrope.search.holdout import Judged, compare, looks
+from ggufrope.search.record import read_candidates
 
 
 def main() -> None:
@@ -24,6 +28,11 @@ def main() -> None:
     parser.add_argument("log", type=Path)
     parser.add_argument("--haystacks", type=int, default=None)
     options = parser.parse_args()
+    candidates = read_candidates(options.log)
+    for stage, table in so_far_tables(candidates).items():
+        print(f"## {stage}\n\n{markdown_table(SO_FAR_HEADS, table)}\n")
+    if not any(each.stage == "holdout" for each in candidates):
+        return
     head, *rows = map(json.loads, options.log.read_text(encoding="utf-8").splitlines())
     judged = by_scheme(rows)
     yarn = next(key for key in judged if json.loads(key).get("attention_factor") is None)

@@ -118,13 +118,16 @@ def _report_search(
 
     from ggufrope.report.pictures import to_png, to_svg
     from ggufrope.report.searches import picture, to_html, to_markdown
-    from ggufrope.search.session import read_result
+    from ggufrope.search.session import has_ended, read_result, read_so_far
 
     from ..output import emit_json
-    from .search import show
+    from .search import show, show_so_far
 
     if against is not None:
         raise OptionError("--against: searches are not compared; give the folders of two runs")
+    if not (json or files or has_ended(folder)):
+        show_so_far(read_so_far(folder), folder)
+        return
     result = read_result(folder)
     _write(
         files,

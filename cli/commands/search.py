@@ -28,15 +28,18 @@ from ..tables import heading, row, shown, table
 from ..values import cache_type, completion, kv_types, seconds, word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ggufrope.search.engine import SearchProgress
     from ggufrope.search.holdout import Comparison
     from ggufrope.search.plan import SearchPlan
+    from ggufrope.search.record import Candidate
     from ggufrope.search.result import SearchResult
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40
+_SHOWN = 10
+"""Candidates of each stage of an unfinished search that are shown."""
 _WHAT, _HOW, _RUN = "What is searched", "How candidates are judged", "How it is run"
 
 
@@ -345,9 +348,31 @@ def interruption(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         stderr_console().print(
-            f"Interrupted. Best result so far: {shown(folder)}. Run the same command to resume."
+            f"Interrupted. `ggufrope report {shown(folder)}` shows what was judged; run the same "
+            "command to resume."
         )
         raise
+
+
+def show_so_far(candidates: Sequence[Candidate], folder: Path) -> None:
+    """Show the best of each stage of a search that has not ended."""
+    from ggufrope.report.searches import SO_FAR_HEADS, SO_FAR_LEGEND, so_far_tables
+
+    out = console()
+    for stage, rows in so_far_tables(candidates).items():
+        out.print(heading(stage))
+        made = table(*SO_FAR_HEADS, numeric=SO_FAR_HEADS[1:], tight=True)
+        for each in rows[:_SHOWN]:
+            row(made, *each)
+        out.print(made)
+        if len(rows) > _SHOWN:
+            out.print(f"and {len(rows) - _SHOWN} more", style="dim")
+    if candidates:
+        out.print(SO_FAR_LEGEND, style="dim")
+    out.print(
+        f"The search in {shown(folder)} has not ended: run the same command to go on with it.",
+        style="bold yellow",
+    )
 
 
 def show(result: SearchResult, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 from ggufrope._format import duration
@@ -12,18 +13,26 @@ from ggufrope.report.overview import bullets, code_block, markdown_table, plain
 from ggufrope.report.pictures import framed
 from ggufrope.report.views import Series
 from ggufrope.search.result import SHOWN_NAMES
+from ggufrope.search.schemes import in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ggufrope.report.charts import Spec
     from ggufrope.report.html import Draw
     from ggufrope.report.tables import Content
+    from ggufrope.search.evaluate import Evaluation
     from ggufrope.search.holdout import Comparison, SchemeScore
+    from ggufrope.search.record import Candidate
     from ggufrope.search.result import SearchResult
+    from ggufrope.search.schemes import Scheme
 
 _FACTORS = "What each pair of dimensions is divided by"
 _LOSSES = "Loss of the candidates of the screening"
 _HEADS = ("scheme", "asked", "recall", "loss ± standard error, nat per token")
 ASKED_LEGEND = "spliced: into one plain haystack · whole: the same needles, each in its own prompt"
+SO_FAR_HEADS = ("candidate", "haystacks", "exact", "loss")
+SO_FAR_LEGEND = "loss: nat per token of the answers; ≥: stopped early, surely behind"
 _FINALS_COLUMNS = 4
 _FINALS_LEGEND = "front: no finalist is better at one length and as good at the other."
 
@@ -75,6 +84,38 @@ def finals_table(result: SearchResult) -> tuple[tuple[str, ...], list[tuple[str,
             row.append("yes" if each.on_front else "")
         rows.append(tuple(row))
     return tuple(heads), rows
+
+
+def so_far_tables(candidates: Sequence[Candidate]) -> dict[str, list[tuple[str, ...]]]:
+    """Return what an unfinished search has judged, by stage and fitness, the latest first: a row of
+    `SO_FAR_HEADS` for each candidate, that of the most haystacks and the least loss first.
+
+    Of a candidate that was stopped early the least that its loss can be is known.
+    """
+    stages: dict[str, dict[Scheme, list[Evaluation]]] = {}
+    for each in candidates:
+        asked = "" if each.fitness == "needle" else f" · {each.fitness}"
+        judged = stages.setdefault(f"{each.stage}{asked}", {})
+        judged.setdefault(each.scheme, []).append(each.evaluation)
+    return {
+        stage: [_standing(*each) for each in sorted(stages[stage].items(), key=_order)]
+        for stage in reversed(stages)
+    }
+
+
+def _order(judged: tuple[Scheme, list[Evaluation]]) -> tuple[int, float]:
+    return -len(judged[1]), _loss(judged[1])
+
+
+def _loss(evaluations: Sequence[Evaluation]) -> float:
+    return math.fsum(each.loss for each in evaluations) / len(evaluations)
+
+
+def _standing(scheme: Scheme, evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
+    exact = [cell.exact for each in evaluations for cell in each.cells]
+    found = "" if None in exact else f"{sum(map(bool, exact))} of {len(exact)}"
+    least = "≥ " if evaluations[-1].stopped else ""
+    return in_words(scheme), f"{len(evaluations)}", found, f"{least}{_loss(evaluations):.4f}"
 
 
 def picture(result: SearchResult) -> Spec:

@@ -21,7 +21,6 @@ from ggufrope.search.plan import StageName
 from ggufrope.search.schemes import Scheme, decode_scheme, encode_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from typing_extensions import Self
@@ -50,6 +49,19 @@ class Candidate:
     @property
     def seconds(self) -> float:
         return self.evaluation.seconds + self.evaluation.overhead_seconds
+
+
+def read_candidates(path: Path) -> tuple[Candidate, ...]:
+    """Return what a record holds so far, also while a search goes on with it.
+
+    Raises StorageError where it is none or cannot be read.
+    """
+    with storage("read", path):
+        content = path.read_bytes()
+    lines = _lines(path, content[: content.rfind(b"\n") + 1])
+    if not (lines and isinstance(lines[0], dict) and lines[0].get("schema") == SCHEMA):
+        raise StorageError(f"{path} is not a record of a search by this version")
+    return _decoded(path, lines[1:])
 
 
 class Record:
@@ -140,34 +152,20 @@ class Record:
         whole = content.rfind(b"\n") + 1
         if not whole and not _line(mine).startswith(content):
             raise StorageError(f"{self._path} is not a record of a search; give another folder")
-        lines = list(self._lines(content[:whole]))
+        lines = _lines(self._path, content[:whole])
         if lines and lines[0] != mine:
             raise RequestError(
                 f"{self._path} is the record of another search: {_difference(lines[0], mine)}; "
                 "give another folder, or the same options to go on with it"
             )
-        try:
-            for line in lines[1:]:
-                self._keep(_decode(line))
-        except (KeyError, TypeError, AttributeError, RequestError) as error:
-            raise StorageError(f"{self._path}: not a record of a search ({error!r})") from None
+        for candidate in _decoded(self._path, lines[1:]):
+            self._keep(candidate)
         # Only now that it is ours: what a crash cut off goes.
         with storage("write", self._path):
             self._file.truncate(whole)
             self._file.seek(whole)
         if not lines:
             self._write(mine)
-
-    def _lines(self, content: bytes) -> Iterator[Any]:
-        for number, line in enumerate(content.splitlines(), start=1):
-            try:
-                yield json.loads(line, parse_constant=_refuse_constant)
-            except ValueError:
-                raise StorageError(f"{self._path}: line {number} is not JSON") from None
-            except RecursionError:
-                raise StorageError(
-                    f"{self._path}: line {number} is not usable: its JSON is nested too deeply"
-                ) from None
 
     def _write(self, plain: dict[str, Any]) -> None:
         with storage("write", self._path):
@@ -177,6 +175,27 @@ class Record:
             if self._file.write(line) != len(line):
                 raise StorageError(f"{self._path}: no room for another line")
             os.fsync(self._file.fileno())
+
+
+def _lines(path: Path, content: bytes) -> list[Any]:
+    lines = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            lines.append(json.loads(line, parse_constant=_refuse_constant))
+        except ValueError:
+            raise StorageError(f"{path}: line {number} is not JSON") from None
+        except RecursionError:
+            raise StorageError(
+                f"{path}: line {number} is not usable: its JSON is nested too deeply"
+            ) from None
+    return lines
+
+
+def _decoded(path: Path, lines: list[Any]) -> tuple[Candidate, ...]:
+    try:
+        return tuple(map(_decode, lines))
+    except (KeyError, TypeError, AttributeError, RequestError) as error:
+        raise StorageError(f"{path}: not a record of a search ({error!r})") from None
 
 
 def _line(plain: dict[str, Any]) -> bytes:

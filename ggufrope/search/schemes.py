@@ -18,7 +18,7 @@ from ggufrope.rope.architectures import architecture
 from ggufrope.rope.frequencies import plain_frequencies
 from ggufrope.rope.llamacpp import effective, file_base, number, yarn_file_magnitude
 from ggufrope.rope.overrides import command_flags, context_overrides
-from ggufrope.rope.scaling import Linear, RopeScaling, Unscaled, Yarn
+from ggufrope.rope.scaling import FrequencyFactors, Linear, RopeScaling, Unscaled, Yarn
 
 if TYPE_CHECKING:
     from ggufrope.patching.rotation import Rotation
@@ -60,6 +60,24 @@ class Scheme:
         return _near(self.magnitude(rotation), other.magnitude(rotation)) and all(
             _near(a, b) for a, b in pairs
         )
+
+
+def in_words(scheme: Scheme) -> str:
+    """Return what tells a candidate from the others of its search, in some words."""
+    scaling = scheme.scaling
+    words = [] if scheme.freq_base is None else [f"base {scheme.freq_base:.6g}"]
+    if isinstance(scaling, Yarn):
+        words.append(f"{'yarn' if scaling.ext_factor else 'linear'} ×{scaling.factor:.4g}")
+        if scaling.ext_factor:
+            words.append(f"betas {scaling.beta_fast:.3g}/{scaling.beta_slow:.3g}")
+    elif isinstance(scaling, Linear):
+        words.append(f"linear ×{scaling.factor:.4g}")
+    elif isinstance(scaling, FrequencyFactors):
+        words.append(f"factors {scaling.factors[0]:.4g} to {scaling.factors[-1]:.4g}")
+    attention = getattr(scaling, "attention_factor", None)
+    if attention is not None:
+        words.append(f"attention {attention:.4g}")
+    return ", ".join(words) or "unscaled"
 
 
 def plain_scheme(*, factor: float, attention: float, original_context: int) -> RopeScaling:

@@ -28,7 +28,7 @@ from ggufrope.rope.purpose import require_generation
 from ggufrope.rope.scaling import FrequencyFactors
 from ggufrope.search.engine import Evaluator, Watch, search
 from ggufrope.search.optimizers import require_optimizer
-from ggufrope.search.record import Record
+from ggufrope.search.record import Candidate, Record, read_candidates
 from ggufrope.search.result import SearchResult, result_of
 from ggufrope.search.rotators import open_rotator
 from ggufrope.search.schemes import Scheme
@@ -121,19 +121,37 @@ def holds_search(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
+def has_ended(folder: Path) -> bool:
+    """Return whether the search in a folder has come to a result."""
+    return (folder / RESULT).is_file()
+
+
+def read_so_far(folder: Path) -> tuple[Candidate, ...]:
+    """Return every candidate that the search in `folder` has judged, whether it ended or not.
+
+    Raises RequestError where there is none, StorageError where its record cannot be read.
+    """
+    _require_search(folder)
+    return read_candidates(folder / RECORD)
+
+
 def read_result(folder: Path) -> SearchResult:
     """Return the result of the search in `folder`.
 
     Raises RequestError where there is none, or none yet, StorageError where it cannot be read.
     """
-    if not holds_search(folder):
-        raise RequestError(f"{folder} holds no search: it has no {RECORD}")
+    _require_search(folder)
     path = folder / RESULT
-    if not path.is_file():
+    if not has_ended(folder):
         raise RequestError(
             f"the search in {folder} has not ended: run the same command to go on with it"
         )
     return decode(SearchResult, read_json(path), where=str(path))
+
+
+def _require_search(folder: Path) -> None:
+    if not holds_search(folder):
+        raise RequestError(f"{folder} holds no search: it has no {RECORD}")
 
 
 def write_factors(

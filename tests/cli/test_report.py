@@ -93,6 +93,12 @@ def test_a_search_is_shown_and_written(cli: Call, search: Path, tmp_path: Path) 
         assert outcome.code == 2
         assert reason in outcome.err
     (search / "result.json").unlink()
-    outcome = cli("report", search)
+    outcome = cli("report", search, "--json")
     assert outcome.code == 2
     assert "has not ended: run the same command" in outcome.err
+    so_far = cli("report", search)
+    assert so_far.code == 0
+    assert "has not ended: run the same command" in " ".join(so_far.out.split())
+    assert "holdout" in so_far.out
+    assert " of 8" in so_far.out
+    assert max(map(len, so_far.out.splitlines())) <= 80

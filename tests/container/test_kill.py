@@ -72,7 +72,7 @@ def test_killed_at_any_moment(strategy: str, tmp_path: Path) -> None:
     repaired = 0
     for _ in range(ROUNDS):
         operation = str(chance.randrange(OPERATIONS))
-        words = [sys.executable, "-c", EDITOR, path, strategy, operation]
+        words: list[str | Path] = [sys.executable, "-c", EDITOR, path, strategy, operation]
         ended = subprocess.run(words, cwd=ROOT, check=False)
         assert ended.returncode == -signal.SIGKILL, "the editor failed by itself"
         repaired += recover(path) is not None

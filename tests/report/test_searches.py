@@ -8,13 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from ggufrope.errors import RequestError
+from ggufrope.errors import RequestError, StorageError
 from ggufrope.patching.inspection import read_model
 from ggufrope.report.pictures import to_svg
-from ggufrope.report.searches import finals_table, picture, to_html, to_markdown
+from ggufrope.report.searches import (
+    finals_table,
+    picture,
+    so_far_tables,
+    to_html,
+    to_markdown,
+)
 from ggufrope.search.plan import SearchPlan
 from ggufrope.search.result import SearchResult
-from ggufrope.search.session import RECORD, RESULT, read_result, run_search
+from ggufrope.search.session import (
+    RECORD,
+    RESULT,
+    has_ended,
+    read_result,
+    read_so_far,
+    run_search,
+)
 from tests.search.standin import ORIGINAL, TARGET, StandInBackend, write_model
 
 pytest.importorskip("jinja2", reason="the page needs jinja2, of the extra 'report'")
@@ -69,6 +82,29 @@ def test_a_folder_without_a_result_is_refused(folder: Path, tmp_path: Path) -> N
     (tmp_path / RESULT).write_text(json.dumps(broken))
     with pytest.raises(RequestError, match=r"search must be a table, found \[\]"):
         read_result(tmp_path)
+
+
+def test_what_a_search_judged_is_shown_also_before_it_ends(folder: Path, tmp_path: Path) -> None:
+    content = (folder / RECORD).read_bytes()
+    lines = content.splitlines(keepends=True)
+    (tmp_path / RECORD).write_bytes(b"".join(lines[:3]) + lines[3][:20])
+    assert not has_ended(tmp_path)
+    assert len(read_so_far(tmp_path)) == 2  # what is being written is not there yet
+    tables = so_far_tables(read_so_far(folder))
+    assert list(tables)[-1] == "screening"
+    assert "holdout · whole prompts" in tables
+    for rows in tables.values():
+        haystacks = [int(row[1]) for row in rows]
+        assert haystacks == sorted(haystacks, reverse=True)
+    first, *_ = tables["final"]
+    assert first[0].startswith(("yarn ×", "factors"))
+    assert first[2].endswith(f"of {4 * int(first[1])}")
+    with pytest.raises(RequestError, match="holds no search"):
+        read_so_far(tmp_path / "else")
+    for broken in (b"", b"[]\n", b'{"schema": 1}\n', lines[0] + b'{"number": 1}\n'):
+        (tmp_path / RECORD).write_bytes(broken)
+        with pytest.raises(StorageError, match="not a record of a search"):
+            read_so_far(tmp_path)
 
 
 def test_page_and_markdown_end_with_the_command_to_go_on(result: SearchResult) -> None:
