@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from ggufrope._files import storage, try_lock
 from ggufrope._plain import decode, encode
@@ -209,6 +209,11 @@ def _encode(candidate: Candidate) -> dict[str, Any]:
 
 
 def _decode(plain: dict[str, Any]) -> Candidate:
+    if plain["stage"] not in get_args(StageName):
+        raise TypeError(f"stage {plain['stage']!r:.60}")
+    for name, kind in (("number", int), ("haystack", int), ("fitness", str)):
+        if type(plain[name]) is not kind:
+            raise TypeError(f"{name} {plain[name]!r:.60}")
     return Candidate(
         number=plain["number"],
         stage=plain["stage"],

@@ -136,10 +136,26 @@ def test_a_file_that_is_no_record_is_left_alone(path: Path, content: bytes) -> N
         (_line(scheme={"scheme": "math"}), "not a record of a search"),
         (_line(scheme={"scheme": "Linear", "factor": "four"}), "factor must be a number"),
         (_line(loss="x"), "loss must be a number"),
+        (_line().replace(b'"final"', b"[]"), "stage"),
+        (_line().replace(b'"final"', b'"lunch"'), "stage 'lunch'"),
+        (_line().replace(b'"needle"', b"{}"), "fitness {}"),
+        (_line().replace(b'"haystack": 0', b'"haystack": true'), "haystack True"),
         (_line().replace(b"0.5", b"NaN"), "line 2 is not JSON"),
         (b'{"a":' * 100_000, "nested too deeply"),
     ],
-    ids=["number", "list", "no scheme", "a wrong factor", "a wrong loss", "nan", "deep"],
+    ids=[
+        "number",
+        "no table",
+        "no scheme",
+        "a wrong factor",
+        "a wrong loss",
+        "a list",
+        "lunch",
+        "a table",
+        "true",
+        "nan",
+        "deep",
+    ],
 )
 def test_a_foreign_line_is_one_clear_error(path: Path, line: bytes, message: str) -> None:
     begun(path)
