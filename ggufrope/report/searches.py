@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING
 
 from ggufrope._format import duration
@@ -12,6 +11,7 @@ from ggufrope.report.html import render
 from ggufrope.report.overview import bullets, code_block, markdown_table, plain
 from ggufrope.report.pictures import framed
 from ggufrope.report.views import Series
+from ggufrope.search.race import Standing
 from ggufrope.search.result import SHOWN_NAMES
 from ggufrope.search.schemes import in_words
 
@@ -97,25 +97,22 @@ def so_far_tables(candidates: Sequence[Candidate]) -> dict[str, list[tuple[str, 
         asked = "" if each.fitness == "needle" else f" · {each.fitness}"
         judged = stages.setdefault(f"{each.stage}{asked}", {})
         judged.setdefault(each.scheme, []).append(each.evaluation)
-    return {
-        stage: [_standing(*each) for each in sorted(stages[stage].items(), key=_order)]
-        for stage in reversed(stages)
-    }
+    tables = {}
+    for stage in reversed(stages):
+        standings = [
+            Standing(scheme=scheme, evaluations=tuple(evaluations))
+            for scheme, evaluations in stages[stage].items()
+        ]
+        tables[stage] = [_row(each) for each in sorted(standings, key=lambda each: each.rank)]
+    return tables
 
 
-def _order(judged: tuple[Scheme, list[Evaluation]]) -> tuple[int, float]:
-    return -len(judged[1]), _loss(judged[1])
-
-
-def _loss(evaluations: Sequence[Evaluation]) -> float:
-    return math.fsum(each.loss for each in evaluations) / len(evaluations)
-
-
-def _standing(scheme: Scheme, evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
-    exact = [cell.exact for each in evaluations for cell in each.cells]
+def _row(standing: Standing) -> tuple[str, ...]:
+    exact = [cell.exact for each in standing.evaluations for cell in each.cells]
     found = "" if None in exact else f"{sum(map(bool, exact))} of {len(exact)}"
-    least = "≥ " if evaluations[-1].stopped else ""
-    return in_words(scheme), f"{len(evaluations)}", found, f"{least}{_loss(evaluations):.4f}"
+    least = "≥ " if standing.stopped else ""
+    loss = f"{least}{standing.loss:.4f}"
+    return in_words(standing.scheme), f"{standing.haystacks}", found, loss
 
 
 def picture(result: SearchResult) -> Spec:

@@ -329,16 +329,12 @@ def _explore(
         losses = _in_order(raced)
         optimizer.tell(vectors, [losses[scheme] for scheme in schemes])
         known |= {each.scheme: each for each in raced if not each.stopped}
-        if best is None or _rank(raced[0]) < _rank(best):
+        if best is None or raced[0].rank < best.rank:
             best = raced[0]
             if keep is not None:
                 keep(best.scheme)
         vectors = optimizer.ask()
-    return sorted(known.values(), key=_rank)
-
-
-def _rank(standing: Standing) -> tuple[int, float]:
-    return -standing.haystacks, standing.loss
+    return sorted(known.values(), key=lambda each: each.rank)
 
 
 def _in_order(raced: Sequence[Standing]) -> dict[Scheme, float]:

@@ -49,6 +49,11 @@ class Standing:
         """The mean over haystacks; where it was stopped, the least it could have become."""
         return math.fsum(each.loss for each in self.evaluations) / len(self.evaluations)
 
+    @property
+    def rank(self) -> tuple[int, float]:
+        """What orders standings: those judged on the most haystacks first, then the least loss."""
+        return -self.haystacks, self.loss
+
     def difference(self, other: Standing) -> Mean:
         """Return the loss of this minus that of the other, paired by the answers both gave."""
         theirs = _cells(other)

@@ -69,7 +69,7 @@ def test_killed_at_any_moment(strategy: str, tmp_path: Path) -> None:
     path.write_bytes(model.encoded())
     weights = weights_digest(tensor_digests(path, read_header(path)))
     chance = random.Random(7)
-    repaired = 0
+    repaired = left = 0
     for _ in range(ROUNDS):
         operation = str(chance.randrange(OPERATIONS))
         words: list[str | Path] = [sys.executable, "-c", EDITOR, path, strategy, operation]
@@ -85,6 +85,8 @@ def test_killed_at_any_moment(strategy: str, tmp_path: Path) -> None:
         del reader
         hidden = {p.name for p in tmp_path.iterdir()} - {"m.gguf"}
         assert all(name.startswith(".m.gguf.ggufrope-undo-") for name in hidden)
+        assert len(hidden) <= max(left, KEPT_RECORDS) + 1  # a merge was interrupted
+        left = len(hidden)
     assert repaired, "no round was interrupted in the middle of an edit"
     edits = Edits(set={"a.text": TypedValue(type=ValueType.STRING, value="undisturbed")})
     rewrite = plan_rewrite(read_header(path), edits)
