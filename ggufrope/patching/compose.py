@@ -25,7 +25,7 @@ from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.composition import DROP, Composition, instead, magnitude, named, typed
 from ggufrope.patching.request import ScalingRequest, Target, resolve
 from ggufrope.rope.architectures import architecture
-from ggufrope.rope.encode import Expression, express
+from ggufrope.rope.encode import STILL, Expression, express
 from ggufrope.rope.frequencies import Floats
 from ggufrope.rope.keys import KEYS, ROPE_FACTORS_LONG
 from ggufrope.rope.llamacpp import CONTEXT_GRANULE, effective, yarn_file_magnitude
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-4
 """Relative; keys and factors are stored as float32."""
+_STILL = 0.9 * STILL
+"""Factors from which on a pair does not turn at any length."""
 
 
 def encode_request(request: ScalingRequest, metadata: RopeMetadata) -> tuple[Target, Expression]:
@@ -57,16 +59,24 @@ def encode_request(request: ScalingRequest, metadata: RopeMetadata) -> tuple[Tar
     state = trained_state(metadata)
     target = resolve(request, metadata)
     start = state if target.freq_base is None else replace(state, freq_base=target.freq_base)
+    dropped: tuple[str, ...] = ()
+    if _says_all(request):
+        start, dropped = _without_factors(start)
     if _is_plain(request, start):
         expression = _on_plain(request, target, start)
     else:
         expression = Composition(request=request, target=target, start=start).expression()
     wanted = patched(start, expression)
     keys = {**expression.keys, **_difference_of(metadata, wanted)}
-    tensors = {**expression.tensors, **_other_tensors(metadata, wanted)}
+    removed = dict.fromkeys(name for name in dropped if wanted.tensor(name) is None)
+    tensors = {**removed, **expression.tensors, **_other_tensors(metadata, wanted)}
     keys |= _record(request, target, metadata)
+    notes = tuple(f"{name} is removed: it is of the scaling that is replaced" for name in removed)
     return target, replace(
-        expression, keys=MappingProxyType(keys), tensors=MappingProxyType(tensors)
+        expression,
+        keys=MappingProxyType(keys),
+        tensors=MappingProxyType(tensors),
+        notes=(*expression.notes, *notes),
     )
 
 
@@ -133,11 +143,27 @@ def _is_plain(request: ScalingRequest, start: RopeMetadata) -> bool:
     """Return whether the scheme is said over plain RoPE: there is nothing below it to keep, or the
     request says the whole scaling."""
     return (
-        request.from_config is not None
-        or request.replace_scaling
+        _says_all(request)
         or declared_scaling(start) is None
         or request.scaling in ("factors", "longrope")
     )
+
+
+def _says_all(request: ScalingRequest) -> bool:
+    """Return whether the request says the whole scaling, so that nothing of the file's stays."""
+    return request.from_config is not None or request.replace_scaling
+
+
+def _without_factors(state: RopeMetadata) -> tuple[RopeMetadata, tuple[str, ...]]:
+    """Return a state without its factor tensors, and the names of those. What stays of them are
+    pairs that do not turn: they are which part of a head rotates, and no scaling (Gemma 4)."""
+    kept = []
+    for tensor in state.factor_tensors:
+        still = tuple(STILL if factor >= _STILL else 1.0 for factor in tensor.values or ())
+        if STILL in still:
+            kept.append(replace(tensor, values=still))
+    names = {tensor.name for tensor in state.factor_tensors} - {tensor.name for tensor in kept}
+    return replace(state, factor_tensors=tuple(kept)), tuple(sorted(names))
 
 
 def _on_plain(request: ScalingRequest, target: Target, start: RopeMetadata) -> Expression:
@@ -287,7 +313,7 @@ def _record(
     tokens = trained.tokens
     if request.replace_scaling:
         unscaled: dict[str, Any] = dict.fromkeys(STATE_FIELDS[2:])
-        state = replace(state, factor_tensors=(), **unscaled)
+        state = replace(_without_factors(state)[0], **unscaled)
         tokens = target.original_context
     elif declared_scaling(state) is None:
         tokens = target.original_context

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 from ggufrope._files import read_bytes
 from ggufrope.errors import RequestError
 from ggufrope.rope.metadata import RopeMetadata
+from ggufrope.rope.keys import ROPE_FACTORS_LONG
 from ggufrope.rope.scaling import (
     MAX_FACTOR,
     DynamicNtk,
@@ -272,7 +273,8 @@ def start_of(request: ScalingRequest, metadata: RopeMetadata) -> Start:
             raise RequestError("the file declares no context length: give `original_context`")
         return Start(context=asked, reached=asked, ramp=asked)
     if request.replace_scaling:
-        context = asked or trained.original
+        long = state.tensor(ROPE_FACTORS_LONG) is not None
+        context = asked or (state.original_context if long else None) or trained.original
         return Start(context=context, reached=context, ramp=context)
     if declared is None:
         context = asked or trained.tokens

@@ -18,6 +18,7 @@ from ggufrope.patching.inspection import read_model
 from ggufrope.patching.plan import plan_patch
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.effective import LayerGroup
+from ggufrope.rope.keys import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ggufrope.rope.llamacpp import effective
 from ggufrope.rope.metadata import FactorTensor, RopeMetadata
 from ggufrope.rope.trained import TRAINED_CONTEXT, declared_scaling, trained_context
@@ -326,6 +327,70 @@ def test_replace_scaling_lets_patch_replace_it(tmp_path: Path) -> None:
         plan_patch(path, wanted)
     plan = plan_patch(path, replace(wanted, replace_scaling=True))
     assert {edit.key for edit in plan.edits} >= {"llama.rope.scaling.type"}
+
+
+FACTORS = tuple(1.0 + index / 8 for index in range(64))
+LLAMA3 = replace(
+    PLAIN,
+    context_length=131072,
+    factor_tensors=(FactorTensor(name=ROPE_FREQS, length=64, values=FACTORS),),
+)
+PHI = replace(
+    PLAIN,
+    architecture="phi3",
+    context_length=131072,
+    original_context=4096,
+    attn_factor=1.19,
+    factor_tensors=tuple(
+        FactorTensor(name=name, length=64, values=FACTORS)
+        for name in (ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT)
+    ),
+)
+
+
+@pytest.mark.parametrize("file", [LLAMA3, PHI])
+@pytest.mark.parametrize("scheme", ["none", "yarn", "linear"])
+def test_replaced_factors_are_gone(file: RopeMetadata, scheme: Any) -> None:
+    wanted = request(scheme, factor=None if scheme == "none" else 2.0, replace_scaling=True)
+    target, expression = encode_request(wanted, file)
+    after = patched(file, expression)
+    assert after.factor_tensors == ()
+    assert set(expression.tensors.values()) == {None}
+    plain = replace(PLAIN, architecture=file.architecture, context_length=target.original_context)
+    alone = patched(plain, encode_request(replace(wanted, replace_scaling=False), plain)[1])
+    n = target.context_length
+    ours, theirs = (effective(each, context_tokens=n).groups[0] for each in (after, alone))
+    assert np.allclose(ours.inverse_frequencies, theirs.inverse_frequencies, rtol=1e-6)
+    assert ours.magnitude == pytest.approx(theirs.magnitude)
+    again = patched(after, encode_request(request(target_context=4 * n), after)[1])
+    slowed = effective(again, context_tokens=4 * n).groups[0].inverse_frequencies
+    assert slowed[-1] < ours.inverse_frequencies[-1]
+
+
+def test_a_replaced_longrope_starts_from_its_original_context() -> None:
+    wanted = request(target_context=8192, replace_scaling=True)
+    scaling = encode_request(wanted, PHI)[0].scaling
+    assert (scaling.factor, scaling.original_context) == (2.0, 4096)  # type: ignore[union-attr]
+
+
+def test_replacing_a_scaling_leaves_pairs_that_do_not_turn() -> None:
+    still = tuple(1.0 if index < 16 else 1e30 for index in range(64))
+    tensor = FactorTensor(name=ROPE_FREQS, length=64, values=still)
+    file = replace(LLAMA3, factor_tensors=(tensor,))
+    after = patched(file, encode_request(request(factor=2, replace_scaling=True), file)[1])
+    assert after.factor_tensors == (tensor,)
+
+
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "yarn", "factor": 4.0}])
+@pytest.mark.parametrize("file", [LLAMA3, PHI])
+def test_a_config_says_the_whole_scaling(
+    file: RopeMetadata, scaling: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"max_position_embeddings": 131072, "rope_scaling": scaling}))
+    after = patched(file, encode_request(request("file", from_config=str(config)), file)[1])
+    assert after.factor_tensors == ()
+    assert after.attn_factor is None
 
 
 def test_a_config_repairs_a_scaled_file(tmp_path: Path) -> None:
