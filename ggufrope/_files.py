@@ -91,7 +91,7 @@ def read_json(path: Path, *, most: int = MAX_READ_BYTES) -> Any:
 
     Raises StorageError, RequestError where it is not JSON.
     """
-    text = read_text(path, most=most)
+    text = read_text(path, most=most).removeprefix("\ufeff")  # which some editors put there
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -19,6 +19,7 @@ from ggufrope.container.shards import needs_recovery
 from ggufrope.errors import FileError, RequestError
 from ggufrope.patching.command import name_beside, patch_command
 from ggufrope.patching.compose import check_start, encode_request, patched
+from ggufrope.patching.config_file import read_config, scales_windows
 from ggufrope.patching.inspection import SEVERITIES, Inspection, StoredModel, inspect, other_kind
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.rope.keys import KEYS
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from ggufrope.rope.huggingface import ConfigRope
     from ggufrope.rope.metadata import RopeMetadata
 
+_SIZES = ("dimension_count", "key_length")
+"""Fields that may say how many dimensions turn; where neither does, llama.cpp divides."""
 _TOLERANCE = 1e-6
 """Relative; keys and factors are stored as float32."""
 
@@ -153,8 +156,6 @@ class _Config:
 
     @classmethod
     def read(cls, path: Path) -> _Config:
-        from ggufrope.patching.config_file import read_config
-
         return cls(path=path, rope=read_config(path))
 
 
@@ -255,12 +256,18 @@ def _against_config(model: StoredModel, config: _Config, name: str) -> ConfigChe
         others = tuple(
             row for row in _not_written(before, config.rope) if row.key not in expression.keys
         )
+        keys = (*_keys(model, expression), *others)
     except (RequestError, FileError) as error:
         return ConfigCheck(agrees=False, refusal=str(error))
     written = same and before.context_length == after.context_length
     notes = [
         f"{ignored.parameter} {ignored.value}: {ignored.reason}" for ignored in expression.ignored
     ]
+    if scales_windows(config.rope, after):
+        notes.append(
+            "sliding-window layers are scaled too, and the config leaves them as they are: "
+            "llama.cpp has no way to leave them out"
+        )
     notes += [
         f"patch does not write {row.key}: convert the model again"
         for row in others
@@ -269,7 +276,7 @@ def _against_config(model: StoredModel, config: _Config, name: str) -> ConfigChe
     output = name_beside(name, "-from-config")
     return ConfigCheck(
         agrees=written and all(row.agrees for row in others),
-        keys=(*_keys(model, expression), *others),
+        keys=keys,
         command=None if written else patch_command(request, name, output),
         notes=tuple(notes),
     )
@@ -278,28 +285,50 @@ def _against_config(model: StoredModel, config: _Config, name: str) -> ConfigChe
 def _not_written(metadata: RopeMetadata, config: ConfigRope) -> Iterable[KeyCheck]:
     """Return what the config says and a patch leaves alone: rotary dimensions, and the base of
     sliding-window layers where no key of theirs says it."""
-    rows: list[tuple[str, float, float]] = []
-    if config.n_rot and config.n_rot == metadata.n_rot:  # another number was refused
-        rows.append((metadata.n_rot_key, config.n_rot, config.n_rot))
-    used = effective(metadata).values.get("freq_base_swa")
+    found = effective(metadata)
+    turning = {group.name: group.n_rot for group in found.groups if group.n_rot}
+    if turning and config.n_rot and config.n_rot == metadata.n_rot:  # another was refused
+        said = next((size for size in _SIZES if getattr(metadata, size) is not None), None)
+        yield KeyCheck(
+            key=metadata.key(said or "dimension_count"),
+            file=None if said is None else metadata.n_rot,
+            config=config.n_rot,
+            agrees=True,
+        )
     window = config.sliding
-    base = None if window is None or "base" in window.assumed else window.base
-    if base is not None and used is not None:
-        found = float(used.value) if isinstance(used.value, int | float) else 0.0
-        rows.append((metadata.key("freq_base_swa"), found, base))
-    return tuple(
-        KeyCheck(key=key, file=found, config=said, agrees=_close((found,), (said,)))
-        for key, found, said in rows
-    )
+    if window is None:
+        return
+    ours = turning.get("sliding-window")
+    if ours and window.n_rot and "n_rot" not in window.assumed:
+        yield KeyCheck(
+            key=metadata.key("dimension_count_swa"),
+            file=ours,
+            config=window.n_rot,
+            agrees=ours == window.n_rot,
+        )
+    base = found.values.get("freq_base_swa")
+    if window.base is not None and "base" not in window.assumed and base is not None:
+        used = float(base.value) if isinstance(base.value, int | float) else 0.0
+        yield KeyCheck(
+            key=metadata.key("freq_base_swa"),
+            file=used,
+            config=window.base,
+            agrees=_close((used,), (window.base,)),
+        )
 
 
 def _keys(model: StoredModel, expression: Expression) -> tuple[KeyCheck, ...]:
     """Return what the config decides, in the order of `keys.KEYS`, factor tensors last."""
-    from ggufrope.patching.plan import describe, edits_of  # loads what writes files
+    # These load what writes files.
+    from ggufrope.container.pieces import encode_key_value
+    from ggufrope.patching.plan import describe, edits_of
 
     metadata, header = model.metadata, model.header
     changed = {edit.key for edit in describe(edits_of(expression, header.byte_order), model)}
     wanted = {key: None if value is None else value.value for key, value in expression.keys.items()}
+    for key, typed in expression.keys.items():
+        if typed is not None:
+            encode_key_value(key, typed, header.byte_order)  # refuses what no file can hold
     rows = []
     for field in KEYS:
         key = metadata.key(field)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufrope._files import read_json
-from ggufrope.errors import RequestError
+from ggufrope.errors import FileError, RequestError
 from ggufrope.rope.architectures import architecture
 from ggufrope.rope.huggingface import ConfigRope, from_config
+from ggufrope.rope.llamacpp import effective
+from ggufrope.rope.scaling import Unscaled
 
 if TYPE_CHECKING:
     from ggufrope.rope.metadata import RopeMetadata
@@ -41,11 +43,26 @@ def check_model(config: ConfigRope, metadata: RopeMetadata) -> None:
             raise RequestError(
                 f"the config is of another model: {what} {theirs}, the file has {ours}"
             )
+    _check_rotation(config, metadata)
     base: float | None = metadata.compress_freq_base
     if base and config.compress_base and abs(config.compress_base / base - 1) > 1e-6:
         raise RequestError(
             f"the config has compress_rope_theta {config.compress_base:g}, the file has {base:g}: "
             "convert the model again"
+        )
+
+
+def _check_rotation(config: ConfigRope, metadata: RopeMetadata) -> None:
+    if config.rotates is None:
+        return
+    try:
+        turns = any(group.n_rot for group in effective(metadata).groups)
+    except FileError:  # a finding of its own
+        return
+    if turns != config.rotates:
+        theirs, ours = ("", "no layer does") if config.rotates else ("do not ", "layers do")
+        raise RequestError(
+            f"the config is of another model: its layers {theirs}rotate, and in the file {ours}"
         )
 
 
@@ -60,6 +77,17 @@ def not_carried(config: ConfigRope, metadata: RopeMetadata) -> str | None:
         f"not carried over: mrope_section [{listed}]. Text rotates alike without it; for images, "
         "convert the model again"
     )
+
+
+def scales_windows(config: ConfigRope, metadata: RopeMetadata) -> bool:
+    """Return whether llama.cpp scales the sliding-window layers of a file with `metadata`, which
+    the config leaves unscaled."""
+    window = architecture(metadata.architecture).sliding
+    if config.sliding is None or window is None or window.scale == "1":
+        return False
+    both = (config.scaling, config.sliding.scaling)
+    slides = any(group.name == "sliding-window" for group in effective(metadata).groups)
+    return slides and not isinstance(both[0], Unscaled) and isinstance(both[1], Unscaled)
 
 
 def config_base(config: ConfigRope, metadata: RopeMetadata) -> float | None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from ggufrope._files import read_bytes
 from ggufrope.errors import RequestError
+from ggufrope.rope.keys import ONE_IN_FLOAT32, ROPE_FACTORS_LONG
 from ggufrope.rope.metadata import RopeMetadata
-from ggufrope.rope.keys import ROPE_FACTORS_LONG
 from ggufrope.rope.scaling import (
     MAX_FACTOR,
     DynamicNtk,
@@ -208,7 +208,7 @@ def resolve(request: ScalingRequest, metadata: RopeMetadata) -> Target:
     `start_of`. Raises RequestError where the request contradicts itself or what the file declares.
     """
     if request.freq_base is not None and not (
-        math.isfinite(request.freq_base) and request.freq_base > 1
+        math.isfinite(request.freq_base) and request.freq_base > ONE_IN_FLOAT32
     ):
         raise RequestError(f"`freq_base` {request.freq_base:g} must be a finite number above 1")
     if request.from_config is not None:

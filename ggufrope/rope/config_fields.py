@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "rope_base",
             "rope_freq_base",
             "rope_freq_constant",
+            "rope_embedding_base",
             "default_theta",
         ),
         "local_base": (
@@ -89,10 +91,31 @@ _TEXT_CONFIGS = (
     "llm_cfg",
 )
 _IN_ATTENTION = ("rope_theta", "alibi")
+_BESIDE_TYPES = ("rope_scaling_type", "rope_type")
+_BESIDE_FACTORS = ("rope_scaling_factor", "scaling_factor", "factor")
+_BESIDE_OTHERS = ("rope_condense_ratio", "rope_ntk_alpha", "rope_ntk_beta")
+_BESIDE = (
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "extrapolation_factor",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "low_freq_factor",
+    "high_freq_factor",
+    "long_factor",
+    "short_factor",
+)
+"""Fields of a section that a config may have at the top level in the place of one."""
 _KNOWN = ("hidden_size", "n_embd", "dim", "max_position_embeddings", "rope_theta")
-_REFUSED = {"use_dynamic_ntk": (False,), "use_logn_attn": (False,)}
-"""Fields that change the rotation or the scores by the length and cannot be read, with the values
-that leave them alone."""
+_SUSPECT = re.compile(
+    r"(?=.*(rope|rotary|ntk|yarn|condense))"
+    r"(?=.*(scal|factor|ratio|alpha|beta|ntk|condense|interpol))|use_logn_attn$"
+)
+"""Names at the top level that may change the rotation or the scores by the length."""
+_HARMLESS: tuple[object, ...] = (None, False, 1, "", "none", "default", [], {})
 
 
 class Fields:
@@ -197,6 +220,11 @@ class TextConfig:
         """Return a field of `_NAMES` as a whole number above 0."""
         return self.fields.count(*_NAMES[field_])
 
+    def counts(self, field_: str) -> list[int]:
+        """Return all whole numbers that a field of `_NAMES` has under its names."""
+        values = (self.fields.values.get(name) for name in _NAMES[field_])
+        return [value for value in values if type(value) is int and value > 0]
+
     def base(self, kind: str, *, reads_theta: bool) -> float | None:
         """Return a base at the top level. `rope_theta` counts where `reads_theta`."""
         names = tuple(name for name in _NAMES[kind] if reads_theta or name != "rope_theta")
@@ -240,18 +268,12 @@ def text_config(config: Mapping[str, Any]) -> TextConfig:
         raise RequestError(f"config is a {type(config).__name__}: expected a JSON object")
     values = _text_part(config)
     fields = Fields(values)
-    refused = [
-        name
-        for name, harmless in _REFUSED.items()
-        if name in fields and values[name] not in harmless
-    ]
-    if refused:
-        raise RequestError(unreadable(refused))
+    section = _section(fields)
     model_type = values.get("model_type")
     model_type = model_type if isinstance(model_type, str) else None
     return TextConfig(
         fields=fields,
-        section=_section(fields),
+        section=section,
         model_type=model_type,
         model_class=None if model_type is None else model_class(model_type),
     )
@@ -329,6 +351,9 @@ def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     attention = config.get("attn_config")
     if isinstance(attention, Mapping):  # DBRX and MPT keep their positions there
         config = {**{name: attention.get(name) for name in _IN_ATTENTION}, **config}
+        scaling = attention.get("rope_hf_config")
+        if isinstance(scaling, Mapping) and scaling.get("type") != "no_scaling":
+            config = {"rope_scaling": scaling, **config}
     if not any(name in config for name in (*_KNOWN, "rope_scaling", "rope_parameters")):
         names = {name for kind in ("width", "context", "base") for name in _NAMES[kind]}
         typed = isinstance(config.get("model_type"), str) and model_class(config["model_type"])
@@ -351,15 +376,77 @@ def _section(fields: Fields) -> Fields:
             raise RequestError(f"{name} is {kind_of(value)}: expected an object")
         if value:
             found.append(Fields(value, name))
-    if not found:
-        return Fields({}, "rope_parameters")
     for other in found[1:]:
         if _said(other) != _said(found[0]):
             raise RequestError(
                 f"the config has {found[0].path} and {other.path}, which do not say the same: "
                 "keep one of them"
             )
+    beside = _beside(fields)
+    read = () if beside is None else (*_BESIDE_TYPES, *_BESIDE_FACTORS, *_BESIDE_OTHERS)
+    _refuse_suspects(fields, read, scaled=bool(found))
+    if not found:
+        return Fields({}, "rope_parameters") if beside is None else beside
+    if beside is not None and found[0].number("factor") != beside.number("factor"):
+        raise RequestError(
+            f"the config has {found[0].path} and beside it a factor of "
+            f"{beside.required('factor'):g}, which do not say the same: keep one of them"
+        )
     return found[0]
+
+
+def _beside(fields: Fields) -> Fields | None:
+    """Return a scaling that is said at the top level, as a section; None where there is none.
+
+    gpt-oss's own config and PLaMo 3 have YaRN (conversion/plamo.py 161-170), Grok 2 has it with a
+    type of its own (conversion/grok.py 48-56), and LongChat has a linear factor.
+    """
+    ratio = fields.values.get("rope_condense_ratio")
+    if not _is_harmless(ratio):
+        return Fields({"rope_type": "linear", "factor": ratio})
+    kind = fields.values.get(fields.found(_BESIDE_TYPES) or "")
+    factor = fields.found(_BESIDE_FACTORS)
+    if factor is None or _is_harmless(fields.values[factor]):
+        return None
+    said = {"factor": fields.values[factor]}
+    if isinstance(kind, str) and not _is_harmless(kind):
+        said |= {name: fields.values[name] for name in _BESIDE if name in fields}
+        growth = fields.number("attn_factor")  # of YaRN's own attention factor
+        if growth not in (None, 1):
+            raise RequestError(unreadable(["attn_factor"]))
+        return Fields({**said, "rope_type": "yarn" if kind == "original" else kind})
+    if factor != "rope_scaling_factor" or "initial_context_length" not in fields:
+        return None
+    return Fields(
+        {
+            **said,
+            "rope_type": "yarn",
+            "original_max_position_embeddings": fields.values["initial_context_length"],
+            "beta_fast": fields.values.get("rope_ntk_beta"),
+            "beta_slow": fields.values.get("rope_ntk_alpha"),
+            "truncate": False,
+        }
+    )
+
+
+def _is_harmless(value: object) -> bool:
+    return value is not True and value in _HARMLESS
+
+
+def _refuse_suspects(fields: Fields, read: tuple[str, ...], *, scaled: bool) -> None:
+    """Refuse names that sound like a scaling and are not read. Beside a section a switch is one
+    that the section answers."""
+    known = {name for names in _NAMES.values() for name in names}
+    known |= {*_SECTIONS, *read, "rope_ratio", "partial_rotary_factors"}
+    refused = [
+        name
+        for name, value in fields.values.items()
+        if name not in known
+        and _SUSPECT.match(name)
+        and not (_is_harmless(value) or (scaled and value is True))
+    ]
+    if refused:
+        raise RequestError(unreadable(refused))
 
 
 def _said(section: Fields) -> dict[str, Any]:

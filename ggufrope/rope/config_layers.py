@@ -15,6 +15,7 @@ from ggufrope.errors import RequestError
 from ggufrope.rope.config_fields import Fields, ModelClass, TextConfig, unreadable
 from ggufrope.rope.config_scaling import PLAIN, Layer, kind_of_section, layer_scaling
 from ggufrope.rope.frequencies import ntk_base
+from ggufrope.rope.keys import ONE_IN_FLOAT32
 from ggufrope.rope.scaling import RopeScaling, Unscaled
 
 _READ = frozenset(
@@ -91,7 +92,7 @@ def _layers(text: TextConfig) -> dict[str, Layer | None]:
     """Return the types of layers with the section of each."""
     section, known = text.section, text.model_class
     nested = {name: item for name, item in section.values.items() if isinstance(item, Mapping)}
-    if nested:
+    if nested or (section.values and _all_still(section)):
         return _nested(text, nested)
     _refuse_unknown(section, text)
     if any(text.per_layer(kind) for kind in ("base", "layer_bases", "layer_fractions")):
@@ -120,6 +121,11 @@ def _layers(text: TextConfig) -> dict[str, Layer | None]:
         name: Layer(name=name, section=section if name in scaled else plain)
         for name in known.labels
     }
+
+
+def _all_still(section: Fields) -> bool:
+    """Return whether a section has types of layers, none of which rotates."""
+    return all(item is None and "attention" in name for name, item in section.values.items())
 
 
 def _nested(text: TextConfig, nested: Mapping[str, Mapping[str, Any]]) -> dict[str, Layer | None]:
@@ -289,8 +295,11 @@ def _base(text: TextConfig, layer: Layer, assumed: set[str]) -> float | None:
     ratio = text.fields.number("rope_ratio")
     if ratio is not None:
         base = (10000.0 if base is None else base) * ratio  # conversion/chatglm.py 154-157
-    if base is not None and base <= 1:
-        raise RequestError(f"{layer.section.name('rope_theta')} is {base:g}: expected more than 1")
+    if base is not None and base <= ONE_IN_FLOAT32:
+        name = layer.section.name("rope_theta")
+        if "rope_theta" not in layer.section:
+            name = text.name("base") or name
+        raise RequestError(f"{name} is {base:g}: expected more than 1")
     return base
 
 
@@ -380,17 +389,19 @@ def _rotary_dimensions(
 ) -> int | None:
     """Return how many dimensions turn. A fraction is one of the head, except where the rotary part
     of a head is named by itself (transformers' `head_dim` of MLA is that part)."""
-    fraction = layer.fraction
-    if fraction is None:
-        fraction = layer.section.number("partial_rotary_factor")
-    if fraction is None and not layer.silent:
-        fraction = text.number("fraction") if text.per_layer("fraction") is None else None
+    inner = layer.section.number("partial_rotary_factor")
+    outer = None if text.per_layer("fraction") is not None else text.number("fraction")
+    if layer.silent:  # the section is the class's: the config overrides it, unless it is nested
+        inner, outer = (inner, None) if layer.nested else (outer, inner)
+    fraction = next((each for each in (layer.fraction, inner, outer) if each is not None), None)
     if fraction is None and not layer.silent and text.model_class is not None:
         fraction = _class_fraction(text.model_class, text, layer)
     if fraction is None and ("rope_ratio" in text.fields or text.model_type == "chatglm"):
         fraction = 0.5  # conversion/chatglm.py 153
     if fraction is not None and not 0 < fraction <= 1:
-        raise RequestError(f"partial_rotary_factor is {fraction:g}: expected 0 to 1")
+        raise RequestError(
+            f"partial_rotary_factor is {fraction:g}: expected more than 0, at most 1"
+        )
     known = text.model_class
     whole = text.count("head_dim") or text.default("head_dim")
     given = text.count("rotary")

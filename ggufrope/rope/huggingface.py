@@ -37,6 +37,7 @@ __all__ = ["ConfigRope", "LayerRope", "from_config", "to_config"]
 
 _NOT_ROTARY = ("nope", "alibi", "none", "learned", "absolute", "relative_key", "sinusoidal")
 """Values of `position_embedding_type` that leave the vectors unrotated."""
+_ROTARY = ("rope", "rotary")
 _WINDOWS = ("sliding", "local", "swa", "window")
 
 
@@ -48,7 +49,9 @@ class ConfigRope:
     `sliding` is set where sliding-window layers have their own. `layers` has all by the names of
     the config, None for layers that do not rotate. `compress_base` is that of DeepSeek-V4's
     compressed layers, to which alone `scaling` applies there. `context_length` is the context that
-    the scaling reaches, at least the `declared_context`. `alpha` has stretched `base` already.
+    the scaling reaches, `declared_context` what the config says, and `other_contexts` what a file
+    of this model may say instead. `alpha` has stretched `base` already. `rotates` is None where the
+    config does not say whether there are layers that rotate.
     `assumed` names the fields that the config leaves to its model class. `sections` are the pairs
     that multimodal RoPE turns by each coordinate; text turns all by one, whatever they are.
     """
@@ -62,15 +65,18 @@ class ConfigRope:
     layers: Mapping[str, LayerRope | None] = field(default_factory=dict)
     compress_base: float | None = None
     declared_context: int | None = None
+    other_contexts: frozenset[int] = frozenset()
     kv_lora_rank: int | None = None
     alpha: float | None = None
-    rotates: bool = True
+    rotates: bool | None = None
     assumed: frozenset[str] = frozenset()
     sections: tuple[int, ...] = ()
 
     def reach(self, file_context: int | None) -> int | None:
         """Return the context that the scaling reaches, from the file's where the config has none of
         its own."""
+        if file_context in self.other_contexts:
+            return file_context
         own = self.declared_context
         if "context_length" in self.assumed and file_context is not None:
             own = None
@@ -84,12 +90,14 @@ def from_config(config: Mapping[str, Any]) -> ConfigRope:
     """
     text = text_config(config)
     declared = text.count("context")
-    if not _rotates(text):
+    rotates = _rotates(text)
+    if rotates is False:
         return ConfigRope(
             scaling=Unscaled(),
             base=None,
             context_length=declared,
             declared_context=declared,
+            other_contexts=_other_contexts(text, declared, rotates=False),
             head_size=None,
             n_rot=0,
             rotates=False,
@@ -103,11 +111,13 @@ def from_config(config: Mapping[str, Any]) -> ConfigRope:
     if context is None and (default := text.default("context")) is not None:
         context = default
         assumed.add("context_length")
+    reached = _reach(scaling, context)
     return ConfigRope(
         scaling=scaling,
         base=main.base,
-        context_length=_reach(scaling, context),
+        context_length=reached,
         declared_context=context,
+        other_contexts=_other_contexts(text, reached),
         head_size=main.head_size,
         n_rot=main.n_rot,
         sliding=sliding,
@@ -115,6 +125,7 @@ def from_config(config: Mapping[str, Any]) -> ConfigRope:
         compress_base=None if compress is None else compress.base,
         kv_lora_rank=text.fields.count("kv_lora_rank"),
         alpha=main.alpha,
+        rotates=rotates,
         assumed=frozenset(assumed),
         sections=_sections(text.section.values.get("mrope_section")),
     )
@@ -125,18 +136,39 @@ def _sections(value: object) -> tuple[int, ...]:
     return tuple(numbers) if all(type(number) is int for number in numbers) else ()
 
 
-def _rotates(text: TextConfig) -> bool:
+def _rotates(text: TextConfig) -> bool | None:
     values = text.fields.values
-    still = values.get("alibi") is True or values.get("mla_use_nope") is True
-    return not (still or values.get("position_embedding_type") in _NOT_ROTARY)
+    kind = values.get("position_embedding_type")
+    if values.get("alibi") is True or values.get("mla_use_nope") is True or kind in _NOT_ROTARY:
+        return False
+    return True if kind in _ROTARY else None
 
 
 def _reach(scaling: RopeScaling, context: int | None) -> int | None:
     """Return the context that YaRN reaches, where the config still has the one before it."""
-    if not isinstance(scaling, Yarn):
+    if not isinstance(scaling, Yarn) or (context or 0) >= 2 * scaling.original_context:
         return context
     reached = round(scaling.factor * scaling.original_context)
     return max(context or 0, reached)
+
+
+def _other_contexts(
+    text: TextConfig, reached: int | None, *, rotates: bool = True
+) -> frozenset[int]:
+    """Return the contexts that a file of this model may declare in the place of `reached`: longer
+    ones that the config has under other names (Command R, Vicuna), and what llama.cpp's converters
+    write on their own."""
+    kind, values = text.model_type or "", text.fields.values
+    found = {length for length in text.counts("context") if reached and length > reached}
+    if "roberta" in kind and reached and isinstance(padding := values.get("pad_token_id"), int):
+        found.add(reached - 1 - padding)  # conversion/bert.py 104-110 and 276-282
+    if kind == "nomic_bert":
+        found |= {2048, 512}  # conversion/bert.py 334-341
+    if kind.startswith("hunyuan") and text.section.values.get("alpha") == 1000:
+        found.add(1 << 18)  # conversion/hunyuan.py 100-106
+    if kind == "granitemoehybrid" and not rotates:
+        found.add(1 << 20)  # conversion/granite.py 515-521
+    return frozenset(found)
 
 
 def _roles(

@@ -99,6 +99,9 @@ SCALING_FIELDS = (
 )
 """The fields that together say how positions are scaled: setting a scheme settles them all."""
 
+ONE_IN_FLOAT32 = 1 + 2**-24
+"""Up to here a base above 1 is 1 once it is stored as float32."""
+
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_FACTORS_LONG = "rope_factors_long.weight"
 ROPE_FACTORS_SHORT = "rope_factors_short.weight"

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -275,6 +276,112 @@ def test_another_base_of_sliding_windows_is_mended(cli: Call, tmp_path: Path) ->
     words = shlex.split(file["config"]["command"])[1:]
     assert cli(*words).code == 0
     assert cli("check", words[words.index("-o") + 1], "--config", config).code == 0
+
+
+def header(path: Path, architecture: str, **keys: int | float | str | bool) -> Path:
+    """A file of 4 layers of 2 heads without weights."""
+    writer = gguf.GGUFWriter(path, architecture)
+    add: dict[type, Any] = {int: writer.add_uint32, float: writer.add_float32}
+    add |= {str: writer.add_string, bool: writer.add_bool}
+    sizes = {"block_count": 4, "context_length": 1024, "embedding_length": 64}
+    for key, value in {**sizes, "attention.head_count": 2, **keys}.items():
+        add[type(value)](f"{architecture}.{key}", value)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_factors_that_the_config_does_not_have_differ(cli: Call, tmp_path: Path) -> None:
+    steps = np.linspace(1, 8, 16, dtype=np.float32)
+    path = build("llama", tmp_path / "m.gguf", context=1024, factors={"rope_freqs.weight": steps})
+    config = write_config(tmp_path, None)
+    outcome = cli("check", path[0], "--config", config, "--json")
+    (file,) = outcome.json["files"]
+    assert outcome.code == 1
+    assert "rope_freqs.weight" in file["findings"][0]["message"]
+    words = shlex.split(file["config"]["command"])[1:]
+    assert cli(*words).code == 0
+    assert cli("check", words[words.index("-o") + 1], "--config", config).code == 0
+
+
+@pytest.mark.parametrize(("turning", "code"), [(16, 0), (32, 1)])
+def test_rotary_dimensions_of_sliding_windows(
+    cli: Call, tmp_path: Path, turning: int, code: int
+) -> None:
+    keys: dict[str, Any] = {"rope.dimension_count_swa": turning, "attention.sliding_window": 64}
+    keys |= {"rope.dimension_count": 32, "rope.freq_base_swa": 10000.0}
+    path = header(tmp_path / "m.gguf", "laguna", **keys)
+    section = {
+        "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "sliding_attention": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+        },
+    }
+    config = write_config(tmp_path, None, rope_parameters=section)
+    outcome = cli("check", path, "--config", config, "--json")
+    assert outcome.code == code
+    (file,) = outcome.json["files"]
+    row = next(r for r in file["config"]["keys"] if r["key"].endswith("dimension_count_swa"))
+    assert (row["file"], row["config"], row["agrees"]) == (turning, 16, code == 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "turns", "code"),
+    [("nope", False, 0), ("nope", True, 1), ("rope", True, 0), ("rope", False, 1)],
+)
+def test_whether_layers_rotate(
+    cli: Call, tmp_path: Path, kind: str, *, turns: bool, code: int
+) -> None:
+    path = header(tmp_path / "m.gguf", "granitehybrid", **{"rope.scaling.finetuned": turns})
+    config = write_config(tmp_path, None, position_embedding_type=kind)
+    outcome = cli("check", path, "--config", config)
+    assert outcome.code == code
+    assert ("its layers" in outcome.out) == (code == 1)
+
+
+def test_windows_that_llama_cpp_scales_too_are_named(cli: Call, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"attention.sliding_window": 64, "rope.scaling.type": "linear"}
+    path = header(tmp_path / "m.gguf", "gpt-oss", **keys, **{"rope.scaling.factor": 4.0})
+    section = {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+    config = write_config(tmp_path, None, rope_parameters=section)
+    outcome = cli("check", path, "--config", config, "--json")
+    (note,) = outcome.json["files"][0]["config"]["notes"]
+    assert "llama.cpp has no way to leave them out" in note
+
+
+def test_a_size_that_no_key_says_is_not_named_by_another(cli: Call, tmp_path: Path) -> None:
+    path = header(tmp_path / "m.gguf", "command-r")
+    compared = cli("check", path, "--config", write_config(tmp_path, None), "--json").json
+    rows = {row["key"]: row["file"] for row in compared["files"][0]["config"]["keys"]}
+    assert "command-r.embedding_length" not in rows
+    assert rows["command-r.rope.dimension_count"] is None
+
+
+@pytest.mark.parametrize("fields", [{"max_position_embeddings": 1 << 40}, {"rope_theta": 1e39}])
+def test_what_no_file_can_hold_is_refused_and_not_suggested(
+    cli: Call, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    path = build("qwen2", tmp_path / "m.gguf")[0]
+    outcome = cli("check", path, "--config", write_config(tmp_path, None, **fields), "--json")
+    (file,) = outcome.json["files"]
+    assert file["findings"][0]["code"] == "config-refused"
+    assert "does not fit" in file["findings"][0]["message"]
+    assert file["config"]["command"] is None
+
+
+def test_a_config_with_a_byte_order_mark(cli: Call, tmp_path: Path) -> None:
+    config = write_config(tmp_path, None)
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    path = build("qwen2", tmp_path / "m.gguf", context=1024)[0]
+    assert cli("check", path, "--config", config).code == 0
 
 
 def test_what_llama_cpp_assumes_anyway_does_not_differ(cli: Call, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -197,6 +198,13 @@ def test_a_base_that_is_not_named_is_none() -> None:
             "rope_scaling.extrapolation_factor",
         ),
         ({"use_dynamic_ntk": True}, "use_dynamic_ntk"),
+        ({"use_scaled_rope": True}, "use_scaled_rope"),
+        ({"rope_scaling_factor": 8}, "rope_scaling_factor"),
+        ({"rope_scaling_type": "yarn"}, "rope_scaling_type"),
+        ({"rotary_scaling_factor": 2}, "rotary_scaling_factor"),
+        ({"rope_position_scale": 2.0}, "rope_position_scale"),
+        ({"rope_ntk_alpha": 8, "dynamic_ntk": True}, "rope_ntk_alpha, dynamic_ntk"),
+        ({"rope_type": "yarn", "factor": 4.0, "attn_factor": 2.0}, "attn_factor"),
     ],
 )
 def test_keys_that_may_change_the_rotation_are_refused_by_name(
@@ -211,6 +219,9 @@ def test_keys_that_may_change_the_rotation_are_refused_by_name(
     [
         {"rope_ratio": 1},
         {"use_dynamic_ntk": False},
+        {"use_scaled_rope": False, "rope_scaling_factor": 1, "rotary_scaling_factor": None},
+        {"use_rope_scaling": True, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_type": "default", "rope_interleave": True, "no_rope_layers": [1, 0]},
         {"yarn": None},
         {"yarn": {}},
         {"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": None}},
@@ -219,6 +230,50 @@ def test_keys_that_may_change_the_rotation_are_refused_by_name(
 )
 def test_keys_that_change_nothing_are_not(fields: dict[str, Any]) -> None:
     assert from_config(config(**fields)).n_rot
+
+
+def test_a_scaling_at_the_top_level() -> None:
+    own = config(rope_scaling_factor=32.0, initial_context_length=4096)
+    gpt_oss = from_config({**own, "rope_ntk_alpha": 2, "rope_ntk_beta": 16}).scaling
+    yarn = Yarn(factor=32.0, original_context=4096, beta_fast=32.0, truncate=False)
+    assert gpt_oss == replace(yarn, beta_fast=16.0, beta_slow=2.0)
+    assert from_config(own).scaling == yarn
+    grok = config(rope_type="original", scaling_factor=16.0, attn_factor=1.0, beta_fast=8)
+    found = from_config({**grok, "original_max_position_embeddings": 8192}).scaling
+    assert found == Yarn(factor=16.0, original_context=8192, beta_fast=8.0)
+    assert from_config(config(rope_condense_ratio=8)).scaling == Linear(factor=8.0)
+    hugging = {"attn_config": {"rope": True, "rope_hf_config": {"type": "linear", "factor": 2.0}}}
+    assert from_config(config(**hugging)).scaling == Linear(factor=2.0)
+
+
+def test_a_scaling_at_the_top_level_does_not_contradict_a_section() -> None:
+    section = {"type": "linear", "factor": 8.0}
+    assert from_config(config(rope_scaling=section, rope_condense_ratio=8)).scaling
+    with pytest.raises(RequestError, match="rope_scaling and beside it a factor of 4"):
+        from_config(config(rope_scaling=section, rope_condense_ratio=4))
+
+
+def test_a_fraction_of_the_config_goes_before_that_of_its_class() -> None:
+    for extra in ({}, {"rope_scaling": None}, {"rope_scaling": {"type": "linear", "factor": 2.0}}):
+        phi = from_config(config(model_type="phi", partial_rotary_factor=0.75, **extra))
+        neox = from_config(config(model_type="gpt_neox", rotary_pct=1.0, **extra))
+        assert (phi.n_rot, neox.n_rot) == (48, 64)
+    assert from_config(config(model_type="gpt_neox")).n_rot == 16
+
+
+def test_contexts_that_a_file_may_have_instead() -> None:
+    command_r = from_config(config(model_type="cohere", model_max_length=131072))
+    assert (command_r.reach(131072), command_r.reach(4096), command_r.reach(None)) == (
+        131072,
+        8192,
+        8192,
+    )
+    section = {"type": "yarn", "factor": 20.0, "original_max_position_embeddings": 2048}
+    assert from_config(config(rope_scaling=section)).context_length == 8192
+    granite = config(model_type="granitemoehybrid", position_embedding_type="nope")
+    assert from_config(granite).reach(1 << 20) == 1 << 20
+    bge = {"max_position_embeddings": 8194, "pad_token_id": 1, "model_type": "xlm-roberta"}
+    assert from_config(config(**bge)).reach(8192) == 8192
 
 
 def test_ratios_and_alphas_stretch_the_base() -> None:
@@ -342,8 +397,10 @@ def test_a_mistral_section_scales_or_does_not() -> None:
             {"rope_theta": [1e4, 1e5], "partial_rotary_factors": [0.5]},
             "has 2 values and partial_rotary_factors has 1",
         ),
-        ({"rope_theta": 0}, "rope_theta is 0: expected more than 1"),
-        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5: expected 0 to 1"),
+        ({"rope_theta": 0}, "^rope_theta is 0: expected more than 1"),
+        ({"rope_theta": 1.00000001}, "^rope_theta is 1: expected more than 1"),
+        ({"rope_parameters": {"full_attention": None}}, "no layers that rotate"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5: expected more than 0"),
         (
             {"rope_parameters": {"factor": 2.0, "full_attention": {"rope_type": "default"}}},
             "rope_parameters.factor beside sections for full_attention",
