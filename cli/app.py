@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def call() -> object:
         if any("\0" in word for word in words):
             raise OptionError("an argument has a NUL character, which no file or value has")
+        for before, word in pairwise(("", *words)):
+            if word == "" and before.startswith("-"):  # as an unset variable of a script
+                raise OptionError(f"the value after {before} is empty: give one, or leave both out")
         if name is not None and _is_model(name):
             from ggufrope.patching.command import command_line
 

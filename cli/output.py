@@ -63,7 +63,9 @@ def open_streams() -> None:
 
 def write_anything() -> None:
     """Let the output have characters that its encoding lacks: a mark of ours by what is in MARKS,
-    any other as an escape."""
+    any other as an escape. A terminal that says it has no columns has said nothing."""
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]
     codecs.register_error("ggufrope", _written_otherwise)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -62,8 +62,8 @@ _SAFETY: dict[Safety, tuple[str, str]] = {
     "undecided": ("undecided", "yellow"),
     "unsupported": ("unsupported", "dim"),
 }
-_LENGTHS = 7
-"""Context lengths that stand side by side in 80 columns."""
+_GAP = 3
+"""Columns between two of a table."""
 _SHADES = ("#7f1d1d", "#b45309", "#a16207", "#4d7c0f", "#15803d", "#047857")
 
 
@@ -167,10 +167,12 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
     )
     names = ["  ".join(parts) for parts in _aligned(columns.values())]
     margin = max(map(len, names))
-    for part in _side_by_side(lengths):
+    remarks = [_remark(reach, several=len(settings) > 1) for reach in settings]
+    beside = len(f"  {'':{margin}}   {'':8}  {max(remarks, key=len)}")
+    for part in _side_by_side(lengths, (out.width - beside) // 6):
         head = "".join(f"{tokens(n):>6}" for n in part)
         out.print(Text(f"  {'':{margin}}{head}   holds to", style="dim"))
-        for name, reach in zip(names, settings, strict=True):
+        for name, reach, remark in zip(names, settings, remarks, strict=True):
             marks = [_mark(reach, n) for n in part]
             holds_to = "–" if reach.holds_to is None else tokens(reach.holds_to)
             out.print(
@@ -178,7 +180,7 @@ def _show_reaches(report: RunReport, conclusion: Conclusion) -> None:
                     (f"  {name:{margin}}", "bold" if reach.best else ""),
                     *((f"{mark:>6}", style) for mark, style in marks),
                     f"   {holds_to:8}  ",
-                    (_remark(reach, several=len(settings) > 1), "bold" if reach.best else "dim"),
+                    (remark, "bold" if reach.best else "dim"),
                 )
             )
     words = "  ✓ passes  ✗ fails  N%? undecided at that recall"
@@ -299,10 +301,11 @@ def _aligned(columns: Iterable[list[str]]) -> Iterator[tuple[str, ...]]:
     return zip(*padded, strict=True)
 
 
-def _side_by_side(lengths: list[int]) -> Iterator[list[int]]:
-    """Yield as many lengths at a time as have room beside each other."""
-    for start in range(0, len(lengths), _LENGTHS):
-        yield lengths[start : start + _LENGTHS]
+def _side_by_side(lengths: list[int], most: int) -> Iterator[list[int]]:
+    """Yield at most so many lengths at a time as have room beside each other, at least one."""
+    most = max(most, 1)
+    for start in range(0, len(lengths), most):
+        yield lengths[start : start + most]
 
 
 def _show_heatmap(report: RunReport, heatmap: Heatmap) -> None:
@@ -385,7 +388,12 @@ def _show_table(report: RunReport, task: str, rows: list[SummaryRow], metrics: l
     )
     out = console()
     out.print(heading(task))
-    for part in _side_by_side(sorted({entry.context_tokens for entry in rows})):
+    widest = [max(map(len, (head, *column))) for head, column in columns.items()]
+    lengths = sorted({entry.context_tokens for entry in rows})
+    cells = (text for values in lines.values() for text in values.values())
+    width = max(map(len, (*cells, *map(tokens, lengths)))) + _GAP
+    room = out.width - sum(widest) - _GAP * (len(widest) - 1)
+    for part in _side_by_side(lengths, room // width):
         numbers = tuple(map(tokens, part))
         made = table(*columns, *numbers, numeric=numbers)
         for number, values in enumerate(lines.values()):

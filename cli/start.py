@@ -237,4 +237,6 @@ def _growth(store: RunStore, longest: int) -> str:
     """Return how many times the trained context the longest one is, where it is longer."""
     natives = [record.file.native_context for record in store.models()]
     trained = min((each for each in natives if each), default=longest)
-    return f" ({longest / trained:.3g} times the trained context)" if longest > trained else ""
+    times = longest / trained
+    shown = f"{times:,.0f}" if times >= 100 else f"{times:.3g}"
+    return f" ({shown} times the trained context)" if longest > trained else ""

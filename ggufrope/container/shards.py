@@ -147,6 +147,8 @@ def shard_paths(path: Path) -> tuple[Path, ...]:
     files only those that exist are returned.
     """
     for name in (path, path.resolve()):
+        if not name.name:  # "." and "/"
+            continue
         every = tuple(map(name.with_name, names_of_shards(name.name)))
         if len(every) == 1:
             continue

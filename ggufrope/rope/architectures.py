@@ -369,6 +369,8 @@ def _named_for(path: Path) -> str:
 
 def _find(name: str) -> Path:
     """Return the table that a person means by `name`."""
+    if Path(name).is_dir() and not any(Path(name).glob("*.json")):
+        raise FileError(f"{name}: no table in this folder, as COMMIT.json; {_AGAIN}")
     if Path(name).exists():
         return Path(name)
     paths = _tables()

@@ -84,6 +84,23 @@ def test_a_name_that_is_no_model_is_the_same_line_everywhere(
 
 
 @pytest.mark.llama
+@pytest.mark.parametrize("name", [".", "/", ".."])
+@pytest.mark.parametrize("command", EVERY)
+def test_a_folder_without_a_name_is_a_folder(cli: Call, command: str, name: str) -> None:
+    outcome = cli(command, name, *EVERY[command])
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err == f"ggufrope: {name} is a directory; expected a GGUF file\n"
+
+
+@pytest.mark.parametrize("option", ["--out", "--text", "--to"])
+def test_an_empty_value_is_refused(cli: Call, nano: Path, option: str) -> None:
+    outcome = cli("validate", nano, "--ctx", "256", option, "")
+    assert outcome.code == 2
+    assert f"the value after {option} is empty" in outcome.err
+    assert not Path("run.sqlite").exists()
+
+
+@pytest.mark.llama
 @pytest.mark.parametrize("command", ["patch", "undo", "probe", "validate", "compare", "search"])
 def test_a_file_that_is_not_here_is_fetched_first(cli: Call, command: str) -> None:
     outcome = cli(command, "hf:owner/name/x y.gguf", *EVERY[command])

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from ggufrope_cli.output import console
+from ggufrope_cli.showing import View, show
 
 from ggufrope.evals.results import Metric
 from ggufrope.evals.thresholds import Thresholds
@@ -188,3 +190,23 @@ def test_the_title_of_a_file_that_is_scaled_has_its_factor(
         scalings=("file",), kv=("f16",), contexts=(1024,), details=tuple(details.items())
     )
     assert scaling_title(report, report.models[0].file.name, "file") == title
+
+
+@pytest.mark.parametrize("lengths", [3, 7, 8, 12])
+def test_in_80_columns_no_line_of_many_lengths_is_broken(
+    make_report: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lengths: int,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    console.cache_clear()
+    contexts = tuple(512 * n for n in range(1, lengths + 1))
+    report = make_report(contexts=contexts, kv=("f16",), tasks=("needle",))
+    show(report, View(json=False))
+    text = capsys.readouterr().out
+    lines = text[: text.index("recall: share")].splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    names = {"as", "linear", "yarn", "metric", "recall"}
+    firsts = [line.split()[0] for line in lines if line[:1] == " " and line.strip(" ─")]
+    assert not {first for first in firsts if first.isalpha()} - names

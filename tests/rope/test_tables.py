@@ -171,6 +171,11 @@ def test_a_file_that_is_no_table_is_refused(content: bytes, tmp_path: Path) -> N
         use_table(path)
 
 
+def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="no table in this folder"):
+        use_table(tmp_path)
+
+
 def test_a_commit_without_a_table_is_refused_with_those_there_are() -> None:
     with pytest.raises(FileError, match=r"no table of that commit \(0c1e570, b11434\)"):
         use_table("fffffff")
