@@ -467,7 +467,9 @@ class RunOptions:
         given: dict[str, Any] = {n: value for n, value in options.items() if value is not None}
         if problems := tuple(without_task(given, carried_out(tasks))):
             raise RequestError("; ".join(problems))
-        return Thresholds(allow_undecided=self.allow_undecided, require=require, **given)
+        return Thresholds(
+            allow_undecided=self.allow_undecided, require=require, given=tuple(given), **given
+        )
 
 
 def _name(path: Path | None) -> str | None:

@@ -75,7 +75,17 @@ class Thresholds:
         metadata={"help": "the scaling that has to pass; others are only compared with it"},
     )
 
+    given: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "the limits that somebody gave, also where they equal the default: the task "
+            "`kv` is judged by no others"
+        },
+    )
+
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.given if name not in LIMITS]:
+            raise RequestError(f"`given` {', '.join(unknown)}: expected {', '.join(LIMITS)}")
         for name in LIMITS:
             value = getattr(self, name)
             share = name in SHARES

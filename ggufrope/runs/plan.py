@@ -149,13 +149,16 @@ class RunPlan(TaskSettings):
         compares caches with f16, whatever the model itself can do."""
         if not self.answers_kv:
             return self.thresholds
-        default = Thresholds()
-        none: dict[str, Any] = {
-            name: None
-            for name in LIMITS
-            if getattr(self.thresholds, name) == getattr(default, name)
-        }
+        none: dict[str, Any] = dict.fromkeys({*LIMITS} - {*self._given_limits})
         return replace(self.thresholds, **none)
+
+    @property
+    def _given_limits(self) -> tuple[str, ...]:
+        at, default = self.thresholds, Thresholds()
+        usual = {name: (None, getattr(default, name)) for name in LIMITS}
+        return tuple(
+            name for name in LIMITS if name in at.given or getattr(at, name) not in usual[name]
+        )
 
     def settings_of(self, task: TaskName) -> TaskSettings:
         """Return the settings of one task. The needles of `kv` have no whole prompts unless their
@@ -249,9 +252,8 @@ class RunPlan(TaskSettings):
 
     def _gates_of_nothing(self) -> Iterator[str]:
         """Say which thresholds apply to nothing that the plan measures. A default is no gate."""
-        at, default = self.thresholds, Thresholds()
-        given = [name for name in LIMITS if getattr(at, name) not in (None, getattr(default, name))]
-        yield from without_task(given, self.measured)
+        at = self.thresholds
+        yield from without_task(self._given_limits, self.measured)
         if at.recall_share is not None and not self.control:
             yield "`recall_share` needs `control`"
         if at.top_ranked is not None and not self.distractors and "multikey" not in self.tasks:
@@ -392,7 +394,11 @@ def parse_plan(text: str, *, where: str = "plan") -> RunPlan:
     if "." * _MAX_KEY_DOTS in _KEY_CHARACTERS.sub("", text):
         raise RequestError(f"{where}: its tables are nested too deeply")
     try:
-        return decode(RunPlan, tomllib.loads(text), where=where)
+        plain = tomllib.loads(text)
+        limits = plain.get("thresholds")
+        if isinstance(limits, dict):
+            limits.setdefault("given", [name for name in limits if name in LIMITS])
+        return decode(RunPlan, plain, where=where)
     except RequestError:
         raise
     except tomllib.TOMLDecodeError as error:

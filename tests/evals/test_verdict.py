@@ -280,4 +280,5 @@ def test_a_limit_without_its_task_is_said() -> None:
     assert set(LIMITS) == {item.name for item in fields(Thresholds)} - {
         "allow_undecided",
         "require",
+        "given",
     }

@@ -456,3 +456,18 @@ def test_limits_of_kv_are_those_that_differ_from_the_defaults() -> None:
     limits = kv_plan(tasks=("kv",), thresholds=Thresholds(divergence=0.01)).limits
     assert limits.applied(kv_plan(tasks=("kv",)).measured) == ("divergence",)
     assert kv_plan(tasks=("needle",)).limits == Thresholds()
+
+
+def test_a_limit_that_is_given_counts_also_where_it_is_the_default() -> None:
+    text = 'models = ["m.gguf"]\ncontexts = [1024]\ntasks = ["kv"]\n'
+    plan = parse_plan(f"{text}[thresholds]\nrecall = 0.9\n")
+    for each in (plan, parse_plan(format_plan(plan))):
+        assert each.limits.applied(each.measured) == ("recall",)
+        assert each.settings_of("needle").whole_prompts
+    bare = parse_plan(f"{text}[thresholds]\nallow_undecided = true\n")
+    for each in (bare, parse_plan(format_plan(bare)), parse_plan(text)):
+        assert each.limits.applied(each.measured) == ()
+    with pytest.raises(RequestError, match="`given` loss: expected recall, "):
+        Thresholds(given=("loss",))
+    with pytest.raises(RequestError, match="`ruler_share` needs `tasks` ruler"):
+        parse_plan(f"{text}[thresholds]\nruler_share = 0.85\n")
