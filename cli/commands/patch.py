@@ -20,7 +20,7 @@ from ..options import (
 )
 from ..options_scaling import ScalingOptions
 from ..proof import ProveOption, prepare_proof, proof_payload, require_passed, show_proof
-from ..values import byte_count, completion, strategies
+from ..values import byte_count, completion, output_path, strategies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +38,13 @@ def command(
     scaling: ScalingOptions,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="Write the result to this new file."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="Write the result to this new file.",
+            parser=output_path("-o"),
+        ),
     ] = None,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Edit the file itself; `undo` restores it.")
@@ -85,6 +91,8 @@ def command(
 
     if (output is None) is not in_place:
         raise OptionError("give either -o OUT, to write a copy, or --in-place")
+    if dry_run and hash_weights:
+        raise OptionError("--hash-weights: a dry run writes nothing to hash; leave out one of both")
     with model_place(file, whole=whole) as place, naming(place):
         if not dry_run:
             local(place)
