@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope._files import storage
+from ggufrope._files import standard_stream, storage
 from ggufrope.container.beside import journal_path
 from ggufrope.container.filesystem import (
     LOCAL,
@@ -143,8 +144,12 @@ def _choose(edit: FileEdit, files: FileLayer, refused: tuple[Rejection, ...] = (
     """Plan with the first option that applies; those in `refused` are known not to."""
     rejected = list(refused)
     known = {rejection.strategy for rejection in refused}
+    others = []
     for option in _options(edit, files):
-        if option.strategy in known or (edit.requested and option.strategy is not edit.requested):
+        if option.strategy in known:
+            continue
+        if edit.requested and option.strategy is not edit.requested:
+            others += [option.strategy.value] if isinstance(option, Option) else []
             continue
         if isinstance(option, Rejection):
             rejected.append(option)
@@ -161,7 +166,9 @@ def _choose(edit: FileEdit, files: FileLayer, refused: tuple[Rejection, ...] = (
         growth = max(growth, 0) if option.strategy in IN_PLACE else option.bytes_written
         require_room(files, edit.target, growth + plan.bytes_journaled)
         return plan
-    reasons = "; ".join(each.reason for each in rejected) or "only a copy makes a new file"
+    where = "in place" if edit.in_place else "as a new file"
+    reasons = "; ".join(each.reason for each in rejected if edit.requested in (None, each.strategy))
+    reasons = reasons or f"{where}, {' or '.join(others)} can"
     wanted = "no strategy" if edit.requested is None else f"strategy {edit.requested.value!r}"
     verb = "can" if edit.requested is None else "cannot"
     raise RequestError(f"{wanted} {verb} store this edit of {edit.source}: {reasons}")
@@ -208,9 +215,12 @@ def _check_output(source: Place, target: Path, force: Collection[str]) -> None:
         return
     except OSError as error:
         raise StorageError(f"cannot write {target}: {error.strerror}") from error
-    if target.is_dir():
+    with suppress(OSError):  # a link that leads nowhere is replaced, as one to a file is
+        status = target.stat()
+    if stat.S_ISDIR(status.st_mode):
         raise StorageError(f"{target} is a directory; name the file to write")
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+    regular = stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)
+    if not regular or standard_stream(status) is not None:
         raise StorageError(f"{target} is a device, pipe or socket; name a file to write")
     if isinstance(source, Path) and target.exists() and source.samefile(target):
         raise RequestError(f"{target} is the input itself; edit it in place instead")

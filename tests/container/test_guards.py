@@ -260,12 +260,19 @@ def test_only_attributes_of_users_are_copied(tmp_path: Path) -> None:
 
 
 def test_an_output_that_is_no_file_is_never_replaced(tmp_path: Path) -> None:
-    path, output = model(tmp_path / "m.gguf"), tmp_path / "pipe"
-    os.mkfifo(output)
-    for force in ((), ("exists",)):
-        with pytest.raises(StorageError, match="is a device, pipe or socket"):
-            plan_store(path, plan_rewrite(read_header(path), EDITS), output=output, force=force)
-    assert output.is_fifo()
+    path, pipe, link = model(tmp_path / "m.gguf"), tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    stdout = tmp_path / "stdout"
+    stdout.symlink_to("/dev/stdout")
+    rewrite = plan_rewrite(read_header(path), EDITS)
+    for output in (pipe, link, stdout):
+        for force in ((), ("exists",)):
+            with pytest.raises(StorageError, match="is a device, pipe or socket"):
+                plan_store(path, rewrite, output=output, force=force)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert stdout.is_symlink()
 
 
 def test_an_interrupted_edit_blocks_the_next(tmp_path: Path) -> None:
