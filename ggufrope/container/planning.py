@@ -22,6 +22,7 @@ from ggufrope.container.filesystem import (
 )
 from ggufrope.container.guards import check_guards, check_names
 from ggufrope.container.pieces import Rewrite
+from ggufrope.container.recovery import clear_remains
 from ggufrope.container.remote import FileName, Place, RemoteFile, local, place_of
 from ggufrope.container.shards import shard_paths
 from ggufrope.container.strategies import (
@@ -37,7 +38,7 @@ from ggufrope.container.types import FileIdentity
 from ggufrope.errors import GuardError, RequestError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,14 @@ class StorePlan:
     def bytes_written(self) -> int:
         return self.option.bytes_written
 
+    @property
+    def bytes_needed(self) -> int:
+        """How many bytes must be free beside the target."""
+        if self.strategy not in IN_PLACE:
+            return self.bytes_written + self.bytes_journaled
+        growth = self.option.composition.size - self.edit.rewrite.source.file_size
+        return max(growth, 0) + self.bytes_journaled
+
 
 def plan_store(
     name: FileName,
@@ -109,7 +118,8 @@ def plan_store(
 ) -> StorePlan:
     """Plan to store `rewrite` of the file `name`: as `output`, or in place where that is None.
 
-    Without `strategy` the cheapest that applies is taken. Nothing is written. `force` names the
+    Without `strategy` the cheapest that applies is taken. Nothing is written; what a crash left of
+    an earlier copy to `output` is removed, and its room is free. `force` names the
     guards to override. Raises RequestError, GuardError or StorageError where it cannot be done.
     """
     place, header = place_of(name), rewrite.source
@@ -121,6 +131,7 @@ def plan_store(
     else:
         target = Path(os.path.abspath(output))  # noqa: PTH100 - a link is replaced, not followed
         _check_output(source, target, force)
+        clear_remains(files, (target,))
     refused: tuple[Rejection, ...] = ()
     if isinstance(source, RemoteFile):
         identity = FileIdentity(device=0, inode=0, size=header.file_size, mtime_ns=0)
@@ -162,9 +173,7 @@ def _choose(edit: FileEdit, files: FileLayer, refused: tuple[Rejection, ...] = (
             undoable=undoable,
             rejected=tuple(rejected),
         )
-        growth = option.composition.size - edit.rewrite.source.file_size
-        growth = max(growth, 0) if option.strategy in IN_PLACE else option.bytes_written
-        require_room(files, edit.target, growth + plan.bytes_journaled)
+        require_room_for((plan,), files)
         return plan
     where = "in place" if edit.in_place else "as a new file"
     reasons = "; ".join(each.reason for each in rejected if edit.requested in (None, each.strategy))
@@ -186,6 +195,11 @@ def next_plan(plan: StorePlan, reason: str, files: FileLayer) -> StorePlan:
         raise StorageError(f"strategy {plan.strategy.value!r} was refused: {reason}")
     refused = Rejection(strategy=plan.strategy, reason=reason)
     return _choose(plan.edit, files, (*plan.rejected, refused))
+
+
+def require_room_for(plans: Sequence[StorePlan], files: FileLayer = LOCAL) -> None:
+    """Raise StorageError where there is no room for what `plans`, of one model's files, write."""
+    require_room(files, plans[0].target, sum(plan.bytes_needed for plan in plans))
 
 
 def identity_of(path: Path) -> FileIdentity:

@@ -81,10 +81,27 @@ def recover(path: str | os.PathLike[str], *, files: FileLayer = LOCAL) -> Recove
             found = _open_unfinished(files, shards, stack)
             if found:  # the edit may have ended while the lock was awaited
                 recovery = _repair(files, path.resolve(), found)
-    cleared = _clear_remains(files, shards)
+    cleared = clear_remains(files, shards)
     if cleared and recovery is None:
         return _recovery(path.resolve(), "cleared", "removed the remains of an interrupted edit")
     return recovery
+
+
+def clear_remains(files: FileLayer, paths: Sequence[Path]) -> bool:
+    """Remove half-written files beside `paths`, unless another process is still writing them."""
+    cleared = False
+    for remaining in (one for path in paths for one in remains(path)):
+        # Not worth failing for: the directory may be read-only, or the writer alive.
+        with suppress(OSError, StorageError):
+            if not remaining.is_symlink() and remaining.is_file():
+                with files.open(remaining, "r+b") as file:
+                    lock(file, remaining, files=files)
+                    files.release(file)
+                    files.remove(remaining)
+                    cleared = True
+    with suppress(OSError, StorageError):
+        cleared |= settle(files, paths)
+    return cleared
 
 
 def undo(
@@ -299,20 +316,3 @@ def _recovery(
     path: Path, action: Literal["committed", "rolled back", "cleared"], what: str
 ) -> Recovery:
     return Recovery(path=path, action=action, message=f"{path}: {what}")
-
-
-def _clear_remains(files: FileLayer, paths: Sequence[Path]) -> bool:
-    """Remove half-written files beside `paths`, unless another process is still writing them."""
-    cleared = False
-    for remaining in (one for path in paths for one in remains(path)):
-        # Not worth failing for: the directory may be read-only, or the writer alive.
-        with suppress(OSError, StorageError):
-            if not remaining.is_symlink() and remaining.is_file():
-                with files.open(remaining, "r+b") as file:
-                    lock(file, remaining, files=files)
-                    files.release(file)
-                    files.remove(remaining)
-                    cleared = True
-    with suppress(OSError, StorageError):
-        cleared |= settle(files, paths)
-    return cleared

@@ -21,6 +21,7 @@ from ggufrope.container.filesystem import (
     FileLayer,
     RefusedError,
     lock,
+    same_file,
     write_all,
 )
 from ggufrope.container.history import adopt, bound, forget, next_number, undo_steps
@@ -46,6 +47,7 @@ from ggufrope.container.planning import (
     next_plan,
     plan_store,
     require_no_journal,
+    require_room_for,
 )
 from ggufrope.container.record import Group
 from ggufrope.container.restore import Edited, restore, set_time
@@ -116,51 +118,19 @@ def execute_together(
 ) -> tuple[StoreReceipt, ...]:
     """Do what `plans`, those of one model's files, say: all of it or, in place, nothing.
 
-    See `execute`. New files are written one after the other. Raises RequestError where several
-    files would be edited in place and one of them could not be restored.
+    See `execute`. New files get their names when all of them are written and verified. Raises
+    RequestError where several files would be edited in place and one of them could not be restored.
     """
-    if not all(plan.in_place for plan in plans):
-        return _write_copies(plans, progress, verify_all=verify_all, files=files)
     active = [plan for plan in plans if not _is_done(plan)]
     for plan in active:
-        if len(active) > 1 and not plan.undoable:
+        if len(active) > 1 and plan.in_place and not plan.undoable:
             raise RequestError(
                 f"{plan.source} is one of several files to edit, and too much of it would change "
                 "to be undone; write a copy (`output`) instead"
             )
-    return _execute(tuple(plans), progress, verify_all=verify_all, files=files)
-
-
-def _write_copies(
-    plans: Sequence[StorePlan],
-    progress: Progress | None,
-    *,
-    verify_all: bool,
-    files: FileLayer,
-) -> tuple[StoreReceipt, ...]:
-    """Write new files one after the other; where one fails, those before it are removed again."""
-    receipts: list[StoreReceipt] = []
-    try:
-        for plan in plans:
-            receipts += _execute((plan,), progress, verify_all=verify_all, files=files)
-    except BaseException:
-        for plan in plans[: len(receipts)]:
-            if not plan.edit.replaces:
-                with suppress(OSError):
-                    files.remove(plan.target)
-        raise
-    return tuple(receipts)
-
-
-def _execute(
-    plans: tuple[StorePlan, ...],
-    progress: Progress | None,
-    *,
-    verify_all: bool,
-    files: FileLayer,
-) -> tuple[StoreReceipt, ...]:
-    """Execute plans together, with the next strategy for each one whose own is refused."""
-    while True:
+    plans = tuple(plans)
+    while True:  # with the next strategy for each one whose own is refused
+        require_room_for(plans, files)
         attempt = _Attempt(files=files, progress=progress, verify_all=verify_all)
         try:
             headers = attempt.run(plans)
@@ -238,8 +208,13 @@ class _Attempt:
                         group = Group(id=id_, size=len(active), leader=plan is active[-1])
                     place = Place(number=number, group=group, inode=plan.edit.identity.inode)
                     edits[plan.target] = self._prepare(plan, source, place, stack)
-            # The leader, the file with the metadata, comes last in plans, and first in a journal.
-            headers = self._change(list(reversed(edits.values())))
+            for plan in plans:  # copying takes long, and others need not respect a lock
+                _require_unchanged(plan)
+            if plans[0].in_place:
+                # The leader, the file with the metadata, is last in plans, and first in a journal.
+                headers = self._change(list(reversed(edits.values())))
+            else:
+                headers = self._place_copies(list(edits.values()))
         if plans[0].in_place:
             # The edit is done: what cannot be merged now is tried again after the next one.
             with suppress(StorageError):
@@ -252,8 +227,7 @@ class _Attempt:
             source = stack.enter_context(self.files.open(plan.source, "r+b" if inside else "rb"))
         copy = not plan.in_place
         lock(source, plan.source, shared=copy, optional=copy, files=self.files)
-        if identity_of(plan.source) != plan.edit.identity:
-            raise StorageError(f"{plan.source} has changed since the edit was planned; try again")
+        _require_unchanged(plan)
         if plan.in_place:
             require_no_journal(plan.source)
             adopt(self.files, source, plan.source)
@@ -320,6 +294,28 @@ class _Attempt:
         except BaseException:
             with suppress(OSError, StorageError):
                 self._take_back(journaled)
+            raise
+        return headers
+
+    def _place_copies(self, edits: Sequence[_OpenEdit]) -> dict[Path, Header]:
+        """Give new files their names; those of them that replace nothing go where one fails."""
+        headers: dict[Path, Header] = {}
+        try:
+            for edit in edits:
+                if edit.partial is not None:
+                    headers[edit.path] = self._put_in_place(edit, edit.partial)
+        except BaseException as error:
+            placed = [edit for edit in edits if edit.path in headers or _has_name(edit)]
+            for edit in placed:
+                if not edit.plan.edit.replaces:
+                    with suppress(OSError):
+                        self.files.remove(edit.path)
+            if edits[0].plan.edit.replaces and 0 < len(placed) < len(edits):
+                names = ", ".join(edit.path.name for edit in placed)
+                raise StorageError(
+                    f"{error or 'interrupted'}; of the new files only {names} took the place of "
+                    "old ones, so the model is mixed: write it again"
+                ) from error
             raise
         return headers
 
@@ -400,6 +396,19 @@ class _Attempt:
                 if edit.record is not None:
                     edited.append(Edited(path=edit.path, file=file, record=edit.record))
             restore(self.files, edited)
+
+
+def _has_name(edit: _OpenEdit) -> bool:
+    """Return whether the new file of an edit has its name already."""
+    with suppress(OSError, ValueError):  # on Windows the file is closed by then
+        return edit.partial is not None and same_file(edit.partial.file, edit.path)
+    return False
+
+
+def _require_unchanged(plan: StorePlan) -> None:
+    """Raise StorageError where the source is not the file that was planned for."""
+    if identity_of(plan.source) != plan.edit.identity:
+        raise StorageError(f"{plan.source} has changed since the edit was planned; try again")
 
 
 def _is_done(plan: StorePlan) -> bool:

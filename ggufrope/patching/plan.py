@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ggufrope.container.planning import require_room_for
 from ggufrope.container.remote import Place
 from ggufrope.container.shards import ModelFiles, distribute, open_model, sibling_paths
 from ggufrope.container.store import StorePlan, execute_together, plan_store
@@ -152,6 +153,7 @@ def plan_patch(
         )
         for shard, part, target_path in _files(model, edits, output)
     )
+    require_room_for(stores)
     return PatchPlan(
         model=model,
         target=target,
@@ -178,10 +180,13 @@ def apply(
 ) -> PatchReceipt:
     """Write `plan`; the result is read back and compared before it replaces anything.
 
+    With `hash_weights` all tensor data is compared with the source, not samples of it, and the
+    receipt has its digest.
+
     Several files of a split model are changed in place as one: all of them or none. Raises
     StorageError or GuardError, with the old files as they were.
     """
-    receipts = execute_together(plan.stores, progress=progress)
+    receipts = execute_together(plan.stores, progress=progress, verify_all=hash_weights)
     stored = receipts[-1]
     return PatchReceipt(
         path=stored.path,

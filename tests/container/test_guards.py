@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ggufrope.container.filesystem import FileLayer
 from ggufrope.container.guards import check_guards, find_guards
 from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import recover, undo
@@ -287,3 +288,16 @@ def test_an_interrupted_edit_blocks_the_next(tmp_path: Path) -> None:
     assert recovery.action == "committed"
     assert str(path) in recovery.message
     plan_store(path, rewrite)
+
+
+def test_what_a_crash_left_of_a_copy_makes_room_for_the_next(tmp_path: Path) -> None:
+    path, output = model(tmp_path / "m.gguf"), tmp_path / "o.gguf"
+    partial = tmp_path / ".o.gguf.ggufrope-partial-0123456789abcdef"
+    partial.write_bytes(b"half a model")
+
+    class Full(FileLayer):
+        def free_bytes(self, path: Path) -> int:
+            return 0 if partial.exists() else 1 << 30
+
+    plan_store(path, plan_rewrite(read_header(path), EDITS), output=output, files=Full())
+    assert not partial.exists()
