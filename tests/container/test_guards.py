@@ -88,6 +88,9 @@ def test_hard_link(tmp_path: Path) -> None:
     (tmp_path / "other.gguf").hardlink_to(path)
     assert names(path) == ["hard-link"]
     refused(path, "hard-link")
+    message = find_guards(path)[0].message
+    assert "inside the file changes them all" in message
+    assert "a new file in its place (strategies clone and stream) this one alone" in message
     edit(path, "hard-link")
     assert read_header(tmp_path / "other.gguf").get("llama.context_length") == 4096
 
