@@ -22,16 +22,18 @@ _MOST_DIGITS = 18
 
 
 def model_path(name: str) -> Path:
-    """Return the file of the model called `name`; finish or roll back an interrupted edit of it."""
+    """Return the file of the model called `name`; wait for an edit of it, repair one that was
+    interrupted."""
     from ggufrope.container.location import locate
     from ggufrope.container.shards import needs_recovery
 
     path = locate(name)
     if not needs_recovery(path):
         return path
+    from ggufrope.container.reader import EDIT_SECONDS
     from ggufrope.container.recovery import recover
 
-    repaired = recover(path)
+    repaired = recover(path, patience=EDIT_SECONDS)
     if repaired is not None:
         from ggufrope._format import safe
 

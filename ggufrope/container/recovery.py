@@ -10,6 +10,7 @@ finished, rolled back and undone in all of them.
 from __future__ import annotations
 
 import os
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,11 @@ from ggufrope.container.beside import (
     remains,
     undo_path,
 )
-from ggufrope.container.filesystem import LOCAL, FileLayer, lock
+from ggufrope.container.filesystem import LOCAL, BusyError, FileLayer, lock, open_to_edit
 from ggufrope.container.guards import check_guards
 from ggufrope.container.history import adopt, settle, undo_steps
 from ggufrope.container.journal import read_record
-from ggufrope.container.reader import parse_header
+from ggufrope.container.reader import PAUSE_SECONDS, parse_header
 from ggufrope.container.restore import Edited, difference, finish, is_new, is_ours, restore
 from ggufrope.container.shards import shard_paths
 from ggufrope.container.types import Header
@@ -67,20 +68,29 @@ class UndoReceipt:
     files: tuple[Path, ...]
 
 
-def recover(path: str | os.PathLike[str], *, files: FileLayer = LOCAL) -> Recovery | None:
+def recover(
+    path: str | os.PathLike[str], *, patience: float = 0.0, files: FileLayer = LOCAL
+) -> Recovery | None:
     """Repair the model at `path` if an edit of it was interrupted; return None where none was.
 
-    Raises StorageError where an edit is going on right now, or the repair is not possible.
+    An edit that is going on right now is waited for, `patience` seconds at most. Raises
+    StorageError where it takes longer, or the repair is not possible.
     """
+    last = time.monotonic() + patience
     path = Path(path)
     shards = tuple(shard.resolve() for shard in shard_paths(path))
     _adopt_journals(files, shards)
     recovery = None
     while any(journal_path(shard).exists() and shard.is_file() for shard in shards):
-        with ExitStack() as stack:
-            found = _open_unfinished(files, shards, stack)
-            if found:  # the edit may have ended while the lock was awaited
-                recovery = _repair(files, path.resolve(), found)
+        try:
+            with ExitStack() as stack:
+                found = _open_unfinished(files, shards, stack)
+                if found:  # the edit may have ended while the lock was awaited
+                    recovery = _repair(files, path.resolve(), found)
+        except BusyError:
+            if time.monotonic() > last:
+                raise
+            time.sleep(PAUSE_SECONDS)
     cleared = clear_remains(files, shards)
     if cleared and recovery is None:
         return _recovery(path.resolve(), "cleared", "removed the remains of an interrupted edit")
@@ -241,7 +251,12 @@ def _adopt_records(files: FileLayer, path: Path) -> None:
 
 def _open_locked(files: FileLayer, path: Path, stack: ExitStack) -> BinaryIO:
     with storage("repair", path):
-        file = stack.enter_context(files.open(path, "r+b"))
+        try:
+            file = stack.enter_context(open_to_edit(files, path))
+        except PermissionError:
+            with files.open(path, "rb") as reader:  # while somebody edits it, there is no need to
+                lock(reader, path, shared=True, files=files)
+            raise
     lock(file, path, files=files)
     return file
 

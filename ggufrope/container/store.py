@@ -21,6 +21,7 @@ from ggufrope.container.filesystem import (
     FileLayer,
     RefusedError,
     lock,
+    open_to_edit,
     same_file,
     write_all,
 )
@@ -222,15 +223,17 @@ class _Attempt:
         return tuple(headers.get(plan.target, plan.edit.rewrite.source) for plan in plans)
 
     def _open(self, plan: StorePlan, stack: ExitStack) -> BinaryIO:
-        inside = plan.strategy in IN_PLACE
+        files = self.files
         with storage("open", plan.source):
-            source = stack.enter_context(self.files.open(plan.source, "r+b" if inside else "rb"))
+            inside = plan.strategy in IN_PLACE
+            opened = open_to_edit(files, plan.source) if inside else files.open(plan.source, "rb")
+            source = stack.enter_context(opened)
         copy = not plan.in_place
-        lock(source, plan.source, shared=copy, optional=copy, files=self.files)
+        lock(source, plan.source, shared=copy, optional=copy, files=files)
         _require_unchanged(plan)
         if plan.in_place:
             require_no_journal(plan.source)
-            adopt(self.files, source, plan.source)
+            adopt(files, source, plan.source)
         return source
 
     def _prepare(
