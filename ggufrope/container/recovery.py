@@ -134,18 +134,25 @@ def undo(
     names = shard_paths(path)
     recover(path, files=files)
     for name in names:
-        _adopt_records(files, name.resolve())
+        _adopt_records(files, name.resolve(), copies="changed" in force)
     shards = tuple(name.resolve() for name in names)
     steps = undo_steps(shards)
     if not steps:
-        raise RequestError(f"there is no edit of {path} to undo")
+        hint = "; for a copy of a file that was edited here, pass `force` 'changed'"
+        others = any(orphans(shard.parent) for shard in shards)
+        raise RequestError(f"there is no edit of {path} to undo{hint if others else ''}")
     for shard in {shard for step in steps for shard in step.paths}:
         if shard != path.resolve():
             check_guards(names[shards.index(shard)], force, instead="")
     restored: dict[Path, None] = {}
     undone, lost = 0, max(steps[0].first - 1, 0)
     while steps:
-        _undo_step(files, steps, force, progress)
+        try:
+            _undo_step(files, steps, force, progress)
+        except (GuardError, RequestError) as error:
+            if undone:
+                error.args = (f"undid {undone} of the edits, then: {error}",)
+            raise
         restored |= dict.fromkeys(steps[-1].paths)
         undone += steps[-1].edits
         steps = undo_steps(shards)
@@ -210,9 +217,7 @@ def _require_unchanged(files: FileLayer, one: Edited, force: Collection[str]) ->
         reason = difference(record, files, one.file)
         status = os.fstat(one.file.fileno())
     if reason is not None:
-        raise RequestError(
-            f"{path} was changed after the edit that could be undone: {reason}; nothing was undone"
-        )
+        raise RequestError(f"{path} was changed after the edit that could be undone: {reason}")
     if "changed" in force:
         return
     if record.new_mtime_ns is not None and not _same_time(status.st_mtime_ns, record.new_mtime_ns):
@@ -241,12 +246,12 @@ def _adopt_journals(files: FileLayer, shards: Iterable[Path]) -> None:
             _adopt_records(files, shard)
 
 
-def _adopt_records(files: FileLayer, path: Path) -> None:
-    """Find the records of a file that was renamed within its folder."""
+def _adopt_records(files: FileLayer, path: Path, *, copies: bool = True) -> None:
+    """Find the records of a file that was renamed within its folder; see `adopt`."""
     if not path.is_file() or not orphans(path.parent):
         return
     with storage("open", path), files.open(path, "rb") as file:
-        adopt(files, file, path)
+        adopt(files, file, path, copies=copies)
 
 
 def _open_locked(files: FileLayer, path: Path, stack: ExitStack) -> BinaryIO:

@@ -25,7 +25,14 @@ from ggufrope.container.filesystem import (
     same_file,
     write_all,
 )
-from ggufrope.container.history import adopt, bound, forget, next_number, undo_steps
+from ggufrope.container.history import (
+    adopt,
+    bound,
+    forget,
+    next_number,
+    set_aside_stale,
+    undo_steps,
+)
 from ggufrope.container.journal import (
     Place,
     commit,
@@ -198,6 +205,7 @@ class _Attempt:
             sources = [self._open(plan, stack) for plan in plans]
             number = 0
             if plans[0].in_place:
+                set_aside_stale(self.files, _model_files(plans[0].target))
                 number = next_number(_model_files(plans[0].target))
             active = [plan for plan in plans if not _is_done(plan)]
             id_ = os.urandom(8).hex()
