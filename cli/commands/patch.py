@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,8 +110,12 @@ def command(
         show_plan(plan)
     receipt = proof = None
     if not dry_run:
-        with stoppable(), bytes_bar("writing") as progress:
-            receipt = apply(plan, hash_weights=hash_weights, progress=progress)
+        with stoppable() as commit, bytes_bar("writing") as progress:
+            receipt = apply(plan, verify_all=hash_weights, progress=progress, committing=commit)
+        if not json:  # what comes now may be interrupted
+            show_receipt(receipt, in_place=in_place)
+        if hash_weights:
+            receipt = with_digest(receipt)
         if prove:
             from ggufrope.proof import prove as prove_model
 
@@ -121,10 +126,20 @@ def command(
         show_dry_run(plan)
         show_download(place, console())
     else:
-        show_receipt(receipt, in_place=in_place)
+        if receipt.weights_sha256 is not None:
+            digest = receipt.weights_sha256
+            console().print(f"SHA-256 of all tensor data: {digest}", soft_wrap=True)
         if proof is not None:
             show_proof(proof)
     require_passed(proof)
+
+
+def with_digest(receipt: PatchReceipt) -> PatchReceipt:
+    """Return the receipt with the digest of all tensor data of the result."""
+    from ggufrope.container.shards import open_model
+    from ggufrope.patching.plan import weights_sha256
+
+    return replace(receipt, weights_sha256=weights_sha256(open_model(receipt.path)))
 
 
 def payload(
@@ -240,8 +255,6 @@ def show_receipt(receipt: PatchReceipt, *, in_place: bool) -> None:
     )
     if in_place:
         out.print(_way_back(receipt), soft_wrap=True)
-    if receipt.weights_sha256 is not None:
-        out.print(f"SHA-256 of all tensor data: {receipt.weights_sha256}", soft_wrap=True)
 
 
 def _way_back(receipt: PatchReceipt) -> str:

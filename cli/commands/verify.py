@@ -1,4 +1,4 @@
-"""`ggufrope verify`: whether two files hold the same weights."""
+"""`ggufrope verify`: whether two models hold the same weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def command(
     llama_lib: LlamaLibOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say whether two files hold the same weights, by hash.
+    """Say whether two models hold the same weights, by hash, shape and type.
 
     Exit code 1: a shared tensor differs, or none is shared.
     """

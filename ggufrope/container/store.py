@@ -105,6 +105,7 @@ def execute(
     *,
     progress: Callable[[int, int], None] | None = None,
     verify_all: bool = False,
+    committing: Callable[[], None] | None = None,
     files: FileLayer = LOCAL,
 ) -> StoreReceipt:
     """Do what `plan` says; a failure leaves the old file as it was and nothing beside it.
@@ -112,9 +113,12 @@ def execute(
     Every edit is read back and compared: header and new bytes in full, copied tensor data by
     samples or with `verify_all` byte by byte. `progress` is called with (bytes done, bytes in all).
     Where the system refuses the plan's strategy after all, the next one is taken, and the receipt
-    names it.
+    names it. `committing` is called, perhaps twice, when all is done but the renames that make it
+    so: until then an interrupt undoes the edit.
     """
-    return execute_together((plan,), progress=progress, verify_all=verify_all, files=files)[0]
+    return execute_together(
+        (plan,), progress=progress, verify_all=verify_all, committing=committing, files=files
+    )[0]
 
 
 def execute_together(
@@ -122,6 +126,7 @@ def execute_together(
     *,
     progress: Callable[[int, int], None] | None = None,
     verify_all: bool = False,
+    committing: Callable[[], None] | None = None,
     files: FileLayer = LOCAL,
 ) -> tuple[StoreReceipt, ...]:
     """Do what `plans`, those of one model's files, say: all of it or, in place, nothing.
@@ -139,7 +144,9 @@ def execute_together(
     plans = tuple(plans)
     while True:  # with the next strategy for each one whose own is refused
         require_room_for(plans, files)
-        attempt = _Attempt(files=files, progress=progress, verify_all=verify_all)
+        attempt = _Attempt(
+            files=files, progress=progress, verify_all=verify_all, committing=committing
+        )
         try:
             headers = attempt.run(plans)
             break
@@ -198,6 +205,7 @@ class _Attempt:
     files: FileLayer
     progress: Progress | None
     verify_all: bool
+    committing: Callable[[], None] | None
 
     def run(self, plans: Sequence[StorePlan]) -> tuple[Header, ...]:
         """Return the headers of the results. Raises _RefusedPlanError with nothing changed."""
@@ -294,11 +302,14 @@ class _Attempt:
                 if edit.record is not None:
                     journaled.append(edit)
                     write_journal(files, edit.path, edit.record)
+            if len(journaled) < len(edits):  # no way leads back from what follows
+                self._announce_commit()
             for edit in edits:
                 if edit.partial is None:
                     headers[edit.path] = self._write(edit)
                 else:
                     headers[edit.path] = self._put_in_place(edit, edit.partial)
+            self._announce_commit()
             for edit in journaled:
                 if edit.record is not None:
                     commit(files, edit.path, edit.record)
@@ -311,6 +322,7 @@ class _Attempt:
     def _place_copies(self, edits: Sequence[_OpenEdit]) -> dict[Path, Header]:
         """Give new files their names; those of them that replace nothing go where one fails."""
         headers: dict[Path, Header] = {}
+        self._announce_commit()
         try:
             for edit in edits:
                 if edit.partial is not None:
@@ -329,6 +341,10 @@ class _Attempt:
                 ) from error
             raise
         return headers
+
+    def _announce_commit(self) -> None:
+        if self.committing is not None:
+            self.committing()
 
     def _write(self, edit: _OpenEdit) -> Header:
         """Write into the open file, verify it and return its new header."""

@@ -176,17 +176,28 @@ def plan_patch(
 
 
 def apply(
-    plan: PatchPlan, *, hash_weights: bool = False, progress: Progress | None = None
+    plan: PatchPlan,
+    *,
+    hash_weights: bool = False,
+    verify_all: bool = False,
+    progress: Progress | None = None,
+    committing: Callable[[], None] | None = None,
 ) -> PatchReceipt:
     """Write `plan`; the result is read back and compared before it replaces anything.
 
-    With `hash_weights` all tensor data is compared with the source, not samples of it, and the
-    receipt has its digest.
+    With `verify_all` all tensor data is compared with the source, not samples of it; with
+    `hash_weights` too, and the receipt has its digest. `committing` is called before the edit takes
+    effect: from then on an interrupt does not undo it.
 
     Several files of a split model are changed in place as one: all of them or none. Raises
     StorageError or GuardError, with the old files as they were.
     """
-    receipts = execute_together(plan.stores, progress=progress, verify_all=hash_weights)
+    receipts = execute_together(
+        plan.stores,
+        progress=progress,
+        verify_all=verify_all or hash_weights,
+        committing=committing,
+    )
     stored = receipts[-1]
     return PatchReceipt(
         path=stored.path,
