@@ -79,6 +79,10 @@ def test_what_is_interrupted_is_not_done(tmp_path: Path, where: str) -> None:
     path, output = tmp_path / "m.gguf", tmp_path / "o.gguf"
     old = prepare(path, CASES[0])
     handler = signal.getsignal(signal.SIGTERM)
+
+    def ignore() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     interrupted = late = 0
     for at in count():
         files = SignaledFiles(at)
@@ -90,11 +94,7 @@ def test_what_is_interrupted_is_not_done(tmp_path: Path, where: str) -> None:
             force=FORCE,
         )
         try:
-            execute(
-                made,
-                committing=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN) and None,
-                files=files,
-            )
+            execute(made, committing=ignore, files=files)
         except KeyboardInterrupt:
             interrupted += 1
             assert sorted(tmp_path.iterdir()) == [path], at
