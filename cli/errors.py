@@ -187,21 +187,30 @@ def _code_told(error: Exception, *, flags: bool) -> int:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[Callable[[], None]]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does: what was begun to be written is undone.
 
-    One that is ignored, as under `nohup`, stays so.
+    One that is ignored, as under `nohup`, stays so. Yield what to call when the work is done but
+    for a last step: until the end of the block none of them interrupts any more.
     """
     numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
     before = {n: signal.getsignal(n) for n in numbers if n is not None}
     caught = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    interrupt = signal.getsignal(signal.SIGINT)
+
+    def ignore() -> None:
+        for number in (signal.SIGINT, *caught):
+            signal.signal(number, signal.SIG_IGN)
+
     for number in caught:
         signal.signal(number, signal.default_int_handler)
     try:
-        yield
+        yield ignore
     finally:
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
+        if interrupt is not None:
+            signal.signal(signal.SIGINT, interrupt)
 
 
 def _code_of(command: Callable[[], object]) -> int:

@@ -22,16 +22,18 @@ _MOST_DIGITS = 18
 
 
 def model_path(name: str) -> Path:
-    """Return the file of the model called `name`; finish or roll back an interrupted edit of it."""
+    """Return the file of the model called `name`; wait for an edit of it, repair one that was
+    interrupted."""
     from ggufrope.container.location import locate
     from ggufrope.container.shards import needs_recovery
 
     path = locate(name)
     if not needs_recovery(path):
         return path
+    from ggufrope.container.reader import EDIT_SECONDS
     from ggufrope.container.recovery import recover
 
-    repaired = recover(path)
+    repaired = recover(path, patience=EDIT_SECONDS)
     if repaired is not None:
         from ggufrope._format import safe
 
@@ -67,15 +69,36 @@ def say_reading(place: Place) -> None:
         stderr_console().print(f"{safe(str(place))}: {line}", style="dim", soft_wrap=True)
 
 
+def output_path(option: str) -> Callable[[str], Path]:
+    """Return the parser of `option`, the name of a file to write.
+
+    The parser raises OptionError for a folder's, and for `-`, by which others mean their output.
+    """
+
+    def parse(text: str) -> Path:
+        if text.endswith(("/", os.sep)):
+            raise OptionError(f"{option} {text}: a folder; name a file in it")
+        if text == "-":
+            raise OptionError(f"{option} -: name a file; ./- is one of that name")
+        return Path(text)
+
+    return parse
+
+
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that must not exist yet."""
-    from ggufrope._files import storage
+    """Write a file that must not exist yet; where that fails, none is left."""
+    from ggufrope._files import storage, write_whole
     from ggufrope.errors import StorageError
 
     if path.exists():
         raise StorageError(f"{path} exists already: name a new file")
-    with storage("write", path), path.open("xb") as file:
-        file.write(data)
+    with storage("write", path):
+        path.open("xb").close()  # nobody else takes the name meanwhile
+    try:
+        write_whole(path, data)
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def word(text: str, option: str, known: Sequence[str], *, other: str | None = None) -> str:

@@ -106,23 +106,52 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file in one piece, in place of what was there: a crash leaves the old or the new.
 
     Text is written as UTF-8, line ends as they are, and bytes of a name that are not UTF-8 as
-    escapes. Raises StorageError.
+    escapes. A link stays, and what it leads to is replaced. A pipe, a device and the standard
+    output, by whatever name, are written to. Raises StorageError, RequestError where a model would
+    be replaced.
     """
-    import tempfile  # slow to import, and most commands write nothing
-
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with storage("write", path):
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(name).chmod(_mode(path))
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            status = path.stat()
+        except FileNotFoundError:
+            status = None
+        if status is not None:
+            stream = standard_stream(status)
+            if stream is not None or not stat.S_ISREG(status.st_mode):
+                with open(path if stream is None else os.dup(stream), "wb") as file:
+                    file.write(data)
+                return
+            with path.open("rb") as file:
+                if file.read(4) == b"GGUF":
+                    raise RequestError(f"{path} is a model; name another file to write")
+        _replace(path.resolve(), data)
+
+
+def standard_stream(status: os.stat_result) -> int | None:
+    """Return the descriptor of standard output or error that has this status; None for others."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(status, os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a regular file beside `path`, and give it that name. Raises OSError."""
+    import tempfile  # slow to import, and most commands write nothing
+
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(_mode(path))
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def sha256_of(path: Path, length: int | None = None) -> str:

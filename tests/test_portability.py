@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from ggufrope._files import is_component, sha256_of, write_whole
 from ggufrope.container import filesystem
 from ggufrope.container.filesystem import LOCAL
+from ggufrope.errors import RequestError
 from ggufrope.patching.command import name_beside
 from ggufrope.report.card import base_name
 
@@ -72,6 +74,41 @@ def test_a_file_is_replaced_whole_and_its_lines_end_as_they_were(tmp_path: Path)
         assert path.read_bytes() == text.encode()
         assert [each.name for each in tmp_path.iterdir()] == ["ü.txt"]
     assert len(sha256_of(path)) == 64
+
+
+def test_a_link_stays_and_a_model_is_not_replaced(tmp_path: Path) -> None:
+    path, link, model = tmp_path / "a.txt", tmp_path / "link", tmp_path / "m.gguf"
+    path.write_text("old")
+    link.symlink_to(path)
+    write_whole(link, "new")
+    assert (path.read_text(), link.is_symlink()) == ("new", True)
+    model.write_bytes(b"GGUF and more")
+    link.unlink()
+    link.symlink_to(model)
+    for name in (model, link):
+        with pytest.raises(RequestError, match="is a model"):
+            write_whole(name, "new")
+    assert model.read_bytes() == b"GGUF and more"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other pipes")
+def test_what_is_no_regular_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for name in (pipe, link):
+        write_whole(name, "text")
+        assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    code = "from ggufrope._files import write_whole; from pathlib import Path\n"
+    code += "print('first', flush=True); write_whole(Path('/dev/stdout'), 'second')"
+    out = tmp_path / "out"
+    with out.open("wb") as stdout:
+        subprocess.run([sys.executable, "-c", code], stdout=stdout, check=True)
+    assert out.read_text() == "first\nsecond"
 
 
 @pytest.mark.parametrize("missing", [(), ("exclusively",), ("exclusively", "link")])

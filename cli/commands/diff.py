@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..options import HeaderArgument, JsonOption, OtherFileArgument, WholeOption
 
 if TYPE_CHECKING:
-    from ggufrope.container.compare import Difference
+    from ggufrope.container.compare import Difference, KeyDifference
     from ggufrope.container.types import KeyValue, TensorInfo
 
 
@@ -39,7 +39,16 @@ def payload(difference: Difference) -> dict[str, Any]:
     return {
         "same": not (difference.keys or difference.tensors),
         "keys": [
-            {"key": item.key, "old": _value(item.old), "new": _value(item.new)}
+            {
+                "key": item.key,
+                "old": _value(item.old),
+                "new": _value(item.new),
+                "old_type": _type(item.old),
+                "new_type": _type(item.new),
+                "at": item.at,
+                "old_item": item.items[0],
+                "new_item": item.items[1],
+            }
             for item in difference.keys
         ],
         "tensors": [
@@ -59,7 +68,7 @@ def show(difference: Difference) -> None:
         return
     rows = table("difference", "first", "second")
     for key in difference.keys:
-        row(rows, key.key, _value(key.old), _value(key.new))
+        row(rows, key.key, *_cells(key))
     for tensor in difference.tensors:
         row(rows, tensor.name, _tensor(tensor.old), _tensor(tensor.new))
     console().print(rows)
@@ -75,6 +84,36 @@ def _value(record: KeyValue | None) -> object:
     if array.items is not None and len(array.items) <= 8:
         return list(array.items)
     return f"{array.count} {array.item_type.name.lower()}"
+
+
+def _cells(item: KeyDifference) -> tuple[object, object]:
+    """Return both values, with what tells them apart where they would look the same."""
+    from ..tables import shown
+
+    old, new = _value(item.old), _value(item.new)
+    if shown(old) != shown(new):
+        return old, new
+    if _type(item.old) != _type(item.new):
+        return f"{shown(old)} ({_type(item.old)})", f"{shown(new)} ({_type(item.new)})"
+    if item.at is None:  # numbers that are shown rounded
+        return repr(old), repr(new)
+    values = [None if record is None else record.value for record in (item.old, item.new)]
+    if isinstance(values[0], str):
+        start = max(item.at - 20, 0)
+        first, second = (f"from character {start}: {str(value)[start:]}" for value in values)
+        return first, second
+    first, second = (shown(each) for each in item.items)
+    return f"{shown(old)}, item {item.at}: {first}", f"{shown(new)}, item {item.at}: {second}"
+
+
+def _type(record: KeyValue | None) -> str | None:
+    from ggufrope.container.types import ArrayValue
+
+    if record is None:
+        return None
+    if isinstance(record.value, ArrayValue):
+        return f"array of {record.value.item_type.name.lower()}"
+    return record.type.name.lower()
 
 
 def _tensor(tensor: TensorInfo | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..options import HeaderArgument, JsonOption, WholeOption
+from ..values import output_path
 
 if TYPE_CHECKING:
     from ggufrope.rope.factors import FactorSet
@@ -18,7 +19,11 @@ def command(
     file: HeaderArgument,
     export: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the factors to this new .json, .csv or .npy."),
+        typer.Option(
+            metavar="FILE",
+            help="Write the factors to this new .json, .csv or .npy.",
+            parser=output_path("--export"),
+        ),
     ] = None,
     whole: WholeOption = False,
     json: JsonOption = False,

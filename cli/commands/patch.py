@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from ..options import (
 )
 from ..options_scaling import ScalingOptions
 from ..proof import ProveOption, prepare_proof, proof_payload, require_passed, show_proof
-from ..values import byte_count, completion, strategies
+from ..values import byte_count, completion, output_path, strategies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +39,13 @@ def command(
     scaling: ScalingOptions,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="Write the result to this new file."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="Write the result to this new file.",
+            parser=output_path("-o"),
+        ),
     ] = None,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Edit the file itself; `undo` restores it.")
@@ -85,6 +92,8 @@ def command(
 
     if (output is None) is not in_place:
         raise OptionError("give either -o OUT, to write a copy, or --in-place")
+    if dry_run and hash_weights:
+        raise OptionError("--hash-weights: a dry run writes nothing to hash; leave out one of both")
     with model_place(file, whole=whole) as place, naming(place):
         if not dry_run:
             local(place)
@@ -101,8 +110,12 @@ def command(
         show_plan(plan)
     receipt = proof = None
     if not dry_run:
-        with stoppable(), bytes_bar("writing") as progress:
-            receipt = apply(plan, hash_weights=hash_weights, progress=progress)
+        with stoppable() as commit, bytes_bar("writing") as progress:
+            receipt = apply(plan, verify_all=hash_weights, progress=progress, committing=commit)
+        if not json:  # what comes now may be interrupted
+            show_receipt(receipt, in_place=in_place)
+        if hash_weights:
+            receipt = with_digest(receipt)
         if prove:
             from ggufrope.proof import prove as prove_model
 
@@ -113,10 +126,20 @@ def command(
         show_dry_run(plan)
         show_download(place, console())
     else:
-        show_receipt(receipt, in_place=in_place)
+        if receipt.weights_sha256 is not None:
+            digest = receipt.weights_sha256
+            console().print(f"SHA-256 of all tensor data: {digest}", soft_wrap=True)
         if proof is not None:
             show_proof(proof)
     require_passed(proof)
+
+
+def with_digest(receipt: PatchReceipt) -> PatchReceipt:
+    """Return the receipt with the digest of all tensor data of the result."""
+    from ggufrope.container.shards import open_model
+    from ggufrope.patching.plan import weights_sha256
+
+    return replace(receipt, weights_sha256=weights_sha256(open_model(receipt.path)))
 
 
 def payload(
@@ -232,8 +255,6 @@ def show_receipt(receipt: PatchReceipt, *, in_place: bool) -> None:
     )
     if in_place:
         out.print(_way_back(receipt), soft_wrap=True)
-    if receipt.weights_sha256 is not None:
-        out.print(f"SHA-256 of all tensor data: {receipt.weights_sha256}", soft_wrap=True)
 
 
 def _way_back(receipt: PatchReceipt) -> str:

@@ -1,4 +1,4 @@
-"""`ggufrope verify`: whether two files hold the same weights."""
+"""`ggufrope verify`: whether two models hold the same weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def command(
     llama_lib: LlamaLibOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say whether two files hold the same weights, by hash.
+    """Say whether two models hold the same weights, by hash, shape and type.
 
     Exit code 1: a shared tensor differs, or none is shared.
     """
@@ -60,6 +60,7 @@ def payload(verification: Verification, proofs: Sequence[Proof] = ()) -> dict[st
         "same": bool(verification.old) and not verification.differing,
         "shared": len(verification.old),
         "differing": verification.differing,
+        "other_form": verification.other_form,
         "only_first": verification.only_old,
         "only_second": verification.only_new,
         "proofs": [proof_payload(proof) for proof in proofs],
@@ -73,7 +74,8 @@ def show(verification: Verification) -> None:
 
     out = console()
     for name in verification.differing:
-        out.print(f"differs: {shown(name)}", style="bold red")
+        how = " (in shape, type or byte order)" if name in verification.other_form else ""
+        out.print(f"differs: {shown(name)}{how}", style="bold red")
     sides = (("first", verification.only_old), ("second", verification.only_new))
     for which, names in sides:
         if names:

@@ -12,15 +12,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import struct
 import sys
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
 from ggufrope._files import storage
 from ggufrope.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 Mode: TypeAlias = Literal["rb", "r+b"]
@@ -43,6 +45,10 @@ class RefusedError(Exception):
     """
 
 
+class BusyError(StorageError):
+    """Another process has the file locked, or has just exchanged it: it will be done soon."""
+
+
 class FileLayer:
     """The files of the operating system."""
 
@@ -53,6 +59,9 @@ class FileLayer:
 
     def open(self, path: Path, mode: Mode) -> BinaryIO:
         return path.open(mode, buffering=0)
+
+    def set_mode(self, path: Path, mode: int) -> None:
+        path.chmod(mode)
 
     def create(self, path: Path) -> BinaryIO:
         """Create a file that must not exist yet, for its owner alone, and open it."""
@@ -232,6 +241,25 @@ class FileLayer:
 LOCAL = FileLayer()
 
 
+def open_to_edit(files: FileLayer, path: Path) -> BinaryIO:
+    """Open a file for reading and writing, also where its owner may only read it.
+
+    Whoever wants that has passed the guard of such files. The mode is changed for no longer than it
+    takes. Raises OSError.
+    """
+    try:
+        return files.open(path, "r+b")
+    except PermissionError:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & stat.S_IWUSR:
+            raise
+        files.set_mode(path, mode | stat.S_IWUSR)
+        try:
+            return files.open(path, "r+b")
+        finally:
+            files.set_mode(path, mode)
+
+
 def lock(
     file: BinaryIO,
     path: Path,
@@ -256,12 +284,36 @@ def lock(
             ) from error
         return
     if not locked:
-        raise StorageError(
+        raise BusyError(
             f"{path} is being edited by another ggufrope process; try again when it is done"
         )
     # Between opening and locking, the editor that had the lock may have renamed another file here.
     if not same_file(file, path):
-        raise StorageError(f"{path} was replaced a moment ago; try again")
+        raise BusyError(f"{path} was replaced a moment ago; try again")
+
+
+@contextmanager
+def unfinished(files: FileLayer, named: Callable[[], Path]) -> Iterator[tuple[Path, BinaryIO]]:
+    """Create a file that is locked while it is written, under a name that `named` makes up.
+
+    It is removed where the body raises, and has another name or none when the body ends. The lock
+    only keeps `recovery.recover` from taking it for abandoned, so a file system without locks is
+    accepted; where that came before the lock, another file is created. Raises OSError.
+    """
+    while True:
+        path = named()
+        try:  # around the creation too: a signal may strike right after it
+            with files.create(path) as file:
+                try:
+                    lock(file, path, optional=True, files=files)
+                except BusyError:
+                    continue
+                yield path, file
+                return
+        except BaseException:
+            with suppress(OSError):
+                files.remove(path)
+            raise
 
 
 def same_file(file: BinaryIO, path: Path) -> bool:

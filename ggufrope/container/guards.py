@@ -92,7 +92,8 @@ def _file_guards(path: Path, status: os.stat_result) -> Iterator[Guard]:
     if status.st_nlink > 1:
         yield Guard(
             name="hard-link",
-            message=f"{path} has {status.st_nlink} hard links, and an edit changes them all",
+            message=f"{path} has {status.st_nlink} hard links: an edit inside the file changes "
+            "them all, a new file in its place (strategies clone and stream) this one alone",
         )
     store = _content_store(real)
     if store is not None:

@@ -32,7 +32,7 @@ from ggufrope.container.types import Span
 from ggufrope.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -92,22 +92,26 @@ def next_number(paths: Iterable[Path]) -> int:
     return steps[-1].number + 1 if steps else 1
 
 
-def adopt(files: FileLayer, file: BinaryIO, path: Path) -> bool:
+def adopt(files: FileLayer, file: BinaryIO, path: Path, *, copies: bool = True) -> bool:
     """Give records of the open file that were made under another name of the folder its name now.
 
     They are recognized by size and content, and only where no file has that other name any more.
-    Return whether any were. Raises StorageError.
+    The file that was edited is known by its inode; another one of the same content takes its
+    records only with `copies`, and while that file is not in the folder. Return whether any were
+    found. Raises StorageError.
     """
     found = [one for one in orphans(path.parent) if one.stem != stem_of(path.name)]
     for stem in sorted({one.stem for one in found}):
         mine = [one for one in found if one.stem == stem]
-        if _fits(files, file, path, mine):
+        if _fits(files, file, path, mine, copies=copies):
             _rename(files, path, mine)
             return True
     return False
 
 
-def _fits(files: FileLayer, file: BinaryIO, path: Path, mine: Sequence[HiddenFile]) -> bool:
+def _fits(
+    files: FileLayer, file: BinaryIO, path: Path, mine: Sequence[HiddenFile], *, copies: bool
+) -> bool:
     """Return whether the newest of some records is that of the open file."""
     newest = max(mine, key=_age)
     own = undo_records(path)
@@ -116,10 +120,21 @@ def _fits(files: FileLayer, file: BinaryIO, path: Path, mine: Sequence[HiddenFil
     try:
         record = read_record(files, newest.path, path)
         if newest.kind == "journal":
-            return is_ours(files, file, record) and record.kind == "patched"
-        return is_new(files, file, record)
+            fits = is_ours(files, file, record) and record.kind == "patched"
+        else:
+            fits = is_new(files, file, record)
+        inode = os.fstat(file.fileno()).st_ino
+        if not fits or not record.inodes or inode in record.inodes:
+            return fits
+        return copies and not _has_inode(path.parent, record.inodes)
     except StorageError:
         return False
+
+
+def _has_inode(folder: Path, inodes: Collection[int]) -> bool:
+    """Return whether a file of the folder has one of these inodes."""
+    with storage("read", folder), os.scandir(folder) as found:
+        return any(one.stat(follow_symlinks=False).st_ino in inodes for one in found)
 
 
 def _age(one: HiddenFile) -> tuple[bool, int]:
@@ -139,6 +154,31 @@ def _rename(files: FileLayer, path: Path, mine: Sequence[HiddenFile]) -> None:
             if not target.exists():
                 files.replace(one.path, target)
         files.sync_directory(path.parent)
+
+
+def set_aside_stale(files: FileLayer, paths: Sequence[Path]) -> None:
+    """Rename the undo records of a model whose newest edit did not leave what is there now.
+
+    Another file came under that name: none of them leads back from it. No file has the name that
+    they get, so that `adopt` finds them for the one that was edited, if it is still there. A record
+    that cannot be read is left for `undo` to name. Raises StorageError.
+    """
+    steps = undo_steps(paths)
+    if not steps or all(_has_left(files, steps[-1], path) for path in steps[-1].paths):
+        return
+    for path in paths:
+        name = path.with_name(f"{path.name}~{os.urandom(4).hex()}")
+        _rename(files, name, undo_records(path))
+
+
+def _has_left(files: FileLayer, step: UndoStep, path: Path) -> bool:
+    """Return whether a file is what an edit left, also where that cannot be known."""
+    try:
+        record = read_record(files, step.record(path), path)
+        with storage("read", path), files.open(path, "rb") as file:
+            return is_new(files, file, record)
+    except StorageError:
+        return True
 
 
 def forget(files: FileLayer, paths: Iterable[Path]) -> None:

@@ -14,13 +14,12 @@ import hashlib
 import os
 import stat
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from ggufrope._files import storage
 from ggufrope.container.beside import journal_path, new_record_path, undo_path
-from ggufrope.container.filesystem import FileLayer, write_all
+from ggufrope.container.filesystem import FileLayer, unfinished, write_all
 from ggufrope.container.pieces import (
     Composition,
     Insertion,
@@ -183,17 +182,12 @@ def write_journal(files: FileLayer, path: Path, record: Record) -> None:
 
 def write_record(files: FileLayer, path: Path, target: Path, record: Record) -> None:
     """Write a record of `path` durably under the name `target`. Raises StorageError."""
-    unfinished = new_record_path(path)
     with storage("write the journal", target):
-        try:
-            with files.create(unfinished) as file:
-                write_all(files, file, 0, encode_record(record))
-                files.sync(file)
-            files.replace(unfinished, target)
-        except BaseException:
-            with suppress(OSError):
-                files.remove(unfinished)
-            raise
+        with unfinished(files, lambda: new_record_path(path)) as (name, file):
+            write_all(files, file, 0, encode_record(record))
+            files.sync(file)
+            files.release(file)
+            files.replace(name, target)
         files.sync_directory(path.parent)
 
 

@@ -21,6 +21,7 @@ from ggufrope.container.filesystem import (
     FileLayer,
     RefusedError,
     lock,
+    unfinished,
     write_all,
 )
 from ggufrope.container.pieces import Composition, piece_length, place_pieces
@@ -96,28 +97,19 @@ def building(build: Build, *, clone: bool) -> Iterator[Partial]:
 def _partial_file(
     files: FileLayer, target: Path, *, clone_of: BinaryIO | None
 ) -> Iterator[Partial]:
-    """Create a locked file beside `target`, empty or a clone; remove it when the body raises.
-
-    The lock only keeps other processes from taking the file for an abandoned one, so a file system
-    without locks is accepted.
-    """
-    path = new_partial_path(target)
-    with storage("write", path):
-        try:  # around the creation too: a signal may strike right after it
-            with files.create(path) as file:
-                lock(file, path, optional=True, files=files)
-                if clone_of is None:
-                    yield Partial(path=path, file=file)
-                else:
-                    files.remove(path)
-                    files.clone_file(Path(clone_of.name), path)
-                    with files.open(path, "r+b") as clone:
-                        lock(clone, path, optional=True, files=files)
-                        yield Partial(path=path, file=clone)
-        except BaseException:
-            with suppress(OSError):
-                files.remove(path)
-            raise
+    """Create a locked file beside `target`, empty or a clone; remove it when the body raises."""
+    with (
+        storage("write beside", target),
+        unfinished(files, lambda: new_partial_path(target)) as (path, file),
+    ):
+        if clone_of is None:
+            yield Partial(path=path, file=file)
+        else:
+            files.remove(path)
+            files.clone_file(Path(clone_of.name), path)
+            with files.open(path, "r+b") as clone:
+                lock(clone, path, optional=True, files=files)
+                yield Partial(path=path, file=clone)
 
 
 def _write_pieces(build: Build, file: BinaryIO, *, clone_block: int | None) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufrope._files import storage
+from ggufrope._files import standard_stream, storage
 from ggufrope.container.beside import journal_path
 from ggufrope.container.filesystem import (
     LOCAL,
@@ -21,6 +22,7 @@ from ggufrope.container.filesystem import (
 )
 from ggufrope.container.guards import check_guards, check_names
 from ggufrope.container.pieces import Rewrite
+from ggufrope.container.recovery import clear_remains
 from ggufrope.container.remote import FileName, Place, RemoteFile, local, place_of
 from ggufrope.container.shards import shard_paths
 from ggufrope.container.strategies import (
@@ -36,7 +38,7 @@ from ggufrope.container.types import FileIdentity
 from ggufrope.errors import GuardError, RequestError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,14 @@ class StorePlan:
     def bytes_written(self) -> int:
         return self.option.bytes_written
 
+    @property
+    def bytes_needed(self) -> int:
+        """How many bytes must be free beside the target."""
+        if self.strategy not in IN_PLACE:
+            return self.bytes_written + self.bytes_journaled
+        growth = self.option.composition.size - self.edit.rewrite.source.file_size
+        return max(growth, 0) + self.bytes_journaled
+
 
 def plan_store(
     name: FileName,
@@ -108,7 +118,8 @@ def plan_store(
 ) -> StorePlan:
     """Plan to store `rewrite` of the file `name`: as `output`, or in place where that is None.
 
-    Without `strategy` the cheapest that applies is taken. Nothing is written. `force` names the
+    Without `strategy` the cheapest that applies is taken. Nothing is written; what a crash left of
+    an earlier copy to `output` is removed, and its room is free. `force` names the
     guards to override. Raises RequestError, GuardError or StorageError where it cannot be done.
     """
     place, header = place_of(name), rewrite.source
@@ -120,6 +131,7 @@ def plan_store(
     else:
         target = Path(os.path.abspath(output))  # noqa: PTH100 - a link is replaced, not followed
         _check_output(source, target, force)
+        clear_remains(files, (target,))
     refused: tuple[Rejection, ...] = ()
     if isinstance(source, RemoteFile):
         identity = FileIdentity(device=0, inode=0, size=header.file_size, mtime_ns=0)
@@ -143,8 +155,12 @@ def _choose(edit: FileEdit, files: FileLayer, refused: tuple[Rejection, ...] = (
     """Plan with the first option that applies; those in `refused` are known not to."""
     rejected = list(refused)
     known = {rejection.strategy for rejection in refused}
+    others = []
     for option in _options(edit, files):
-        if option.strategy in known or (edit.requested and option.strategy is not edit.requested):
+        if option.strategy in known:
+            continue
+        if edit.requested and option.strategy is not edit.requested:
+            others += [option.strategy.value] if isinstance(option, Option) else []
             continue
         if isinstance(option, Rejection):
             rejected.append(option)
@@ -157,11 +173,11 @@ def _choose(edit: FileEdit, files: FileLayer, refused: tuple[Rejection, ...] = (
             undoable=undoable,
             rejected=tuple(rejected),
         )
-        growth = option.composition.size - edit.rewrite.source.file_size
-        growth = max(growth, 0) if option.strategy in IN_PLACE else option.bytes_written
-        require_room(files, edit.target, growth + plan.bytes_journaled)
+        require_room_for((plan,), files)
         return plan
-    reasons = "; ".join(each.reason for each in rejected) or "only a copy makes a new file"
+    where = "in place" if edit.in_place else "as a new file"
+    reasons = "; ".join(each.reason for each in rejected if edit.requested in (None, each.strategy))
+    reasons = reasons or f"{where}, {' or '.join(others)} can"
     wanted = "no strategy" if edit.requested is None else f"strategy {edit.requested.value!r}"
     verb = "can" if edit.requested is None else "cannot"
     raise RequestError(f"{wanted} {verb} store this edit of {edit.source}: {reasons}")
@@ -179,6 +195,11 @@ def next_plan(plan: StorePlan, reason: str, files: FileLayer) -> StorePlan:
         raise StorageError(f"strategy {plan.strategy.value!r} was refused: {reason}")
     refused = Rejection(strategy=plan.strategy, reason=reason)
     return _choose(plan.edit, files, (*plan.rejected, refused))
+
+
+def require_room_for(plans: Sequence[StorePlan], files: FileLayer = LOCAL) -> None:
+    """Raise StorageError where there is no room for what `plans`, of one model's files, write."""
+    require_room(files, plans[0].target, sum(plan.bytes_needed for plan in plans))
 
 
 def identity_of(path: Path) -> FileIdentity:
@@ -208,9 +229,12 @@ def _check_output(source: Place, target: Path, force: Collection[str]) -> None:
         return
     except OSError as error:
         raise StorageError(f"cannot write {target}: {error.strerror}") from error
-    if target.is_dir():
+    with suppress(OSError):  # a link that leads nowhere is replaced, as one to a file is
+        status = target.stat()
+    if stat.S_ISDIR(status.st_mode):
         raise StorageError(f"{target} is a directory; name the file to write")
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+    regular = stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)
+    if not regular or standard_stream(status) is not None:
         raise StorageError(f"{target} is a device, pipe or socket; name a file to write")
     if isinstance(source, Path) and target.exists() and source.samefile(target):
         raise RequestError(f"{target} is the input itself; edit it in place instead")

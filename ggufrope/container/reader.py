@@ -67,11 +67,11 @@ MAX_TEXT_BYTES = 32 << 20
 
 _MAX_ELEMENTS = (1 << 63) - 1
 _CHUNK = 1 << 18
-_EDIT_SECONDS = 10.0
+EDIT_SECONDS = 10.0
 """How long a reader waits for an edit of the same file."""
 _CHANGE_SECONDS = 1.0
 """How long a reader tries to read a file that changes meanwhile."""
-_PAUSE_SECONDS = 0.01
+PAUSE_SECONDS = 0.01
 
 CODES: dict[ValueType, str] = {
     ValueType.UINT8: "B",
@@ -107,11 +107,11 @@ def read_header(name: FileName) -> Header:
         except MalformedError as error:
             header = error
         # In this order: an editor sets the time of change before it is done.
-        edited = _is_being_edited(path, start + _EDIT_SECONDS)
+        edited = _is_being_edited(path, start + EDIT_SECONDS)
         changed = _state_of(path) != before and time.monotonic() < start + _CHANGE_SECONDS
         if not edited and not changed:
             break
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(PAUSE_SECONDS)
     if isinstance(header, MalformedError):
         raise header
     return header

@@ -10,6 +10,7 @@ finished, rolled back and undone in all of them.
 from __future__ import annotations
 
 import os
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,11 @@ from ggufrope.container.beside import (
     remains,
     undo_path,
 )
-from ggufrope.container.filesystem import LOCAL, FileLayer, lock
+from ggufrope.container.filesystem import LOCAL, BusyError, FileLayer, lock, open_to_edit
 from ggufrope.container.guards import check_guards
 from ggufrope.container.history import adopt, settle, undo_steps
 from ggufrope.container.journal import read_record
-from ggufrope.container.reader import parse_header
+from ggufrope.container.reader import PAUSE_SECONDS, parse_header
 from ggufrope.container.restore import Edited, difference, finish, is_new, is_ours, restore
 from ggufrope.container.shards import shard_paths
 from ggufrope.container.types import Header
@@ -67,24 +68,50 @@ class UndoReceipt:
     files: tuple[Path, ...]
 
 
-def recover(path: str | os.PathLike[str], *, files: FileLayer = LOCAL) -> Recovery | None:
+def recover(
+    path: str | os.PathLike[str], *, patience: float = 0.0, files: FileLayer = LOCAL
+) -> Recovery | None:
     """Repair the model at `path` if an edit of it was interrupted; return None where none was.
 
-    Raises StorageError where an edit is going on right now, or the repair is not possible.
+    An edit that is going on right now is waited for, `patience` seconds at most. Raises
+    StorageError where it takes longer, or the repair is not possible.
     """
+    last = time.monotonic() + patience
     path = Path(path)
     shards = tuple(shard.resolve() for shard in shard_paths(path))
     _adopt_journals(files, shards)
     recovery = None
     while any(journal_path(shard).exists() and shard.is_file() for shard in shards):
-        with ExitStack() as stack:
-            found = _open_unfinished(files, shards, stack)
-            if found:  # the edit may have ended while the lock was awaited
-                recovery = _repair(files, path.resolve(), found)
-    cleared = _clear_remains(files, shards)
+        try:
+            with ExitStack() as stack:
+                found = _open_unfinished(files, shards, stack)
+                if found:  # the edit may have ended while the lock was awaited
+                    recovery = _repair(files, path.resolve(), found)
+        except BusyError:
+            if time.monotonic() > last:
+                raise
+            time.sleep(PAUSE_SECONDS)
+    cleared = clear_remains(files, shards)
     if cleared and recovery is None:
         return _recovery(path.resolve(), "cleared", "removed the remains of an interrupted edit")
     return recovery
+
+
+def clear_remains(files: FileLayer, paths: Sequence[Path]) -> bool:
+    """Remove half-written files beside `paths`, unless another process is still writing them."""
+    cleared = False
+    for remaining in (one for path in paths for one in remains(path)):
+        # Not worth failing for: the directory may be read-only, or the writer alive.
+        with suppress(OSError, StorageError):
+            if not remaining.is_symlink() and remaining.is_file():
+                with files.open(remaining, "r+b") as file:
+                    lock(file, remaining, files=files)
+                    files.release(file)
+                    files.remove(remaining)
+                    cleared = True
+    with suppress(OSError, StorageError):
+        cleared |= settle(files, paths)
+    return cleared
 
 
 def undo(
@@ -107,18 +134,25 @@ def undo(
     names = shard_paths(path)
     recover(path, files=files)
     for name in names:
-        _adopt_records(files, name.resolve())
+        _adopt_records(files, name.resolve(), copies="changed" in force)
     shards = tuple(name.resolve() for name in names)
     steps = undo_steps(shards)
     if not steps:
-        raise RequestError(f"there is no edit of {path} to undo")
+        hint = "; for a copy of a file that was edited here, pass `force` 'changed'"
+        others = any(orphans(shard.parent) for shard in shards)
+        raise RequestError(f"there is no edit of {path} to undo{hint if others else ''}")
     for shard in {shard for step in steps for shard in step.paths}:
         if shard != path.resolve():
             check_guards(names[shards.index(shard)], force, instead="")
     restored: dict[Path, None] = {}
     undone, lost = 0, max(steps[0].first - 1, 0)
     while steps:
-        _undo_step(files, steps, force, progress)
+        try:
+            _undo_step(files, steps, force, progress)
+        except (GuardError, RequestError) as error:
+            if undone:
+                error.args = (f"undid {undone} of the edits, then: {error}",)
+            raise
         restored |= dict.fromkeys(steps[-1].paths)
         undone += steps[-1].edits
         steps = undo_steps(shards)
@@ -183,9 +217,7 @@ def _require_unchanged(files: FileLayer, one: Edited, force: Collection[str]) ->
         reason = difference(record, files, one.file)
         status = os.fstat(one.file.fileno())
     if reason is not None:
-        raise RequestError(
-            f"{path} was changed after the edit that could be undone: {reason}; nothing was undone"
-        )
+        raise RequestError(f"{path} was changed after the edit that could be undone: {reason}")
     if "changed" in force:
         return
     if record.new_mtime_ns is not None and not _same_time(status.st_mtime_ns, record.new_mtime_ns):
@@ -214,17 +246,22 @@ def _adopt_journals(files: FileLayer, shards: Iterable[Path]) -> None:
             _adopt_records(files, shard)
 
 
-def _adopt_records(files: FileLayer, path: Path) -> None:
-    """Find the records of a file that was renamed within its folder."""
+def _adopt_records(files: FileLayer, path: Path, *, copies: bool = True) -> None:
+    """Find the records of a file that was renamed within its folder; see `adopt`."""
     if not path.is_file() or not orphans(path.parent):
         return
     with storage("open", path), files.open(path, "rb") as file:
-        adopt(files, file, path)
+        adopt(files, file, path, copies=copies)
 
 
 def _open_locked(files: FileLayer, path: Path, stack: ExitStack) -> BinaryIO:
     with storage("repair", path):
-        file = stack.enter_context(files.open(path, "r+b"))
+        try:
+            file = stack.enter_context(open_to_edit(files, path))
+        except PermissionError:
+            with files.open(path, "rb") as reader:  # while somebody edits it, there is no need to
+                lock(reader, path, shared=True, files=files)
+            raise
     lock(file, path, files=files)
     return file
 
@@ -299,20 +336,3 @@ def _recovery(
     path: Path, action: Literal["committed", "rolled back", "cleared"], what: str
 ) -> Recovery:
     return Recovery(path=path, action=action, message=f"{path}: {what}")
-
-
-def _clear_remains(files: FileLayer, paths: Sequence[Path]) -> bool:
-    """Remove half-written files beside `paths`, unless another process is still writing them."""
-    cleared = False
-    for remaining in (one for path in paths for one in remains(path)):
-        # Not worth failing for: the directory may be read-only, or the writer alive.
-        with suppress(OSError, StorageError):
-            if not remaining.is_symlink() and remaining.is_file():
-                with files.open(remaining, "r+b") as file:
-                    lock(file, remaining, files=files)
-                    files.release(file)
-                    files.remove(remaining)
-                    cleared = True
-    with suppress(OSError, StorageError):
-        cleared |= settle(files, paths)
-    return cleared

@@ -21,9 +21,18 @@ from ggufrope.container.filesystem import (
     FileLayer,
     RefusedError,
     lock,
+    open_to_edit,
+    same_file,
     write_all,
 )
-from ggufrope.container.history import adopt, bound, forget, next_number, undo_steps
+from ggufrope.container.history import (
+    adopt,
+    bound,
+    forget,
+    next_number,
+    set_aside_stale,
+    undo_steps,
+)
 from ggufrope.container.journal import (
     Place,
     commit,
@@ -46,6 +55,7 @@ from ggufrope.container.planning import (
     next_plan,
     plan_store,
     require_no_journal,
+    require_room_for,
 )
 from ggufrope.container.record import Group
 from ggufrope.container.restore import Edited, restore, set_time
@@ -95,6 +105,7 @@ def execute(
     *,
     progress: Callable[[int, int], None] | None = None,
     verify_all: bool = False,
+    committing: Callable[[], None] | None = None,
     files: FileLayer = LOCAL,
 ) -> StoreReceipt:
     """Do what `plan` says; a failure leaves the old file as it was and nothing beside it.
@@ -102,9 +113,12 @@ def execute(
     Every edit is read back and compared: header and new bytes in full, copied tensor data by
     samples or with `verify_all` byte by byte. `progress` is called with (bytes done, bytes in all).
     Where the system refuses the plan's strategy after all, the next one is taken, and the receipt
-    names it.
+    names it. `committing` is called, perhaps twice, when all is done but the renames that make it
+    so: until then an interrupt undoes the edit.
     """
-    return execute_together((plan,), progress=progress, verify_all=verify_all, files=files)[0]
+    return execute_together(
+        (plan,), progress=progress, verify_all=verify_all, committing=committing, files=files
+    )[0]
 
 
 def execute_together(
@@ -112,56 +126,27 @@ def execute_together(
     *,
     progress: Callable[[int, int], None] | None = None,
     verify_all: bool = False,
+    committing: Callable[[], None] | None = None,
     files: FileLayer = LOCAL,
 ) -> tuple[StoreReceipt, ...]:
     """Do what `plans`, those of one model's files, say: all of it or, in place, nothing.
 
-    See `execute`. New files are written one after the other. Raises RequestError where several
-    files would be edited in place and one of them could not be restored.
+    See `execute`. New files get their names when all of them are written and verified. Raises
+    RequestError where several files would be edited in place and one of them could not be restored.
     """
-    if not all(plan.in_place for plan in plans):
-        return _write_copies(plans, progress, verify_all=verify_all, files=files)
     active = [plan for plan in plans if not _is_done(plan)]
     for plan in active:
-        if len(active) > 1 and not plan.undoable:
+        if len(active) > 1 and plan.in_place and not plan.undoable:
             raise RequestError(
                 f"{plan.source} is one of several files to edit, and too much of it would change "
                 "to be undone; write a copy (`output`) instead"
             )
-    return _execute(tuple(plans), progress, verify_all=verify_all, files=files)
-
-
-def _write_copies(
-    plans: Sequence[StorePlan],
-    progress: Progress | None,
-    *,
-    verify_all: bool,
-    files: FileLayer,
-) -> tuple[StoreReceipt, ...]:
-    """Write new files one after the other; where one fails, those before it are removed again."""
-    receipts: list[StoreReceipt] = []
-    try:
-        for plan in plans:
-            receipts += _execute((plan,), progress, verify_all=verify_all, files=files)
-    except BaseException:
-        for plan in plans[: len(receipts)]:
-            if not plan.edit.replaces:
-                with suppress(OSError):
-                    files.remove(plan.target)
-        raise
-    return tuple(receipts)
-
-
-def _execute(
-    plans: tuple[StorePlan, ...],
-    progress: Progress | None,
-    *,
-    verify_all: bool,
-    files: FileLayer,
-) -> tuple[StoreReceipt, ...]:
-    """Execute plans together, with the next strategy for each one whose own is refused."""
-    while True:
-        attempt = _Attempt(files=files, progress=progress, verify_all=verify_all)
+    plans = tuple(plans)
+    while True:  # with the next strategy for each one whose own is refused
+        require_room_for(plans, files)
+        attempt = _Attempt(
+            files=files, progress=progress, verify_all=verify_all, committing=committing
+        )
         try:
             headers = attempt.run(plans)
             break
@@ -220,6 +205,7 @@ class _Attempt:
     files: FileLayer
     progress: Progress | None
     verify_all: bool
+    committing: Callable[[], None] | None
 
     def run(self, plans: Sequence[StorePlan]) -> tuple[Header, ...]:
         """Return the headers of the results. Raises _RefusedPlanError with nothing changed."""
@@ -227,6 +213,7 @@ class _Attempt:
             sources = [self._open(plan, stack) for plan in plans]
             number = 0
             if plans[0].in_place:
+                set_aside_stale(self.files, _model_files(plans[0].target))
                 number = next_number(_model_files(plans[0].target))
             active = [plan for plan in plans if not _is_done(plan)]
             id_ = os.urandom(8).hex()
@@ -238,8 +225,13 @@ class _Attempt:
                         group = Group(id=id_, size=len(active), leader=plan is active[-1])
                     place = Place(number=number, group=group, inode=plan.edit.identity.inode)
                     edits[plan.target] = self._prepare(plan, source, place, stack)
-            # The leader, the file with the metadata, comes last in plans, and first in a journal.
-            headers = self._change(list(reversed(edits.values())))
+            for plan in plans:  # copying takes long, and others need not respect a lock
+                _require_unchanged(plan)
+            if plans[0].in_place:
+                # The leader, the file with the metadata, is last in plans, and first in a journal.
+                headers = self._change(list(reversed(edits.values())))
+            else:
+                headers = self._place_copies(list(edits.values()))
         if plans[0].in_place:
             # The edit is done: what cannot be merged now is tried again after the next one.
             with suppress(StorageError):
@@ -247,16 +239,17 @@ class _Attempt:
         return tuple(headers.get(plan.target, plan.edit.rewrite.source) for plan in plans)
 
     def _open(self, plan: StorePlan, stack: ExitStack) -> BinaryIO:
-        inside = plan.strategy in IN_PLACE
+        files = self.files
         with storage("open", plan.source):
-            source = stack.enter_context(self.files.open(plan.source, "r+b" if inside else "rb"))
+            inside = plan.strategy in IN_PLACE
+            opened = open_to_edit(files, plan.source) if inside else files.open(plan.source, "rb")
+            source = stack.enter_context(opened)
         copy = not plan.in_place
-        lock(source, plan.source, shared=copy, optional=copy, files=self.files)
-        if identity_of(plan.source) != plan.edit.identity:
-            raise StorageError(f"{plan.source} has changed since the edit was planned; try again")
+        lock(source, plan.source, shared=copy, optional=copy, files=files)
+        _require_unchanged(plan)
         if plan.in_place:
             require_no_journal(plan.source)
-            adopt(self.files, source, plan.source)
+            adopt(files, source, plan.source)
         return source
 
     def _prepare(
@@ -309,11 +302,14 @@ class _Attempt:
                 if edit.record is not None:
                     journaled.append(edit)
                     write_journal(files, edit.path, edit.record)
+            if len(journaled) < len(edits):  # no way leads back from what follows
+                self._announce_commit()
             for edit in edits:
                 if edit.partial is None:
                     headers[edit.path] = self._write(edit)
                 else:
                     headers[edit.path] = self._put_in_place(edit, edit.partial)
+            self._announce_commit()
             for edit in journaled:
                 if edit.record is not None:
                     commit(files, edit.path, edit.record)
@@ -322,6 +318,33 @@ class _Attempt:
                 self._take_back(journaled)
             raise
         return headers
+
+    def _place_copies(self, edits: Sequence[_OpenEdit]) -> dict[Path, Header]:
+        """Give new files their names; those of them that replace nothing go where one fails."""
+        headers: dict[Path, Header] = {}
+        self._announce_commit()
+        try:
+            for edit in edits:
+                if edit.partial is not None:
+                    headers[edit.path] = self._put_in_place(edit, edit.partial)
+        except BaseException as error:
+            placed = [edit for edit in edits if edit.path in headers or _has_name(edit)]
+            for edit in placed:
+                if not edit.plan.edit.replaces:
+                    with suppress(OSError):
+                        self.files.remove(edit.path)
+            if edits[0].plan.edit.replaces and 0 < len(placed) < len(edits):
+                names = ", ".join(edit.path.name for edit in placed)
+                raise StorageError(
+                    f"{error or 'interrupted'}; of the new files only {names} took the place of "
+                    "old ones, so the model is mixed: write it again"
+                ) from error
+            raise
+        return headers
+
+    def _announce_commit(self) -> None:
+        if self.committing is not None:
+            self.committing()
 
     def _write(self, edit: _OpenEdit) -> Header:
         """Write into the open file, verify it and return its new header."""
@@ -400,6 +423,19 @@ class _Attempt:
                 if edit.record is not None:
                     edited.append(Edited(path=edit.path, file=file, record=edit.record))
             restore(self.files, edited)
+
+
+def _has_name(edit: _OpenEdit) -> bool:
+    """Return whether the new file of an edit has its name already."""
+    with suppress(OSError, ValueError):  # on Windows the file is closed by then
+        return edit.partial is not None and same_file(edit.partial.file, edit.path)
+    return False
+
+
+def _require_unchanged(plan: StorePlan) -> None:
+    """Raise StorageError where the source is not the file that was planned for."""
+    if identity_of(plan.source) != plan.edit.identity:
+        raise StorageError(f"{plan.source} has changed since the edit was planned; try again")
 
 
 def _is_done(plan: StorePlan) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ggufrope.container.planning import require_room_for
 from ggufrope.container.remote import Place
 from ggufrope.container.shards import ModelFiles, distribute, open_model, sibling_paths
 from ggufrope.container.store import StorePlan, execute_together, plan_store
@@ -152,6 +153,7 @@ def plan_patch(
         )
         for shard, part, target_path in _files(model, edits, output)
     )
+    require_room_for(stores)
     return PatchPlan(
         model=model,
         target=target,
@@ -174,14 +176,28 @@ def plan_patch(
 
 
 def apply(
-    plan: PatchPlan, *, hash_weights: bool = False, progress: Progress | None = None
+    plan: PatchPlan,
+    *,
+    hash_weights: bool = False,
+    verify_all: bool = False,
+    progress: Progress | None = None,
+    committing: Callable[[], None] | None = None,
 ) -> PatchReceipt:
     """Write `plan`; the result is read back and compared before it replaces anything.
+
+    With `verify_all` all tensor data is compared with the source, not samples of it; with
+    `hash_weights` too, and the receipt has its digest. `committing` is called before the edit takes
+    effect: from then on an interrupt does not undo it.
 
     Several files of a split model are changed in place as one: all of them or none. Raises
     StorageError or GuardError, with the old files as they were.
     """
-    receipts = execute_together(plan.stores, progress=progress)
+    receipts = execute_together(
+        plan.stores,
+        progress=progress,
+        verify_all=verify_all or hash_weights,
+        committing=committing,
+    )
     stored = receipts[-1]
     return PatchReceipt(
         path=stored.path,

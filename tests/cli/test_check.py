@@ -461,3 +461,18 @@ def test_a_hundred_files_take_seconds(cli: Call, tmp_path: Path) -> None:
         shutil.copy(first, tmp_path / f"{number}.gguf")
     outcome = cli("check", tmp_path)
     assert outcome.out.endswith("100 files: 0 errors, 0 warnings\n")
+
+
+def test_what_is_read_is_not_written_over(cli: Call, folder: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, None)
+    broken, text = folder / "broken.gguf", tmp_path / "r"
+    broken.write_bytes(b"nothing")
+    before = {path: path.read_bytes() for path in (config, broken, folder / "good.gguf")}
+    for name in before:
+        outcome = cli("check", folder, "--config", config, "--sarif", text, "--md", name)
+        assert outcome.code == 2
+        assert f"--md {name}: a file that is read too" in outcome.err
+    assert {path: path.read_bytes() for path in before} == before
+    outcome = cli("check", folder, "--md", text, "--junit", text)
+    assert (outcome.code, text.exists()) == (2, False)
+    assert f"--junit {text}: the file of --md too" in outcome.err

@@ -7,13 +7,14 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ggufrope_cli.errors import run
+from ggufrope_cli.errors import run, stoppable
 from ggufrope_cli.output import MARKS
 
 from ggufrope.container.reader import read_header
@@ -162,3 +163,16 @@ def test_ctrl_c_while_the_command_line_is_loaded_is_one_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "ggufrope: interrupted\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
+def test_a_signal_after_the_last_step_interrupts_nothing() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    with stoppable() as commit:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        commit()
+        for number in numbers:
+            signal.raise_signal(number)
+    assert [signal.getsignal(number) for number in numbers] == before

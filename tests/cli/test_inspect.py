@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
 
 from fixtures.make import build
 from ggufrope._format import byte_size
+from ggufrope.container.filesystem import lock
 from ggufrope.container.reader import read_header
 from tests.cli.conftest import Call
 from tests.container.writer import STRING, Model, Tensor
@@ -248,3 +250,16 @@ def test_an_architecture_in_no_table_is_patched_with_a_warning(cli: Call, tmp_pa
     measured = cli("probe", output)
     assert measured.code == 5
     assert "unknown model architecture: 'llxma'" in measured.err
+
+
+def test_a_reader_waits_for_an_edit(cli: Call, llama: Path) -> None:
+    """The editor ends without a result: its journal is repaired when it lets go."""
+    journal = llama.with_name(f".{llama.name}.ggufrope-journal")
+    assert cli("patch", llama, "--in-place", "--scaling", "none", "--reserve", "4KiB").code == 0
+    llama.with_name(f".{llama.name}.ggufrope-undo-000001").rename(journal)
+    with llama.open("rb") as held:
+        lock(held, llama)
+        Timer(0.3, held.close).start()
+        outcome = cli("inspect", llama)
+    assert outcome.code == 0
+    assert "committed it" in outcome.err

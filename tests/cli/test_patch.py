@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import typer.main
 from ggufrope_cli.app import build as build_app
@@ -321,3 +322,30 @@ def test_sections_of_a_config_that_no_patch_writes_are_named(
     words = ("patch", llama, "-o", tmp_path / "o.gguf", "--from-config", config, "--dry-run")
     (note,) = cli(*words, "--json").json["notes"]
     assert note.startswith("not carried over: mrope_section [16, 24, 24]")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("-o", "absent/"), "-o absent/: a folder; name a file in it"),
+        (("-o", "-"), "-o -: name a file"),
+        (("-o", "o", "--dry-run", "--hash-weights"), "--hash-weights: a dry run writes nothing"),
+    ],
+)
+def test_what_cannot_be_meant_is_not_written(
+    cli: Call, llama: Path, words: tuple[str, ...], says: str
+) -> None:
+    outcome = cli("patch", llama, *YARN, *words)
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_factors_on_a_full_disk_leave_no_file(cli: Call, tmp_path: Path, small_disk: Path) -> None:
+    model = tmp_path / "f.gguf"
+    build("llama", model, factors={"rope_freqs.weight": np.linspace(1, 8, 16)})
+    (small_disk / "full").write_bytes(bytes(1 << 16))
+    outcome = cli("factors", model, "--export", small_disk / "f.json")
+    assert outcome.code == 3
+    assert "No space left" in outcome.err
+    assert [each.name for each in small_disk.iterdir()] == ["full"]

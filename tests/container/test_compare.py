@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ggufrope.container.compare import diff, tensor_digests, verify, weights_digest
 from ggufrope.container.reader import read_header
-from tests.container.writer import Tensor, small_model
+from ggufrope.container.shards import open_model
+from tests.container.test_shards import split
+from tests.container.writer import Model, Tensor, small_model
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.container.writer import Model
 
 
 @pytest.fixture
@@ -85,6 +85,76 @@ def test_verify_finds_a_flipped_bit(pair: tuple[Path, Path]) -> None:
     assert (result.only_old, result.only_new) == (("token_embd.weight",), ("more",))
     assert result.old["output_norm.weight"] == hashlib.sha256(bytes(range(200, 216))).hexdigest()
     assert calls[-1] == (136, 136)
+
+
+def test_the_same_bytes_of_another_form_differ(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    data = bytes(range(256)) * 2
+    other_shape, other_type = Tensor("t", (16, 8), data), Tensor("t", (8, 16), data, 26)
+    single = Tensor("t", (512,), data, 24)
+    for one, other, order, same in (
+        (Tensor("t", (8, 16), data), other_shape, "<", False),
+        (Tensor("t", (8, 16), data), other_type, "<", False),
+        (other_shape, other_shape, ">", False),
+        (single, single, ">", True),
+    ):
+        write(a, Model(tensors=[one]))
+        write(b, Model(tensors=[other], order=order))
+        found = verify(a, b)
+        assert (found.differing == (), found.other_form == ()) == (same, same)
+        assert found.old == found.new
+
+
+def test_a_split_model_is_one(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = split(folder)
+    later = folder / "m-00002-of-00003.gguf"
+    later.write_bytes(later.read_bytes()[:-1] + b"!")
+    assert verify(first, other).differing == ("t11",)
+    shards = open_model(first)
+    single = tmp_path / "single.gguf"
+    tensors = [Tensor(t.name, t.shape, bytes([int(t.name[1]), int(t.name[2])] * 16))
+               for t in shards.tensors]  # fmt: skip
+    write(single, Model(metadata=[("llama.context_length", 4, 2048)], tensors=tensors))
+    found = verify(first, single)
+    assert (found.differing, found.only_old, found.only_new) == ((), (), ())
+    difference = diff(first, single)
+    assert difference.tensors == ()
+    assert [each.key for each in difference.keys] == [
+        "split.no",
+        "split.count",
+        "split.tensors.count",
+    ]
+
+
+def test_a_difference_says_where_it_is(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    records: tuple[tuple[Any, Any, int | None, Any], ...] = (
+        ((4, 5), (10, 5), None, (None, None)),
+        ((8, "x" * 900 + "a"), (8, "x" * 900 + "b"), 900, ("a", "b")),
+        ((8, "x"), (8, "xy"), 1, (None, "y")),
+        ((9, (8, ["a", "b"])), (9, (8, ["a", "c"])), 1, ("b", "c")),
+        ((9, (6, [0.0, 1.0])), (9, (6, [-0.0, 1.0])), 0, (0.0, -0.0)),
+        ((9, (6, [0.0])), (9, (12, [0.0])), None, (None, None)),
+    )
+    for old, new, at, items in records:
+        write(a, Model(metadata=[("k", *old)]))
+        write(b, Model(metadata=[("k", *new)]))
+        (found,) = diff(a, b).keys
+        assert (found.at, found.items) == (at, items)
+
+
+def test_every_byte_but_0_is_true(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    write(a, Model(metadata=[("k", 7, True), ("many", 9, (7, [True, False]))]))
+    data = a.read_bytes()
+    scalar = data.index(b"\x01", data.index(b"k\x07"))
+    first = data.rindex(b"\x01\x00", 0, data.index(b"many") + 40)
+    b.write_bytes(data[:scalar] + b"\xff" + data[scalar + 1 : first] + b"\x02" + data[first + 1 :])
+    assert b.read_bytes() != data
+    assert diff(a, b).keys == ()
 
 
 def test_the_weights_digest_is_of_weights_alone(pair: tuple[Path, Path]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ggufrope.container.filesystem import FileLayer
 from ggufrope.container.guards import check_guards, find_guards
 from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import recover, undo
@@ -87,6 +88,9 @@ def test_hard_link(tmp_path: Path) -> None:
     (tmp_path / "other.gguf").hardlink_to(path)
     assert names(path) == ["hard-link"]
     refused(path, "hard-link")
+    message = find_guards(path)[0].message
+    assert "inside the file changes them all" in message
+    assert "a new file in its place (strategies clone and stream) this one alone" in message
     edit(path, "hard-link")
     assert read_header(tmp_path / "other.gguf").get("llama.context_length") == 4096
 
@@ -260,12 +264,19 @@ def test_only_attributes_of_users_are_copied(tmp_path: Path) -> None:
 
 
 def test_an_output_that_is_no_file_is_never_replaced(tmp_path: Path) -> None:
-    path, output = model(tmp_path / "m.gguf"), tmp_path / "pipe"
-    os.mkfifo(output)
-    for force in ((), ("exists",)):
-        with pytest.raises(StorageError, match="is a device, pipe or socket"):
-            plan_store(path, plan_rewrite(read_header(path), EDITS), output=output, force=force)
-    assert output.is_fifo()
+    path, pipe, link = model(tmp_path / "m.gguf"), tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    stdout = tmp_path / "stdout"
+    stdout.symlink_to("/dev/stdout")
+    rewrite = plan_rewrite(read_header(path), EDITS)
+    for output in (pipe, link, stdout):
+        for force in ((), ("exists",)):
+            with pytest.raises(StorageError, match="is a device, pipe or socket"):
+                plan_store(path, rewrite, output=output, force=force)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert stdout.is_symlink()
 
 
 def test_an_interrupted_edit_blocks_the_next(tmp_path: Path) -> None:
@@ -280,3 +291,16 @@ def test_an_interrupted_edit_blocks_the_next(tmp_path: Path) -> None:
     assert recovery.action == "committed"
     assert str(path) in recovery.message
     plan_store(path, rewrite)
+
+
+def test_what_a_crash_left_of_a_copy_makes_room_for_the_next(tmp_path: Path) -> None:
+    path, output = model(tmp_path / "m.gguf"), tmp_path / "o.gguf"
+    partial = tmp_path / ".o.gguf.ggufrope-partial-0123456789abcdef"
+    partial.write_bytes(b"half a model")
+
+    class Full(FileLayer):
+        def free_bytes(self, path: Path) -> int:
+            return 0 if partial.exists() else 1 << 30
+
+    plan_store(path, plan_rewrite(read_header(path), EDITS), output=output, files=Full())
+    assert not partial.exists()

@@ -14,6 +14,7 @@ import pytest
 from ggufrope.container import history
 from ggufrope.container.history import KEPT_RECORDS
 from ggufrope.container.reader import read_header
+from ggufrope.container.record import decode_record, encode_record
 from ggufrope.container.recovery import recover, undo
 from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
@@ -219,6 +220,62 @@ def test_records_of_another_model_are_left_alone(path: Path) -> None:
     with pytest.raises(RequestError, match="no edit of"):
         back(path.with_name("other.gguf"))
     assert len(records(path)) == 1
+
+
+def test_records_of_a_file_that_was_replaced_promise_nothing(path: Path) -> None:
+    original = path.read_bytes()
+    edit(path, context(3000))
+    edit(path, context(4000))
+    moved = path.rename(path.with_name("moved.gguf"))
+    path.write_bytes(blocky_model().encoded() + b"another")
+    other = path.read_bytes()
+    assert edit(path, context(5000)).undo_steps == 1
+    assert back(path, everything=True) == 0
+    assert path.read_bytes() == other
+    assert back(moved, everything=True) == 0
+    assert moved.read_bytes() == original
+    assert records(path) == []
+
+
+def test_an_undo_that_stops_says_how_far_it_came(path: Path) -> None:
+    edit(path, context(3000))
+    path.write_bytes(blocky_model().encoded() + b"another")
+    edit(path, context(5000))
+    newest, aside = records(path)
+    path.with_name(newest).rename(path.with_name(newest.replace("000001", "000002")))
+    path.with_name(aside).rename(path.with_name(f".{path.name}.ggufrope-undo-000001"))
+    number_2(path)
+    with pytest.raises(RequestError, match=r"undid 1 of the edits, then: .*it has .* bytes"):
+        back(path, everything=True)
+
+
+def number_2(path: Path) -> None:
+    """Give the record of that name the number 2."""
+    name = path.with_name(f".{path.name}.ggufrope-undo-000002")
+    record = replace(decode_record(name.read_bytes()), number=2, first=2)
+    name.write_bytes(encode_record(record))
+
+
+def test_a_copy_does_not_take_the_records_of_the_file_that_was_edited(path: Path) -> None:
+    original = path.read_bytes()
+    edit(path, context(3000))
+    edited = path.rename(path.with_name("c.gguf"))
+    copy = path.with_name("b.gguf")
+    shutil.copy2(edited, copy)
+    for force in ((), ("changed",)):
+        with pytest.raises(RequestError, match=r"no edit of .* for a copy of a file that was"):
+            back(copy, *force)
+    assert back(edited) == 0
+    assert edited.read_bytes() == original
+
+    edit(edited, context(3000))  # and where the file that was edited is gone
+    shutil.copy2(edited, copy)
+    edited.unlink()
+    with pytest.raises(RequestError, match="for a copy of a file"):
+        back(copy)
+    assert records(path) == [".c.gguf.ggufrope-undo-000001"]
+    assert back(copy, "changed") == 0
+    assert copy.read_bytes() == original
 
 
 def test_a_model_renamed_in_the_middle_of_an_edit_is_repaired(path: Path) -> None:

@@ -6,13 +6,14 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 
 from ggufrope.container import reader
-from ggufrope.container.filesystem import lock
+from ggufrope.container.filesystem import BusyError, Mode, lock
 from ggufrope.container.reader import parse_header, read_header
 from ggufrope.container.recovery import recover, undo
 from ggufrope.container.store import execute, plan_store
@@ -109,6 +110,88 @@ def test_a_file_that_was_replaced_before_it_was_locked_is_not_edited(path: Path)
         other.replace(path)
         with pytest.raises(StorageError, match="replaced a moment ago"):
             lock(file, path)
+
+
+def test_a_reader_leaves_what_an_editor_is_writing(path: Path) -> None:
+    """Also where it looks before that is locked."""
+
+    class Watched(CapableFiles):
+        created = 0
+
+        def create(self, path: Path) -> BinaryIO:
+            file = super().create(path)
+            self.created += 1
+            if self.created in (1, 3):
+                recover(model)
+            return file
+
+        def write(self, file: BinaryIO, offset: int, data: bytes | memoryview) -> int:
+            with suppress(BusyError):
+                recover(model)
+            return super().write(file, offset, data)
+
+    model = path
+    for strategy, created in ((Strategy.OVERWRITE, 2), (Strategy.STREAM, 4)):
+        files = Watched()
+        rewrite = plan_rewrite(read_header(path), EDITS)
+        made = plan_store(path, rewrite, strategy=strategy, force={"in-use"}, files=files)
+        execute(made, files=files)
+        assert files.created == created
+        undo(path, force={"in-use"})
+
+
+def test_a_recovery_waits_for_an_edit(path: Path) -> None:
+    class Busy(CapableFiles):
+        left = 3
+
+        def try_lock(self, file: BinaryIO, *, shared: bool) -> bool:
+            self.left -= 1
+            return self.left < 0 and super().try_lock(file, shared=shared)
+
+    execute(plan_store(path, plan_rewrite(read_header(path), EDITS), force={"in-use"}))
+    record = path.with_name(".m.gguf.ggufrope-undo-000001")
+    record.rename(path.with_name(".m.gguf.ggufrope-journal"))
+    with pytest.raises(StorageError, match="is being edited"):
+        recover(path, files=Busy())
+    recovery = recover(path, patience=60, files=Busy())
+    assert recovery is not None
+    assert recovery.action == "committed"
+
+
+def test_who_may_only_read_waits_too(path: Path) -> None:
+    class Reading(CapableFiles):
+        def open(self, path: Path, mode: Mode) -> BinaryIO:
+            if mode == "r+b":
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return super().open(path, mode)
+
+    path.with_name(".m.gguf.ggufrope-journal").write_bytes(b"in progress")
+    with path.open("rb") as held:
+        lock(held, path)
+        with pytest.raises(BusyError):
+            recover(path, files=Reading())
+    with pytest.raises(StorageError, match=r"cannot repair .*Permission denied"):
+        recover(path, files=Reading())
+
+
+@pytest.mark.parametrize("strategy", [Strategy.OVERWRITE, Strategy.STREAM])
+def test_a_read_only_file_is_edited_and_undone_by_its_owner(path: Path, strategy: Strategy) -> None:
+    """Who is root may write to any file, and sees none of this."""
+
+    class Owner(CapableFiles):
+        def open(self, path: Path, mode: Mode) -> BinaryIO:
+            if mode == "r+b" and not path.stat().st_mode & 0o200:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return super().open(path, mode)
+
+    old = path.read_bytes()
+    path.chmod(0o444)
+    force, files = {"in-use", "read-only"}, Owner()
+    rewrite = plan_rewrite(read_header(path), EDITS)
+    execute(plan_store(path, rewrite, strategy=strategy, force=force, files=files), files=files)
+    assert read_header(path).get("llama.context_length") == 4096
+    undo(path, force=force, files=files)
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (old, 0o444)
 
 
 def test_the_package_is_imported_where_there_is_no_fcntl(path: Path) -> None:

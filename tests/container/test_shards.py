@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 
@@ -333,17 +334,8 @@ def test_a_copy_of_a_split_model_is_whole_or_absent(tmp_path: Path) -> None:
     before = contents(tmp_path)
     finished = 0
     for at in range(100):
-        plans = [
-            plan_store(
-                shard.path,
-                plan_rewrite(shard.header, Edits()),
-                output=tmp_path / shard.path.name.replace("m-", "o-"),
-            )
-            for shard in reversed(open_model(first).shards)
-        ]
-        files = FaultyFiles("fail", at)
         try:
-            execute_together(plans, files=files)
+            execute_together(copies(first), files=FaultyFiles("fail", at))
         except StorageError:
             assert contents(tmp_path) == before
         else:
@@ -351,6 +343,68 @@ def test_a_copy_of_a_split_model_is_whole_or_absent(tmp_path: Path) -> None:
             break
     assert finished > 15
     assert len(contents(tmp_path)) == 6
+
+
+def test_a_copy_in_place_of_another_is_whole_before_the_first_file_goes(tmp_path: Path) -> None:
+    first = split(tmp_path)
+    for path in sorted(tmp_path.glob("m-*.gguf")):
+        path.with_name(path.name.replace("m-", "o-")).write_bytes(path.read_bytes() + b"old")
+    before = contents(tmp_path)
+    finished = mixed = 0
+    for at in range(100):
+        try:
+            execute_together(copies(first, "exists"), files=FaultyFiles("fail", at))
+        except StorageError as error:
+            if "the model is mixed" in str(error):
+                mixed += 1
+                for name in before:
+                    (tmp_path / name).write_bytes(before[name])
+            elif contents(tmp_path) != before:  # all were there: the last name was not synced
+                assert not any(data.endswith(b"old") for data in contents(tmp_path).values())
+            assert contents(tmp_path).keys() == before.keys()
+        else:
+            finished = at
+            break
+    assert finished > 15
+    assert mixed <= 4  # where a rename itself fails
+
+
+def test_a_source_that_changes_while_it_is_copied(tmp_path: Path) -> None:
+    class Changing(CapableFiles):
+        def copy(self, source: BinaryIO, *rest: Any) -> int:
+            os.utime(source.name, ns=(0, 0))  # as whoever wrote to it
+            return super().copy(source, *rest)
+
+    first = split(tmp_path)
+    with pytest.raises(StorageError, match="has changed since"):
+        execute_together(copies(first), files=Changing())
+    assert sorted(contents(tmp_path)) == [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+
+
+def test_the_files_of_a_copy_need_room_together(tmp_path: Path) -> None:
+    plans = copies(split(tmp_path))
+    most = max(plan.bytes_needed for plan in plans)
+
+    class Small(CapableFiles):
+        def free_bytes(self, path: Path) -> int:
+            return most
+
+    with pytest.raises(StorageError, match=f"{most} bytes free, the edit needs"):
+        execute_together(plans, files=Small())
+    assert len(contents(tmp_path)) == 3
+
+
+def copies(first: Path, *force: str) -> list[StorePlan]:
+    """Plan a copy of a split model, as o-*.gguf."""
+    return [
+        plan_store(
+            shard.path,
+            plan_rewrite(shard.header, Edits()),
+            output=first.with_name(shard.path.name.replace("m-", "o-")),
+            force=force,
+        )
+        for shard in reversed(open_model(first).shards)
+    ]
 
 
 def planned(first: Path, strategies: tuple[str | None, str | None]) -> list[StorePlan]:

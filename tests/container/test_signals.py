@@ -14,6 +14,7 @@ from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import recover, undo
 from ggufrope.container.shards import distribute, open_model
 from ggufrope.container.store import execute, execute_together, plan_store
+from ggufrope.container.strategies import Strategy
 from ggufrope.container.writer import plan_rewrite
 from tests.container.edits import CASES, Case, plan, prepare
 from tests.container.faults import CapableFiles, FaultyFiles
@@ -70,6 +71,47 @@ def test_an_edit_is_undone_at_once(case: Case, tmp_path: Path) -> None:
         if not files.struck:
             break
     assert finished > 8
+
+
+@pytest.mark.parametrize("where", ["in place", "replaced", "copy"])
+def test_what_is_interrupted_is_not_done(tmp_path: Path, where: str) -> None:
+    """From the commit on, signals are ignored, and the result is there."""
+    path, output = tmp_path / "m.gguf", tmp_path / "o.gguf"
+    old = prepare(path, CASES[0])
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def ignore() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    interrupted = late = 0
+    for at in count():
+        files = SignaledFiles(at)
+        made = plan_store(
+            path,
+            plan_rewrite(read_header(path), CASES[0].edits),
+            output=output if where == "copy" else None,
+            strategy=Strategy.STREAM if where == "replaced" else None,
+            force=FORCE,
+        )
+        try:
+            execute(made, committing=ignore, files=files)
+        except KeyboardInterrupt:
+            interrupted += 1
+            assert sorted(tmp_path.iterdir()) == [path], at
+        else:
+            late += files.struck
+            assert read_header(made.target).get("llama.context_length") == 8192
+            if where == "copy":
+                output.unlink()
+            else:
+                undo(path, force=FORCE)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        assert path.read_bytes() == old, at
+        if not files.struck:
+            break
+    assert interrupted > 4
+    assert late > 0
 
 
 @pytest.mark.parametrize("what", ["edit", "undo"])

@@ -231,8 +231,18 @@ def test_an_impossible_strategy_is_refused_with_the_reason(tmp_path: Path) -> No
     with pytest.raises(RequestError, match=r"'overwrite' cannot store .* the header needs"):
         plan(path, case, CapableFiles())
     rewrite = plan_rewrite(read_header(path), Edits())
-    with pytest.raises(RequestError, match="only a copy makes a new file"):
-        plan_store(path, rewrite, output=tmp_path / "o.gguf", strategy=Strategy.GROW)
+    with pytest.raises(RequestError, match=r"'grow' cannot .*: as a new file, clone or stream can"):
+        plan_store(
+            path,
+            rewrite,
+            output=tmp_path / "o.gguf",
+            strategy=Strategy.GROW,
+            files=CapableFiles(),
+        )
+    prepare(path, CASES[0])
+    same_size = Case("", CASES[0].edits, Strategy.RESERVE, requested=True)
+    with pytest.raises(RequestError, match=r"'reserve' cannot .*: in place, overwrite or .* can"):
+        plan(path, same_size, CapableFiles())
 
 
 @pytest.mark.parametrize("name", ["reserved", "tensor appended", "last tensor goes"])

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from fixtures.make import build
+from ggufrope.container.filesystem import FileLayer
 from ggufrope.container.reader import read_header
 from ggufrope.container.recovery import undo
 from ggufrope.container.store import execute, plan_store
 from ggufrope.container.strategies import Strategy
 from ggufrope.container.types import Edits, TypedValue, ValueType
 from ggufrope.container.writer import plan_rewrite
-from ggufrope.errors import GuardError, RequestError
+from ggufrope.errors import GuardError, RequestError, StorageError
 from ggufrope.patching.inspection import inspect, read_model
 from ggufrope.patching.plan import apply, plan_patch
 from ggufrope.patching.request import ScalingRequest
@@ -51,6 +52,27 @@ def test_a_copy_differs_in_the_planned_keys_alone(llama: Path, tmp_path: Path) -
     assert after["llama.rope.scaling.original_context_length"] == 512
     assert after["llama.context_length"] == 2048
     assert weights(out) == weights(llama)
+
+
+def test_with_its_digest_every_byte_of_a_copy_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = FileLayer.copy
+
+    def flawed(files: FileLayer, *where: Any) -> int:
+        """Copy, and change a byte between two samples of the comparison."""
+        copied = copy(files, *where)
+        target, offset = where[-2:]
+        if copied > 1 << 19:
+            files.write(target, offset + 6000, b"!")
+        return copied
+
+    monkeypatch.setattr(FileLayer, "copy", flawed)
+    llama = build("llama", tmp_path / "llama.gguf", width=256, hidden=512)[0]
+    plan = plan_patch(llama, YARN, output=tmp_path / "out.gguf", strategy=Strategy.STREAM)
+    with pytest.raises(StorageError, match=r"bytes at \d+ differ from the plan"):
+        apply(plan, hash_weights=True)
+    apply(plan)
 
 
 def test_edits_show_old_and_new(llama: Path) -> None:
