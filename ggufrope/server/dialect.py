@@ -136,6 +136,11 @@ def part(body: Any, *keys: str | int) -> Any:
     return body
 
 
+def items(found: Any) -> list[Any]:
+    """Return a list from the JSON of a server, an empty one where it is none."""
+    return found if isinstance(found, list) else []
+
+
 def required(found: Any, what: str, kind: type, where: str) -> Any:
     """Return a part of an answer. Raises ServerError where it is not of its kind."""
     if not isinstance(found, kind):

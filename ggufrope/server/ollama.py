@@ -17,6 +17,7 @@ from ggufrope.server.dialect import (
     OnTokens,
     Prompt,
     ServerInfo,
+    items,
     number,
     part,
     required,
@@ -53,7 +54,7 @@ class Ollama:
         facts = facts if isinstance(facts, dict) else {}
         architecture = text(facts.get("general.architecture")) or ""
         self.chats = str(part(shown, "template") or "").strip() not in _NO_TEMPLATE
-        self._thinks = "thinking" in (part(shown, "capabilities") or ())
+        self._thinks = "thinking" in items(part(shown, "capabilities"))
         rope = f"{architecture}.rope."
         return ServerInfo(
             dialect="Ollama",
@@ -79,10 +80,9 @@ class Ollama:
         return text(part(self._entry("/api/tags"), "digest"))
 
     def _entry(self, path: str) -> Any:
-        found = part(self._client.get(path), "models")
+        found = items(part(self._client.get(path), "models"))
         names = (self._name, f"{self._name}:latest")
-        named = found if isinstance(found, list) else []
-        return next((one for one in named if part(one, "name") in names), None)
+        return next((one for one in found if part(one, "name") in names), None)
 
     def tokenize(self, text: str, *, beginning: bool, special: bool) -> list[int]:
         """Raise ServerError: Ollama has no tokenizer."""

@@ -9,6 +9,7 @@ token; what the server tells only says where to look first.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -361,7 +362,7 @@ class _Measurement:
         """Return the path, the scaling and the context of the file that the server tells, where it
         is on this machine."""
         path = self._path()
-        if path is None or not path.is_file():
+        if path is None or not os.path.isfile(path):  # noqa: PTH113 (a server's name may be none)
             return None, None, None
         try:
             metadata = read_metadata(read_header(path))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from contextlib import suppress
+from itertools import count, pairwise
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ggufrope.errors import RequestError
+from ggufrope.backends.served import open_server
+from ggufrope.backends.settings import RuntimeSettings
+from ggufrope.errors import GgufRopeError, RequestError
 from ggufrope.evals.multikey import MULTIKEY
 from ggufrope.evals.needle import NEEDLE
 from ggufrope.evals.results import CellResult
@@ -19,7 +24,7 @@ from ggufrope.runtime.fake import FakeContext
 from ggufrope.server.client import ServerError
 from ggufrope.server.model import ServerModel
 from tests.evals.bench import cells_of
-from tests.server.standin import Kind, StandIn
+from tests.server.standin import ADDRESS, Kind, StandIn
 
 KINDS: tuple[Kind, ...] = (*("llama-server", "Ollama", "KoboldCpp", "LM Studio", "vLLM", "OpenAI"),)
 
@@ -181,10 +186,6 @@ def test_slots_are_used_side_by_side_and_the_order_stays() -> None:
 
 @pytest.mark.parametrize("kind", ["Ollama", "OpenAI", "LM Studio"])
 def test_a_model_that_is_not_there_is_an_error_that_lists_those_that_are(kind: Kind) -> None:
-    from ggufrope.backends.served import open_server
-    from ggufrope.backends.settings import RuntimeSettings
-    from tests.server.standin import ADDRESS
-
     with pytest.raises(RequestError, match="has no model 'tinny'; did you mean 'tiny"):
         open_server(
             RuntimeSettings(server=ADDRESS),
@@ -212,10 +213,67 @@ def test_a_model_that_thinks_to_the_end_has_no_score() -> None:
     assert "still thinking" in (result.reason or "")
 
 
+Json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["id", "name", "logprob", "content", "message", "error"]), inner
+        )
+    ),
+    max_leaves=6,
+)
+
+
+def spoiled(found: Any, data: st.DataObject) -> Any:
+    """What a server sends, with anything in the place of a part of it."""
+    if not isinstance(found, dict | list) or not found or data.draw(st.booleans()):
+        return data.draw(Json)
+    copy: Any = found.copy()
+    at = data.draw(st.sampled_from(sorted(copy) if isinstance(copy, dict) else range(len(copy))))
+    copy[at] = spoiled(copy[at], data)
+    return copy
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from(KINDS), first=st.integers(0, 12), data=st.data())
+def test_whatever_json_a_server_sends_ends_in_an_error_of_ours(
+    kind: Kind, first: int, data: st.DataObject
+) -> None:
+    server, answers = StandIn(kind, n_ctx=700), count()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        honest = server(request)
+        if not honest.is_success or next(answers) < first:
+            return honest
+        if not honest.text.startswith("data: "):
+            return httpx.Response(200, text=json.dumps(spoiled(honest.json(), data)))
+        events = [json.loads(line[6:]) for line in honest.text.split("\n\n") if line]
+        lines = (json.dumps(event) for event in [*events[:-1], spoiled(events[-1], data)])
+        return httpx.Response(200, text="".join(f"data: {line}\n\n" for line in lines))
+
+    with suppress(GgufRopeError):
+        opened = open_server(RuntimeSettings(server=ADDRESS), transport=httpx.MockTransport(answer))
+        at(opened, NEEDLE, 512, depths=1, samples=1)
+
+
+@pytest.mark.parametrize("models", [[], [{}], [{"id": None}], [{"id": 5}], 5, None])
+def test_a_server_without_a_model_that_can_be_named_says_so(models: Any) -> None:
+    for kind, path in (("OpenAI", "/v1/models"), ("LM Studio", "/api/v0/models")):
+        server = StandIn(kind)  # type: ignore[arg-type]
+        server.tells[path] = lambda request: httpx.Response(200, json={"data": models})
+        with pytest.raises(ServerError, match=r"names no model|no known API"):
+            server.open()
+
+
 def test_an_unknown_server_is_refused() -> None:
     nothing = httpx.MockTransport(lambda request: httpx.Response(404, text="no"))
-    from ggufrope.backends.served import open_server
-    from ggufrope.backends.settings import RuntimeSettings
-
     with pytest.raises(ServerError, match="no known API"):
-        open_server(RuntimeSettings(server="http://a.test"), transport=nothing)
+        open_server(RuntimeSettings(server=ADDRESS), transport=nothing)
+
+
+def test_the_refusal_of_an_unknown_server_has_its_address_once() -> None:
+    failing = httpx.MockTransport(lambda request: httpx.Response(500, text="no"))
+    with pytest.raises(ServerError) as caught:
+        open_server(RuntimeSettings(server=ADDRESS), transport=failing)
+    assert str(caught.value).count(ADDRESS) == 1
