@@ -23,7 +23,7 @@ from ggufrope.server.dialect import (
     required,
     text,
 )
-from ggufrope.server.openai import thoughtless
+from ggufrope.server.openai import spoken
 
 if TYPE_CHECKING:
     from ggufrope.server.client import Client
@@ -112,8 +112,8 @@ class Ollama:
         more = {"think": False} if self._thinks else {}
         answer = self._post("/api/chat", max_tokens, messages=messages, **more)
         message = required(part(answer, "message"), "message", dict, "/api/chat")
-        said = thoughtless(message.get("content"), message.get("thinking"), "/api/chat")
-        return self._answer(answer, said)
+        finish = text(part(answer, "done_reason"))
+        return spoken(message, finish, self._answer(answer, ""), "/api/chat")
 
     def _post(self, path: str, max_tokens: int, **body: Any) -> Any:
         options: dict[str, Any] = {**_GREEDY, "num_predict": max_tokens}

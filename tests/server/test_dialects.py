@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from itertools import count, pairwise
 from typing import Any
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 from ggufrope.backends.served import open_server
 from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.errors import GgufRopeError, RequestError
+from ggufrope.evals.formats import prompt_format
 from ggufrope.evals.multikey import MULTIKEY
 from ggufrope.evals.needle import NEEDLE
 from ggufrope.evals.results import CellResult
 from ggufrope.evals.ruler.task import RULER
 from ggufrope.evals.task import RulerSettings, Task, TaskRequest, TaskSettings
+from ggufrope.lm import Branch
 from ggufrope.runtime.fake import FakeContext
 from ggufrope.server.client import ServerError
 from ggufrope.server.model import ServerModel
@@ -202,15 +205,101 @@ def test_of_several_models_one_must_be_named() -> None:
         server.open()
 
 
-def test_a_model_that_thinks_to_the_end_has_no_score() -> None:
+def saying(message: Any, finish: str | None = None) -> ServerModel:
+    """A server whose chat always says the same."""
     server = StandIn("OpenAI")
-    thought = {"message": {"content": None, "reasoning_content": "hm"}}
+    choice = {"message": message, "finish_reason": finish}
     server.tells["/v1/chat/completions"] = lambda request: httpx.Response(
-        200, json={"choices": [thought], "usage": {"prompt_tokens": 500}}
+        200, json={"choices": [choice], "usage": {"prompt_tokens": 500}}
     )
-    (result,) = at(server.open(), NEEDLE, 512, depths=1, samples=1)
+    return server.open()
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "reason"),
+    [
+        ({"content": None, "reasoning_content": "hm"}, None, "still thinking"),
+        ({"content": "", "reasoning": "hm"}, "stop", "still thinking"),
+        ({"content": ""}, "length", "still thinking"),
+        ({"content": " <think>hm"}, "length", "still thinking"),
+        ({"content": "<thinking>hm"}, "length", "still thinking"),
+        ({"content": "[THINK]hm"}, "length", "still thinking"),
+        ({"content": "<|channel|>analysis<|message|>hm"}, "length", "still thinking"),
+        ({"content": "<think>hm</think>"}, "length", "still thinking"),
+        ({"content": None, "refusal": "I cannot"}, "stop", "the model refuses: I cannot"),
+        ({"content": None, "tool_calls": [{}]}, "tool_calls", "calls a tool"),
+        ({"content": ""}, "content_filter", r"ended the answer \(content_filter\)"),
+        ({"content": ""}, "error", r"ended the answer \(error\)"),
+        ({"content": None}, "stop", "the answer has no text"),
+        ({"content": 5}, "stop", "the answer has no text"),
+    ],
+)
+def test_a_chat_that_gives_no_answer_says_why(
+    message: Any, finish: str | None, reason: str
+) -> None:
+    (result,) = at(saying(message, finish), NEEDLE, 512, depths=1, samples=1)
     assert result.status == "error"
-    assert "still thinking" in (result.reason or "")
+    assert re.search(reason, result.reason or "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "It is {}.",
+        "**{}**",
+        "<think>1 or 2?</think>{}",
+        "<|channel|>analysis<|message|>hm<|channel|>final<|message|>{}",
+        [{"type": "text", "text": "It is "}, {"type": "text", "text": "{}"}],
+    ],
+)
+def test_an_answer_in_a_chat_counts_in_other_words(content: Any) -> None:
+    (asked,) = at(saying({"content": ""}), NEEDLE, 512, depths=1, samples=1)
+    said = json.loads(json.dumps(content).replace("{}", dict(asked.notes)["answer"]))
+    (result,) = at(saying({"content": said}, "stop"), NEEDLE, 512, depths=1, samples=1)
+    assert result.value("recall") == 1.0
+    (silent,) = at(saying({"content": ""}, "stop"), NEEDLE, 512, depths=1, samples=1)
+    assert silent.value("recall") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("47 - 24 = 23", True),
+        ("47 - 24 = 23, as 23 + 24 is 47", True),
+        ("23", True),
+        ("It is 23.", True),
+        ("47 - 24 = 1234567890", False),
+        ("47 - 24 = -23", False),
+        ("1,023", False),
+        ("23.5", False),
+        ("22, 23 or 24", False),
+        ("47 - 24 = 24, not 23", False),
+        ("", False),
+    ],
+)
+def test_a_chat_gives_one_answer_or_none(said: str, right: bool) -> None:
+    model = saying({"content": said}, "stop")
+    form = prompt_format(model)
+    branch = Branch(
+        prompt=(*form.beginning, *form.ending("What is 47 - 24?", " 47 - 24 =")),
+        answers=tuple(tuple(model.tokenize(answer)) for answer in (" 23", " 22", " 24")),
+    )
+    (scores,) = model.open(512).score([branch])
+    assert scores[0].greedy is right
+    assert sum(score.greedy for score in scores) <= 1
+
+
+def test_a_completion_that_goes_on_with_more_digits_is_another_number() -> None:
+    server = StandIn("OpenAI")
+    (asked,) = at(server.open(), NEEDLE, 512, depths=1, samples=1, format="completion")
+    answer = dict(asked.notes)["answer"]
+    for more, right in (("", 1.0), (".", 1.0), ("0", 0.0)):
+        choice = {"text": f" {answer}{more}"}
+        server.tells["/v1/completions"] = lambda request, choice=choice: httpx.Response(
+            200, json={"choices": [choice]}
+        )
+        (result,) = at(server.open(), NEEDLE, 512, depths=1, samples=1, format="completion")
+        assert result.value("recall") == right
 
 
 Json = st.recursive(
