@@ -247,11 +247,21 @@ class RunPlan(TaskSettings):
             )
         return problems
 
-    def _gates_of_nothing(self) -> Iterator[str]:
-        """Say which thresholds apply to nothing that the plan measures. A default is no gate."""
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """The names of the limits that are given. A default is no gate."""
         at, default = self.thresholds, Thresholds()
-        given = [name for name in LIMITS if getattr(at, name) not in (None, getattr(default, name))]
-        yield from without_task(given, self.measured)
+        return tuple(
+            name for name in LIMITS if getattr(at, name) not in (None, getattr(default, name))
+        )
+
+    def _gates_of_nothing(self) -> Iterator[str]:
+        """Say which thresholds apply to nothing that the plan measures."""
+        at = self.thresholds
+        yield from without_task(self.gates, self.measured)
+        for name in ("ruler_share", "long_context_nll"):
+            if name in self.gates and len(self.contexts) == 1:
+                yield f"`{name}` compares lengths: give two `contexts` or more"
         if at.recall_share is not None and not self.control:
             yield "`recall_share` needs `control`"
         if at.top_ranked is not None and not self.distractors and "multikey" not in self.tasks:

@@ -165,6 +165,14 @@ def test_a_name_is_that_of_the_folder() -> None:
         ),
         ({"thresholds": Thresholds(top_ranked=0.9)}, "`top_ranked` needs `distractors`"),
         (
+            {"thresholds": Thresholds(ruler_share=0.9), "tasks": ("ruler",)},
+            "`ruler_share` compares lengths: give two `contexts` or more",
+        ),
+        (
+            {"thresholds": Thresholds(long_context_nll=0.2), "tasks": ("perplexity",)},
+            "`long_context_nll` compares lengths",
+        ),
+        (
             {"thresholds": Thresholds(recall_share=0.9), "control": False},
             "`recall_share` needs `control`",
         ),
