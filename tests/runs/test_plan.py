@@ -107,6 +107,7 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ("contexts = [256, 256]", "`contexts` has 256 more than once"),
         ('scalings = ["yarn", "yarn"]', "names of scalings has 'yarn' more than once"),
         ("depths = [101]", "depth 101 is not a percentage"),
+        ("depths = [50, 20, 50.0]", "`depths` has 50 more than once"),
         ("depths = 0", "depths 0 must be 1 or more"),
         ('tasks = ["divergence"]', "give another scaling or cache type"),
         ("samples = 0", "samples 0 must be 1 or more"),
