@@ -234,6 +234,8 @@ def test_several_models_of_a_server_are_compared(tmp_path: Path) -> None:
         report = run(plan, tmp_path / "run")
     assert [model.file.name for model in report.models] == ["tiny", "large"]
     assert {cell.cell.model for cell in report.cells} == {"tiny", "large"}
+    (decide,) = conclude(report).decide
+    assert decide.startswith("tiny · as served · as served, large · as served · as served: ")
 
 
 def test_credentials_are_nowhere_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
