@@ -56,6 +56,7 @@ OTHER_FLAGS = {
     "format": "--format",
     "thinking": "--thinking",
     "gpu_layers": "--gpu-layers",
+    "flash_attention": "--flash-attention",
     "llama_lib": "--llama-lib",
     "experts_on_cpu": "--experts-on-cpu",
     "rpc": "--rpc",

@@ -94,7 +94,7 @@ def command(
     Exit code 1: a file has an error, or a server serves less; 3: a file cannot be read.
     """
     if server is not None:
-        if files or config or sarif or prove or card or md or junit:
+        if files or config or sarif or prove or card or md or junit or llama_lib or whole:
             raise OptionError("--server: give no FILE and no option for files with it")
         from ggufrope.backends.settings import RuntimeSettings
 

@@ -132,7 +132,7 @@ def fetch(name: str) -> tuple[Path, ...]:
     """
     scheme, _, rest = name.partition(":")
     if scheme != "hf":
-        raise RequestError(f"{name}: expected hf:OWNER/REPO/FILE; other tools fetch other names")
+        raise RequestError("expected hf:OWNER/REPO/FILE; other tools fetch other names")
     first = HubName.parse(rest)
     own = first.file.rpartition("/")[2]
     names = names_of_shards(own)

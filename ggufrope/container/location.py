@@ -19,6 +19,8 @@ from ggufrope.errors import RequestError, StorageError
 
 _OLLAMA_MODEL_LAYER = "application/vnd.ollama.image.model"
 _DIGEST = re.compile(r"[a-z0-9]{1,16}[:-][0-9a-fA-F]{1,128}")
+_ADDRESS = re.compile(r"https?:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+"""How any address begins, also one that cannot be read: it is no path, and may have a password."""
 _MOST_TEXT = 4 << 20
 
 
@@ -50,7 +52,7 @@ def find(name: str, *, whole: bool = False) -> Place:
 
         hub_name = HubName.parse(rest)
         return hub_name.cached() or HubFile(hub_name, whole=whole)
-    if scheme in ("http", "https"):
+    if _ADDRESS.match(name):
         return WebFile(name, whole=whole)
     return Path(name)
 

@@ -166,8 +166,10 @@ class WebFile(RemoteFile):
         try:
             parts = urlsplit(address)
             host, port = parts.hostname or "", parts.port
-        except ValueError as error:
-            raise RequestError(f"the address of the model cannot be read: {error}") from None
+        except ValueError:  # which may have a part of a password in it
+            raise RequestError(
+                "the address of the model cannot be read: expected https://HOST/PATH/FILE"
+            ) from None
         place = (f"[{host}]" if ":" in host else host) + ("" if port is None else f":{port}")
         shown = urlunsplit((parts.scheme, place, parts.path, "", ""))
         name = unquote(parts.path.rpartition("/")[2])
@@ -188,7 +190,9 @@ class WebFile(RemoteFile):
 
     @property
     def download(self) -> tuple[str, ...]:
-        return ("curl", "-L", "-O", str(self))
+        # Of a path with %20, -O makes a file with %20 in its name.
+        output = ("-O",) if quote(self.name) == self.name else ("-o", self.name)
+        return ("curl", "-f", "-L", *output, str(self))
 
     @property
     def name_here(self) -> str:

@@ -231,8 +231,12 @@ def _generated(
         return _result(cell, question, {}, reason=str(failure))
     if request.progress is not None:
         request.progress(asked.tokens)
-    output = puzzle.prefix + request.model.detokenize(tokens)
-    return _result(cell, question, grade(output), output=output)
+    said = request.model.detokenize(tokens)
+    # Where no answer can be begun, as in the chat of a server, the model begins it itself: with the
+    # prefix, in another form, or not at all.
+    outputs = {output: grade(output) for output in (puzzle.prefix + said, said)}
+    output, metrics = max(outputs.items(), key=lambda graded: sum(graded[1].values()))
+    return _result(cell, question, metrics, output=output)
 
 
 def _result(

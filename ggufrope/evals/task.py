@@ -9,6 +9,7 @@ it comes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -203,6 +204,9 @@ class TaskSettings:
             for percent in self.depths:
                 if not 0 <= percent <= 100:
                     yield f"depth {percent:g} is not a percentage from 0 to 100"
+            for percent, count in Counter(self.depths).items():
+                if count > 1:
+                    yield f"`depths` has {percent:g} more than once"
         if self.needle == "latent" and self.value != "number":
             yield f"value {self.value} has no effect: the answers to latent needles are names"
         for name in ("samples", "chunks"):

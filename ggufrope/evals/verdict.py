@@ -75,7 +75,7 @@ class Reading:
 
     `value` is None without a score, the 95 % interval `low` to `high` with a single value. `noun`
     is what it is, `relation` its unit and what it is compared with, `decide` what narrows the
-    interval.
+    interval, `unscored` why there is no score where there is none.
     """
 
     limit: str
@@ -86,6 +86,7 @@ class Reading:
     noun: str
     relation: str
     decide: str
+    unscored: str = NO_SCORE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +292,7 @@ def _compared(reading: Reading, limit: float, no_score: str | None) -> Check:
     place, value, low, high = reading.place, reading.value, reading.low, reading.high
     words = place.of(reading.noun)
     if value is None or no_score is not None:
-        reason = f"{words}: {no_score or NO_SCORE}"
+        reason = f"{words}: {no_score or reading.unscored}"
         return _check(reading.limit, place, "fail", reason, threshold=limit)
     is_share = reading.limit in SHARES
     form, required = (".1%", "required: at least") if is_share else (".3g", "limit:")

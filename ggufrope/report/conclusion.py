@@ -400,6 +400,7 @@ def _decide(report: RunReport, settings: Sequence[Reach]) -> Iterator[str]:
         for check in sorted(open_, key=lambda check: check.context_tokens)[:1]:
             words = f"{check.task} at {check.context_tokens} tokens: {check.decide}"
             title, _ = title_parts(report, entry.model, entry.scaling)
-            settings_of.setdefault(words, []).append(f"{title} · {entry.kv}")
+            model = f"{entry.model} · " if len(report.models) > 1 else ""
+            settings_of.setdefault(words, []).append(f"{model}{title} · {entry.kv}")
     for words, titles in settings_of.items():
         yield f"{', '.join(titles)}: {words}" if several else words

@@ -7,7 +7,7 @@ that of the control: the model as it was trained, with an f16 cache, within its 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, fsum, hypot, log
 from typing import TYPE_CHECKING
 
@@ -177,7 +177,7 @@ def _evidence(
             for row in of(*LIMITS["recall"])
         ),
         readings=(
-            *_top_ranked(of(*LIMITS["top_ranked"])),
+            *_top_ranked(of(*LIMITS["top_ranked"]), plan),
             *_ruler_shares(of("ruler"), plan),
             *_losses(of("perplexity")),
             *(_from_base("divergence", row, "mean_divergence", "") for row in of("divergence")),
@@ -236,11 +236,15 @@ def _control(row: _Row, control: _Row | None, model: ModelFile) -> Control | Non
     )
 
 
-def _top_ranked(rows: Iterable[_Row]) -> Iterator[Reading]:
+def _top_ranked(rows: Iterable[_Row], plan: RunPlan) -> Iterator[Reading]:
+    """Yield the share of the answers that rank first, also where a runtime ranked none of those
+    that it answered."""
     for row in rows:
-        found = row.metric("top_ranked")
-        if found.n:
-            yield _reading("top_ranked", row.place, found, "top-ranked share", "", "more `samples`")
+        found, words = row.metric("top_ranked"), ("top-ranked share", "", "more `samples`")
+        ranks = row.axes.task == "multikey" or plan.distractors > 0
+        if found.n or (ranks and any(result.status == "ok" for result in row.results)):
+            reading = _reading("top_ranked", row.place, found, *words)
+            yield replace(reading, unscored="the runtime gave no log-probabilities to rank by")
 
 
 def _from_base(limit: str, row: _Row, name: str, noun: str) -> Reading:
@@ -278,7 +282,11 @@ def _ruler_shares(rows: Sequence[_Row], plan: RunPlan) -> Iterator[Reading]:
         values = [v for r in row.results if (v := r.value("score")) is not None]
         if values:
             scores.setdefault(row.axes.context_tokens, {})[row.axes.part or ""] = values
-    if not scores:
+    if len(scores) < 2:
+        if rows and "ruler_share" in plan.gates:
+            nothing = Metric(name="score", value=None)
+            reading = _reading("ruler_share", rows[-1].place, nothing, "mean", "", "")
+            yield replace(reading, unscored="no two lengths were measured, to compare them")
         return
     shortest, *others = sorted(scores)
     for length in others:

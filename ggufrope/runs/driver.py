@@ -111,6 +111,7 @@ def open_run(plan: RunPlan, folder: Path, *, identify: Identify = identify) -> R
     judged by it. Raises RequestError where the folder holds the run of another plan, FileError
     where a model or another file of the plan is missing or has changed, or another process is
     running the folder, MissingDependencyError where a task needs a package that is not installed.
+    Texts and question files are read here too: RequestError where one is not what it should be.
     """
     # A plan made in Python may have values that none read from a file could have.
     plan = decode(RunPlan, encode(plan, exact=True))
@@ -118,7 +119,9 @@ def open_run(plan: RunPlan, folder: Path, *, identify: Identify = identify) -> R
         require_schemas()
     for name in plan.files:
         if not Path(name).is_file():
-            raise StorageError(f"{name}: no such file, though the plan names it")
+            what = "a folder" if Path(name).is_dir() else "no such file"
+            raise StorageError(f"{name}: {what}, though the plan names it as a file")
+    _read_texts(plan)
     states: dict[str, FileState] = {}
 
     def watched(name: str, path: Path) -> ModelFile:
@@ -128,6 +131,17 @@ def open_run(plan: RunPlan, folder: Path, *, identify: Identify = identify) -> R
     models = models_of(plan, watched)
     jobs = expand(plan, models, resolve_base(plan, models, watched))
     return RunStore.create(folder, plan, models, jobs, states=states)
+
+
+def _read_texts(plan: RunPlan) -> None:
+    """Read the texts that tasks of a plan will read. Raises RequestError, StorageError."""
+    from ggufrope.evals.ruler.task import RulerSource
+    from ggufrope.evals.texts import chosen_text, haystack_text
+
+    haystack_text(plan)
+    chosen_text(plan)
+    if "ruler" in plan.measured:
+        RulerSource.read(plan.ruler, 0)
 
 
 def drive(

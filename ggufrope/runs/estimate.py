@@ -66,7 +66,9 @@ def contexts_at_once(job: Job) -> int:
 
 def tokens_of(plan: RunPlan, job: Job, *, reuses: bool = True) -> int:
     """Return the most tokens that a job evaluates: every prompt from its first token, unless what
-    evaluates it `reuses` their beginnings."""
+    evaluates it `reuses` their beginnings. A server never evaluates more than that."""
+    from_the_first = sum(cell.context_tokens for cell in job.cells)
     if not reuses:
-        return sum(cell.context_tokens for cell in job.cells)
-    return TASKS[job.task].tokens(plan, job.cells)
+        return from_the_first
+    most = TASKS[job.task].tokens(plan, job.cells)
+    return most if plan.runtime.server is None else min(most, from_the_first)

@@ -162,9 +162,14 @@ def models_of(plan: RunPlan, identify: Identify = identify) -> tuple[ModelFile, 
 
 def _served(plan: RunPlan, name: str | None) -> ModelFile:
     from ggufrope.backends.served import open_server
+    from ggufrope.server.dialect import NO_LOG_PROBABILITIES
 
     with closing(open_server(plan.runtime, name)) as model:
         info = model.info
+        if plan.limits.top_ranked is not None and NO_LOG_PROBABILITIES in model.lacks:
+            raise RequestError(
+                f"`top_ranked` needs log-probabilities to rank by: {info.dialect} gives none"
+            )
         require_format(info.model, model.chat_template, plan, model.special_tokens)
     identity = (info.dialect, info.model, info.context_tokens, info.path, info.digest)
     details = {

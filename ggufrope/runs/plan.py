@@ -149,11 +149,13 @@ class RunPlan(TaskSettings):
         compares caches with f16, whatever the model itself can do."""
         if not self.answers_kv:
             return self.thresholds
-        none: dict[str, Any] = dict.fromkeys({*LIMITS} - {*self._given_limits})
+        none: dict[str, Any] = dict.fromkeys({*LIMITS} - {*self.gates})
         return replace(self.thresholds, **none)
 
     @property
-    def _given_limits(self) -> tuple[str, ...]:
+    def gates(self) -> tuple[str, ...]:
+        """The names of the limits that are given: they are listed, or differ from their
+        defaults."""
         at, default = self.thresholds, Thresholds()
         usual = {name: (None, getattr(default, name)) for name in LIMITS}
         return tuple(
@@ -251,9 +253,12 @@ class RunPlan(TaskSettings):
         return problems
 
     def _gates_of_nothing(self) -> Iterator[str]:
-        """Say which thresholds apply to nothing that the plan measures. A default is no gate."""
+        """Say which thresholds apply to nothing that the plan measures."""
         at = self.thresholds
-        yield from without_task(self._given_limits, self.measured)
+        yield from without_task(self.gates, self.measured)
+        for name in ("ruler_share", "long_context_nll"):
+            if name in self.gates and len(self.contexts) == 1:
+                yield f"`{name}` compares lengths: give two `contexts` or more"
         if at.recall_share is not None and not self.control:
             yield "`recall_share` needs `control`"
         if at.top_ranked is not None and not self.distractors and "multikey" not in self.tasks:

@@ -27,16 +27,21 @@ class Credentials:
 
     @classmethod
     def from_environment(cls) -> Credentials:
-        """Read the variables. Raises RequestError where one cannot be sent in a header."""
+        """Read the variables. Raises RequestError where one cannot be sent in a header, and where
+        both are given: there is one header for both."""
         for name in (KEY_VARIABLE, LOGIN_VARIABLE):
             value = os.environ.get(name, "")
             if not (value.isascii() and (value.isprintable() or not value)):
                 raise RequestError(f"{name} has characters that no HTTP header can have")
         user, _, password = os.environ.get(LOGIN_VARIABLE, "").partition(":")
-        return cls(
-            key=os.environ.get(KEY_VARIABLE) or None,
-            login=(user, password) if user or password else None,
-        )
+        key = os.environ.get(KEY_VARIABLE) or None
+        login = (user, password) if user or password else None
+        if key and login:
+            raise RequestError(
+                f"a request has room for a key or for a login: unset {KEY_VARIABLE}, or give no "
+                f"{LOGIN_VARIABLE} and no USER:PASSWORD in the address"
+            )
+        return cls(key=key, login=login)
 
 
 def normal_address(text: str) -> str:

@@ -10,7 +10,9 @@ repeated with growing pauses until `patience_seconds` are over. One that takes l
 from __future__ import annotations
 
 import json
+import re
 import ssl
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -53,9 +55,9 @@ class _LostError(ServerError):
 
 
 class _BusyError(ServerError):
-    """The server refuses for now; `wait_seconds` is how long it says to wait."""
+    """The server refuses for now; `wait_seconds` is how long it says to wait at least."""
 
-    wait_seconds: float | None = None
+    wait_seconds = 0.0
 
 
 class Client:
@@ -83,6 +85,7 @@ class Client:
                 "a server needs httpx and tenacity: pip install 'ggufrope[server]'"
             ) from error
         given = credentials or Credentials()
+        self._secrets = _secrets(given)
         self.address = address
         self.lost = False
         self._patience_seconds = patience_seconds
@@ -110,8 +113,12 @@ class Client:
         return self._repeated(lambda: self._once("GET", path, params=parameters or None))
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Return the JSON that answers a body. Raises ServerError."""
-        return self._repeated(lambda: self._once("POST", path, json=body))
+        """Return the JSON that answers a body. Raises ServerError, also where an error comes with
+        the status of a success."""
+        answer = self._repeated(lambda: self._once("POST", path, json=body))
+        if isinstance(answer, dict) and answer.get("error"):
+            raise self._error(path, answer)
+        return answer
 
     def stream(
         self, path: str, body: Mapping[str, Any], on_event: Callable[[Json], None]
@@ -139,8 +146,8 @@ class Client:
 
         def pause(state: RetryCallState) -> float:
             error = None if state.outcome is None else state.outcome.exception()
-            asked = error.wait_seconds if isinstance(error, _BusyError) else None
-            return grows(state) if asked is None else asked
+            asked = error.wait_seconds if isinstance(error, _BusyError) else 0.0
+            return max(float(grows(state)), asked)
 
         retrying: Retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._may_pass),
@@ -171,17 +178,15 @@ class Client:
         ):
             if not got.is_success:
                 self._require_success(path, got, _read(got))
-            size = 0
-            for line in got.iter_lines():
-                size += len(line)
-                if size > _MOST_BYTES:
-                    raise ServerError(f"{self._at(path)}: the answer has no end")
-                kind, _, data = line.partition(": ")
-                if kind not in ("data", "error") or data == "[DONE]":
+            for line in _lines(got):
+                kind, _, data = line.partition(b":")
+                if kind not in (b"data", b"error") or data.strip() == b"[DONE]":
                     continue
-                event = self._json(path, got, data.encode())
-                if kind == "error" or "error" in event:
-                    raise ServerError(f"{self._at(path)}: {reason_of(event)}", body=event)
+                event = self._json(path, got, data)
+                if not isinstance(event, dict):
+                    raise ServerError(f"{self._at(path)}: expected an object in the stream")
+                if kind == b"error" or event.get("error"):
+                    raise self._error(path, event)
                 events.append(event)
                 on_event(event)
         return events
@@ -216,11 +221,11 @@ class Client:
         at, status = self._at(path), got.status_code
         try:
             body = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = None
-        why = reason_of(body) or f"{got.reason_phrase}{_kind(got, data)}"
+        why = self._reason(body) or self._shown(f"{got.reason_phrase}{_kind(got, data)}")
         if got.is_redirect:
-            where = got.headers.get("location", "elsewhere")[:_REASON_CHARACTERS]
+            where = self._shown(got.headers.get("location", "elsewhere"))
             raise ServerError(f"{at}: redirects to {where}; give that address", status=status)
         if status in (401, 403):
             why += f"; set {KEY_VARIABLE}, or {LOGIN_VARIABLE} for basic authentication"
@@ -228,18 +233,38 @@ class Client:
         if status in _BUSY:
             busy = _BusyError(message, status=status)
             wait = got.headers.get("retry-after", "")
-            busy.wait_seconds = float(wait) if wait.isdecimal() and len(wait) < 6 else None
+            busy.wait_seconds = float(wait) if wait.isdecimal() and len(wait) < 6 else 0.0
             raise busy
         raise ServerError(message, status=status, body=body if isinstance(body, dict) else None)
 
     def _json(self, path: str, got: httpx.Response, data: bytes) -> Any:
         try:
-            return json.loads(data)
+            found = json.loads(data)
+            if b"\\ud" in data.lower():
+                # Halves of a pair of surrogates are in no text that can be sent or stored.
+                found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
         except (ValueError, RecursionError):
+            kind = self._shown(_kind(got, data)) or " something else"
             raise ServerError(
-                f"{self._at(path)}: expected JSON, got{_kind(got, data) or ' something else'}",
-                status=got.status_code,
+                f"{self._at(path)}: expected JSON, got{kind}", status=got.status_code
             ) from None
+        return found
+
+    def _error(self, path: str, body: Json) -> ServerError:
+        """Return the error that came in the place of an answer."""
+        why = self._reason(body) or "an error without a reason"
+        return ServerError(f"{self._at(path)}: {why}", body=body)
+
+    def _reason(self, body: object) -> str:
+        """Return what the JSON of an error says, in one line; "" where it says nothing."""
+        return self._shown(reason_of(body))
+
+    def _shown(self, words: str) -> str:
+        """Return words of the server as they may be shown: one line, and no credentials, which
+        some repeat."""
+        for secret in self._secrets:
+            words = words.replace(secret, "***")
+        return words[:_REASON_CHARACTERS]
 
 
 def reason_of(body: object) -> str:
@@ -250,7 +275,30 @@ def reason_of(body: object) -> str:
             body = next((found for found in named if found), None)
         elif isinstance(body, list) and body:
             body = body[0]
-    return " ".join(body.split())[:_REASON_CHARACTERS] if isinstance(body, str) else ""
+    return " ".join(body.split()) if isinstance(body, str) else ""
+
+
+def _secrets(given: Credentials) -> list[str]:
+    """Return what opens a server in every form in which it is sent, the longest first."""
+    user, password = given.login or ("", "")
+    login = b64encode(f"{user}:{password}".encode()).decode() if given.login else ""
+    return sorted(filter(None, (given.key, password, login)), key=len, reverse=True)
+
+
+def _lines(got: httpx.Response) -> Iterator[bytes]:
+    """Yield the lines of a stream of events that are not empty. Only CR and LF end one: texts have
+    other separators of lines in them. Raises ServerError where there is no end."""
+    size, rest = 0, bytearray()
+    for piece in got.iter_bytes():
+        size += len(piece)
+        if size > _MOST_BYTES:
+            raise ServerError(f"{got.url}: the answer has no end")
+        first, *more = re.split(rb"[\r\n]+", piece)
+        rest += first
+        for line in more:
+            yield bytes(rest)
+            rest = bytearray(line)
+    yield bytes(rest)
 
 
 def _kind(got: httpx.Response, data: bytes) -> str:

@@ -19,6 +19,7 @@ from ggufrope.server.dialect import (
     NO_TOKENS,
     Dialect,
     ServerInfo,
+    items,
     number,
     part,
     text,
@@ -52,13 +53,13 @@ def connect(client: Client, name: str | None = None, *, num_ctx: int | None = No
     elif isinstance(part(asked.object("/api/v0/models"), "data"), list):
         found = _openai(client, partial(_lm_studio, client, name))
     elif text(asked.object("/api/version").get("version")):
-        models = part(client.get("/api/tags"), "models")
-        names = [str(part(one, "name")).removesuffix(_LATEST) for one in models or ()]
+        models = _by("name", part(client.get("/api/tags"), "models"))
+        names = [each.removesuffix(_LATEST) for each in models]
         return Ollama(client, _chosen(name and name.removesuffix(_LATEST), names), num_ctx)
     elif isinstance(part(asked.object("/v1/models"), "data"), list):
         found = _openai(client, partial(_listed, client, name))
     else:
-        raise ServerError(f"{client.address}: {asked.refusal or _UNRECOGNIZED}")
+        raise ServerError(asked.refusal or f"{client.address}: {_UNRECOGNIZED}")
     if num_ctx is not None:
         raise RequestError(
             f"`num_ctx` is for Ollama: {found.info.dialect} has the context it was started with"
@@ -91,8 +92,7 @@ class _Asked:
 
 def _llama_server(client: Client, props: dict[str, Any], name: str | None) -> LlamaServer:
     if props.get("role") == "router":
-        models = part(client.get("/v1/models"), "data") or ()
-        name = _chosen(name, [str(part(one, "id")) for one in models])
+        name = _chosen(name, list(_by("id", part(client.get("/v1/models"), "data"))))
         return LlamaServer(client, props_of(client, name), name)
     found = LlamaServer(client, props)
     if name is not None:
@@ -120,12 +120,12 @@ def _kobold(client: Client) -> ServerInfo:
 
 
 def _lm_studio(client: Client, name: str | None) -> ServerInfo:
-    models = part(client.get("/api/v0/models"), "data")
+    models = items(part(client.get("/api/v0/models"), "data"))
     language = [one for one in models if part(one, "type") in ("llm", "vlm", None)]
     loaded = [one for one in language if part(one, "state") == "loaded"]
-    among = language if name is not None else loaded or language
-    chosen = _chosen(name, [str(part(one, "id")) for one in among])
-    entry = next(one for one in among if part(one, "id") == chosen)
+    among = _by("id", language if name is not None else loaded or language)
+    chosen = _chosen(name, list(among))
+    entry = among[chosen]
     return ServerInfo(
         dialect="LM Studio",
         model=chosen,
@@ -137,9 +137,9 @@ def _lm_studio(client: Client, name: str | None) -> ServerInfo:
 
 def _listed(client: Client, name: str | None) -> ServerInfo:
     """Return what a server tells that has only OpenAI's list of models."""
-    models = [one for one in part(client.get("/v1/models"), "data") if isinstance(one, dict)]
-    chosen = _chosen(name, [str(part(one, "id")) for one in models])
-    entry = next(one for one in models if part(one, "id") == chosen)
+    models = _by("id", part(client.get("/v1/models"), "data"))
+    chosen = _chosen(name, list(models))
+    entry = models[chosen]
     owner, context = entry.get("owned_by"), number(entry.get("max_model_len"))
     if owner == "vllm":
         return ServerInfo(
@@ -154,16 +154,23 @@ def _listed(client: Client, name: str | None) -> ServerInfo:
     )
 
 
+def _by(key: str, models: Any) -> dict[str, dict[str, Any]]:
+    """Return the models of a server's list by their names, without those that have none."""
+    named = (one for one in items(models) if isinstance(part(one, key), str))
+    return {one[key]: one for one in named}
+
+
 def _chosen(name: str | None, names: Sequence[str]) -> str:
-    """Return the name of the model that is meant. Raises RequestError."""
+    """Return the name of the model that is meant. Raises RequestError, ServerError where there is
+    none to mean."""
+    if not names:
+        raise ServerError("the server names no model")
     if name is not None:
         if name not in names:
             raise _no_such_model(name, names)
         return name
     if len(names) == 1:
         return names[0]
-    if not names:
-        raise RequestError("the server has no model")
     raise RequestError(f"the server has {len(names)} models: name one of {_shown(names)}")
 
 

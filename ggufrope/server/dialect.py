@@ -66,6 +66,14 @@ class Answer:
     cut: bool = False
 
 
+class UnsaidError(ServerError):
+    """A model generated and gave no answer that can be judged; `answer` has the counts."""
+
+    def __init__(self, message: str, answer: Answer) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
 class Dialect(Protocol):
     """One API of servers, for one model of one server.
 
@@ -111,7 +119,8 @@ class Dialect(Protocol):
         ...
 
     def chat(self, words: str, *, max_tokens: int) -> Answer:
-        """Return the greedy answer to a user's words. Raises ServerError."""
+        """Return the greedy answer to a user's words. Raises UnsaidError where there is none in
+        what the model generates, and other ServerErrors."""
         ...
 
 
@@ -134,6 +143,11 @@ def part(body: Any, *keys: str | int) -> Any:
         else:
             body = body[key] if isinstance(body, list) and -len(body) <= key < len(body) else None
     return body
+
+
+def items(found: Any) -> list[Any]:
+    """Return a list from the JSON of a server, an empty one where it is none."""
+    return found if isinstance(found, list) else []
 
 
 def required(found: Any, what: str, kind: type, where: str) -> Any:

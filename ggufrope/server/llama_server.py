@@ -15,6 +15,7 @@ from ggufrope.server.dialect import (
     OnTokens,
     Prompt,
     ServerInfo,
+    items,
     number,
     part,
     text,
@@ -74,8 +75,8 @@ class LlamaServer:
             models = part(self._client.get("/v1/models"), "data")
         except ServerError:
             return None
-        named = models if isinstance(models, list) else []
-        return next((one for one in named if part(one, "id") == self._name), part(named, 0))
+        mine = (one for one in items(models) if part(one, "id") == self._name)
+        return next(mine, part(models, 0))
 
     def _named(self, **body: Any) -> dict[str, Any]:
         return body if self._name is None else {"model": self._name, **body}
@@ -133,7 +134,7 @@ class LlamaServer:
         pieces = [event for event in events if "prompt_progress" not in event]
         found: list[Any] = []
         for event in pieces:
-            found += part(event, "completion_probabilities") or []
+            found += items(part(event, "completion_probabilities"))
         if end.get("stop_type") == "eos":
             found = found[:-1]
         tokens = [number(part(one, "id")) for one in found]
@@ -146,10 +147,12 @@ class LlamaServer:
         cut = bool(end.get("truncated")) and most is not None
         cut = cut and (prompt or 0) + (generated or 0) > (most or 0)
         return Answer(
-            text="".join(str(event.get("content", "")) for event in pieces),
+            text="".join(str(event.get("content") or "") for event in pieces),
             tokens=tuple(token for token in tokens if token is not None),
             log_probabilities=tuple(
-                float(value) for value in values if isinstance(value, int | float)
+                float(value)
+                for value in values
+                if isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 48)
             ),
             prompt_tokens=prompt,
             generated_tokens=generated,

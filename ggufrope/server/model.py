@@ -7,6 +7,7 @@ that a server cuts is an error and no result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import count
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from ggufrope.server.dialect import Dialect, ServerInfo
 
 WHOLE_ONLY = "a server takes whole prompts"
+_WORD_BEGINS, _WORD_ENDS = r"(?<!\w)(?<!\d[.,])(?<!(?<!\w)[-\u2212])", r"(?!\w|[.,]\d)"
+"""Neither a part of a longer word or number, nor a number with another sign."""
 _COMPARED = ("dialect", "model", "context_tokens", "build", "path", "digest")
 
 
@@ -213,14 +216,19 @@ class ServerContext:
                 )
                 for answer in branch.answers
             )
-        chat = USER in tokens
+        answers = [self._model.detokenize(answer).strip() for answer in branch.answers]
+        if USER in tokens:
+            begun = self._model.detokenize(_turn(tokens)[1]).strip()
+            given = _given(said.text, begun, answers)
+        else:
+            given = next((each for each in answers if _begins(said.text, each)), None)
         return tuple(
             AnswerScore(
                 log_probabilities=(),
-                greedy=_answers(said.text, self._model.detokenize(answer), anywhere=chat),
+                greedy=answer == given,
                 prompt_tokens=said.prompt_tokens,
             )
-            for answer in branch.answers
+            for answer in answers
         )
 
     def _forced(self, tokens: Tokens, answer: Tokens, said: Answer) -> tuple[float, ...]:
@@ -316,10 +324,21 @@ def _turn(tokens: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
     return [token for token in words if token >= 0], [token for token in prefix if token >= 0]
 
 
-def _answers(said: str, answer: str, *, anywhere: bool) -> bool:
-    """Return whether a text begins with an answer, or has it anywhere."""
-    wanted = answer.strip()
-    return wanted in said if anywhere else said.lstrip().startswith(wanted)
+def _begins(said: str, answer: str) -> bool:
+    """Return whether a text begins with an answer that ends where a word does."""
+    return re.match(rf"\s*{re.escape(answer)}{_WORD_ENDS}", said) is not None
+
+
+def _given(said: str, begun: str, answers: Sequence[str]) -> str | None:
+    """Return which answer a chat model gives, in its own words; None where that is none of those
+    known, or not one alone.
+
+    Where it repeats how the answer begins, it is the first one that it names after that.
+    """
+    _, repeated, after = said.rpartition(begun) if begun else ("", "", said)
+    either = "|".join(map(re.escape, sorted(answers, key=len, reverse=True)))
+    named = re.findall(rf"{_WORD_BEGINS}(?:{either}){_WORD_ENDS}", after)
+    return named[0] if named and (repeated or len(set(named)) == 1) else None
 
 
 def _no_logits() -> NoReturn:

@@ -17,12 +17,13 @@ from ggufrope.server.dialect import (
     OnTokens,
     Prompt,
     ServerInfo,
+    items,
     number,
     part,
     required,
     text,
 )
-from ggufrope.server.openai import thoughtless
+from ggufrope.server.openai import spoken
 
 if TYPE_CHECKING:
     from ggufrope.server.client import Client
@@ -53,7 +54,7 @@ class Ollama:
         facts = facts if isinstance(facts, dict) else {}
         architecture = text(facts.get("general.architecture")) or ""
         self.chats = str(part(shown, "template") or "").strip() not in _NO_TEMPLATE
-        self._thinks = "thinking" in (part(shown, "capabilities") or ())
+        self._thinks = "thinking" in items(part(shown, "capabilities"))
         rope = f"{architecture}.rope."
         return ServerInfo(
             dialect="Ollama",
@@ -79,10 +80,9 @@ class Ollama:
         return text(part(self._entry("/api/tags"), "digest"))
 
     def _entry(self, path: str) -> Any:
-        found = part(self._client.get(path), "models")
+        found = items(part(self._client.get(path), "models"))
         names = (self._name, f"{self._name}:latest")
-        named = found if isinstance(found, list) else []
-        return next((one for one in named if part(one, "name") in names), None)
+        return next((one for one in found if part(one, "name") in names), None)
 
     def tokenize(self, text: str, *, beginning: bool, special: bool) -> list[int]:
         """Raise ServerError: Ollama has no tokenizer."""
@@ -112,8 +112,8 @@ class Ollama:
         more = {"think": False} if self._thinks else {}
         answer = self._post("/api/chat", max_tokens, messages=messages, **more)
         message = required(part(answer, "message"), "message", dict, "/api/chat")
-        said = thoughtless(message.get("content"), message.get("thinking"), "/api/chat")
-        return self._answer(answer, said)
+        finish = text(part(answer, "done_reason"))
+        return spoken(message, finish, self._answer(answer, ""), "/api/chat")
 
     def _post(self, path: str, max_tokens: int, **body: Any) -> Any:
         options: dict[str, Any] = {**_GREEDY, "num_predict": max_tokens}

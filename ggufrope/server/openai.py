@@ -8,7 +8,9 @@ vLLM takes tokens as prompts. How each is recognized, and what it tells of the c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ggufrope.server.client import ServerError
@@ -17,6 +19,7 @@ from ggufrope.server.dialect import (
     OnTokens,
     Prompt,
     ServerInfo,
+    UnsaidError,
     number,
     part,
     required,
@@ -27,9 +30,19 @@ from ggufrope.server.dialect import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ggufrope.server.client import Client
+    from ggufrope.server.client import Client, Json
 
 _GREEDY = {"temperature": 0, "seed": 0, "frequency_penalty": 0, "presence_penalty": 0}
+_FAILED = ("content_filter", "error", "abort")
+"""Why an answer ended that says nothing of the model."""
+_THOUGHTS = re.compile(
+    r"\s*(?:<(?:think|thinking|thought|reasoning)>|\[THINK\]|<\|channel\|>(?:analysis|commentary))"
+)
+_THOUGHTS_END = re.compile(
+    r"</(?:think|thinking|thought|reasoning)>|\[/THINK\]|<\|channel\|>final<\|message\|>"
+)
+"""The marks around thoughts where a server leaves them in the answer: of DeepSeek, Qwen and others,
+of Mistral, of gpt-oss."""
 
 
 class OpenAi:
@@ -70,8 +83,10 @@ class OpenAi:
         given = prompt if isinstance(prompt, str) else list(prompt)
         body = {"model": self.info.model, "prompt": given, "max_tokens": max_tokens, **_GREEDY}
         answer = self._client.post(path, body)
-        generated = part(answer, "choices", 0, "text")
-        return self._answer(answer, required(generated, "text", str, path))
+        generated = required(part(answer, "choices", 0, "text"), "text", str, path)
+        if (finish := _finish(answer)) in _FAILED:
+            raise ServerError(f"{path}: the server ended the answer ({finish})")
+        return self._answer(answer, generated)
 
     def chat(self, words: str, *, max_tokens: int) -> Answer:
         """Return the greedy answer to a user's words."""
@@ -85,8 +100,7 @@ class OpenAi:
         }
         answer = self._client.post(path, body)
         message = required(part(answer, "choices", 0, "message"), "message", dict, path)
-        thought = part(message, "reasoning_content") or part(message, "reasoning")
-        return self._answer(answer, thoughtless(message.get("content"), thought, path))
+        return spoken(message, _finish(answer), self._answer(answer, ""), path)
 
     def _answer(self, answer: Any, generated: str) -> Answer:
         usage = part(answer, "usage")
@@ -139,18 +153,41 @@ class Vllm(OpenAi):
         return str(required(part(answer, "prompt"), "text", str, path))
 
 
-def thoughtless(content: Any, thought: Any, path: str) -> str:
-    """Return what an assistant says after it has thought.
+def _finish(answer: Any) -> str | None:
+    """Return why an answer ended."""
+    return text(part(answer, "choices", 0, "finish_reason"))
 
-    Raises ServerError where it did not come to an end of that.
+
+def spoken(message: Json, finish: Any, counted: Answer, path: str) -> Answer:
+    """Return what an assistant says after it has thought; `finish` is why its answer ended.
+
+    Raises UnsaidError where it says nothing: it did not come to an end of its thoughts, it refuses
+    or calls a tool, or the server ended the answer.
     """
-    said = content if isinstance(content, str) else ""
-    _, ended, after = said.rpartition("</think>")
-    if ended:
-        return after
-    if said.lstrip().startswith("<think>") or (not said and text(thought)):
-        raise ServerError(
-            f"{path}: the model was still thinking when its answer had to end; turn thinking off "
-            "at the server, or use `format` completion"
+    *thoughts, said = _THOUGHTS_END.split(_words(message.get("content")) or "")
+    thought = any(text(message.get(key)) for key in ("reasoning_content", "reasoning", "thinking"))
+    silent = not said.strip()
+    if finish in _FAILED:
+        why = f"the server ended the answer ({finish})"
+    elif _THOUGHTS.match(said) or (silent and (thoughts or thought or finish == "length")):
+        why = (
+            "the model was still thinking when its answer had to end; turn thinking off at the "
+            "server, or use `format` completion"
         )
-    return said
+    elif silent and text(message.get("refusal")):
+        why = f"the model refuses: {text(message['refusal'])}"
+    elif silent and (message.get("tool_calls") or message.get("function_call")):
+        why = "the model calls a tool in the place of an answer"
+    elif _words(message.get("content")) is None:
+        why = "the answer has no text"
+    else:
+        return replace(counted, text=said)
+    raise UnsaidError(f"{path}: {why}", counted)
+
+
+def _words(content: Any) -> str | None:
+    """Return the text of a message, which may come in parts; None where there is none."""
+    if isinstance(content, list):
+        parts = (part(one, "text") for one in content if part(one, "type") in (None, "text"))
+        return "".join(each for each in parts if isinstance(each, str))
+    return content if isinstance(content, str) else None

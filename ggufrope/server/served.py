@@ -9,8 +9,9 @@ token; what the server tells only says where to look first.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -23,6 +24,7 @@ from ggufrope.rope.trained import scaling_in_words
 from ggufrope.server.address import is_loopback
 from ggufrope.server.client import ServerError
 from ggufrope.server.dialect import Answer, number, part
+from ggufrope.server.tokens import characters_per_token, chat_counts, only_chats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,13 +124,15 @@ class _Taken:
 class _Prompts:
     """Prompts of any number of tokens, for one server and one model.
 
-    What a sentence and a word of padding take is counted by the server. Where it counts nothing,
-    it is estimated from characters, and `exact` is False.
+    What a sentence and a word of padding take is counted by the server. Where it counts nothing, or
+    the same of every prompt, that is estimated from characters, its counts are not taken, and
+    `exact` is False.
     """
 
     def __init__(self, model: ServerModel) -> None:
         self._dialect = model.dialect
         self._chat = False
+        self._counts = True
         self.sent = self.tokens_sent = 0
         self._pad, self._pad_tokens, self._sentence_tokens = _PADS[0], 1.0, 14.0
         self.exact = False
@@ -140,9 +144,11 @@ class _Prompts:
 
     def _size(self) -> int:
         """Count the parts; return the tokens of a prompt without any filler."""
-        bare = self._count(self._text(0, 0))
-        if bare is None:
-            return len(self._text(0, 0)) // 3
+        bare, longer = self._text(0, 0), self._text(7, 0)
+        counts = [self._count(text) for text in (bare, longer)]
+        if characters_per_token(bare, longer, counts) is None:
+            self._counts = False
+            return len(bare) // 3
         for pad in _PADS:
             self._pad = pad
             some, more = (self._count(self._text(0, count)) or 0 for count in (8, 24))
@@ -208,12 +214,16 @@ class _Prompts:
             try:
                 return self._counted(self._dialect.complete(text, max_tokens=max_tokens))
             except ServerError as error:
-                if error.status not in (404, 405, 501) or not self._dialect.chats:
+                # No refusal of the first prompt is for its length.
+                if self.sent > 1 or not only_chats(self._dialect, error):
                     raise
                 self._chat = True
-        return self._counted(self._dialect.chat(text, max_tokens=max_tokens + 2 * _ANSWER_TOKENS))
+        room = max_tokens + 2 * _ANSWER_TOKENS
+        return self._counted(chat_counts(self._dialect, text, max_tokens=room))
 
     def _counted(self, answer: Answer) -> Answer:
+        if not self._counts:
+            return replace(answer, prompt_tokens=None)
         self.tokens_sent += answer.prompt_tokens or 0
         return answer
 
@@ -361,7 +371,7 @@ class _Measurement:
         """Return the path, the scaling and the context of the file that the server tells, where it
         is on this machine."""
         path = self._path()
-        if path is None or not path.is_file():
+        if path is None or not os.path.isfile(path):  # noqa: PTH113 (a server's name may be none)
             return None, None, None
         try:
             metadata = read_metadata(read_header(path))

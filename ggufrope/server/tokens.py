@@ -16,6 +16,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from ggufrope.server.client import ServerError
+from ggufrope.server.dialect import UnsaidError
 
 if TYPE_CHECKING:
     from ggufrope.server.dialect import Answer, Dialect
@@ -126,12 +127,10 @@ class Pieces:
         self._texts: list[str] = []
         short, long = ("One." + _SAMPLE, "Two." + 3 * _SAMPLE)
         counts = [_first_word(dialect, text).prompt_tokens for text in (short, long)]
-        self._characters, self._overhead, self.counted = _USUAL_CHARACTERS, 0.0, False
-        if counts[0] is not None and counts[1] is not None and counts[0] < counts[1]:
-            characters = (len(long) - len(short)) / (counts[1] - counts[0])
-            if _FEWEST_CHARACTERS < characters < _MOST_CHARACTERS:
-                self._characters, self.counted = characters, True
-                self._overhead = counts[0] - len(short) / characters
+        characters = characters_per_token(short, long, counts)
+        self.counted = characters is not None
+        self._characters = characters or _USUAL_CHARACTERS
+        self._overhead = (counts[0] or 0) - len(short) / characters if characters else 0.0
 
     def tokenize(self, text: str, *, beginning: bool, special: bool) -> list[int]:
         """Return the pieces of a text; the server puts its own BOS before a prompt."""
@@ -168,11 +167,34 @@ class Pieces:
         return self._numbers[piece]
 
 
+def characters_per_token(one: str, other: str, counts: Sequence[int | None]) -> float | None:
+    """Return how many characters a token has, by a server's counts of two texts, the shorter one
+    first; None where they cannot be true, as a count that is always the same."""
+    least, most = counts
+    if least is None or most is None or least >= most:
+        return None
+    found = (len(other) - len(one)) / (most - least)
+    return found if _FEWEST_CHARACTERS < found < _MOST_CHARACTERS else None
+
+
+def only_chats(dialect: Dialect, refusal: ServerError) -> bool:
+    """Return whether a server that refuses to complete a short text may answer it in its chat."""
+    return dialect.chats and refusal.status in (400, 404, 405, 422, 501)
+
+
+def chat_counts(dialect: Dialect, text: str, *, max_tokens: int) -> Answer:
+    """Return the answer to a text in a chat, without words where none can be judged."""
+    try:
+        return dialect.chat(text, max_tokens=max_tokens)
+    except UnsaidError as error:
+        return error.answer
+
+
 def _first_word(dialect: Dialect, text: str) -> Answer:
     """Return the first token after a text, by the API that the server has."""
     try:
         return dialect.complete(text, max_tokens=1)
     except ServerError as error:
-        if error.status not in (404, 405, 501) or not dialect.chats:
+        if not only_chats(dialect, error):
             raise
-    return dialect.chat(text, max_tokens=1)
+    return chat_counts(dialect, text, max_tokens=1)

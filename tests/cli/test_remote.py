@@ -83,7 +83,7 @@ def test_what_needs_the_whole_file_says_how_to_get_it(
     outcome = cli(*(address if word == "FILE" else word for word in words))
     assert (outcome.code, outcome.out) == (3, "")
     assert outcome.err.count("\n") == 1
-    assert f"bring it here with `curl -L -O {address}`" in outcome.err
+    assert f"bring it here with `curl -f -L -O {address}`" in outcome.err
     assert not Path("x.gguf").exists()
 
 
@@ -115,13 +115,13 @@ def test_a_check_goes_on_after_a_file_that_is_not_there(cli: Call, server: Serve
 def test_an_export_is_for_the_file_when_it_is_here(cli: Call, server: Server) -> None:
     outcome = cli("export", server.url("/nano.gguf"), "--to", "llama-server")
     assert outcome.out == "llama-server -m nano.gguf -c 256\n"
-    assert f"To bring it here: curl -L -O {server.url('/nano.gguf')}" in outcome.err
+    assert f"To bring it here: curl -f -L -O {server.url('/nano.gguf')}" in outcome.err
 
 
 def test_advice_names_the_file_as_it_will_be_here(cli: Call, server: Server) -> None:
     outcome = cli("advise", server.url("/nano.gguf"), "--target-ctx", "1k")
     assert "$ ggufrope patch nano.gguf -o " in outcome.out
-    assert f"To bring it here: curl -L -O {server.url('/nano.gguf')}" in outcome.out
+    assert f"To bring it here: curl -f -L -O {server.url('/nano.gguf')}" in outcome.out
 
 
 # The Hub -----------------------------------------------------------------------------------------

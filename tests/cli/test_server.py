@@ -121,6 +121,12 @@ def test_a_login_in_the_address_is_used_and_not_shown(cli: Call, elsewhere: Path
         (("validate", "--server", "http://127.0.0.1:9", "--ctx", "512"), 5, "no server there"),
         (("check",), 2, "missing FILE"),
         (("check", "a.gguf", "--server", "http://a.test"), 2, "give no FILE"),
+        (("check", "--server", "http://a.test", "--whole"), 2, "no option for files"),
+        (
+            ("validate", "--server", "http://a.test", "--ctx", "512", "--no-flash-attention"),
+            2,
+            "--flash-attention",
+        ),
         (("check", "a.gguf", "--ctx", "1k"), 2, "are for --server"),
         (("check", "--server", "http://127.0.0.1:9"), 5, "no server there"),
     ],

@@ -295,6 +295,7 @@ def _cells(folder: Path) -> int:
         (("--ctx", "256", "--mode", "twice"), "twice"),
         (("--ctx", "256", "--haystack", "absent.txt"), "absent.txt"),
         (("--ctx", "256", "--tasks", "perplexity", "--text", "absent.txt"), "absent.txt"),
+        (("--ctx", "256", "--depths", "50,50.0"), "--depths has 50 more than once"),
         (("--ctx", "256", "--tasks", "ruler", "--squad", "absent.json"), "absent.json"),
         (("--ctx", "256", "--scaling", "factors", "--long-factors", "absent.npy"), "absent.npy"),
         (("--ctx", "256", "--gpu-layers", "few"), "few"),

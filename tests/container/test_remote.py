@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from ggufrope.container import remote
 from ggufrope.container.compare import diff
+from ggufrope.container.hub import fetch
 from ggufrope.container.location import find, locate
 from ggufrope.container.reader import read_header, read_span, read_tensor
 from ggufrope.container.remote import FIRST_BLOCK, RemoteFile
@@ -293,7 +295,32 @@ def test_messages_have_no_credentials(server: Server) -> None:
         assert "/gone.gguf" in str(raised.value)
         assert "secret" not in str(raised.value)
         assert "hidden" not in str(raised.value)
-    with pytest.raises(RequestError) as refused:
-        find("http://user:secret@example.org/m.gguf?token=hidden")
+    for name in (
+        "http://user:secret@example.org/m.gguf?token=hidden",
+        "HTTP://user:secret@example.org/m.gguf?token=hidden",
+        "ftp://user:secret@example.org/m.gguf?token=hidden",
+        "https://user:secret/hidden@example.org/m.gguf",
+    ):
+        with pytest.raises(RequestError) as refused:
+            find(name)
+        assert "secret" not in str(refused.value)
+        assert "hidden" not in str(refused.value)
+    with pytest.raises(RequestError, match="expected hf:OWNER") as refused:
+        fetch("https://user:secret@example.org/m.gguf?token=hidden")
     assert "secret" not in str(refused.value)
     assert "hidden" not in str(refused.value)
+
+
+def test_a_scheme_may_be_in_capitals(server: Server, nano: Path) -> None:
+    server.files["/m.gguf"] = nano.read_bytes()
+    assert isinstance(find(server.url("/m.gguf").replace("http", "HTTP")), RemoteFile)
+
+
+@pytest.mark.parametrize(
+    ("path", "output"), [("a%20b/m.gguf", "-O"), ("n%20x.gguf", "-o 'n x.gguf'")]
+)
+def test_a_download_makes_the_file_that_commands_name(path: str, output: str) -> None:
+    address = f"https://example.org/{path}"
+    file = find(address)
+    assert isinstance(file, RemoteFile)
+    assert shlex.join(file.download) == f"curl -f -L {output} {address}"

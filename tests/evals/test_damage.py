@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ggufrope.evals.damage import CONTROL_TOKENS, DAMAGE, SAMPLES, Worlds
@@ -18,6 +19,7 @@ from ggufrope.runtime.fake import FakeModel
 from ggufrope.runtime.model import Model
 from ggufrope.runtime.settings import ContextSettings
 from tests.evals.bench import Bench, refusing
+from tests.server.standin import StandIn
 
 EVERY = pytest.mark.parametrize("task", DAMAGE_TASKS)
 
@@ -101,6 +103,31 @@ def test_a_failure_is_the_reason_of_its_cells_alone(task: TaskName) -> None:
     assert all("call 3 is one of failing_calls" in (result.reason or "") for result in failed)
     refused = bench.run(DAMAGE[task], contexts=(1024,), open_context=refusing("too large"))
     assert {(result.status, result.reason) for result in refused} == {("error", "too large")}
+
+
+@pytest.mark.parametrize(
+    ("task", "form"),
+    [
+        ("tool-call", "{}"),
+        ("tool-call", "```json\n{}\n```"),
+        ("graph-walk", "{}"),
+        ("graph-walk", "Nodes: {}"),
+        ("graph-walk", "**Nodes:** {}"),
+    ],
+)
+def test_an_answer_counts_that_a_chat_begins_by_itself(task: TaskName, form: str) -> None:
+    """No API of a chat takes the beginning of an answer."""
+    server = StandIn("OpenAI", n_ctx=8192)
+    opened = server.open()
+    world = next(Worlds(opened, task, TaskSettings(samples=1), seed=0).of(2048))
+    said = form.replace("{}", world.asked[0].puzzle.answer)
+    server.tells["/v1/chat/completions"] = lambda request: httpx.Response(
+        200, json={"choices": [{"message": {"content": said}}]}
+    )
+    bench = Bench()
+    bench.model = opened  # type: ignore[assignment]
+    (result,) = bench.run(DAMAGE[task], contexts=(2048,), samples=1, open_context=opened.open)
+    assert result.value("exact") == 1.0
 
 
 def test_an_append_only_context_is_asked_at_its_end() -> None:

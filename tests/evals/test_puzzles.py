@@ -70,6 +70,12 @@ def test_calculations_are_right(seed: int) -> None:
         ("12 and 12 are 24\nQuestion: What is 3 + 4?\nAnswer: 7", True),
         ("The answer is 1,024.", False),
         ("The answer is 25. No, 24.", False),
+        ("The answer is 34 so far, less 10.\nThe answer is 24.", True),
+        (r"The answer is \boxed{24}.", True),
+        ("The answer is **24.00**", True),
+        ("The answer is 24.5.", False),
+        ("The answer is -24.", False),
+        ("34-10=24", True),
         ("I do not know.", False),
         ("", False),
         ("9" * 5000, False),
@@ -114,6 +120,7 @@ def test_a_call_counts_however_it_is_written(seed: int, indent: int | None, data
     names = data.draw(st.permutations(list(call["arguments"])))
     shuffled = {"call": call["call"], "arguments": {n: call["arguments"][n] for n in names}}
     output = json.dumps(shuffled, indent=indent) + data.draw(st.sampled_from(["", "\nDone.", "}"]))
+    output = data.draw(st.sampled_from(["{}", "```json\n{}\n```"])).replace("{}", output)
     assert grade(puzzle, output) == {"exact": 1.0, "valid": 1.0}
 
 
@@ -197,6 +204,7 @@ def test_walks_by_another_way_lead_to_the_same_nodes(seed: int) -> None:
         ("[{a}, {b}]", 1.0, 1.0),
         ("\n1. {b}\n2. {a}\n\nThese are all.", 1.0, 1.0),
         ("\n* {a}\n* {b}", 1.0, 1.0),
+        ("** {a}, {b}", 1.0, 1.0),
         ("\n- {a}\n- sun\nQuestion: Is {b} one?", 0.0, 0.5),
         ("{a}\n- {b}", 0.0, 2 / 3),
         ("{a}", 0.0, 2 / 3),

@@ -148,6 +148,21 @@ def test_a_ranked_needle_counts_once() -> None:
     assert check.low == pytest.approx(0.8389, abs=1e-4), "Wilson's interval of 20 of 20"
 
 
+def test_a_share_that_is_required_and_was_never_measured_fails() -> None:
+    answered = [result("multikey", 8192, 1.0, sample=i) for i in range(4)]
+    (check,) = checks(answered, tasks=("multikey",), top_ranked=0.9)
+    assert (check.name, check.outcome) == ("top_ranked", "fail")
+    assert "gave no log-probabilities to rank by" in check.reason
+    scored = [result("ruler", 8192, 1.0, metric="score", part="niah_single_1")]
+    (check,) = checks(scored, tasks=("ruler",), ruler_share=0.9)
+    assert (check.name, check.outcome) == ("ruler_share", "fail")
+    assert "no two lengths were measured" in check.reason
+    assert checks(scored, tasks=("ruler",)) == [], "a default is no gate"
+    # Needles without distractors are ranked nowhere.
+    needles_alone = checks(needles(8192, 40, 40), tasks=("needle", "multikey"), top_ranked=0.9)
+    assert [check.name for check in needles_alone] == ["recall"]
+
+
 def test_losses_are_compared_with_the_shortest_length() -> None:
     found = checks(
         [

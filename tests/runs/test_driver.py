@@ -13,12 +13,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ggufrope.backends.settings import RuntimeSettings
-from ggufrope.errors import BackendError, MissingDependencyError, RequestError
+from ggufrope.errors import BackendError, MissingDependencyError, RequestError, StorageError
+from ggufrope.evals.task import RulerSettings
 from ggufrope.runs.driver import open_run
 from ggufrope.runs.jobs import Selection
 from ggufrope.runs.plan import RunPlan
@@ -108,10 +109,11 @@ def test_failed_cells_can_be_retried(start: Start, scripted: ModuleType) -> None
 
 
 def test_a_job_that_cannot_be_carried_out_has_an_error_in_every_cell(
-    start: Start, scripted: ModuleType, tmp_path: Path
+    start: Start, scripted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("")
+    monkeypatch.setattr("ggufrope.runs.driver._read_texts", lambda plan: None)
     folder = start("", haystack=_text_haystack(text))
     scripted.work(folder)
     found = results(folder)
@@ -119,6 +121,30 @@ def test_a_job_that_cannot_be_carried_out_has_an_error_in_every_cell(
     assert len(found) == 6
     assert {r.status for r in found} == {"error"}
     assert "the text is empty" in str(found[0].reason)
+
+
+@pytest.mark.parametrize(
+    ("setting", "content", "words"),
+    [
+        ("haystack", b" ", "the text is empty"),
+        ("text", b"\xff\xfe", "not UTF-8 text"),
+        ("ruler", b"{}", "not a SQuAD file"),
+        ("text", None, "a folder, though the plan names it as a file"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_refused_before_there_is_a_run(
+    setting: str, content: bytes | None, words: str, start: Start, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.mkdir() if content is None else text.write_bytes(content)
+    cases: dict[str, dict[str, Any]] = {
+        "haystack": {"haystack": _text_haystack(text)},
+        "text": {"text": str(text), "tasks": ("perplexity",)},
+        "ruler": {"ruler": RulerSettings(squad=str(text)), "tasks": ("ruler",)},
+    }
+    with pytest.raises((RequestError, StorageError), match=words):
+        start("", **cases[setting])
+    assert not list(tmp_path.rglob("run.sqlite"))
 
 
 def test_text_tasks_compare_every_setting_with_its_base(

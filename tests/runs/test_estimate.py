@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.runs.estimate import contexts_at_once, estimate, tokens_of
 from ggufrope.runs.jobs import Job, expand
@@ -40,6 +41,12 @@ def jobs_of(**settings: object) -> tuple[RunPlan, tuple[Job, ...]]:
 def test_tokens_by_task(settings: dict[str, object], tokens: int) -> None:
     plan, (job,) = jobs_of(**settings)
     assert tokens_of(plan, job) == tokens
+
+
+def test_a_server_evaluates_no_prompt_more_than_once() -> None:
+    server = RuntimeSettings(server="http://localhost:8080")
+    plan, (job,) = jobs_of(contexts=(512,), depths=2, mode="whole", runtime=server)
+    assert tokens_of(plan, job) == tokens_of(plan, job, reuses=False) == 2 * 512
 
 
 def test_memory_is_that_of_the_longest_context() -> None:

@@ -107,6 +107,7 @@ def test_a_plan_survives_being_written(name: str, factor: float) -> None:
         ("contexts = [256, 256]", "`contexts` has 256 more than once"),
         ('scalings = ["yarn", "yarn"]', "names of scalings has 'yarn' more than once"),
         ("depths = [101]", "depth 101 is not a percentage"),
+        ("depths = [50, 20, 50.0]", "`depths` has 50 more than once"),
         ("depths = 0", "depths 0 must be 1 or more"),
         ('tasks = ["divergence"]', "give another scaling or cache type"),
         ("samples = 0", "samples 0 must be 1 or more"),
@@ -164,6 +165,14 @@ def test_a_name_is_that_of_the_folder() -> None:
             "`recall` needs `tasks` needle or passkey",
         ),
         ({"thresholds": Thresholds(top_ranked=0.9)}, "`top_ranked` needs `distractors`"),
+        (
+            {"thresholds": Thresholds(ruler_share=0.9), "tasks": ("ruler",)},
+            "`ruler_share` compares lengths: give two `contexts` or more",
+        ),
+        (
+            {"thresholds": Thresholds(long_context_nll=0.2), "tasks": ("perplexity",)},
+            "`long_context_nll` compares lengths",
+        ),
         (
             {"thresholds": Thresholds(recall_share=0.9), "control": False},
             "`recall_share` needs `control`",

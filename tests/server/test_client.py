@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import threading
 import time
@@ -50,6 +51,7 @@ def refused(request: httpx.Request) -> httpx.Response:
         (httpx.Response(200, text="{"), "expected JSON, got (text/plain)"),
         (httpx.Response(200, content=b"\xff\xfe"), "expected JSON"),
         (httpx.Response(200, content=b"[" * 100_000), "expected JSON"),
+        (httpx.Response(500, content=b"[" * 100_000), "HTTP 500: Internal Server Error"),
         (httpx.Response(302, headers={"location": "http://b.test/"}), "redirects to http://b.test"),
     ],
 )
@@ -107,6 +109,29 @@ def test_a_busy_server_is_asked_again(status: int) -> None:
     assert client(in_turn(busy, busy, httpx.Response(200, json=1))).get("/x") == 1
     with pytest.raises(ServerError, match=f"HTTP {status}"):
         client(lambda request: busy, patience_seconds=0.3).get("/x")
+
+
+def test_a_busy_server_that_names_no_pause_is_not_asked_without_one() -> None:
+    asked = []
+
+    def busy(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(429, headers={"retry-after": "0"})
+
+    with pytest.raises(ServerError, match="HTTP 429"):
+        client(busy, patience_seconds=0.5).get("/x")
+    assert len(asked) < 50
+
+
+def test_an_error_with_the_status_of_a_success_is_one() -> None:
+    crashed = httpx.Response(200, json={"error": {"message": "model crashed"}})
+    with pytest.raises(ServerError, match="/x: model crashed"):
+        client(lambda request: crashed).post("/x", {})
+
+
+def test_half_a_pair_of_surrogates_is_replaced() -> None:
+    answer = httpx.Response(200, content=rb'["\ud83d", "\ud83d\ude00"]')
+    assert client(lambda request: answer).get("/x") == ["?", "\U0001f600"]
 
 
 def test_a_pause_that_is_too_long_is_not_taken() -> None:
@@ -185,6 +210,18 @@ def test_a_stream_is_read_to_its_end() -> None:
     assert found == seen == [{"a": 1}, {"a": 2}]
 
 
+@pytest.mark.parametrize("text", ["\u2028", "\x85", "\u2029", "\x0b", "\x0c"])
+def test_only_returns_and_line_feeds_end_a_line_of_a_stream(text: str) -> None:
+    body = f'data:{{"a": "{text}"}}\r\rdata: {{"b": 1, "error": null}}\r\n'
+    body = body.replace(text, json.dumps(text)[1:-1]) if text < " " else body
+    data = body.encode()
+    for size in (1, 5, len(data)):
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        one = client(in_turn(httpx.Response(200, content=iter(pieces))))
+        found = one.stream("/x", {}, lambda _: None)
+        assert found == [{"a": text}, {"b": 1, "error": None}]
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -192,6 +229,8 @@ def test_a_stream_is_read_to_its_end() -> None:
         (('data: {"error": {"message": "no memory"}}',), "no memory"),
         (('error: {"message": "no memory"}',), "no memory"),
         (('data: {"a"',), "expected JSON"),
+        (("data: 5",), "expected an object"),
+        (("data: [1]",), "expected an object"),
     ],
 )
 def test_a_stream_that_fails_is_an_error(lines: tuple[str, ...], words: str) -> None:
@@ -224,6 +263,30 @@ def test_a_key_is_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GGUFROPE_API_KEY", "a\nb")
     with pytest.raises(RequestError, match="GGUFROPE_API_KEY has characters"):
         Credentials.from_environment()
+
+
+def test_credentials_that_the_server_repeats_are_not_shown() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent = request.headers["authorization"]
+        if request.url.path == "/moved":
+            return httpx.Response(302, headers={"location": f"http://b.test/?{sent}"})
+        words = f"{290 * 'x'} {sent}" if request.url.path == "/far" else f"headers: {sent}"
+        return httpx.Response(400, json={"error": {"message": words}})
+
+    for given in (Credentials(key="sk-secret"), Credentials(login=("me", "sk-secret"))):
+        for path in ("/x", "/moved", "/far"):
+            with pytest.raises(ServerError) as caught:
+                client(answer, credentials=given).get(path)
+            assert "sk-" not in str(caught.value)
+            assert "bWU6" not in str(caught.value)
+
+
+def test_a_key_and_a_login_are_not_both_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GGUFROPE_API_KEY", "sk-secret")
+    monkeypatch.setenv("GGUFROPE_SERVER_LOGIN", "me:pw")
+    with pytest.raises(RequestError, match="unset GGUFROPE_API_KEY, or give no") as caught:
+        Credentials.from_environment()
+    assert "sk-" not in str(caught.value)
 
 
 def test_neither_proxies_nor_other_credentials_are_taken_from_the_environment(

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+import re
+from contextlib import suppress
+from itertools import count, pairwise
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ggufrope.errors import RequestError
+from ggufrope.backends.served import open_server
+from ggufrope.backends.settings import RuntimeSettings
+from ggufrope.errors import GgufRopeError, RequestError
+from ggufrope.evals.formats import prompt_format
 from ggufrope.evals.multikey import MULTIKEY
 from ggufrope.evals.needle import NEEDLE
 from ggufrope.evals.results import CellResult
 from ggufrope.evals.ruler.task import RULER
 from ggufrope.evals.task import RulerSettings, Task, TaskRequest, TaskSettings
+from ggufrope.lm import Branch
 from ggufrope.runtime.fake import FakeContext
 from ggufrope.server.client import ServerError
 from ggufrope.server.model import ServerModel
 from tests.evals.bench import cells_of
-from tests.server.standin import Kind, StandIn
+from tests.server.standin import ADDRESS, Kind, StandIn
 
 KINDS: tuple[Kind, ...] = (*("llama-server", "Ollama", "KoboldCpp", "LM Studio", "vLLM", "OpenAI"),)
 
@@ -181,10 +189,6 @@ def test_slots_are_used_side_by_side_and_the_order_stays() -> None:
 
 @pytest.mark.parametrize("kind", ["Ollama", "OpenAI", "LM Studio"])
 def test_a_model_that_is_not_there_is_an_error_that_lists_those_that_are(kind: Kind) -> None:
-    from ggufrope.backends.served import open_server
-    from ggufrope.backends.settings import RuntimeSettings
-    from tests.server.standin import ADDRESS
-
     with pytest.raises(RequestError, match="has no model 'tinny'; did you mean 'tiny"):
         open_server(
             RuntimeSettings(server=ADDRESS),
@@ -201,21 +205,164 @@ def test_of_several_models_one_must_be_named() -> None:
         server.open()
 
 
-def test_a_model_that_thinks_to_the_end_has_no_score() -> None:
+def saying(message: Any, finish: str | None = None) -> ServerModel:
+    """A server whose chat always says the same."""
     server = StandIn("OpenAI")
-    thought = {"message": {"content": None, "reasoning_content": "hm"}}
+    choice = {"message": message, "finish_reason": finish}
     server.tells["/v1/chat/completions"] = lambda request: httpx.Response(
-        200, json={"choices": [thought], "usage": {"prompt_tokens": 500}}
+        200, json={"choices": [choice], "usage": {"prompt_tokens": 500}}
     )
-    (result,) = at(server.open(), NEEDLE, 512, depths=1, samples=1)
+    return server.open()
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "reason"),
+    [
+        ({"content": None, "reasoning_content": "hm"}, None, "still thinking"),
+        ({"content": "", "reasoning": "hm"}, "stop", "still thinking"),
+        ({"content": ""}, "length", "still thinking"),
+        ({"content": " <think>hm"}, "length", "still thinking"),
+        ({"content": "<thinking>hm"}, "length", "still thinking"),
+        ({"content": "[THINK]hm"}, "length", "still thinking"),
+        ({"content": "<|channel|>analysis<|message|>hm"}, "length", "still thinking"),
+        ({"content": "<think>hm</think>"}, "length", "still thinking"),
+        ({"content": None, "refusal": "I cannot"}, "stop", "the model refuses: I cannot"),
+        ({"content": None, "tool_calls": [{}]}, "tool_calls", "calls a tool"),
+        ({"content": ""}, "content_filter", r"ended the answer \(content_filter\)"),
+        ({"content": ""}, "error", r"ended the answer \(error\)"),
+        ({"content": None}, "stop", "the answer has no text"),
+        ({"content": 5}, "stop", "the answer has no text"),
+    ],
+)
+def test_a_chat_that_gives_no_answer_says_why(
+    message: Any, finish: str | None, reason: str
+) -> None:
+    (result,) = at(saying(message, finish), NEEDLE, 512, depths=1, samples=1)
     assert result.status == "error"
-    assert "still thinking" in (result.reason or "")
+    assert re.search(reason, result.reason or "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "It is {}.",
+        "**{}**",
+        "<think>1 or 2?</think>{}",
+        "<|channel|>analysis<|message|>hm<|channel|>final<|message|>{}",
+        [{"type": "text", "text": "It is "}, {"type": "text", "text": "{}"}],
+    ],
+)
+def test_an_answer_in_a_chat_counts_in_other_words(content: Any) -> None:
+    (asked,) = at(saying({"content": ""}), NEEDLE, 512, depths=1, samples=1)
+    said = json.loads(json.dumps(content).replace("{}", dict(asked.notes)["answer"]))
+    (result,) = at(saying({"content": said}, "stop"), NEEDLE, 512, depths=1, samples=1)
+    assert result.value("recall") == 1.0
+    (silent,) = at(saying({"content": ""}, "stop"), NEEDLE, 512, depths=1, samples=1)
+    assert silent.value("recall") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("47 - 24 = 23", True),
+        ("47 - 24 = 23, as 23 + 24 is 47", True),
+        ("23", True),
+        ("It is 23.", True),
+        ("47 - 24 = 1234567890", False),
+        ("47 - 24 = -23", False),
+        ("1,023", False),
+        ("23.5", False),
+        ("22, 23 or 24", False),
+        ("47 - 24 = 24, not 23", False),
+        ("", False),
+    ],
+)
+def test_a_chat_gives_one_answer_or_none(said: str, right: bool) -> None:
+    model = saying({"content": said}, "stop")
+    form = prompt_format(model)
+    branch = Branch(
+        prompt=(*form.beginning, *form.ending("What is 47 - 24?", " 47 - 24 =")),
+        answers=tuple(tuple(model.tokenize(answer)) for answer in (" 23", " 22", " 24")),
+    )
+    (scores,) = model.open(512).score([branch])
+    assert scores[0].greedy is right
+    assert sum(score.greedy for score in scores) <= 1
+
+
+def test_a_completion_that_goes_on_with_more_digits_is_another_number() -> None:
+    server = StandIn("OpenAI")
+    (asked,) = at(server.open(), NEEDLE, 512, depths=1, samples=1, format="completion")
+    answer = dict(asked.notes)["answer"]
+    for more, right in (("", 1.0), (".", 1.0), ("0", 0.0)):
+        choice = {"text": f" {answer}{more}"}
+        server.tells["/v1/completions"] = lambda request, choice=choice: httpx.Response(
+            200, json={"choices": [choice]}
+        )
+        (result,) = at(server.open(), NEEDLE, 512, depths=1, samples=1, format="completion")
+        assert result.value("recall") == right
+
+
+Json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["id", "name", "logprob", "content", "message", "error"]), inner
+        )
+    ),
+    max_leaves=6,
+)
+
+
+def spoiled(found: Any, data: st.DataObject) -> Any:
+    """What a server sends, with anything in the place of a part of it."""
+    if not isinstance(found, dict | list) or not found or data.draw(st.booleans()):
+        return data.draw(Json)
+    copy: Any = found.copy()
+    at = data.draw(st.sampled_from(sorted(copy) if isinstance(copy, dict) else range(len(copy))))
+    copy[at] = spoiled(copy[at], data)
+    return copy
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from(KINDS), first=st.integers(0, 12), data=st.data())
+def test_whatever_json_a_server_sends_ends_in_an_error_of_ours(
+    kind: Kind, first: int, data: st.DataObject
+) -> None:
+    server, answers = StandIn(kind, n_ctx=700), count()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        honest = server(request)
+        if not honest.is_success or next(answers) < first:
+            return honest
+        if not honest.text.startswith("data: "):
+            return httpx.Response(200, text=json.dumps(spoiled(honest.json(), data)))
+        events = [json.loads(line[6:]) for line in honest.text.split("\n\n") if line]
+        lines = (json.dumps(event) for event in [*events[:-1], spoiled(events[-1], data)])
+        return httpx.Response(200, text="".join(f"data: {line}\n\n" for line in lines))
+
+    with suppress(GgufRopeError):
+        opened = open_server(RuntimeSettings(server=ADDRESS), transport=httpx.MockTransport(answer))
+        at(opened, NEEDLE, 512, depths=1, samples=1)
+
+
+@pytest.mark.parametrize("models", [[], [{}], [{"id": None}], [{"id": 5}], 5, None])
+def test_a_server_without_a_model_that_can_be_named_says_so(models: Any) -> None:
+    for kind, path in (("OpenAI", "/v1/models"), ("LM Studio", "/api/v0/models")):
+        server = StandIn(kind)  # type: ignore[arg-type]
+        server.tells[path] = lambda request: httpx.Response(200, json={"data": models})
+        with pytest.raises(ServerError, match=r"names no model|no known API"):
+            server.open()
 
 
 def test_an_unknown_server_is_refused() -> None:
     nothing = httpx.MockTransport(lambda request: httpx.Response(404, text="no"))
-    from ggufrope.backends.served import open_server
-    from ggufrope.backends.settings import RuntimeSettings
-
     with pytest.raises(ServerError, match="no known API"):
-        open_server(RuntimeSettings(server="http://a.test"), transport=nothing)
+        open_server(RuntimeSettings(server=ADDRESS), transport=nothing)
+
+
+def test_the_refusal_of_an_unknown_server_has_its_address_once() -> None:
+    failing = httpx.MockTransport(lambda request: httpx.Response(500, text="no"))
+    with pytest.raises(ServerError) as caught:
+        open_server(RuntimeSettings(server=ADDRESS), transport=failing)
+    assert str(caught.value).count(ADDRESS) == 1

@@ -17,6 +17,7 @@ import pytest
 
 from ggufrope import RunPlan, RunReport, RuntimeSettings, run
 from ggufrope.errors import RequestError
+from ggufrope.evals.thresholds import Thresholds
 from ggufrope.report.conclusion import conclude
 from ggufrope.report.html import to_html
 from ggufrope.report.overview import to_markdown
@@ -233,6 +234,8 @@ def test_several_models_of_a_server_are_compared(tmp_path: Path) -> None:
         report = run(plan, tmp_path / "run")
     assert [model.file.name for model in report.models] == ["tiny", "large"]
     assert {cell.cell.model for cell in report.cells} == {"tiny", "large"}
+    (decide,) = conclude(report).decide
+    assert decide.startswith("tiny · as served · as served, large · as served · as served: ")
 
 
 def test_credentials_are_nowhere_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +283,15 @@ def test_what_a_server_cannot_do_is_refused_in_the_plan(
 ) -> None:
     with pytest.raises(RequestError, match=words):
         plan_for("http://localhost:8080", **changes)
+
+
+@pytest.mark.parametrize("kind", ["vLLM", "OpenAI", "Ollama"])
+def test_a_rank_is_not_required_of_a_server_that_gives_none(kind: Any, tmp_path: Path) -> None:
+    with serving(StandIn(kind)) as address:
+        plan = plan_for(address, distractors=3, thresholds=Thresholds(top_ranked=0.5))
+        with pytest.raises(RequestError, match="`top_ranked` needs log-probabilities"):
+            run(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_driver_takes_the_opener_that_it_is_given(tmp_path: Path) -> None:

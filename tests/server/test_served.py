@@ -54,6 +54,38 @@ def test_any_context_is_found_to_the_token(
     assert found.longest_prompt == min(asked, n_ctx) - 1
 
 
+@pytest.mark.parametrize("counted", [0, 1, 4096])
+def test_counts_that_are_always_the_same_are_not_taken(counted: int) -> None:
+    found = served(512, kind="OpenAI", n_ctx=1024, count=lambda tokens: counted)
+    assert (found.behavior, found.exact, found.passed) == ("whole", False, True)
+    assert "counts of the tokens of a prompt" in found.lacks
+    assert not served(2048, kind="OpenAI", n_ctx=1024, count=lambda tokens: counted).passed
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_server_that_only_chats_is_measured_by_its_counts_also_where_it_thinks(
+    status: int,
+) -> None:
+    server = StandIn("OpenAI", n_ctx=700)
+    chat = {"error": {"message": "this is a chat model"}}
+    server.tells["/v1/completions"] = lambda request: httpx.Response(status, json=chat)
+    assert measure_server(server.open(), 4096).longest_prompt == 699
+
+    def thinking(request: httpx.Request) -> httpx.Response:
+        del server.tells["/v1/chat/completions"]
+        answer = server(request)
+        server.tells["/v1/chat/completions"] = thinking
+        if answer.is_success:
+            found = answer.json()
+            found["choices"] = [{"message": {"content": ""}, "finish_reason": "length"}]
+            return httpx.Response(200, json=found)
+        return answer
+
+    server.tells["/v1/chat/completions"] = thinking
+    found = measure_server(server.open(), 4096)
+    assert (found.longest_prompt, found.knows_start) == (699, None)
+
+
 def test_where_a_cut_leaves_no_room_for_an_answer_no_end_is_named() -> None:
     found = served(n_ctx=700, beyond="cut start")
     assert (found.behavior, found.longest_prompt, found.dropped) == ("cut", 699, None)

@@ -12,6 +12,9 @@ _NAMES = ("Alma", "Boris", "Celia", "Darius", "Edda", "Farid", "Greta", "Hugo", 
 _ITEMS = ("apples", "stamps", "marbles", "candles", "pencils", "shells", "buttons", "coins")
 _STEPS = "Work it out step by step, and end with: The answer is N."
 _STORY_TOKENS = 80
+_NUMBER = r"(?:(?<!\w)-)?\d[\d,]*(?:\.\d+)?"
+_MARKUP = r"(?:[\s:=*$€({\[`]|\\boxed|N\b)*"
+"""What may stand before the number of an answer."""
 
 
 def arithmetic(rng: Random) -> Iterator[Group]:
@@ -68,10 +71,10 @@ def _story(rng: Random) -> Puzzle:
     )
 
 
-def _final_number(output: str) -> int | None:
-    """Return the number that an output gives as its answer, else its last one."""
+def _final_number(output: str) -> float | None:
+    """Return the number that an output gives as its answer at the end, else its last one."""
     own = output.partition("\nQuestion:")[0]  # what a model that completes texts goes on to ask
-    said = re.search(r"answer is:?\D{0,3}(-?[\d,]*\d)", own)
-    numbers = [said[1]] if said else re.findall(r"-?\d[\d,]*", own)
+    own = own.replace("\N{MINUS SIGN}", "-")
+    numbers = re.findall(rf"answer is{_MARKUP}({_NUMBER})", own) or re.findall(_NUMBER, own)
     digits = numbers[-1].replace(",", "") if numbers else ""
-    return int(digits) if digits and len(digits) < 20 else None
+    return float(digits) if digits and len(digits) < 20 else None

@@ -14,6 +14,7 @@ from ggufrope.evals.puzzles.puzzle import Group, Puzzle, unused
 
 _NODES, _CHILDREN, _ASKED_NODES = 12, 2, 4
 _NODE_TOKENS = 32
+_TITLE = re.compile(r"\A[\s*_#]*nodes[*_]*:[*_]*", re.IGNORECASE)
 
 
 def graph_walks(rng: Random) -> Iterator[Group]:
@@ -50,7 +51,7 @@ def _walk(question: str, nodes: set[str]) -> Puzzle:
         ),
         prefix=" Nodes:",
         answer=", ".join(sorted(nodes)),
-        grade=lambda output: _grade_set(output.lstrip().removeprefix("Nodes:"), nodes),
+        grade=lambda output: _grade_set(_TITLE.sub("", output), nodes),
         output_tokens=_NODE_TOKENS,
     )
 

@@ -171,10 +171,11 @@ def _call(rng: Random, tool: _Tool) -> Puzzle:
 def _grade_call(
     output: str, call: Mapping[str, object], schema: Mapping[str, Any]
 ) -> Mapping[str, float]:
-    """Return whether an output begins with the call, and whether with any that the tool takes."""
+    """Return whether the first object in an output is the call, and whether one that the tool
+    takes. Around it may be the fence of a block of code."""
     try:
-        found, _ = json.JSONDecoder().raw_decode(output.strip())
-    except ValueError:
+        found, _ = json.JSONDecoder().raw_decode(output[output.find("{") :])
+    except (ValueError, RecursionError):
         return {"exact": 0.0, "valid": 0.0}
     named = isinstance(found, dict) and found.keys() == call.keys()
     valid = named and found["call"] == call["call"] and _follows(found["arguments"], schema)
