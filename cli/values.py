@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from .errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ggufrope.container.remote import Place
     from ggufrope.container.strategies import Strategy
@@ -83,6 +83,17 @@ def output_path(option: str) -> Callable[[str], Path]:
         return Path(text)
 
     return parse
+
+
+def require_apart(written: Mapping[str, Path | None], read: Iterable[Path]) -> None:
+    """Raise OptionError where two options name one file, or one names a file that was read."""
+    taken = {path.resolve(): "a file that is read" for path in read}
+    for name, path in written.items():
+        # What is no regular file, such as a terminal, takes one text after the other.
+        if path is not None and (path.is_file() or not path.exists()):
+            if other := taken.get(path.resolve()):
+                raise OptionError(f"{name} {path}: {other} too; name another file to write")
+            taken[path.resolve()] = f"the file of {name}"
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ import typer
 from ..errors import OptionError
 from ..options import JsonOption, LlamaLibOption, WholeOption, option, token_option
 from ..proof import ProveOption, prepare_proof, proof_payload
-from ..values import output_path
+from ..values import output_path, require_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -128,7 +128,7 @@ def command(
         say_reading(each.place)
     written = {"--sarif": sarif, "--md": md, "--junit": junit}
     read = [file.place for file in report.files]
-    _require_apart(written, [each for each in (*read, config, card) if isinstance(each, Path)])
+    require_apart(written, [each for each in (*read, config, card) if isinstance(each, Path)])
     _write(report, sarif=sarif, md=md, junit=junit)
     if json:
         emit_json(payload(report, proofs), *(each.place for each in report.files))
@@ -138,17 +138,6 @@ def command(
             _show_proofs(proofs)
     if not report.passed:
         raise typer.Exit(BAD_FILE if report.unreadable_only else CHECK_FAILED)
-
-
-def _require_apart(written: Mapping[str, Path | None], read: Iterable[Path]) -> None:
-    """Raise OptionError where two options name one file, or one names a file that was read."""
-    taken = {path.resolve(): "a file that is read" for path in read}
-    for name, path in written.items():
-        # What is no regular file, such as a terminal, takes one text after the other.
-        if path is not None and (path.is_file() or not path.exists()):
-            if other := taken.get(path.resolve()):
-                raise OptionError(f"{name} {path}: {other} too; name another file to write")
-            taken[path.resolve()] = f"the file of {name}"
 
 
 def _write(report: CheckReport, *, sarif: Path | None, md: Path | None, junit: Path | None) -> None:

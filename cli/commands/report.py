@@ -11,6 +11,7 @@ import typer
 from ..errors import OptionError
 from ..options import JsonOption
 from ..options_run import GridsOption
+from ..values import require_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
     Forms = Mapping[str, Callable[[], str | bytes]]
     """What makes the file of an option, by its name."""
+
+
+_STORED = ("run.sqlite", "plan.toml", "run.lock", "search.jsonl", "result.json", "factors.json")
+"""The files that a run or a search consists of."""
 
 
 def _file(help_: str) -> Any:
@@ -67,6 +72,9 @@ def command(
         raise OptionError("--png -: a picture is not written to standard output; name a file")
     if len(on_output) > 1:
         raise OptionError(f"{' and '.join(on_output)}: only one can go to standard output")
+    stored = [one / name for one in (folder, against) if one is not None for name in _STORED]
+    named = {f"--{name}": path for name, path in chosen.items() if str(path) != "-"}
+    require_apart(named, stored)
     if holds_search(folder):
         _report_search(folder, chosen, against, json=json)
     else:

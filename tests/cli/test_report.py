@@ -59,6 +59,22 @@ def test_each_file_is_written_and_named(cli: Call, run: Path, tmp_path: Path) ->
     assert cells == cli("report", run, "--json").json["cells"]
 
 
+def test_what_is_stored_is_not_written_over(cli: Call, run: Path, nano: Path) -> None:
+    before = (run / "run.sqlite").read_bytes()
+    for options in (
+        ("--md", run / "run.sqlite"),
+        ("--against", run, "--csv", run / "plan.toml"),
+        ("--csv", "x", "--jsonl", "x"),
+        ("--md", nano),
+    ):
+        outcome = cli("report", run, *options)
+        assert (outcome.code, outcome.out) == (2, ""), options
+    assert (run / "run.sqlite").read_bytes() == before
+    assert nano.read_bytes()[:4] == b"GGUF"
+    assert cli("report", run, "--md", run / "page.md").code == 0
+    assert cli("report", run, "--md", run / "page.md").code == 0
+
+
 def test_a_dash_is_standard_output(cli: Call, run: Path) -> None:
     for name in set(FORMS) - {"png"}:
         outcome = cli("report", run, f"--{name}", "-")
