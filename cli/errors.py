@@ -127,7 +127,7 @@ def with_flags(message: str) -> str:
     from ggufrope.patching.command import FLAGS
 
     flags = {**OTHER_FLAGS, **FLAGS}
-    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
+    return re.sub(r"`(\w+)(?:\[0\])?`", lambda found: flags.get(found[1], found[0]), message)
 
 
 def run(command: Callable[[], object], *, flags: bool = True, traceback: bool = False) -> int:

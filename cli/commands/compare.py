@@ -44,7 +44,7 @@ def command(
     from ..showing import View
 
     served = run.server is not None and scaling.scaling is None
-    requests = (scaling.request(),) if served else _requests(scaling)
+    requests = (scaling.request(),) if served else _requests(scaling, file)
     if require is not None:
         known: dict[str, str] = {each.scaling: each.name for each in reversed(requests)}
         known |= {each.name: each.name for each in requests}
@@ -53,13 +53,19 @@ def command(
     carry_out(run.plan(file, requests, require=require), view, out=run.out)
 
 
-def _requests(scaling: ScalingOptions) -> tuple[ScalingRequest, ...]:
+def _requests(scaling: ScalingOptions, file: str | None) -> tuple[ScalingRequest, ...]:
     """Return a request per scheme. The parameters given are those of the schemes: `none` and
-    `file`, what these are compared with, have none. A name may have a factor of its own."""
+    `file`, what these are compared with, have none. A name may have a factor of its own.
+
+    Of a file that is scaled, and not by us, `none` has nothing to take back: it is `file`.
+    """
     from ggufrope.patching.request import ScalingRequest
 
     asked = [_parted(each) for each in (scaling.scaling or "none,linear,ntk,yarn").split(",")]
     names = [word(name, "--scaling", ("file", *schemes())) for name, _ in asked]
+    if "none" in names and len(names) > 1 and file is not None and _is_scaled(file):
+        asked = [pair for pair, name in zip(asked, names, strict=True) if name != "file"]
+        names = ["file" if name == "none" else name for name in names if name != "file"]
     given = replace(scaling, scaling=None).request()
     bare = set(names) & {"none", "file"} if set(names) - {"none", "file"} else set()
     requests = []
@@ -68,6 +74,16 @@ def _requests(scaling: ScalingOptions) -> tuple[ScalingRequest, ...]:
         scheme, own = cast("ScalingName", name), request.factor if factor is None else factor
         requests.append(replace(request, scaling=scheme, factor=own))
     return tuple(requests)
+
+
+def _is_scaled(file: str) -> bool:
+    from ggufrope.patching.inspection import read_model
+    from ggufrope.rope.trained import declared_scaling
+
+    from ..values import model_path
+
+    metadata = read_model(model_path(file)).metadata
+    return metadata.trained is None and declared_scaling(metadata) is not None
 
 
 def _parted(text: str) -> tuple[str, float | None]:

@@ -111,7 +111,7 @@ _BESIDE = (
 """Fields of a section that a config may have at the top level in the place of one."""
 _KNOWN = ("hidden_size", "n_embd", "dim", "max_position_embeddings", "rope_theta")
 _SUSPECT = re.compile(
-    r"(?=.*(rope|rotary|ntk|yarn|condense))"
+    r"(?=.*((?<!p)rope|rotary|ntk|yarn|condense))"
     r"(?=.*(scal|factor|ratio|alpha|beta|ntk|condense|interpol))|use_logn_attn$"
 )
 """Names at the top level that may change the rotation or the scores by the length."""

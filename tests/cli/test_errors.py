@@ -92,6 +92,12 @@ def test_a_folder_without_a_name_is_a_folder(cli: Call, command: str, name: str)
     assert outcome.err == f"ggufrope: {name} is a directory; expected a GGUF file\n"
 
 
+def test_a_seed_out_of_range_is_named_by_its_flag(cli: Call, nano: Path) -> None:
+    outcome = cli("validate", nano, "--ctx", "256", "--seed", 1 << 66)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "--seed is a number of 67 bits" in outcome.err
+
+
 @pytest.mark.parametrize("option", ["--out", "--text", "--to"])
 def test_an_empty_value_is_refused(cli: Call, nano: Path, option: str) -> None:
     outcome = cli("validate", nano, "--ctx", "256", option, "")

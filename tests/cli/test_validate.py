@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from ggufrope_cli.options_run import RunOptions
 
+from fixtures.make import build
 from ggufrope.patching.request import ScalingRequest
 from ggufrope.runs.plan import RunPlan
 from tests.cli.conftest import Call
@@ -175,6 +177,16 @@ def test_compare_takes_factors_of_one_scheme(cli: Call, nano: Path) -> None:
     assert answer["plan"]["thresholds"]["require"] == "yarn-6x"
     twice = cli("compare", nano, "--ctx", "1024", *FEW, "--scaling", "yarn-4x,yarn-4.0x")
     assert (twice.code, "more than once" in twice.err) == (2, True)
+
+
+@pytest.mark.llama
+def test_compare_with_none_takes_a_scaled_file_as_it_stands(cli: Call, tmp_path: Path) -> None:
+    steps = np.linspace(1, 8, 16, dtype=np.float32)
+    path = build("llama", tmp_path / "m.gguf", context=512, factors={"rope_freqs.weight": steps})[0]
+    grid = ("--ctx", "128", "--tasks", "perplexity", "--chunks", "1", "--threads", "1", "--json")
+    outcome = cli("compare", path, "--scaling", "none,yarn,file", "--target-ctx", "1k", *grid)
+    assert outcome.code == 0, outcome.out
+    assert {row["scaling"] for row in outcome.json["summary"]} == {"file", "yarn"}
 
 
 @pytest.mark.llama
