@@ -5,6 +5,7 @@ Edits of models have a layer of their own, `container.filesystem`. This is for e
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import stat
@@ -91,7 +92,7 @@ def read_json(path: Path, *, most: int = MAX_READ_BYTES) -> Any:
 
     Raises StorageError, RequestError where it is not JSON.
     """
-    text = read_text(path, most=most).removeprefix("\ufeff")  # which some editors put there
+    text = read_text(path, most=most).removeprefix(codecs.BOM_UTF8.decode())
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -13,7 +13,7 @@ _ITEMS = ("apples", "stamps", "marbles", "candles", "pencils", "shells", "button
 _STEPS = "Work it out step by step, and end with: The answer is N."
 _STORY_TOKENS = 80
 _NUMBER = r"(?:(?<!\w)-)?\d[\d,]*(?:\.\d+)?"
-_MARKUP = r"(?:[\s:=*$€({\[`]|\\boxed|N\b)*"
+_MARKUP = r"(?:[\s:=*$\u20ac({\[`]|\\boxed|N\b)*"
 """What may stand before the number of an answer."""
 
 
@@ -74,7 +74,7 @@ def _story(rng: Random) -> Puzzle:
 def _final_number(output: str) -> float | None:
     """Return the number that an output gives as its answer at the end, else its last one."""
     own = output.partition("\nQuestion:")[0]  # what a model that completes texts goes on to ask
-    own = own.replace("\N{MINUS SIGN}", "-")
+    own = re.sub(r"\u2212", "-", own)  # the minus sign
     numbers = re.findall(rf"answer is{_MARKUP}({_NUMBER})", own) or re.findall(_NUMBER, own)
     digits = numbers[-1].replace(",", "") if numbers else ""
     return float(digits) if digits and len(digits) < 20 else None
