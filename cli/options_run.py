@@ -15,7 +15,14 @@ import typer
 from ggufrope.backends.settings import RuntimeSettings
 from ggufrope.errors import RequestError
 from ggufrope.evals.ruler.specs import BY_NAME
-from ggufrope.evals.task import SPLICED_SAMPLES, Haystack, RulerSettings, TaskName, carried_out
+from ggufrope.evals.task import (
+    ASKING,
+    SPLICED_SAMPLES,
+    Haystack,
+    RulerSettings,
+    TaskName,
+    carried_out,
+)
 from ggufrope.evals.thresholds import Thresholds, without_task
 from ggufrope.runs.plan import KV_TYPES, RunPlan
 
@@ -403,6 +410,7 @@ class RunOptions:
             "format": word(self.format, "--format", _choices("format")),
             "thinking": _switch(self.thinking, "--thinking"),
         }
+        self._refuse_idle(chosen["tasks"])
         return RunPlan(
             models=models,
             contexts=contexts,
@@ -454,6 +462,15 @@ class RunOptions:
             raise OptionError(f"{file}: with --server give no FILE; --model names its model")
         return tuple(self.model or ())
 
+    def _refuse_idle(self, tasks: tuple[TaskName, ...]) -> None:
+        """Raise OptionError where an option is of tasks that are not carried out."""
+        measured = {*carried_out(tasks)}
+        for names, its in _OF_TASKS.items():
+            given = [name for name in names if getattr(self, name) != _default(name)]
+            if given and not measured & {*its}:
+                flag = "--" + given[0].replace("_", "-")
+                raise OptionError(f"{flag} has no effect on {self.tasks}: it is for {_or(its)}")
+
     def _thresholds(self, tasks: tuple[TaskName, ...], require: str | None) -> Thresholds:
         options = {
             "recall": self.min_recall,
@@ -470,6 +487,28 @@ class RunOptions:
         return Thresholds(
             allow_undecided=self.allow_undecided, require=require, given=tuple(given), **given
         )
+
+
+_IN_TEXTS = ("perplexity", "divergence", "rounding", "short-context")
+_OF_TASKS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("text",): _IN_TEXTS,
+    ("chunks",): _IN_TEXTS[:3],
+    ("ruler_tasks", "squad", "hotpotqa", "templates"): ("ruler",),
+    ("needle",): ("needle",),
+    ("value",): ("needle", "multikey"),
+    ("haystack",): tuple(sorted(ASKING - {"kv", "passkey", "ruler"})),
+    ("mode", "whole_prompts"): ("needle", "passkey"),
+    ("depths", "distractors"): ("needle", "passkey", "multikey"),
+}
+"""The options that only some tasks read, and those tasks."""
+
+
+def _default(name: str) -> object:
+    return next(each.default for each in fields(RunOptions) if each.name == name)
+
+
+def _or(tasks: tuple[str, ...]) -> str:
+    return " or ".join(filter(None, (", ".join(tasks[:-1]), tasks[-1])))
 
 
 def _name(path: Path | None) -> str | None:

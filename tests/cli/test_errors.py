@@ -98,6 +98,24 @@ def test_a_seed_out_of_range_is_named_by_its_flag(cli: Call, nano: Path) -> None
     assert "--seed is a number of 67 bits" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--chunks", "3"), "--chunks has no effect on needle: it is for perplexity, divergence"),
+        (("--tasks", "passkey", "--needle", "latent"), "--needle has no effect on passkey"),
+        (("--tasks", "perplexity", "--depths", "5"), "--depths has no effect on perplexity"),
+        (("--tasks", "ruler,kv-cache", "--distractors", "2"), "no effect on ruler,kv-cache"),
+        (("--ruler-tasks", "vt"), "--ruler-tasks has no effect on needle: it is for ruler"),
+    ],
+)
+def test_an_option_of_tasks_that_do_not_run_is_refused(
+    cli: Call, nano: Path, options: tuple[str, ...], said: str
+) -> None:
+    outcome = cli("validate", nano, "--ctx", "256", *options)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert said in outcome.err
+
+
 @pytest.mark.parametrize("option", ["--out", "--text", "--to"])
 def test_an_empty_value_is_refused(cli: Call, nano: Path, option: str) -> None:
     outcome = cli("validate", nano, "--ctx", "256", option, "")

@@ -89,7 +89,8 @@ def test_what_cannot_be_asked_is_a_usage_error_in_one_line(
     message: str,
 ) -> None:
     run = tmp_path / "run"
-    outcome = cli("validate", chat(template), *RULER, *options, "--out", run)
+    grid = ("--ctx", "512") if "--tasks" in options else RULER
+    outcome = cli("validate", chat(template), *grid, *options, "--out", run)
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
