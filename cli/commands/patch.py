@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +81,7 @@ def command(
     """Write RoPE scaling into a file: to a copy, or in place."""
     from ggufrope.container.remote import local
     from ggufrope.patching.inspection import naming
-    from ggufrope.patching.plan import apply, plan_patch
+    from ggufrope.patching.plan import apply, plan_patch, with_digest
 
     from ..errors import OptionError, stoppable
     from ..output import console, emit_json
@@ -132,14 +131,6 @@ def command(
         if proof is not None:
             show_proof(proof)
     require_passed(proof)
-
-
-def with_digest(receipt: PatchReceipt) -> PatchReceipt:
-    """Return the receipt with the digest of all tensor data of the result."""
-    from ggufrope.container.shards import open_model
-    from ggufrope.patching.plan import weights_sha256
-
-    return replace(receipt, weights_sha256=weights_sha256(open_model(receipt.path)))
 
 
 def payload(

@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     """What makes the file of an option, by its name."""
 
 
-_STORED = ("run.sqlite", "plan.toml", "run.lock", "search.jsonl", "result.json", "factors.json")
-"""The files that a run or a search consists of."""
-
-
 def _file(help_: str) -> Any:
     return typer.Option(metavar="FILE", help=help_)
 
@@ -61,7 +57,8 @@ def command(
 
     A search is shown and written too, as HTML, PNG, SVG, Markdown or JSON.
     """
-    from ggufrope.search.session import holds_search
+    from ggufrope.runs.folder import RUN_FILES
+    from ggufrope.search.session import SEARCH_FILES, holds_search
 
     files = {"html": html, "png": png, "svg": svg, "md": md, "card": card}
     files |= {"junit": junit, "csv": csv, "jsonl": jsonl}
@@ -72,7 +69,8 @@ def command(
         raise OptionError("--png -: a picture is not written to standard output; name a file")
     if len(on_output) > 1:
         raise OptionError(f"{' and '.join(on_output)}: only one can go to standard output")
-    stored = [one / name for one in (folder, against) if one is not None for name in _STORED]
+    folders = [one for one in (folder, against) if one is not None]
+    stored = [one / name for one in folders for name in (*RUN_FILES, *SEARCH_FILES)]
     named = {f"--{name}": path for name, path in chosen.items() if str(path) != "-"}
     require_apart(named, stored)
     if holds_search(folder):

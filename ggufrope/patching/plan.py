@@ -199,17 +199,23 @@ def apply(
         committing=committing,
     )
     stored = receipts[-1]
-    return PatchReceipt(
+    done = PatchReceipt(
         path=stored.path,
         edits=plan.edits,
         strategy=stored.strategy,
         rejected=stored.rejected,
         bytes_written=sum(receipt.bytes_written for receipt in receipts),
-        weights_sha256=weights_sha256(open_model(stored.path)) if hash_weights else None,
+        weights_sha256=None,
         undo_steps=stored.undo_steps,
         undone_at_once=stored.undone_at_once,
         undo_lost=stored.undo_lost,
     )
+    return with_digest(done) if hash_weights else done
+
+
+def with_digest(receipt: PatchReceipt) -> PatchReceipt:
+    """Return the receipt with the digest of all tensor data of the result."""
+    return replace(receipt, weights_sha256=weights_sha256(open_model(receipt.path)))
 
 
 def weights_sha256(files: ModelFiles, *, progress: Progress | None = None) -> str:

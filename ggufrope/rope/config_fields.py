@@ -94,7 +94,7 @@ _IN_ATTENTION = ("rope_theta", "alibi")
 _BESIDE_TYPES = ("rope_scaling_type", "rope_type")
 _BESIDE_FACTORS = ("rope_scaling_factor", "scaling_factor", "factor")
 _BESIDE_OTHERS = ("rope_condense_ratio", "rope_ntk_alpha", "rope_ntk_beta")
-_BESIDE = (
+SCHEME_FIELDS = (
     "original_max_position_embeddings",
     "beta_fast",
     "beta_slow",
@@ -108,7 +108,8 @@ _BESIDE = (
     "long_factor",
     "short_factor",
 )
-"""Fields of a section that a config may have at the top level in the place of one."""
+"""What a section says of its scheme besides the type and the factor; some configs have these at
+the top level."""
 _KNOWN = ("hidden_size", "n_embd", "dim", "max_position_embeddings", "rope_theta")
 _SUSPECT = re.compile(
     r"(?=.*((?<!p)rope|rotary|ntk|yarn|condense))"
@@ -410,7 +411,7 @@ def _beside(fields: Fields) -> Fields | None:
         return None
     said = {"factor": fields.values[factor]}
     if isinstance(kind, str) and not _is_harmless(kind):
-        said |= {name: fields.values[name] for name in _BESIDE if name in fields}
+        said |= {name: fields.values[name] for name in SCHEME_FIELDS if name in fields}
         growth = fields.number("attn_factor")  # of YaRN's own attention factor
         if growth not in (None, 1):
             raise RequestError(unreadable(["attn_factor"]))

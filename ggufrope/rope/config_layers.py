@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ggufrope.errors import RequestError
-from ggufrope.rope.config_fields import Fields, ModelClass, TextConfig, unreadable
+from ggufrope.rope.config_fields import (
+    SCHEME_FIELDS,
+    Fields,
+    ModelClass,
+    TextConfig,
+    unreadable,
+)
 from ggufrope.rope.config_scaling import PLAIN, Layer, kind_of_section, layer_scaling
 from ggufrope.rope.frequencies import ntk_base
 from ggufrope.rope.keys import ONE_IN_FLOAT32
@@ -20,24 +26,14 @@ from ggufrope.rope.scaling import RopeScaling, Unscaled
 
 _READ = frozenset(
     {
+        *SCHEME_FIELDS,
         "rope_type",
         "type",
         "rope_theta",
         "factor",
-        "original_max_position_embeddings",
         "max_position_embeddings",
         "partial_rotary_factor",
-        "beta_fast",
-        "beta_slow",
-        "attention_factor",
         "attn_factor",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
-        "low_freq_factor",
-        "high_freq_factor",
-        "long_factor",
-        "short_factor",
         "long_mscale",
         "short_mscale",
         "mrope_section",
@@ -46,7 +42,6 @@ _READ = frozenset(
         "xdrope_section",
         "llama_4_scaling_beta",
         "finetuned",
-        "extrapolation_factor",
     }
 )
 """Keys of a section that are read here, or that leave the rotation alone."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from ggufrope._files import remove_abandoned, storage, try_lock
 from ggufrope.errors import StorageError
 
-_LOCK = "run.lock"
+DATABASE, PLAN, LOCK = RUN_FILES = ("run.sqlite", "plan.toml", "run.lock")
+"""The files of a run."""
 _PID_BYTES = 32
 
 
@@ -44,7 +45,7 @@ class FolderLock:
 
     def _is_in_place(self) -> bool:
         try:
-            found = (self._folder / _LOCK).lstat()
+            found = (self._folder / LOCK).lstat()
         except FileNotFoundError:
             return False
         ours = os.fstat(self._descriptor)
@@ -59,13 +60,13 @@ def remove_leftovers(folder: Path) -> None:
     remove_abandoned()
     remove_abandoned(folder)
     with storage("write", folder):
-        for leftover in (*folder.glob("run.sqlite.building*"), *folder.glob(".plan.toml.*")):
+        for leftover in (*folder.glob(f"{DATABASE}.building*"), *folder.glob(f".{PLAN}.*")):
             leftover.unlink(missing_ok=True)
 
 
 def _lock(folder: Path) -> int:
     """Return the open file that holds the lock on a folder. Raises OSError, StorageError."""
-    path = folder / _LOCK
+    path = folder / LOCK
     # The file is written to, so it must be nobody else's under this name.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags, 0o644)

@@ -33,7 +33,7 @@ from ggufrope.container.pins import (
 from ggufrope.errors import RequestError, StorageError
 from ggufrope.evals.results import Cell, CellResult
 from ggufrope.runs.database import FORMAT, Database
-from ggufrope.runs.folder import FolderLock, remove_leftovers
+from ggufrope.runs.folder import DATABASE, PLAN, FolderLock, remove_leftovers
 from ggufrope.runs.jobs import Job
 from ggufrope.runs.models import ModelFile
 from ggufrope.runs.plan import RunPlan, changed_keys, format_plan, judged_as
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 MAX_CRASHES = 3
 """A job is abandoned when it was begun this often without an end and without one more cell."""
 
-_DATABASE = "run.sqlite"
 _LATEST_TIME = 2.0**35
 """Seconds since the epoch, in the year 3058; a later time in a database is damage."""
 
@@ -118,8 +117,8 @@ class RunStore:
         store = cls.__new__(cls)
         try:
             remove_leftovers(folder)
-            if not (folder / _DATABASE).is_file():
-                _build(folder / _DATABASE, plan, models, jobs)
+            if not (folder / DATABASE).is_file():
+                _build(folder / DATABASE, plan, models, jobs)
             store._open(folder, lock=lock)
             store._states = states or {}
         except BaseException:
@@ -129,8 +128,8 @@ class RunStore:
             store._require_same(plan, models, jobs)
             store._renew_pins()
             store._take_up()
-            if store.rejudged or not (folder / "plan.toml").exists():
-                write_whole(folder / "plan.toml", format_plan(plan))
+            if store.rejudged or not (folder / PLAN).exists():
+                write_whole(folder / PLAN, format_plan(plan))
         except BaseException:
             store.close()
             raise
@@ -141,10 +140,10 @@ class RunStore:
         self.rejudged: tuple[str, ...] = ()
         self._states: Mapping[str, FileState] = {}
         self._lock = lock
-        path = folder / _DATABASE
+        path = folder / DATABASE
         with storage("read", path):
             if not path.is_file():
-                raise StorageError(f"{folder}: no run here ({_DATABASE} is missing)")
+                raise StorageError(f"{folder}: no run here ({DATABASE} is missing)")
         self._database = Database(path, writable=lock is not None)
         try:
             with self._database.reading():

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from ggufrope.search.plan import SearchPlan
 
-RECORD, FACTORS, RESULT = "search.jsonl", "factors.json", "result.json"
+RECORD, FACTORS, RESULT = SEARCH_FILES = ("search.jsonl", "factors.json", "result.json")
 F16 = KvTypes(k="f16", v="f16")
 
 
